@@ -1,0 +1,203 @@
+"""The one jit policy: how a loop becomes machine code, where that is cached, when it runs in parallel.
+
+A kernel is written once as a Python function over arrays with ``prange`` on its outer loop and is
+compiled at most twice per signature, when first needed: serial, and parallel. ``work`` (bytes that
+the call reads and writes) decides which one runs. A loop must give the same bits either way: cut
+data by size, never by thread, and merge partial results in index order.
+"""
+
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import llvmlite
+import numba
+from numba import config, njit, prange
+from numba.core import event
+from numba.core.caching import FunctionCache
+
+__all__ = ["Kernel", "cache_dir", "device", "get_num_threads", "kernel", "notify", "prange",
+           "set_num_threads", "threading_layer"]
+
+# A parallel region costs about 1.5 us entered hot and 20 to 60 us when the workers sleep; 256 KB is
+# about 10 us of one core at 29 GB/s, from where two cores begin to win.
+PARALLEL_BYTES = 1 << 18
+
+# No nnan/ninf (NaN must stay NaN) and no reassoc (it undoes compensated sums); a kernel that may be
+# reassociated says so itself. error_model="numpy": a division is a division, without a branch.
+_POLICY = {"error_model": "numpy", "fastmath": {"contract"}}
+
+
+def _source_key():
+    """Hash of every kernel source and of the compiler: Numba's own key misses edits in callees."""
+    root = Path(__file__).resolve().parent.parent
+    h = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {sys.version_info[:2]}".encode())
+    for path in sorted(root.rglob("*.py")):
+        h.update(path.read_bytes())
+    return h.hexdigest()[:16]
+
+
+def _writable(path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return True
+    except OSError:
+        return False
+
+
+def _find_cache_dir():
+    base = config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    path = Path(base).expanduser() / "nbgrad" / _source_key()
+    return path if _writable(path) else None
+
+
+_dir = cached = None
+
+
+def cache_dir():
+    """Folder of the compiled kernels, or None where no writable one was found."""
+    global _dir, cached
+    if cached is None:
+        _dir, cached = _find_cache_dir(), True
+    return _dir
+
+
+class _Cache(FunctionCache):
+    """Numba's disk cache under our folder. The folder's name already covers every source, so the key
+    is signature, CPU and kernel: closure cells are left out, since a jitted function in a cell
+    pickles differently in every process and such a kernel would never be found again."""
+
+    def __init__(self, py_func, name):
+        self._kernel_name = name
+        saved, config.CACHE_DIR = config.CACHE_DIR, str(cache_dir())
+        try:
+            super().__init__(py_func)
+        finally:
+            config.CACHE_DIR = saved
+
+    def _index_key(self, sig, codegen):
+        return sig, codegen.magic_tuple(), self._kernel_name
+
+
+def device(function):
+    """Jit a scalar helper that kernels call; it is compiled into each of them."""
+    return njit(**_POLICY)(function)
+
+
+def _compile(loop, name, parallel, options):
+    jitted = njit(parallel=parallel, **{**_POLICY, **options})(loop)
+    if not config.DISABLE_JIT and cache_dir() is not None:
+        jitted._cache = _Cache(loop, f"{name} {parallel}")
+    return jitted
+
+
+class Kernel:
+    """A loop nest over arrays. ``k(*args, work=bytes)`` runs it serial or parallel."""
+
+    def __init__(self, loop, name=None, **options):
+        self.loop, self.options = loop, options
+        self.name = f"{loop.__module__.rpartition('.')[2]}.{name or loop.__name__}"
+        self.__doc__ = loop.__doc__
+        _names.add(loop.__qualname__)
+
+    @cached_property
+    def serial(self):
+        return _compile(self.loop, self.name, False, self.options)
+
+    @cached_property
+    def parallel(self):
+        return _compile(self.loop, self.name, True, self.options)
+
+    def __call__(self, *args, work=0):
+        if work < PARALLEL_BYTES or _threads == 1:
+            return self.serial(*args)
+        if _lock is None:
+            return self.parallel(*args)
+        with _lock:
+            out = self.parallel(*args)
+            _settle_layer()
+        return out
+
+
+def kernel(loop=None, **options):
+    """Decorator: make a ``Kernel`` of a loop nest, with extra jit options for this one."""
+    return Kernel(loop, **options) if loop else lambda f: Kernel(f, **options)
+
+
+# Threads. `workqueue` aborts the process when two Python threads enter at once, so entries are
+# serialised until the layer is known and for good if it is that one. `omp` kills a forked child that
+# enters a parallel region, so a child runs serial kernels.
+_threads = 1 if config.DISABLE_JIT else config.NUMBA_NUM_THREADS
+_lock = threading.RLock()
+
+
+def _settle_layer():
+    global _lock
+    if config.DISABLE_JIT or threading_layer() != "workqueue":
+        _lock = None
+
+
+def _serial_in_child():
+    global _threads, _lock
+    _threads, _lock = 1, threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_serial_in_child)
+
+
+def threading_layer():
+    """Name of Numba's threading layer, or None before the first parallel kernel."""
+    try:
+        return numba.threading_layer()
+    except ValueError:
+        return None
+
+
+def get_num_threads():
+    """Number of threads that parallel kernels use."""
+    return _threads
+
+
+def set_num_threads(n):
+    """Use n threads in parallel kernels; results do not depend on n."""
+    global _threads
+    if not 1 <= n <= config.NUMBA_NUM_THREADS:
+        raise ValueError(f"set_num_threads: expected 1 to {config.NUMBA_NUM_THREADS}, got {n}")
+    if not config.DISABLE_JIT:
+        numba.set_num_threads(n)
+    _threads = n
+
+
+# Compilation is the one pause a user may wonder about: say so, once, and where it is kept.
+_names = set()
+_said = False
+_say = False
+
+
+def notify(on=True):
+    """Write a line to stderr when a kernel is compiled (the default on a terminal)."""
+    global _say
+    _say = on
+
+
+class _Listener(event.Listener):
+    def on_start(self, event):
+        global _said
+        if not _said and (_say or sys.stderr.isatty()):
+            if event.data["dispatcher"].py_func.__qualname__ in _names:
+                _said = True
+                where = f"kept in {cache_dir()}" if cache_dir() else "no writable cache folder: not kept"
+                print(f"nbgrad: compiling kernels for this CPU, once ({where})", file=sys.stderr)
+
+    def on_end(self, event):
+        pass
+
+
+event.register("numba:compile", _Listener())

@@ -1,0 +1,100 @@
+"""Buffer pool: large outputs reuse memory that is already mapped.
+
+A fresh large array costs a page fault per 4 KB, more than the arithmetic that fills it (54 MB: 5.4 ms
+fresh, 1.4 ms pooled). A pooled array is a plain ndarray whose base returns the block when the last
+view dies.
+"""
+
+import math
+import threading
+
+import numpy as np
+
+__all__ = ["empty", "empty_cache", "empty_like", "stats"]
+
+ALIGN = 64                 # one cache line, one AVX-512 vector
+SMALLEST = 1 << 16         # below, malloc hands out warm memory in 0.3 us; an owner costs 3 us
+KEEP_BYTES = 1 << 31       # what may lie idle in the pool; beyond it blocks go back to the system
+
+_lock = threading.RLock()  # re-entrant: a collection inside the pool may free another block
+_free = {}
+_idle = 0
+
+
+def _size_class(nbytes):
+    """Round up to 1/8 of a power of two: at most 12.5 % is wasted, and sizes meet again."""
+    step = max(ALIGN, 1 << max(0, nbytes.bit_length() - 4))
+    return -(-nbytes // step) * step
+
+
+class _Owner:
+    """Holds one block for one array; gives it back when the array and all its views are gone."""
+
+    __slots__ = ("__array_interface__", "block")
+
+    def __init__(self, block, shape, dtype):
+        self.block = block
+        self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str,
+                                    "data": (_aligned(block), False)}
+
+    def __del__(self):
+        _give(self.block)
+
+
+def _aligned(block):
+    address = block.ctypes.data
+    return address + (-address) % ALIGN
+
+
+def _take(size):
+    global _idle
+    with _lock:
+        blocks = _free.get(size)
+        if blocks:
+            _idle -= size
+            return blocks.pop()
+    try:
+        return np.empty(size + ALIGN, np.uint8)
+    except MemoryError:
+        empty_cache()
+        return np.empty(size + ALIGN, np.uint8)
+
+
+def _give(block):
+    global _idle
+    size = block.size - ALIGN
+    with _lock:
+        if _idle + size <= KEEP_BYTES:
+            _idle += size
+            _free.setdefault(size, []).append(block)
+
+
+def empty(shape, dtype):
+    """An uninitialised C-ordered array; from the pool if it is large."""
+    dtype = np.dtype(dtype)
+    nbytes = math.prod(shape) * dtype.itemsize
+    if nbytes < SMALLEST:
+        return np.empty(shape, dtype)
+    return np.asarray(_Owner(_take(_size_class(nbytes)), tuple(shape), dtype))
+
+
+def empty_like(x, dtype=None):
+    """An uninitialised array of x's shape, in x's memory order where x is dense."""
+    if x.nbytes < SMALLEST:
+        return np.empty_like(x, dtype, subok=False)
+    order = sorted(range(x.ndim), key=lambda i: -abs(x.strides[i]) if x.shape[i] > 1 else 0)
+    out = empty([x.shape[i] for i in order], dtype or x.dtype)
+    return out.transpose(np.argsort(order))
+
+
+def stats():
+    """Bytes that lie idle in the pool."""
+    return {"idle": _idle}
+
+
+def empty_cache():
+    """Give every idle block back to the system."""
+    global _idle
+    with _lock:
+        _free.clear()
+        _idle = 0
