@@ -11,27 +11,23 @@ import os
 import sys
 import tempfile
 import threading
-from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import llvmlite
 import numba
-from numba import config, njit, prange
+from numba import config, njit, prange  # noqa: F401  (prange: for the kernels)
 from numba.core import event
 from numba.core.caching import FunctionCache
 
-__all__ = ["Kernel", "cache_dir", "device", "get_num_threads", "kernel", "notify", "prange",
+from ..formulas import POLICY, device
+
+__all__ = ["Kernel", "cache_dir", "device", "get_num_threads", "kernel", "machine", "notify", "prange",
            "set_num_threads", "threading_layer"]
 
 # A parallel region costs about 1.5 us entered hot and 20 to 60 us when the workers sleep; 256 KB is
 # about 10 us of one core at 29 GB/s, from where two cores begin to win.
 PARALLEL_BYTES = 1 << 18
-
-# No nnan/ninf (NaN must stay NaN) and no reassoc (it undoes compensated sums); a kernel that may be
-# reassociated says so itself. error_model="numpy": a division is a division, without a branch.
-_POLICY = {"error_model": "numpy", "fastmath": {"contract"}}
-
 
 def _source_key():
     """Hash of every kernel source and of the compiler: Numba's own key misses edits in callees."""
@@ -51,21 +47,12 @@ def _writable(path):
         return False
 
 
-def _find_cache_dir():
+@cache
+def cache_dir():
+    """Folder of the compiled kernels, or None where no writable one was found."""
     base = config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     path = Path(base).expanduser() / "nbgrad" / _source_key()
     return path if _writable(path) else None
-
-
-_dir = cached = None
-
-
-def cache_dir():
-    """Folder of the compiled kernels, or None where no writable one was found."""
-    global _dir, cached
-    if cached is None:
-        _dir, cached = _find_cache_dir(), True
-    return _dir
 
 
 class _Cache(FunctionCache):
@@ -85,13 +72,8 @@ class _Cache(FunctionCache):
         return sig, codegen.magic_tuple(), self._kernel_name
 
 
-def device(function):
-    """Jit a scalar helper that kernels call; it is compiled into each of them."""
-    return njit(**_POLICY)(function)
-
-
 def _compile(loop, name, parallel, options):
-    jitted = njit(parallel=parallel, **{**_POLICY, **options})(loop)
+    jitted = njit(parallel=parallel, **{**POLICY, **options})(loop)
     if not config.DISABLE_JIT and cache_dir() is not None:
         jitted._cache = _Cache(loop, f"{name} {parallel}")
     return jitted
@@ -150,6 +132,17 @@ def _serial_in_child():
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_serial_in_child)
+
+
+def machine():
+    """CPU name as LLVM knows it, its vector features, and the number of cores."""
+    from llvmlite import binding
+
+    wanted = "avx512f", "avx512bf16", "avx2", "fma", "neon", "sve"
+    features = binding.get_host_cpu_features()
+    return {"cpu": binding.get_host_cpu_name(),
+            "features": [f for f in wanted if features.get(f)],
+            "cores": os.cpu_count()}
 
 
 def threading_layer():

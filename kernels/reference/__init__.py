@@ -1,0 +1,10 @@
+"""Every kernel in plain NumPy."""
+
+from .conv import *  # noqa: F403
+from .elementwise import *  # noqa: F403
+from .loss import *  # noqa: F403
+from .matmul import *  # noqa: F403
+from .norm import *  # noqa: F403
+from .optim import *  # noqa: F403
+from .pool import *  # noqa: F403
+from .reduce import *  # noqa: F403

@@ -1,0 +1,27 @@
+"""Every op, under PyTorch's names. ``nbgrad.autograd.OPS`` is the registry."""
+
+from nbgrad.ops import (  # the modules by other names: `matmul` and `norm` below are the functions
+    conv as _conv,
+    creation as _creation,
+    elementwise as _elementwise,
+    loss as _loss,
+    matmul as _matmul,
+    norm as _norm,
+    pool as _pool,
+    random as _random,
+    reduce as _reduce,
+    shape as _shape,
+)
+from nbgrad.ops.conv import *  # noqa: F403
+from nbgrad.ops.creation import *  # noqa: F403
+from nbgrad.ops.elementwise import *  # noqa: F403
+from nbgrad.ops.loss import *  # noqa: F403
+from nbgrad.ops.matmul import *  # noqa: F403
+from nbgrad.ops.norm import *  # noqa: F403
+from nbgrad.ops.pool import *  # noqa: F403
+from nbgrad.ops.random import *  # noqa: F403
+from nbgrad.ops.reduce import *  # noqa: F403
+from nbgrad.ops.shape import *  # noqa: F403
+
+__all__ = [name for module in (_conv, _creation, _elementwise, _loss, _matmul, _norm, _pool, _random,
+                               _reduce, _shape) for name in module.__all__]

@@ -1,0 +1,38 @@
+"""Training: one loop, its metrics, checkpoints and evaluations, and the study that compares norms.
+
+Names are imported when first used, so that the command line can read ``config`` without NumPy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nbgrad.train.checkpoint import CheckpointError
+    from nbgrad.train.checkpoint import load as load_checkpoint
+    from nbgrad.train.checkpoint import save as save_checkpoint
+    from nbgrad.train.config import Config
+    from nbgrad.train.evaluation import Evaluation, evaluate, population_statistics
+    from nbgrad.train.loop import Interrupted, Trainer
+    from nbgrad.train.metrics import CsvLog, TensorBoardLog
+    from nbgrad.train.study import Study, compare
+
+__all__ = ["Trainer", "Interrupted", "evaluate", "Evaluation", "population_statistics",
+           "save_checkpoint", "load_checkpoint", "CheckpointError", "CsvLog", "TensorBoardLog",
+           "Config", "Study", "compare"]
+
+_WHERE = {"Trainer": "loop", "Interrupted": "loop", "evaluate": "evaluation",
+          "Evaluation": "evaluation", "population_statistics": "evaluation",
+          "CheckpointError": "checkpoint", "CsvLog": "metrics", "TensorBoardLog": "metrics",
+          "Config": "config", "Study": "study", "compare": "study"}
+_RENAMED = {"save_checkpoint": ("checkpoint", "save"), "load_checkpoint": ("checkpoint", "load")}
+
+
+def __getattr__(name: str) -> Any:
+    module, attribute = _RENAMED.get(name, (_WHERE.get(name), name))
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{module}"), attribute)
+    globals()[name] = value
+    return value

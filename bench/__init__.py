@@ -1,0 +1,1 @@
+"""Benchmarks: one table of cases (``cases.py``), shared with the tests."""

@@ -1,0 +1,169 @@
+"""Elementwise kernels. NumPy's own vector loops serve small arrays and single functions; large
+same-shape arithmetic and every composite formula is one fused pass, parallel when large.
+"""
+
+from functools import cache
+
+import numpy as np
+
+from .. import formulas
+from . import memory
+from .jit import Kernel, prange
+
+# Below this many elements a ufunc (0.4 us) beats anything that allocates from the pool.
+SMALL = 1 << 14
+
+
+def flat(x):
+    """x's elements in memory order, as one axis: a view of a dense array, a copy of any other."""
+    return x.reshape(-1) if x.flags.c_contiguous else x.ravel(order="K")
+
+
+def _alike(x, like):
+    """x with the memory order of ``like``."""
+    if x.strides == like.strides:
+        return x
+    out = memory.empty_like(like, x.dtype)
+    out[...] = x
+    return out
+
+
+def _dense(x):
+    """x if its elements fill its memory, in whatever order; else a copy that does."""
+    return x if x.flags.c_contiguous or x.T.flags.c_contiguous or _permuted(x) else x.copy()
+
+
+def _permuted(x):
+    if 0 in x.strides or min(x.strides) < 0:
+        return False
+    order = sorted(range(x.ndim), key=lambda i: -x.strides[i])
+    return x.transpose(order).flags.c_contiguous
+
+
+@cache
+def _loop(name, dtype, arrays, numbers):
+    """The kernel ``out[i] = formula(a[i], …, p, …)`` for so many arrays and numbers."""
+    f = getattr(formulas, name)
+    if name not in _BINARY:
+        f = f(dtype.type)
+
+    def one(a, out):
+        for i in prange(a.size):
+            out[i] = f(a[i])
+
+    def one_p(a, p, out):
+        for i in prange(a.size):
+            out[i] = f(a[i], p)
+
+    def one_pp(a, p, q, out):
+        for i in prange(a.size):
+            out[i] = f(a[i], p, q)
+
+    def two(a, b, out):
+        for i in prange(a.size):
+            out[i] = f(a[i], b[i])
+
+    def two_p(a, b, p, out):
+        for i in prange(a.size):
+            out[i] = f(a[i], b[i], p)
+
+    def two_pp(a, b, p, q, out):
+        for i in prange(a.size):
+            out[i] = f(a[i], b[i], p, q)
+
+    loops = {(1, 0): one, (1, 1): one_p, (1, 2): one_pp, (2, 0): two, (2, 1): two_p, (2, 2): two_pp}
+    return Kernel(loops[arrays, numbers], name=f"{name}_{dtype.name}")
+
+
+_BINARY = {"add", "sub", "mul", "div"}
+
+
+def _run(name, x, *more, numbers=()):
+    x = _dense(x)
+    more = [_alike(m, x) for m in more]
+    out = memory.empty_like(x)
+    real = x.dtype.type
+    _loop(name, x.dtype, 1 + len(more), len(numbers))(
+        flat(x), *map(flat, more), *map(real, numbers), flat(out), work=(2 + len(more)) * x.nbytes)
+    return out
+
+
+def _arithmetic(name, ufunc):
+    def run(a, b):
+        if a.size < SMALL and b.size < SMALL:
+            return ufunc(a, b)
+        if a.shape == b.shape and a.dtype == b.dtype and a.dtype.kind == "f":
+            return _run(name, a, b)
+        return _broadcast(ufunc, a, b)
+    run.__name__, run.__doc__ = name, f"Elementwise {name} with broadcasting."
+    return run
+
+
+def _broadcast(ufunc, a, b):
+    shape = np.broadcast_shapes(a.shape, b.shape)
+    dtype = np.result_type(a, b)
+    if dtype.kind != "f":
+        return ufunc(a, b)
+    like = a if a.shape == shape else b if b.shape == shape else None
+    out = memory.empty(shape, dtype) if like is None else memory.empty_like(like, dtype)
+    return ufunc(a, b, out=out)
+
+
+def _quiet(ufunc):
+    """A function whose value may be inf or NaN by definition says so in the value, not in a warning."""
+    def run(*arrays):
+        with np.errstate(all="ignore"):
+            x = arrays[0]
+            if x.size < SMALL or x.dtype.kind != "f" or ufunc.nin > 1:
+                return ufunc(*arrays)
+            return ufunc(x, out=memory.empty_like(x))
+    run.__name__, run.__doc__ = ufunc.__name__, f"Elementwise {ufunc.__name__}."
+    return run
+
+
+add, sub, mul = _arithmetic("add", np.add), _arithmetic("sub", np.subtract), _arithmetic("mul", np.multiply)
+_divide = _arithmetic("div", np.divide)
+
+
+def div(a, b):
+    """Elementwise a / b with broadcasting."""
+    with np.errstate(all="ignore"):
+        return _divide(a, b)
+
+
+neg, abs, sign = np.negative, np.abs, np.sign
+floor, ceil, round, trunc = np.floor, np.ceil, np.rint, np.trunc
+maximum, minimum = np.maximum, np.minimum
+pow, exp, log, log1p, expm1 = map(_quiet, (np.power, np.exp, np.log, np.log1p, np.expm1))
+sqrt, square, reciprocal = map(_quiet, (np.sqrt, np.square, np.reciprocal))
+sin, cos, tanh = map(_quiet, (np.sin, np.cos, np.tanh))
+
+
+def rsqrt(x):
+    """1 / √x."""
+    with np.errstate(all="ignore"):
+        y = np.sqrt(x, out=memory.empty_like(x))
+        return np.reciprocal(y, out=y)
+
+
+def _fused(name, arrays=1):
+    def run(*args):
+        return _run(name, *args[:arrays], numbers=args[arrays:])
+    run.__name__, run.__doc__ = name, f"{name}: one pass; the formula is formulas.{name}."
+    return run
+
+
+relu, leaky_relu, elu, sigmoid = map(_fused, ("relu", "leaky_relu", "elu", "sigmoid"))
+silu, softplus, erf, gelu, gelu_tanh = map(_fused, ("silu", "softplus", "erf", "gelu", "gelu_tanh"))
+relu_backward, sigmoid_backward = _fused("relu_backward", 2), _fused("sigmoid_backward", 2)
+tanh_backward, silu_backward = _fused("tanh_backward", 2), _fused("silu_backward", 2)
+leaky_relu_backward, elu_backward = _fused("leaky_relu_backward", 2), _fused("elu_backward", 2)
+softplus_backward = _fused("softplus_backward", 2)
+gelu_backward, gelu_tanh_backward = _fused("gelu_backward", 2), _fused("gelu_tanh_backward", 2)
+
+__all__ = ["abs", "add", "ceil", "cos", "div", "elu", "elu_backward", "erf", "exp", "expm1", "floor", "gelu",
+           "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "leaky_relu", "leaky_relu_backward",
+           "log", "log1p", "maximum", "minimum", "mul", "neg", "pow", "reciprocal", "relu",
+           "relu_backward", "round", "rsqrt", "sigmoid", "sigmoid_backward", "sign", "silu",
+           "silu_backward", "sin", "softplus", "softplus_backward", "sqrt", "square", "sub", "tanh",
+           "tanh_backward", "trunc"]

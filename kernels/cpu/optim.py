@@ -1,0 +1,70 @@
+"""Optimizer steps, in place: one pass over the parameter and its state."""
+
+import math
+
+import numpy as np
+
+from .jit import kernel, prange
+
+__all__ = ["adam_step", "sgd_step"]
+
+
+@kernel
+def _sgd(p, g, lr, weight_decay):
+    for i in prange(p.size):
+        p[i] -= lr * (g[i] + weight_decay * p[i])
+
+
+@kernel
+def _momentum(p, g, buf, lr, momentum, keep, weight_decay, nesterov, first):
+    for i in prange(p.size):
+        d = g[i] + weight_decay * p[i]
+        b = d if first else momentum * buf[i] + keep * d
+        buf[i] = b
+        p[i] -= lr * (d + momentum * b if nesterov else b)
+
+
+@kernel
+def _adam(p, g, m, v, shrink, weight_decay, beta1, beta2, keep1, keep2, step_size, root, eps):
+    for i in prange(p.size):
+        q = p[i] * shrink
+        d = g[i] + weight_decay * q
+        a = beta1 * m[i] + keep1 * d
+        b = beta2 * v[i] + keep2 * d * d
+        m[i], v[i] = a, b
+        p[i] = q - step_size * a / (np.sqrt(b) / root + eps)
+
+
+def _in_place(loop, g, state, settings):
+    """Run loop(p, g, …, settings) on one axis; arrays that are not C-ordered go through a copy."""
+    p = state[0]
+    scalars = [s if isinstance(s, bool) else p.dtype.type(s) for s in settings]
+    flat = [a.reshape(-1) if a.flags.c_contiguous else a.flatten() for a in state]
+    g = np.ascontiguousarray(g, p.dtype).reshape(-1)
+    loop(flat[0], g, *flat[1:], *scalars, work=p.nbytes * (len(state) + 1))
+    for a, f in zip(state, flat):
+        if not a.flags.c_contiguous:
+            a[...] = f.reshape(a.shape)
+
+
+def sgd_step(p, g, buf, *, lr, momentum, dampening, weight_decay, nesterov, first):
+    """d = g + λp;  b ← μb + (1 − τ)d (b ← d at the first step);  p ← p − lr (d + μb if nesterov else b).
+
+    Sutskever et al. 2013, in PyTorch's form. buf is None when momentum is 0.
+    """
+    if buf is None:
+        _in_place(_sgd, g, [p], [lr, weight_decay])
+    else:
+        _in_place(_momentum, g, [p, buf],
+                  [lr, momentum, 1 - dampening, weight_decay, bool(nesterov), bool(first)])
+
+
+def adam_step(p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, decoupled, step):
+    """m ← β₁m + (1 − β₁)g;  v ← β₂v + (1 − β₂)g²;  p ← p − lr m̂ / (√v̂ + eps), m̂ = m / (1 − β₁ᵗ).
+
+    Kingma & Ba 2015; decoupled: p ← (1 − lr λ)p before (AdamW, Loshchilov & Hutter 2019), else g ← g + λp.
+    """
+    shrink, decay = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
+    _in_place(_adam, g, [p, m, v],
+              [shrink, decay, beta1, beta2, 1 - beta1, 1 - beta2, lr / (1 - beta1 ** step),
+               math.sqrt(1 - beta2 ** step), eps])

@@ -1,0 +1,138 @@
+"""Elementwise functions by definition. Derivatives take dy and what the forward keeps, y or x."""
+
+import math
+
+import numpy as np
+
+from ..formulas import _CUBIC, _SQRT_2_OVER_PI
+
+__all__ = ["abs", "add", "ceil", "cos", "div", "elu", "elu_backward", "erf", "exp", "expm1", "floor", "gelu",
+           "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "leaky_relu", "leaky_relu_backward",
+           "log", "log1p", "maximum", "minimum", "mul", "neg", "pow", "reciprocal", "relu",
+           "relu_backward", "round", "rsqrt", "sigmoid", "sigmoid_backward", "sign", "silu",
+           "silu_backward", "sin", "softplus", "softplus_backward", "sqrt", "square", "sub", "tanh",
+           "tanh_backward", "trunc"]
+
+
+def _quiet(f):
+    """inf and NaN are values here, not warnings."""
+    return np.errstate(all="ignore")(f)
+
+
+add, sub, mul, div = np.add, np.subtract, np.multiply, _quiet(np.divide)
+neg, abs, sign = np.negative, np.abs, np.sign
+floor, ceil, round, trunc = np.floor, np.ceil, np.rint, np.trunc
+maximum, minimum = np.maximum, np.minimum
+pow, exp, log, log1p, expm1 = map(_quiet, (np.power, np.exp, np.log, np.log1p, np.expm1))
+sqrt, square, reciprocal = map(_quiet, (np.sqrt, np.square, np.reciprocal))
+sin, cos, tanh = np.sin, np.cos, np.tanh
+
+
+@_quiet
+def rsqrt(x):
+    """1 / √x."""
+    return 1 / np.sqrt(x)
+
+
+def relu(x):
+    """max(x, 0); NaN stays NaN."""
+    return np.where(x < 0, 0, x).astype(x.dtype)
+
+
+def relu_backward(dy, y):
+    """dy where y > 0."""
+    return np.where(y > 0, dy, 0).astype(dy.dtype)
+
+
+def leaky_relu(x, slope):
+    """x, or slope·x below 0."""
+    return np.where(x < 0, x * x.dtype.type(slope), x)
+
+
+def leaky_relu_backward(dy, x, slope):
+    """dy, or slope·dy where x ≤ 0."""
+    return np.where(x > 0, dy, dy * dy.dtype.type(slope))
+
+
+@_quiet
+def elu(x, alpha):
+    """x, or α(e^x − 1) below 0."""
+    return np.where(x < 0, x.dtype.type(alpha) * np.expm1(x), x)
+
+
+@_quiet
+def elu_backward(dy, x, alpha):
+    """dy, or dy α e^x where x ≤ 0."""
+    return np.where(x > 0, dy, dy * dy.dtype.type(alpha) * np.exp(x))
+
+
+@_quiet
+def sigmoid(x):
+    """1 / (1 + e^−x)."""
+    return 1 / (1 + np.exp(-x))
+
+
+def sigmoid_backward(dy, y):
+    """dy y (1 − y)."""
+    return dy * y * (1 - y)
+
+
+def tanh_backward(dy, y):
+    """dy (1 − y²)."""
+    return dy * (1 - y * y)
+
+
+def silu(x):
+    """x σ(x)."""
+    return x * sigmoid(x)
+
+
+def silu_backward(dy, x):
+    """dy σ(x) (1 + x (1 − σ(x)))."""
+    s = sigmoid(x)
+    return dy * s * (1 + x * (1 - s))
+
+
+@_quiet
+def softplus(x, beta, threshold):
+    """log(1 + e^{βx}) / β; x where βx > threshold."""
+    t = x * x.dtype.type(beta)
+    return np.where(t > threshold, x, np.logaddexp(x.dtype.type(0), t) / x.dtype.type(beta))
+
+
+def softplus_backward(dy, x, beta, threshold):
+    """dy σ(βx); dy where βx > threshold."""
+    t = x * x.dtype.type(beta)
+    return np.where(t > threshold, dy, dy * sigmoid(t))
+
+
+def erf(x):
+    """2/√π ∫₀^x e^−t² dt."""
+    return np.frompyfunc(math.erf, 1, 1)(x.astype(np.float64)).astype(x.dtype)
+
+
+def gelu(x):
+    """x Φ(x), Φ the normal distribution function. Hendrycks & Gimpel 2016."""
+    return (x * 0.5 * (1 + erf(x * math.sqrt(0.5)))).astype(x.dtype)
+
+
+def gelu_backward(dy, x):
+    """dy (Φ(x) + x φ(x))."""
+    density = np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    return (dy * (0.5 * (1 + erf(x * math.sqrt(0.5))) + x * density)).astype(x.dtype)
+
+
+def _inner(x):
+    return np.tanh(_SQRT_2_OVER_PI * (x + _CUBIC * x * x * x))
+
+
+def gelu_tanh(x):
+    """x (1 + t)/2 with t = tanh(√(2/π) (x + 0.044715 x³)). Hendrycks & Gimpel 2016."""
+    return (0.5 * x * (1 + _inner(x))).astype(x.dtype)
+
+
+def gelu_tanh_backward(dy, x):
+    """dy (1 + t + x (1 − t²) √(2/π) (1 + 3·0.044715 x²)) / 2."""
+    t = _inner(x)
+    slope = _SQRT_2_OVER_PI * (1 + 3 * _CUBIC * x * x)
+    return (dy * 0.5 * (1 + t + x * (1 - t * t) * slope)).astype(x.dtype)

@@ -1,0 +1,86 @@
+"""Which kernels serve an array. The only module that imports ``nbgrad.kernels``."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+try:
+    from nbgrad.kernels import cpu
+except ModuleNotFoundError as e:  # the checkout's kernels/ folder becomes nbgrad.kernels on install
+    if e.name is None or not e.name.startswith("nbgrad.kernels"):
+        raise
+    raise ModuleNotFoundError(
+        "nbgrad is not installed: run `pip install -e .` in the checkout", name=e.name) from None
+
+_serving: dict[type, ModuleType] = {np.ndarray: cpu}
+
+
+def kernels(x: Any) -> Any:
+    """The kernel module for where the tensor ``x`` lives."""
+    return _serving[type(x.data)]
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Serve NumPy arrays with the ``"cpu"`` or the ``"reference"`` kernels inside the block.
+
+    >>> from nbgrad import backend, tensor
+    >>> with backend.use("reference"):
+    ...     print((tensor([1.0, 2.0]) * 2).tolist())
+    [2.0, 4.0]
+    """
+    if name == "cpu":
+        module: ModuleType = cpu
+    elif name == "reference":
+        from nbgrad.kernels import reference as module
+    else:
+        raise ValueError(f"use: expected 'cpu' or 'reference', got {name!r}")
+    before, _serving[np.ndarray] = _serving[np.ndarray], module
+    try:
+        yield
+    finally:
+        _serving[np.ndarray] = before
+
+
+def get_num_threads() -> int:
+    """Number of threads that parallel kernels use."""
+    return int(cpu.jit.get_num_threads())
+
+
+def set_num_threads(n: int) -> None:
+    """Use ``n`` threads in parallel kernels. Results do not depend on ``n``."""
+    cpu.jit.set_num_threads(n)
+
+
+def notify(on: bool = True) -> None:
+    """Say on stderr when kernels are compiled, also where it is no terminal."""
+    cpu.jit.notify(on)
+
+
+def empty_cache() -> None:
+    """Give the buffer pool's idle memory back to the system."""
+    cpu.memory.empty_cache()
+
+
+def info() -> dict[str, Any]:
+    """Facts about this machine and installation: versions, CPU, threads, cache, devices."""
+    import importlib.metadata as md
+
+    return {
+        "nbgrad": md.version("nbgrad"),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "numba": md.version("numba"),
+        "llvmlite": md.version("llvmlite"),
+        **cpu.jit.machine(),
+        "threads": get_num_threads(),
+        "threading layer": cpu.jit.threading_layer() or "chosen at the first parallel kernel",
+        "kernel cache": str(cpu.jit.cache_dir() or "none (no writable folder)"),
+        "devices": ["cpu"],
+    }

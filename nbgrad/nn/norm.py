@@ -1,0 +1,155 @@
+"""Batch and layer normalization."""
+
+# mypy: no-warn-return-any
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nbgrad import ops
+from nbgrad.autograd import Tensor, as_tensor
+
+from . import init
+from .module import Module
+from .parameter import Parameter
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "Normalization"]
+
+
+class Normalization(Module):
+    """Base of all layers that normalize; their gamma and beta are customarily not decayed."""
+
+
+class _BatchNorm(Normalization):
+    """y = gamma (x − mean) / √(var + eps) + beta, per channel C.      Ioffe & Szegedy 2015
+
+    x: {shape}.  Training: mean and biased var of this batch, and the running ones move by
+    ``momentum`` towards them (var unbiased), or, with ``momentum=None``, become the average of all
+    batches. Evaluation: the running ones, or the batch's without ``track_running_stats``.
+
+    Buffers: running_mean, running_var, num_batches_tracked (int64; state dicts without it load).
+    Raises ValueError for a wrong number of dimensions, a wrong C, or one value per channel in
+    training.
+    """
+
+    weight: Parameter | None
+    bias: Parameter | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+    _optional_state = ("num_batches_tracked",)
+    _ndims: tuple[int, ...]
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
+                 affine: bool = True, track_running_stats: bool = True, *, bias: bool = True,
+                 dtype: Any = np.float32) -> None:
+        super().__init__()
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.affine, self.track_running_stats = affine, track_running_stats
+        C, track = num_features, track_running_stats
+        self.register_parameter("weight", Parameter(np.empty(C, dtype)) if affine else None)
+        self.register_parameter("bias", Parameter(np.empty(C, dtype)) if affine and bias else None)
+        self.register_buffer("running_mean", as_tensor(np.empty(C, dtype)) if track else None)
+        self.register_buffer("running_var", as_tensor(np.empty(C, dtype)) if track else None)
+        self.register_buffer("num_batches_tracked",
+                             as_tensor(np.zeros((), np.int64)) if track else None)
+        self.reset_parameters()
+
+    def reset_running_stats(self) -> None:
+        """mean 0, var 1, no batches."""
+        if self.running_mean is not None and self.running_var is not None:
+            init.zeros_(self.running_mean)
+            init.ones_(self.running_var)
+        if self.num_batches_tracked is not None:
+            init.zeros_(self.num_batches_tracked)
+
+    def reset_parameters(self) -> None:
+        """gamma 1, beta 0, and ``reset_running_stats``."""
+        self.reset_running_stats()
+        if self.weight is not None:
+            init.ones_(self.weight)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim not in self._ndims:
+            expected = " or ".join(f"{n}D" for n in self._ndims)
+            raise ValueError(f"expected {expected} input (got {x.ndim}D input)")
+        tracked = self.num_batches_tracked
+        update = self.training and self.track_running_stats and tracked is not None
+        momentum = self.momentum
+        if momentum is None:
+            momentum = 1.0 / (float(tracked.data) + 1.0) if update else 0.0  # type: ignore[union-attr]
+        mean, var = self.running_mean, self.running_var
+        if self.training and not self.track_running_stats:
+            mean = var = None
+        y = ops.batch_norm(x, mean, var, self.weight, self.bias, momentum=momentum, eps=self.eps,
+                           training=self.training or self.running_mean is None)
+        if update:                                  # after the op: a rejected batch is not counted
+            tracked.data += 1  # type: ignore[union-attr]
+        return y
+
+    def extra_repr(self) -> str:
+        return (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
+                f"affine={self.affine}, bias={self.bias is not None}, "
+                f"track_running_stats={self.track_running_stats}")
+
+
+def _documented(shape: str) -> str:
+    return (_BatchNorm.__doc__ or "").replace("{shape}", shape)
+
+
+class BatchNorm1d(_BatchNorm):
+    __doc__ = _documented("(N, C) or (N, C, L)")
+    _ndims = (2, 3)
+
+
+class BatchNorm2d(_BatchNorm):
+    __doc__ = _documented("(N, C, H, W)")
+    _ndims = (4,)
+
+
+class BatchNorm3d(_BatchNorm):
+    __doc__ = _documented("(N, C, D, H, W)")
+    _ndims = (5,)
+
+
+class LayerNorm(Normalization):
+    """y = gamma (x − mean) / √(var + eps) + beta, statistics over the last dimensions of each
+    sample. Ba, Kiros & Hinton 2016
+
+    x: (..., *normalized_shape); gamma, beta: normalized_shape. Training and evaluation are the
+    same.
+    """
+
+    weight: Parameter | None
+    bias: Parameter | None
+
+    def __init__(self, normalized_shape: int | Sequence[int], eps: float = 1e-5,
+                 elementwise_affine: bool = True, bias: bool = True, *,
+                 dtype: Any = np.float32) -> None:
+        super().__init__()
+        shape = (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
+        self.normalized_shape = tuple(shape)
+        self.eps, self.elementwise_affine = eps, elementwise_affine
+        for name, wanted in (("weight", elementwise_affine), ("bias", elementwise_affine and bias)):
+            p = Parameter(np.empty(self.normalized_shape, dtype)) if wanted else None
+            self.register_parameter(name, p)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """gamma 1, beta 0."""
+        if self.weight is not None:
+            init.ones_(self.weight)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return (f"{self.normalized_shape}, eps={self.eps}, "
+                f"elementwise_affine={self.elementwise_affine}, bias={self.bias is not None}")

@@ -1,0 +1,101 @@
+"""2-d convolution (cross-correlation, as everywhere in deep learning). Its gradients are its two gradient
+ops, whose gradients are again these three, so every order is exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbgrad.autograd import Tensor, op
+from nbgrad.backend import kernels
+from nbgrad.ops.reduce import sum
+
+
+def pair(value: Any, name: str, op_name: str, low: int = 1) -> tuple[int, int]:
+    """An int or a pair of ints, each at least ``low``."""
+    both = (value, value) if isinstance(value, int) else tuple(value)
+    if len(both) == 1:
+        both *= 2
+    if len(both) != 2 or any(not isinstance(v, int) or v < low for v in both):
+        raise ValueError(f"{op_name}: expected {name} to be an int or two ints >= {low}, got {value!r}")
+    return both
+
+
+@op
+def conv2d(x, weight, bias=None, /, stride=1, padding=0, dilation=1, groups=1):
+    """y[n, o, p, q] = b[o] + Σ_{c,i,j} x[n, c, p·s + i·d − pad, q·s + j·d − pad] w[o, c, i, j]
+
+    x: (N, C, H, W)  weight: (O, C/groups, I, J)  bias: (O,)  y: (N, O, P, Q),
+    P = ⌊(H + 2 padding − dilation (I − 1) − 1) / stride⌋ + 1. ``padding`` may be "same" or "valid".
+    Keeps x and weight. y has channels-last memory. Raises RuntimeError where sizes do not fit.
+    """
+    if not groups >= 1:
+        raise ValueError(f"conv2d: expected groups >= 1, got {groups}")
+    _check(x, weight, bias, groups)
+    stride, dilation = pair(stride, "stride", "conv2d"), pair(dilation, "dilation", "conv2d")
+    padding = _padding(padding, weight.shape[2:], stride, dilation)
+    size = [n + 2 * p - d * (k - 1) - 1
+            for n, p, d, k in zip(x.shape[2:], padding, dilation, weight.shape[2:])]
+    if min(size) < 0:
+        raise RuntimeError(
+            f"conv2d: Calculated padded input size per channel: "
+            f"{tuple(n + 2 * p for n, p in zip(x.shape[2:], padding))}. Kernel size: {weight.shape[2:]}. "
+            "Kernel size can't be greater than actual input size")
+    how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    y = kernels(x).conv2d(x.data, weight.data, None if bias is None else bias.data, **how)
+    input_size, kernel_size = x.shape, weight.shape[2:]
+    return y, (lambda dy: conv2d_input(dy, weight, input_size=input_size, **how),
+               lambda dy: conv2d_weight(dy, x, kernel_size=kernel_size, **how),
+               lambda dy: sum(dy, (0, 2, 3)))
+
+
+def _padding(padding: Any, kernel: Any, stride: Any, dilation: Any) -> tuple[int, int]:
+    if padding == "valid":
+        return 0, 0
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, kernel)]
+        if stride != (1, 1):
+            raise ValueError("conv2d: padding='same' is not supported for strided convolutions")
+        if any(t % 2 for t in total):
+            raise ValueError(f"conv2d: padding='same' needs an odd kernel, got {tuple(kernel)}: pad x first")
+        return total[0] // 2, total[1] // 2
+    return pair(padding, "padding", "conv2d", 0)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
+    if x.ndim != 4 or weight.ndim != 4:
+        raise RuntimeError(f"conv2d: Expected 4D (batched) input and weight, got input of size: {x.shape} and "
+                           f"weight of size: {weight.shape}")
+    O, C = weight.shape[0], weight.shape[1] * groups  # noqa: E741
+    if x.shape[1] != C or O % groups:
+        raise RuntimeError(f"Given groups={groups}, weight of size {weight.shape}, expected input{x.shape} to "
+                           f"have {C} channels, but got {x.shape[1]} channels instead"
+                           + (f"; {O} outputs are not divisible by groups" if O % groups else ""))
+    if bias is not None and bias.shape != (O,):
+        raise RuntimeError(f"Given weight of size {weight.shape}, expected bias to be 1-dimensional with {O} "
+                           f"elements, but got bias of size {bias.shape} instead")
+    if not x.dtype == weight.dtype == (weight if bias is None else bias).dtype or x.dtype.kind != "f":
+        raise RuntimeError(f"conv2d: expected one floating dtype, got input {x.dtype}, weight {weight.dtype}"
+                           + ("" if bias is None else f", bias {bias.dtype}"))
+
+
+@op(method=False)
+def conv2d_input(dy, weight, /, input_size, stride, padding, dilation, groups):
+    """∂x of conv2d: the transposed convolution of dy with weight."""
+    how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    dx = kernels(dy).conv2d_input(dy.data, weight.data, input_size=input_size, **how)
+    kernel_size = weight.shape[2:]
+    return dx, (lambda d: conv2d(d, weight, None, **how),
+                lambda d: conv2d_weight(dy, d, kernel_size=kernel_size, **how))
+
+
+@op(method=False)
+def conv2d_weight(dy, x, /, kernel_size, stride, padding, dilation, groups):
+    """∂weight of conv2d: the correlation of x with dy."""
+    how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    dweight = kernels(dy).conv2d_weight(dy.data, x.data, kernel_size=kernel_size, **how)
+    input_size = x.shape
+    return dweight, (lambda d: conv2d(x, d, None, **how),
+                     lambda d: conv2d_input(dy, d, input_size=input_size, **how))
+
+
+__all__ = ["conv2d"]

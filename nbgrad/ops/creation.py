@@ -1,0 +1,80 @@
+"""New tensors of given values. float32 unless a dtype is given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nbgrad.autograd import Tensor, _dtype
+from nbgrad.ops.random import _made, _shape
+
+
+def zeros(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+    """All 0."""
+    return _made(np.zeros(_shape(size), _dtype(dtype)), dtype, requires_grad)
+
+
+def ones(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+    """All 1."""
+    return _made(np.ones(_shape(size), _dtype(dtype)), dtype, requires_grad)
+
+
+def empty(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+    """Whatever was in memory."""
+    return _made(np.empty(_shape(size), _dtype(dtype)), dtype, requires_grad)
+
+
+def full(size: Any, fill_value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """All ``fill_value``, whose kind decides the dtype unless one is given."""
+    if dtype is None:
+        dtype = {bool: np.bool_, int: np.int64}.get(type(fill_value), np.float32)
+    return _made(np.full(_shape((size,)), fill_value, _dtype(dtype)), dtype, requires_grad)
+
+
+def zeros_like(x: Tensor, dtype: Any = None) -> Tensor:
+    """All 0, of x's shape, dtype and memory order."""
+    return _made(np.zeros_like(x.data, dtype), dtype or x.dtype, False)
+
+
+def ones_like(x: Tensor, dtype: Any = None) -> Tensor:
+    """All 1, of x's shape, dtype and memory order."""
+    return _made(np.ones_like(x.data, dtype), dtype or x.dtype, False)
+
+
+def empty_like(x: Tensor, dtype: Any = None) -> Tensor:
+    """Whatever was in memory, of x's shape, dtype and memory order."""
+    return _made(np.empty_like(x.data, dtype), dtype or x.dtype, False)
+
+
+def full_like(x: Tensor, fill_value: Any, dtype: Any = None) -> Tensor:
+    """All ``fill_value``, of x's shape, dtype and memory order."""
+    return _made(np.full_like(x.data, fill_value, dtype), dtype or x.dtype, False)
+
+
+def arange(start: Any, end: Any = None, step: Any = 1, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """start, start + step, … below end; int64 if all are integers, else float32."""
+    start, end = (0, start) if end is None else (start, end)
+    if step == 0:
+        raise ValueError("arange: step must be nonzero")
+    if (end - start) * step < 0:
+        raise ValueError("arange: upper bound and lower bound inconsistent with step sign")
+    if dtype is None:
+        dtype = np.int64 if all(isinstance(v, (int, np.integer)) for v in (start, end, step)) else np.float32
+    return _made(np.arange(start, end, step), dtype, requires_grad)
+
+
+def linspace(start: float, end: float, steps: int, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+    """``steps`` numbers from start to end, both included."""
+    if steps < 0:
+        raise ValueError(f"linspace: number of steps must be non-negative, got {steps}")
+    return _made(np.linspace(start, end, steps), dtype, requires_grad)
+
+
+def eye(n: int, m: int | None = None, dtype: Any = np.float32) -> Tensor:
+    """1 on the diagonal, 0 elsewhere."""
+    return _made(np.eye(n, m), dtype, False)
+
+
+__all__ = ["arange", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones", "ones_like",
+           "zeros", "zeros_like"]

@@ -1,0 +1,287 @@
+"""Elementwise ops: arithmetic with broadcasting, functions, activations, comparisons.
+
+The engine sums a gradient to its input's shape, so the rules here are plain calculus.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from nbgrad.autograd import Op, Tensor, as_tensor, composition, op, promoted
+from nbgrad.backend import kernels
+
+
+def _same(dy: Tensor) -> Tensor:
+    return dy
+
+
+def _neg(dy: Tensor) -> Tensor:
+    return neg(dy)
+
+
+def _real(x: Tensor) -> Any:
+    """x's array, integers as float32, as PyTorch's float functions take them."""
+    return x.data if x.data.dtype.kind == "f" else x.data.astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------ arithmetic
+
+@op(promote=True)
+def add(a, b, /, alpha=1):
+    """y = a + α b.   ∂a = ∂y,   ∂b = α ∂y.   Broadcasts."""
+    if alpha == 1:
+        return kernels(a).add(a.data, b.data), (_same, _same)
+    return kernels(a).add(a.data, b.data * b.dtype.type(alpha)), (_same, lambda dy: dy * alpha)
+
+
+@op(promote=True)
+def sub(a, b, /, alpha=1):
+    """y = a − α b.   ∂a = ∂y,   ∂b = −α ∂y.   Broadcasts."""
+    if alpha == 1:
+        return kernels(a).sub(a.data, b.data), (_same, _neg)
+    return kernels(a).sub(a.data, b.data * b.dtype.type(alpha)), (_same, lambda dy: dy * -alpha)
+
+
+@op(promote=True)
+def mul(a, b, /):
+    """y = a b.   ∂a = ∂y b,   ∂b = ∂y a.   Broadcasts."""
+    return kernels(a).mul(a.data, b.data), (lambda dy: mul(dy, b), lambda dy: mul(dy, a))
+
+
+@op(promote=True)
+def div(a, b, /):
+    """y = a / b.   ∂a = ∂y / b,   ∂b = −∂y a / b².   Broadcasts; integers give float32."""
+    return (kernels(a).div(_real(a), _real(b)),
+            (lambda dy: div(dy, b), lambda dy: neg(mul(div(dy, b), div(a, b)))))
+
+
+@op(promote=True)
+def pow(a, b, /):
+    """y = a^b.   ∂a = ∂y b a^(b−1),   ∂b = ∂y a^b log a, 0 where a = 0.   Broadcasts."""
+    if a.dtype.kind in "iu" and (b.data < 0).any():
+        raise ValueError("pow: integers to negative integer powers are not allowed")
+    square_ = b.data.ndim == 0 and b.data == 2
+    y = kernels(a).square(a.data) if square_ else kernels(a).pow(a.data, b.data)
+    return y, (lambda dy: dy * (b * pow(a, where(b == 0, 1, b) - 1)),
+               lambda dy: dy * (pow(a, b) * log(where(a == 0, 1, a))))
+
+
+@op(promote=True)
+def maximum(a, b, /):
+    """y = max(a, b), NaN if either is.   ∂y goes to the larger, half to each at a tie."""
+    return kernels(a).maximum(a.data, b.data), (lambda dy: _share(dy, a, b), lambda dy: _share(dy, b, a))
+
+
+@op(promote=True)
+def minimum(a, b, /):
+    """y = min(a, b), NaN if either is.   ∂y goes to the smaller, half to each at a tie."""
+    return kernels(a).minimum(a.data, b.data), (lambda dy: _share(dy, b, a, a), lambda dy: _share(dy, a, b, b))
+
+
+def _share(dy: Tensor, large: Tensor, small: Tensor, winner: Tensor | None = None) -> Tensor:
+    won = (large.data > small.data) + 0.5 * (large.data == small.data)
+    return dy * as_tensor(won.astype(dy.dtype))
+
+
+# ------------------------------------------------------------------------------------------- functions
+
+def _function(name: str, slope: Callable[..., Tensor], keeps: str, doc: str) -> Op:
+    """y = f(x) with ∂x = ∂y f'; ``slope(dy, k)`` is that product, k the one thing kept: "x" or "y"."""
+    if keeps == "y":
+        def fn(x, /):
+            return getattr(kernels(x), name)(_real(x)), (slope,)
+    else:
+        def fn(x, /):
+            return getattr(kernels(x), name)(_real(x)), (lambda dy: slope(dy, x),)
+    fn.__doc__, fn.__module__ = doc, __name__
+    return Op(fn, name, saves_output=keeps == "y")
+
+
+exp = _function("exp", lambda dy, y: dy * y, "y", "y = e^x.   ∂x = ∂y y.")
+log = _function("log", lambda dy, x: dy / x, "x", "y = log x.   ∂x = ∂y / x.")
+log1p = _function("log1p", lambda dy, x: dy / (x + 1), "x", "y = log(1 + x).   ∂x = ∂y / (1 + x).")
+expm1 = _function("expm1", lambda dy, y: dy * (y + 1), "y", "y = e^x − 1.   ∂x = ∂y (y + 1).")
+sqrt = _function("sqrt", lambda dy, y: dy / (y * 2), "y", "y = √x.   ∂x = ∂y / 2y.")
+rsqrt = _function("rsqrt", lambda dy, y: dy * (y * y * y * -0.5), "y", "y = 1/√x.   ∂x = −∂y y³/2.")
+square = _function("square", lambda dy, x: dy * (x * 2), "x", "y = x².   ∂x = 2 ∂y x.")
+reciprocal = _function("reciprocal", lambda dy, y: neg(dy * (y * y)), "y", "y = 1/x.   ∂x = −∂y y².")
+sin = _function("sin", lambda dy, x: dy * cos(x), "x", "y = sin x.   ∂x = ∂y cos x.")
+cos = _function("cos", lambda dy, x: neg(dy * sin(x)), "x", "y = cos x.   ∂x = −∂y sin x.")
+erf = _function("erf", lambda dy, x: dy * (exp(neg(x * x)) * (2 / math.sqrt(math.pi))), "x",
+                "y = erf x.   ∂x = ∂y 2/√π e^−x².")
+
+
+@op
+def neg(x, /):
+    """y = −x.   ∂x = −∂y."""
+    return kernels(x).neg(x.data), (_neg,)
+
+
+@op
+def abs(x, /):
+    """y = |x|.   ∂x = ∂y sign x, 0 at 0."""
+    return kernels(x).abs(x.data), (lambda dy: dy * sign(x),)
+
+
+def _step(name: str, doc: str) -> Op:
+    """A function whose derivative is 0 wherever it exists."""
+    def fn(x, /):
+        return getattr(kernels(x), name)(x.data), (lambda dy: dy * 0,)
+    fn.__doc__, fn.__module__ = doc, __name__
+    return Op(fn, name)
+
+
+sign = _step("sign", "y = −1, 0 or 1.   ∂x = 0.")
+floor = _step("floor", "y = ⌊x⌋.   ∂x = 0.")
+ceil = _step("ceil", "y = ⌈x⌉.   ∂x = 0.")
+round = _step("round", "y = x rounded, half to even.   ∂x = 0.")
+trunc = _step("trunc", "y = x without its fraction.   ∂x = 0.")
+
+
+@op
+def clamp(x, /, min=None, max=None):
+    """y = min(max(x, low), high).   ∂x = ∂y inside the bounds and on them, 0 outside."""
+    if min is None and max is None:
+        raise ValueError("clamp: at least one of min or max must be given")
+    low, high = (b.data if isinstance(b, Tensor) else b for b in (min, max))
+    y = np.clip(x.data, low, high)
+    inside = np.ones(x.shape, bool)
+    inside &= True if low is None else x.data >= low
+    inside &= True if high is None else x.data <= high
+    return y.astype(x.dtype, copy=False), (lambda dy: dy * as_tensor(inside.astype(dy.dtype)),)
+
+
+@op(name="where", method=False)
+def _where(a, b, /, condition):
+    return (np.where(condition, a.data, b.data),
+            (lambda dy: mask(dy, condition), lambda dy: mask(dy, ~condition)))
+
+
+@op(method=False)
+def mask(x, /, keep):
+    """y = x where keep, 0 elsewhere (also where x is NaN or inf).   ∂x = the same of ∂y."""
+    return np.where(keep, x.data, x.dtype.type(0)), (lambda dy: mask(dy, keep),)
+
+
+def where(condition, x, y):
+    """x where condition, y elsewhere.   ∂y goes to the one that was taken.   Broadcasts."""
+    condition = as_tensor(condition)
+    if condition.dtype != np.bool_:
+        raise TypeError(f"where: expected condition to be a boolean tensor, got {condition.dtype}")
+    if not isinstance(x, Tensor) and not isinstance(y, Tensor):
+        x = as_tensor(x)
+    x, y = _where._convert((x, y))
+    return _where(*promoted(x, y), condition=condition.data)
+
+
+# ----------------------------------------------------------------------------------------- activations
+
+def _activation(name: str, keeps: str, slope: Callable[..., Tensor], doc: str,
+                defaults: tuple[tuple[str, Any], ...] = ()) -> Op:
+    """y = f(x) by a fused kernel, ∂x by another; ``slope(k, *numbers)`` is f' in elementary ops, from
+    which the derivatives of the second kernel are recorded when they are asked for."""
+    names = [n for n, _ in defaults]
+
+    def backward(dy, k, /, **settings):
+        numbers = [settings[n] for n in names]
+        return (getattr(kernels(dy), name + "_backward")(dy.data, k.data, *numbers),
+                composition(lambda dy, k: dy * slope(k, *numbers), dy, k))
+
+    def fn(x, /, *args, **settings):
+        settings = {**dict(defaults), **dict(zip(names, args)), **settings}
+        if set(settings) - set(names):
+            raise TypeError(f"{name}() got an unexpected argument {(set(settings) - set(names)).pop()!r}")
+        y = getattr(kernels(x), name)(_real(x), *settings.values())
+        if keeps == "y":
+            return y, (lambda dy, y: back(dy, y, **settings),)
+        return y, (lambda dy: back(dy, x, **settings),)
+
+    for f in (fn, backward):
+        f.__module__ = __name__
+    fn.__doc__, backward.__doc__ = doc, f"∂x of {name}."
+    back = Op(backward, name + "_backward", method=False)
+    made = Op(fn, name, saves_output=keeps == "y")
+    made.settings, made.variadic = names, False
+    return made
+
+
+def _positive(x: Tensor) -> Tensor:
+    return as_tensor((x.data > 0).astype(x.dtype))
+
+
+relu = _activation("relu", "y", _positive, "y = max(x, 0).   ∂x = ∂y where y > 0.")
+sigmoid = _activation("sigmoid", "y", lambda y: y * (1 - y),
+                      "y = 1 / (1 + e^−x).   ∂x = ∂y y (1 − y).")
+silu = _activation("silu", "x", lambda x: sigmoid(x) * (1 + x * (1 - sigmoid(x))),
+                   "y = x σ(x).   ∂x = ∂y σ (1 + x (1 − σ)).   Elfwing et al. 2018.")
+leaky_relu = _activation(
+    "leaky_relu", "x", lambda x, slope: where(as_tensor(x.data > 0), 1.0, as_tensor(x.dtype.type(slope))),
+    "y = x, or negative_slope·x below 0.   Maas et al. 2013.", (("negative_slope", 0.01),))
+elu = _activation(
+    "elu", "x", lambda x, alpha: where(as_tensor(x.data > 0), 1.0, exp(minimum(x, 0.0)) * alpha),
+    "y = x, or α (e^x − 1) below 0.   Clevert et al. 2016.", (("alpha", 1.0),))
+softplus = _activation(
+    "softplus", "x", lambda x, beta, threshold: where(
+        as_tensor(x.data * beta > threshold), 1.0, sigmoid(x * beta)),
+    "y = log(1 + e^{βx}) / β, x itself where βx > threshold.", (("beta", 1.0), ("threshold", 20.0)))
+
+
+def _tanh_of(x: Tensor) -> Tensor:
+    return tanh((x + x * x * x * 0.044715) * math.sqrt(2 / math.pi))
+
+
+def _gelu_tanh_slope(x: Tensor) -> Tensor:
+    t = _tanh_of(x)
+    return (1 + t + x * (1 - t * t) * (1 + x * x * (3 * 0.044715)) * math.sqrt(2 / math.pi)) * 0.5
+
+
+tanh = _activation("tanh", "y", lambda y: 1 - y * y, "y = tanh x.   ∂x = ∂y (1 − y²).")
+_gelu = _activation(
+    "gelu", "x", lambda x: (erf(x * math.sqrt(0.5)) + 1) * 0.5
+    + x * exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi)), "y = x Φ(x).")
+_gelu_tanh = _activation("gelu_tanh", "x", _gelu_tanh_slope, "y = x (1 + tanh(√(2/π)(x + 0.044715 x³)))/2.")
+
+
+def gelu(x: Tensor, approximate: str = "none") -> Any:
+    """y = x Φ(x), or its tanh approximation.   Hendrycks & Gimpel 2016."""
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
+    return _gelu(x) if approximate == "none" else _gelu_tanh(x)
+
+
+# ----------------------------------------------------------------------------- comparisons and logic
+
+def _compare(name: str, ufunc: Any) -> Op:
+    def fn(a, b, /):
+        return ufunc(a.data, b.data), None
+    fn.__doc__, fn.__module__ = f"{ufunc.__name__}, elementwise; not differentiated.", __name__
+    return Op(fn, name)
+
+
+eq, ne = _compare("eq", np.equal), _compare("ne", np.not_equal)
+lt, le = _compare("lt", np.less), _compare("le", np.less_equal)
+gt, ge = _compare("gt", np.greater), _compare("ge", np.greater_equal)
+logical_and, logical_or = _compare("logical_and", np.logical_and), _compare("logical_or", np.logical_or)
+logical_xor = _compare("logical_xor", np.logical_xor)
+floor_divide, remainder = _compare("floor_divide", np.floor_divide), _compare("remainder", np.remainder)
+
+
+def _test(name: str, ufunc: Any) -> Op:
+    def fn(x, /):
+        return ufunc(x.data), None
+    fn.__doc__, fn.__module__ = f"{ufunc.__name__}, elementwise; not differentiated.", __name__
+    return Op(fn, name)
+
+
+logical_not = _test("logical_not", np.logical_not)
+isnan, isinf, isfinite = _test("isnan", np.isnan), _test("isinf", np.isinf), _test("isfinite", np.isfinite)
+
+__all__ = ["abs", "add", "ceil", "clamp", "cos", "div", "elu", "eq", "erf", "exp", "expm1", "floor",
+           "floor_divide", "ge", "gelu", "gt", "isfinite", "isinf", "isnan", "le", "leaky_relu", "log",
+           "log1p", "logical_and", "logical_not", "logical_or", "logical_xor", "lt", "maximum", "minimum",
+           "mul", "ne", "neg", "pow", "reciprocal", "relu", "remainder", "round", "rsqrt", "sigmoid",
+           "sign", "silu", "sin", "softplus", "sqrt", "square", "sub", "tanh", "trunc", "where"]

@@ -1,0 +1,185 @@
+"""Softmax and the losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nbgrad.autograd import Tensor, as_tensor, composition, op
+from nbgrad.backend import kernels
+from nbgrad.ops.elementwise import exp, neg
+from nbgrad.ops.reduce import axes_of, mean, sum
+from nbgrad.ops.shape import unsqueeze
+
+
+@op(saves_output=True)
+def softmax(x, /, dim):
+    """y = e^x / Σ e^x along dim.   ∂x = y (∂y − Σ ∂y y).   Keeps y."""
+    axis = _axis(x, dim, "softmax")
+    return (kernels(x).softmax(x.data, axis=axis),
+            (lambda dy, y: softmax_backward(dy, y, axis=axis),))
+
+
+@op(method=False)
+def softmax_backward(dy, y, /, axis):
+    """∂x of softmax."""
+    return (kernels(dy).softmax_backward(dy.data, y.data, axis=axis),
+            composition(lambda dy, y: y * (dy - sum(dy * y, axis, True)), dy, y))
+
+
+@op(saves_output=True)
+def log_softmax(x, /, dim):
+    """y = x − log Σ e^x along dim.   ∂x = ∂y − e^y Σ ∂y.   Keeps y."""
+    axis = _axis(x, dim, "log_softmax")
+    return (kernels(x).log_softmax(x.data, axis=axis),
+            (lambda dy, y: log_softmax_backward(dy, y, axis=axis),))
+
+
+@op(method=False)
+def log_softmax_backward(dy, y, /, axis):
+    """∂x of log_softmax."""
+    return (kernels(dy).log_softmax_backward(dy.data, y.data, axis=axis),
+            composition(lambda dy, y: dy - exp(y) * sum(dy, axis, True), dy, y))
+
+
+def _axis(x: Tensor, dim: Any, name: str) -> int:
+    if dim is None or x.dtype.kind != "f":
+        raise ValueError(f"{name}: expected a floating input and a dim, got {x.dtype} and dim={dim}")
+    axes = axes_of(dim, x.ndim, name)
+    return axes[0] if axes else 0
+
+
+# ------------------------------------------------------------------------------------- classification
+
+@op(name="cross_entropy", method=False)
+def _cross_entropy(x, /, target, weight, ignore_index, reduction, label_smoothing):
+    """−log softmax(x)[target], weighted, smoothed and reduced.   ∂x = (softmax(x) − onehot) ∂y."""
+    how = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
+    losses, weights = kernels(x).cross_entropy(x.data, target, weight, **how)
+    if reduction == "none":
+        return losses, (lambda dy: cross_entropy_backward(dy, x, target=target, weight=weight, **how),)
+    with np.errstate(all="ignore"):
+        share = losses.dtype.type(1) if reduction == "sum" else 1 / weights.sum(dtype=np.float64)
+        y = (losses.sum(dtype=np.float64) * share).astype(x.dtype)
+    scale, shape = as_tensor(np.asarray(share, x.dtype)), losses.shape
+
+    def vjp(dy: Tensor) -> Any:
+        dloss = (dy * scale).broadcast_to(shape)
+        return cross_entropy_backward(dloss, x, target=target, weight=weight, **how)
+    return y, (vjp,)
+
+
+@op(method=False)
+def cross_entropy_backward(dloss, x, /, target, weight, ignore_index, label_smoothing):
+    """∂x of the losses of single samples."""
+    dx = kernels(x).cross_entropy_backward(dloss.data, x.data, target, weight, ignore_index=ignore_index,
+                                           label_smoothing=label_smoothing)
+
+    def again(dloss: Tensor, x: Tensor) -> Tensor:
+        q = as_tensor(_target_weights(x, target, weight, ignore_index, label_smoothing))
+        return unsqueeze(dloss, 1) * (softmax(x, 1) * sum(q, 1, True) - q)  # type: ignore[no-any-return]
+    return dx, composition(again, dloss, x)
+
+
+def _target_weights(x: Tensor, target: Any, weight: Any, ignore_index: int, smoothing: float) -> Any:
+    """q with loss = −Σ_c q_c log softmax(x)_c."""
+    C = x.shape[1]
+    kept = np.expand_dims(target != ignore_index, 1)
+    onehot = np.expand_dims(target, 1) == np.arange(C).reshape(1, C, *[1] * (target.ndim - 1))
+    w = np.ones(C) if weight is None else weight
+    q = ((1 - smoothing) * onehot + smoothing / C) * w.reshape(1, C, *[1] * (target.ndim - 1))
+    return (q * kept).astype(x.dtype)
+
+
+def _classes(x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, name: str) -> Any:
+    """The target as an array of valid classes."""
+    if x.ndim < 1 or x.dtype.kind != "f":
+        raise ValueError(f"{name}: expected a floating input (N, C, *), got {x.dtype} of size {x.shape}")
+    C = x.shape[1 if x.ndim > 1 else 0]
+    if target.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integer class targets, got {target.dtype}")
+    if target.shape != x.shape[:1] + x.shape[2:] if x.ndim > 1 else target.ndim:
+        raise ValueError(f"{name}: Expected target size {x.shape[:1] + x.shape[2:]}, got {target.shape}")
+    if weight is not None and weight.shape != (C,):
+        raise ValueError(f"{name}: weight tensor should be defined either for all {C} classes or no classes but "
+                         f"got weight tensor of shape: {weight.shape}")
+    t = target.data
+    if t.size and (t.min() < 0 or t.max() >= C):
+        bad = t[((t < 0) | (t >= C)) & (t != ignore_index)]
+        if bad.size:
+            raise IndexError(f"{name}: Target {bad.flat[0]} is out of bounds for {C} classes.")
+    return t
+
+
+def _reduction(reduction: str, name: str) -> None:
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"{name}: {reduction!r} is not a valid value for reduction: none, mean or sum")
+
+
+def cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
+                  reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
+    """−Σ_c q_c log softmax(x)_c along dim 1, q the target class (smoothed) or class probabilities.
+
+    x: (N, C, *) or (C,)   target: (N, *) integers, or x's shape   weight: (C,). The mean is weighted.
+    Keeps x and target. Raises IndexError for a class that is not there.
+    """
+    _reduction(reduction, "cross_entropy")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
+    target = as_tensor(target)
+    if target.dtype.kind == "f":
+        return _soft_cross_entropy(x, target, weight, reduction, label_smoothing)
+    t = _classes(x, target, weight, ignore_index, "cross_entropy")
+    rows = x if x.ndim > 1 else unsqueeze(x, 0)
+    y = _cross_entropy(rows, target=t if x.ndim > 1 else t.reshape(1),
+                       weight=None if weight is None else weight.data.astype(x.dtype),
+                       ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
+    return y.reshape(()) if x.ndim == 1 and reduction == "none" else y  # type: ignore[no-any-return]
+
+
+def _soft_cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None, reduction: str,
+                        smoothing: float) -> Tensor:
+    if target.shape != x.shape:
+        raise ValueError(f"cross_entropy: expected class probabilities of the input's shape {x.shape}, got "
+                         f"{target.shape}")
+    dim = 1 if x.ndim > 1 else 0
+    C = x.shape[dim]
+    q = target.to(x.dtype) * (1 - smoothing) + smoothing / C
+    if weight is not None:
+        q = q * weight.reshape((1, C) + (1,) * (x.ndim - 2) if x.ndim > 1 else (C,))
+    losses = neg(sum(q * log_softmax(x, dim), dim))
+    return _reduced(losses, reduction)
+
+
+def _reduced(losses: Tensor, reduction: str) -> Tensor:
+    return losses if reduction == "none" else (mean if reduction == "mean" else sum)(losses)  # type: ignore[no-any-return]
+
+
+def nll_loss(x: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
+             reduction: str = "mean") -> Tensor:
+    """−w[t] x[t] along dim 1 for log-probabilities x: (N, C, *), target: (N, *). The mean is weighted."""
+    _reduction(reduction, "nll_loss")
+    target = as_tensor(target)
+    t = _classes(x, target, weight, ignore_index, "nll_loss")
+    rows = x if x.ndim > 1 else unsqueeze(x, 0)
+    q = _target_weights(rows, t if x.ndim > 1 else t.reshape(1), None if weight is None else weight.data,
+                        ignore_index, 0.0)
+    losses = neg(sum(rows * as_tensor(q), 1))
+    if reduction != "mean":
+        return _reduced(losses if x.ndim > 1 else losses.reshape(()), reduction)
+    with np.errstate(all="ignore"):
+        return sum(losses) * float(np.float64(1) / q.sum(dtype=np.float64))  # type: ignore[no-any-return]
+
+
+def mse_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """(x − target)², elementwise, then reduced. Raises ValueError where the shapes differ."""
+    _reduction(reduction, "mse_loss")
+    target = as_tensor(target)
+    if x.shape != target.shape:
+        raise ValueError(f"mse_loss: expected a target of the input's size {x.shape}, got {target.shape}")
+    d = x - target
+    return _reduced(d * d, reduction)
+
+
+__all__ = ["cross_entropy", "log_softmax", "mse_loss", "nll_loss", "softmax"]

@@ -1,0 +1,78 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbgrad.autograd import Tensor, op
+from nbgrad.backend import kernels
+from nbgrad.ops.reduce import sum
+from nbgrad.ops.shape import mT, reshape, unsqueeze
+
+
+@op(promote=True)
+def matmul(a, b, /):
+    """y = a b.   ∂a = ∂y bᵀ,   ∂b = aᵀ ∂y.      a: (…, M, K)  b: (…, K, N)  y: (…, M, N)
+
+    Leading dims broadcast; a 1-d operand is a row on the left, a column on the right, and its dim is
+    dropped. Keeps a and b. Raises RuntimeError if the inner sizes differ.
+    """
+    if not a.ndim or not b.ndim:
+        raise RuntimeError(f"both arguments to matmul need to be at least 1D, but they are {a.ndim}D and "
+                           f"{b.ndim}D")
+    if a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
+        raise RuntimeError(_mismatch(a.shape, b.shape))
+    if a.ndim > 1 < b.ndim:
+        return kernels(a).matmul(a.data, b.data), (lambda dy: matmul(dy, mT(b)), lambda dy: matmul(mT(a), dy))
+    return _with_vectors(a, b)
+
+
+def _mismatch(a: Any, b: Any) -> str:
+    pair = " and ".join("x".join(map(str, s)) for s in (a, b))
+    return f"mat1 and mat2 shapes cannot be multiplied ({pair})"
+
+
+def _with_vectors(a: Tensor, b: Tensor) -> Any:
+    """matmul where an operand is 1-d: as (1, K) or (K, 1), and back."""
+    row, column = a.ndim == 1, b.ndim == 1
+    y = kernels(a).matmul(a.data[None] if row else a.data, b.data[:, None] if column else b.data)
+    y = y[..., 0] if column else y
+    y = (y[..., 0] if column else y[..., 0, :]) if row else y
+
+    def matrix(dy: Tensor) -> Tensor:
+        dy = unsqueeze(dy, -1) if column else dy
+        return unsqueeze(dy, -2) if row else dy
+
+    def da(dy: Tensor) -> Tensor:
+        return matmul(matrix(dy), mT(unsqueeze(b, -1) if column else b))  # type: ignore[no-any-return]
+
+    def db(dy: Tensor) -> Tensor:
+        d = matmul(mT(unsqueeze(a, 0) if row else a), matrix(dy))
+        return reshape(d, d.shape[:-1]) if column else d  # type: ignore[no-any-return]
+    return y, (da, db)
+
+
+@op
+def linear(x, weight, bias=None, /):
+    """y = x wᵀ + b.   ∂x = ∂y w,   ∂w = ∂yᵀ x,   ∂b = Σ ∂y.      x: (…, K)  w: (N, K)  b: (N,)  y: (…, N)
+
+    Keeps x and w. Raises RuntimeError if the sizes do not fit.
+    """
+    if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
+        raise RuntimeError("linear: " + _mismatch(x.shape, weight.shape[::-1]))
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise RuntimeError(f"linear: expected bias of shape {weight.shape[:1]}, got {bias.shape}")
+    if not x.dtype == weight.dtype == (weight if bias is None else bias).dtype:
+        raise RuntimeError(f"linear: expected one dtype, got x {x.dtype}, weight {weight.dtype}"
+                           + ("" if bias is None else f", bias {bias.dtype}"))
+    y = kernels(x).linear(x.data, weight.data, None if bias is None else bias.data)
+    N, K = weight.shape
+
+    def dweight(dy: Tensor) -> Tensor:
+        rows = dy if dy.ndim == 2 else reshape(dy, (-1, N))
+        return matmul(mT(rows), x if x.ndim == 2 else reshape(x, (-1, K)))  # type: ignore[no-any-return]
+    lead = tuple(range(x.ndim - 1))
+    return y, (lambda dy: matmul(dy, weight), dweight, lambda dy: sum(dy, lead) if lead else dy)
+
+
+__all__ = ["linear", "matmul"]

@@ -1,0 +1,147 @@
+"""Seeded random numbers, and dropout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nbgrad.autograd import Tensor, _dtype, as_tensor, op
+
+
+class Generator:
+    """A stream of random numbers that depends on the seed alone (NumPy's PCG64).
+
+    >>> from nbgrad import Generator, rand
+    >>> rand(2, generator=Generator(0)).tolist() == rand(2, generator=Generator(0)).tolist()
+    True
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.numpy = np.random.Generator(np.random.PCG64(seed))
+
+    def manual_seed(self, seed: int) -> Generator:
+        """Start the stream of this seed."""
+        if not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(f"manual_seed: expected an integer >= 0, got {seed!r}")
+        self.numpy.bit_generator.state = np.random.PCG64(int(seed)).state
+        return self
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the stream stands, as numbers and strings that JSON can hold."""
+        return dict(self.numpy.bit_generator.state)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from what ``get_state`` returned."""
+        try:
+            self.numpy.bit_generator.state = state
+        except (TypeError, KeyError, ValueError, OverflowError) as e:
+            raise ValueError(f"Generator.set_state: not a state of this generator: {e}") from None
+
+
+default_generator = Generator()
+
+
+def manual_seed(seed: int) -> Generator:
+    """Seed the generator that is used where none is given."""
+    return default_generator.manual_seed(seed)
+
+
+def get_rng_state() -> dict[str, Any]:
+    """State of the default generator."""
+    return default_generator.get_state()
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Set the state of the default generator."""
+    default_generator.set_state(state)
+
+
+def _rng(generator: Generator | None) -> np.random.Generator:
+    return (generator or default_generator).numpy
+
+
+def _shape(size: Any) -> tuple[int, ...]:
+    if len(size) == 1 and isinstance(size[0], (tuple, list)):
+        size = size[0]
+    if any(not isinstance(n, (int, np.integer)) or n < 0 for n in size):
+        raise ValueError(f"expected sizes >= 0, got {size}")
+    return tuple(int(n) for n in size)
+
+
+def _made(data: Any, dtype: Any, requires_grad: bool) -> Tensor:
+    return as_tensor(np.asarray(data, _dtype(dtype))).requires_grad_(requires_grad)
+
+
+def rand(*size: Any, generator: Generator | None = None, dtype: Any = np.float32,
+         requires_grad: bool = False) -> Tensor:
+    """Uniform on [0, 1)."""
+    return _made(_rng(generator).random(_shape(size), _dtype(dtype)), dtype, requires_grad)
+
+
+def randn(*size: Any, generator: Generator | None = None, dtype: Any = np.float32,
+          requires_grad: bool = False) -> Tensor:
+    """Normal with mean 0 and variance 1."""
+    return _made(_rng(generator).standard_normal(_shape(size), _dtype(dtype)), dtype, requires_grad)
+
+
+def uniform(low: float, high: float, size: Sequence[int], generator: Generator | None = None,
+            dtype: Any = np.float32) -> Tensor:
+    """Uniform on [low, high)."""
+    if not low <= high:
+        raise ValueError(f"uniform: expected low <= high, got {low} and {high}")
+    return _made(_rng(generator).random(_shape((size,)), _dtype(dtype)) * (high - low) + low, dtype, False)
+
+
+def normal(mean: float, std: float, size: Sequence[int], generator: Generator | None = None,
+           dtype: Any = np.float32) -> Tensor:
+    """Normal with this mean and standard deviation."""
+    if not std >= 0:
+        raise ValueError(f"normal expects std >= 0.0, but found std {std}")
+    return _made(_rng(generator).standard_normal(_shape((size,)), _dtype(dtype)) * std + mean, dtype, False)
+
+
+def randint(low: int, high: int | None = None, size: Sequence[int] = (), generator: Generator | None = None,
+            dtype: Any = np.int64) -> Tensor:
+    """Integers from low (0 if one number is given) to high − 1."""
+    low, high = (0, low) if high is None else (low, high)
+    if not low < high:
+        raise ValueError(f"randint: expected low < high, got {low} and {high}")
+    return _made(_rng(generator).integers(low, high, _shape((size,))), dtype, False)
+
+
+def randperm(n: int, generator: Generator | None = None, dtype: Any = np.int64) -> Tensor:
+    """0 … n − 1 in random order."""
+    if n < 0:
+        raise ValueError(f"randperm: expected n >= 0, got {n}")
+    return _made(_rng(generator).permutation(n), dtype, False)
+
+
+def bernoulli(p: Tensor, generator: Generator | None = None) -> Tensor:
+    """1 with probability p, else 0, elementwise."""
+    if p.data.size and not (0 <= p.data.min() and p.data.max() <= 1):
+        raise ValueError("bernoulli: expected probabilities in [0, 1]")
+    return as_tensor((_rng(generator).random(p.shape) < p.data).astype(p.dtype))
+
+
+@op(name="dropout", method=False)
+def _dropout(x, /, p, generator):
+    scale = x.dtype.type(0 if p == 1 else 1 / (1 - p))
+    keep = _rng(generator).random(x.shape, np.float32) >= p
+    kept = as_tensor(keep * scale)
+    return np.where(keep, x.data * scale, x.dtype.type(0)), (lambda dy: dy * kept,)
+
+
+def dropout(x: Tensor, p: float = 0.5, training: bool = True, generator: Generator | None = None) -> Tensor:
+    """y = x / (1 − p) with probability 1 − p, else 0; x itself in evaluation.   Srivastava et al. 2014."""
+    if not (isinstance(p, (int, float)) and 0 <= p <= 1 and not math.isnan(p)):
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    if not training or p == 0:
+        return x
+    return _dropout(x, p=p, generator=generator)  # type: ignore[no-any-return]
+
+
+__all__ = ["Generator", "bernoulli", "default_generator", "dropout", "get_rng_state", "manual_seed",
+           "normal", "rand", "randint", "randn", "randperm", "set_rng_state", "uniform"]

@@ -1,0 +1,261 @@
+"""Reductions with ``dim`` and ``keepdim``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from nbgrad.autograd import Tensor, as_tensor, op
+from nbgrad.backend import kernels
+from nbgrad.ops.elementwise import abs, exp, log, mask, pow, sqrt, where
+from nbgrad.ops.shape import broadcast_to, flip, gather, reshape, unsqueeze
+
+
+class Reduced(NamedTuple):
+    """What ``max`` and ``min`` along a dimension return."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def axes_of(dim: Any, ndim: int, name: str) -> tuple[int, ...] | None:
+    """``dim`` as a sorted tuple of axes; None for all. Raises IndexError, ValueError on a repeat."""
+    if dim is None or dim == ():
+        return None
+    dims = (dim,) if isinstance(dim, (int, np.integer)) else tuple(dim)
+    rank = builtin_max(ndim, 1)
+    for d in dims:
+        if not -rank <= d < rank:
+            raise IndexError(f"{name}: Dimension out of range (expected to be in range of "
+                             f"[{-rank}, {rank - 1}], but got {d})")
+    axes = tuple(sorted(d % rank for d in dims))
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"{name}: dim {dims} appears multiple times in the list of dims")
+    return axes if ndim else None
+
+
+builtin_max = max
+
+
+def _spread(dy: Tensor, shape: tuple[int, ...], axes: tuple[int, ...] | None, keepdim: bool) -> Tensor:
+    """A reduced tensor back over the shape that it was reduced from."""
+    if axes is not None and not keepdim:
+        dy = reshape(dy, tuple(1 if i in axes else n for i, n in enumerate(shape)))
+    return broadcast_to(dy, shape)
+
+
+def _count(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> int:
+    return math.prod(shape if axes is None else [shape[a] for a in axes])
+
+
+@op
+def sum(x, /, dim=None, keepdim=False):
+    """y = Σ x over dim (all by default).   ∂x = ∂y, spread."""
+    axes, shape = axes_of(dim, x.ndim, "sum"), x.shape
+    return (kernels(x).sum(x.data, axes=axes, keepdims=keepdim),
+            (lambda dy: _spread(dy, shape, axes, keepdim),))
+
+
+@op(method=False)
+def sum_to(x, /, shape):
+    """Sum of x over what broadcasting added to ``shape``.   ∂x = ∂y, spread."""
+    lead, before = x.ndim - len(shape), x.shape
+    axes = (*range(lead), *(i + lead for i, n in enumerate(shape) if n == 1 and before[i + lead] != 1))
+    y = kernels(x).sum(x.data, axes=axes, keepdims=True) if axes else x.data
+    return np.reshape(y, shape), (lambda dy: broadcast_to(dy, before),)
+
+
+@op
+def mean(x, /, dim=None, keepdim=False):
+    """y = Σ x / n over dim.   ∂x = ∂y / n, spread.   NaN of nothing. Floating point only."""
+    _floating(x, "mean")
+    axes, shape = axes_of(dim, x.ndim, "mean"), x.shape
+    n = _count(shape, axes)
+    with np.errstate(all="ignore"):
+        y = kernels(x).sum(x.data, axes=axes, keepdims=keepdim) / x.dtype.type(n)
+    return y, (lambda dy: _spread(dy / n, shape, axes, keepdim),)
+
+
+def _floating(x: Tensor, name: str) -> None:
+    if x.dtype.kind != "f":
+        raise RuntimeError(f"{name}(): could not infer output dtype. Input dtype must be either a floating "
+                           f"point or complex dtype. Got: {x.dtype}")
+
+
+def var(x: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *,
+        correction: int = 1) -> Tensor:
+    """y = Σ (x − mean)² / (n − correction), in two passes.   ``unbiased=False`` is correction 0."""
+    _floating(x, "var")
+    axes = axes_of(dim, x.ndim, "var")
+    correction = correction if unbiased is None else int(unbiased)
+    d = x - mean(x, axes, True)
+    n = builtin_max(_count(x.shape, axes) - correction, 0)
+    return sum(d * d, axes, keepdim) / n  # type: ignore[no-any-return]
+
+
+def std(x: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *,
+        correction: int = 1) -> Tensor:
+    """y = √var."""
+    return sqrt(var(x, dim, unbiased, keepdim, correction=correction))  # type: ignore[no-any-return]
+
+
+def _extreme(name: str, doc: str) -> Any:
+    def fn(x, /, dim=None, keepdim=False):
+        axes, shape = axes_of(dim, x.ndim, name), x.shape
+        if not _count(shape, axes):
+            raise IndexError(f"{name}(): Expected reduction dim to have non-zero size, got shape {shape}")
+        y = np.asarray(getattr(kernels(x), name[1:])(x.data, axes=axes, keepdims=True))
+        at = x.data == y
+        share = at / at.sum(axis=axes, keepdims=True)
+        flat = y if keepdim else y.reshape([n for i, n in enumerate(shape)
+                                            if axes is not None and i not in axes])
+        return flat, (lambda dy: _spread(dy, shape, axes, keepdim) * as_tensor(share.astype(dy.dtype)),)
+    fn.__doc__, fn.__module__, fn.__name__ = doc, __name__, name
+    return op(fn)
+
+
+amax = _extreme("amax", "y = largest of x over dim.   ∂y is shared evenly among equal ones.")
+amin = _extreme("amin", "y = smallest of x over dim.   ∂y is shared evenly among equal ones.")
+
+
+def _along(x: Tensor, dim: int, keepdim: bool, arg: Any, name: str) -> Reduced:
+    axes = axes_of(dim, x.ndim, name)
+    if not x.ndim:
+        return Reduced(reshape(x, ()), as_tensor(np.int64(0)))
+    assert axes is not None
+    at = as_tensor(_argument(x, axes[0], arg, name))
+    values = gather(x, axes[0], at)
+    if keepdim:
+        return Reduced(values, at)
+    shape = x.shape[:axes[0]] + x.shape[axes[0] + 1:]
+    return Reduced(reshape(values, shape), reshape(at, shape))
+
+
+def _argument(x: Tensor, axis: int, arg: Any, name: str) -> Any:
+    if not x.shape[axis]:
+        raise IndexError(f"{name}(): Expected reduction dim {axis} to have non-zero size.")
+    return arg(x.data, axis=axis, keepdims=True)
+
+
+def max(x: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
+    """The largest element; with ``dim``, (values, indices) along it; with a tensor, ``maximum``."""
+    if isinstance(dim, Tensor):
+        from nbgrad.ops.elementwise import maximum
+
+        return maximum(x, dim)
+    return amax(x) if dim is None else _along(x, dim, keepdim, np.argmax, "max")
+
+
+def min(x: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
+    """The smallest element; with ``dim``, (values, indices) along it; with a tensor, ``minimum``."""
+    if isinstance(dim, Tensor):
+        from nbgrad.ops.elementwise import minimum
+
+        return minimum(x, dim)
+    return amin(x) if dim is None else _along(x, dim, keepdim, np.argmin, "min")
+
+
+def _arg(name: str, arg: Any) -> Any:
+    def fn(x, /, dim=None, keepdim=False):
+        if not x.data.size and dim is None:
+            raise IndexError(f"{name}(): Expected reduction dim to be specified for input.numel() == 0")
+        axes = axes_of(dim, x.ndim, name)
+        y = arg(x.data, axis=None if axes is None else axes[0], keepdims=keepdim)
+        return np.asarray(y, np.int64), None
+    fn.__doc__, fn.__module__, fn.__name__ = f"Index of the {name[3:]}imum, the first of equal ones.", __name__, name
+    return op(fn)
+
+
+argmax, argmin = _arg("argmax", np.argmax), _arg("argmin", np.argmin)
+
+
+@op
+def all(x, /, dim=None, keepdim=False):
+    """Whether all are true (non-zero) over dim."""
+    return np.all(x.data, axis=axes_of(dim, x.ndim, "all"), keepdims=keepdim), None
+
+
+@op
+def any(x, /, dim=None, keepdim=False):
+    """Whether any is true (non-zero) over dim."""
+    return np.any(x.data, axis=axes_of(dim, x.ndim, "any"), keepdims=keepdim), None
+
+
+@op(saves_output=True)
+def prod(x, /, dim=None, keepdim=False):
+    """y = Π x over dim.   ∂x = ∂y × product of the others, also where some x are 0."""
+    axes, shape = axes_of(dim, x.ndim, "prod"), x.shape
+    if axes is not None and len(axes) > 1:
+        raise ValueError(f"prod: expected one dim or none, got {dim}")
+    y = kernels(x).prod(x.data, axes=axes, keepdims=keepdim)
+
+    def vjp(dy: Tensor, y: Tensor) -> Tensor:
+        if (x.data != 0).all():
+            return _spread(dy * y, shape, axes, keepdim) / x
+        return _spread(dy, shape, axes, keepdim) * _product_of_others(x, axes)
+    return y, (vjp,)
+
+
+def _product_of_others(x: Tensor, axes: tuple[int, ...] | None) -> Tensor:
+    """n products of n factors, one replaced by 1: quadratic, and needed only where a factor is 0."""
+    flat = reshape(x, (-1,)) if axes is None else x
+    axis = 0 if axes is None else axes[0]
+    n = flat.shape[axis]
+    own = np.eye(n, dtype=bool).reshape([n, *[n if i == axis else 1 for i in range(flat.ndim)]])
+    others = prod(where(as_tensor(own), 1.0, unsqueeze(flat, 0)), axis + 1)      # (n, …) without axis
+    order = list(range(1, flat.ndim))
+    order.insert(axis, 0)
+    return reshape(others.permute(*order), x.shape)  # type: ignore[no-any-return]
+
+
+def logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    """y = log Σ e^x over dim, shifted by the largest so that it does not overflow."""
+    axes = axes_of(dim, x.ndim, "logsumexp")
+    top = kernels(x).max(x.data, axes=axes, keepdims=True)
+    top = np.where(np.isfinite(top), top, 0).astype(x.dtype)
+    y = log(sum(exp(x - as_tensor(top)), axes, True)) + as_tensor(top)
+    kept = tuple(n for i, n in enumerate(x.shape) if axes is not None and i not in axes)
+    return y if keepdim else reshape(y, kept)  # type: ignore[no-any-return]
+
+
+@op(name="norm", method=False, saves_output=True)
+def _norm2(x, /, dim, keepdim):
+    axes, shape = axes_of(dim, x.ndim, "norm"), x.shape
+    y = np.sqrt(kernels(x).sum(kernels(x).square(x.data), axes=axes, keepdims=keepdim))
+
+    def vjp(dy: Tensor, y: Tensor) -> Tensor:
+        zero = as_tensor(y.data == 0)
+        return _spread(mask(dy, ~zero.data) / where(zero, 1.0, y), shape, axes, keepdim) * x
+    return y, (vjp,)
+
+
+def norm(x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Tensor:
+    """y = (Σ |x|^p)^(1/p) over dim; p may be inf.   The gradient of the 2-norm at 0 is 0."""
+    _floating(x, "norm")
+    if p in (2, "fro"):
+        return _norm2(x, dim=dim, keepdim=keepdim)  # type: ignore[no-any-return]
+    if p == math.inf:
+        return amax(abs(x), dim, keepdim)  # type: ignore[no-any-return]
+    if p == 1:
+        return sum(abs(x), dim, keepdim)  # type: ignore[no-any-return]
+    if not isinstance(p, (int, float)) or p <= 0:
+        raise ValueError(f"norm: expected p > 0, inf or 'fro', got {p!r}")
+    return pow(sum(pow(abs(x), p), dim, keepdim), 1 / p)  # type: ignore[no-any-return]
+
+
+@op
+def cumsum(x, /, dim):
+    """yᵢ = Σ_{j ≤ i} xⱼ along dim.   ∂xᵢ = Σ_{j ≥ i} ∂yⱼ."""
+    axes = axes_of(dim, x.ndim, "cumsum")
+    axis = axes[0] if axes else 0
+    y = np.cumsum(x.data, axis=axis, dtype=x.dtype if x.dtype.kind == "f" else np.int64)
+    return y.reshape(x.shape), (lambda dy: flip(cumsum(flip(dy, (axis,)), axis), (axis,)) if dy.ndim else dy,)
+
+
+for _f in (var, std, max, min, logsumexp, norm):
+    setattr(Tensor, _f.__name__, _f)
+
+__all__ = ["all", "amax", "amin", "any", "argmax", "argmin", "cumsum", "logsumexp", "max", "mean", "min",
+           "norm", "prod", "std", "sum", "var"]

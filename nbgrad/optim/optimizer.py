@@ -1,0 +1,168 @@
+"""Optimizer: parameter groups, their options, and state per parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from nbgrad.autograd import Tensor, enable_grad
+
+__all__ = ["Optimizer", "Params"]
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]]
+Array = np.ndarray[Any, Any]
+
+
+class Optimizer:
+    """Base class. ``params``: Tensors, or groups ``{"params": Tensors, option: value, …}``.
+
+    ``param_groups`` holds the options of each group, read at every step; ``state[p]`` a dict of
+    arrays and numbers. A subclass defines ``_update(group)`` and may extend ``_check(group)``.
+    Raises TypeError or ValueError for what is not a leaf Tensor, duplicates and bad options.
+    """
+
+    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
+        if isinstance(params, (Tensor, Mapping, str)):
+            raise TypeError("params argument given to the optimizer should be an iterable of "
+                            f"Tensors or dicts, but got {type(params).__name__}")
+        self.defaults = defaults
+        self.state: dict[Tensor, dict[str, Any]] = {}
+        self.param_groups: list[dict[str, Any]] = []
+        groups: list[Any] = list(params)
+        if not groups:
+            raise ValueError("optimizer got an empty parameter list")
+        if not isinstance(groups[0], dict):
+            groups = [{"params": groups}]
+        for group in groups:
+            self.add_param_group(group)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add Tensors with options of their own; the others are the defaults."""
+        if not isinstance(param_group, dict) or "params" not in param_group:
+            raise TypeError("param_group must be a dict with the key 'params', "
+                            f"got {param_group!r}")
+        params = param_group["params"]
+        if isinstance(params, set):
+            raise TypeError("optimizer parameters need to be organized in ordered collections, but "
+                            "the ordering of tensors in sets will change between runs: use a list")
+        params = [params] if isinstance(params, Tensor) else list(params)
+        for p in params:
+            _check_parameter(p)
+        taken = [p for group in self.param_groups for p in group["params"]] + params
+        if len(set(taken)) < len(taken):
+            raise ValueError("some parameters appear in more than one parameter group, "
+                             "or twice in one")
+        group = {**self.defaults, **param_group, "params": params}
+        self._check(group)
+        self.param_groups.append(group)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        """Raise ValueError for options out of range; ``not x >= 0`` also catches NaN."""
+        for option, text in (("lr", "learning rate"), ("weight_decay", "weight_decay value")):
+            if not isinstance(group[option], (int, float)) or not group[option] >= 0:
+                raise ValueError(f"Invalid {text}: {group[option]}")
+
+    def _update(self, group: dict[str, Any]) -> None:
+        """Step for the parameters of one group that have a gradient."""
+        raise TypeError(f"{type(self).__name__} does not define _update(group)")
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient, in place. ``closure`` computes the loss and
+        the gradients first, and its value is returned."""
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._update(group)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients, or fill them with zeros."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if set_to_none:
+                    p.grad = None
+                elif p.grad is not None:
+                    p.grad = p.grad.detach().zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """``{"state": {number: {name: array or number}}, "param_groups": [options and numbers]}``.
+
+        Parameters are numbered through all groups. Arrays are the optimizer's own, not copies.
+        """
+        order = [p for group in self.param_groups for p in group["params"]]
+        number = {id(p): i for i, p in enumerate(order)}
+        return {
+            "state": {i: dict(self.state[p]) for i, p in enumerate(order) if p in self.state},
+            "param_groups": [{**group, "params": [number[id(p)] for p in group["params"]]}
+                             for group in self.param_groups],
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take over options and state (copied, cast to the parameters' dtypes), also PyTorch's.
+
+        Raises ValueError, before anything has changed, if groups, their sizes, shapes or options do
+        not fit.
+        """
+        groups = _matching(self.param_groups, state_dict["param_groups"])
+        for group in groups:
+            self._check(group)
+        numbers = [i for saved in state_dict["param_groups"] for i in saved["params"]]
+        order = dict(zip(numbers, (p for group in groups for p in group["params"])))
+        state = {}
+        for i, values in state_dict["state"].items():
+            p = order.get(int(i))
+            if p is None:
+                raise ValueError(f"loaded state dict has state for parameter {i}, "
+                                 "which no group lists")
+            state[p] = {name: _copied(name, value, p) for name, value in values.items()}
+        self.param_groups, self.state = groups, state
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for i, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {i}")
+            lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
+        return "\n".join([*lines, ")"])
+
+
+def _check_parameter(p: Any) -> None:
+    if not isinstance(p, Tensor):
+        raise TypeError("optimizer can only optimize Tensors, but one of the params is "
+                        f"{type(p).__name__}")
+    if not p.is_leaf:
+        raise ValueError("can't optimize a non-leaf Tensor")
+    if p.dtype.kind != "f":
+        raise ValueError(f"can't optimize a Tensor of dtype {p.dtype}")
+    if not p.data.flags.writeable:
+        raise ValueError(f"can't optimize a Tensor of shape {p.shape} whose memory is read-only")
+
+
+def _matching(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if len(own) != len(saved):
+        raise ValueError("loaded state dict has a different number of parameter groups: "
+                         f"{len(saved)}, and the optimizer has {len(own)}")
+    for i, (a, b) in enumerate(zip(own, saved)):
+        if len(a["params"]) != len(b["params"]):
+            raise ValueError("loaded state dict contains a parameter group that doesn't match the "
+                             f"size of optimizer's group {i}: "
+                             f"{len(b['params'])} and {len(a['params'])}")
+    return [{**a, **b, "params": a["params"]} for a, b in zip(own, saved)]
+
+
+def _copied(name: str, value: Any, p: Tensor) -> Any:
+    """Scalars as Python numbers; arrays in p's dtype and memory order, of p's shape."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    array = np.asarray(value.detach() if hasattr(value, "detach") else value)
+    if name == "step":
+        return int(array)
+    if array.shape != p.shape:
+        raise ValueError(f"loaded state dict: {name} has shape {array.shape}, "
+                         f"its parameter {p.shape}")
+    out = np.empty_like(p.data)
+    out[...] = array
+    return out

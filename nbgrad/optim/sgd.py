@@ -1,0 +1,57 @@
+"""Stochastic gradient descent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nbgrad.autograd import bump
+from nbgrad.backend import kernels
+
+from .optimizer import Optimizer, Params
+
+__all__ = ["SGD"]
+
+
+class SGD(Optimizer):
+    """d = g + weight_decay p;  b ← momentum b + (1 − dampening) d (first step: b ← d); p ← p − lr
+    b, or p − lr (d + momentum b) with ``nesterov``.      Sutskever et al. 2013, PyTorch's form
+
+    ``maximize`` climbs: g ← −g. State per parameter: momentum_buffer.
+    """
+
+    def __init__(self, params: Params, lr: float = 1e-3, momentum: float = 0, dampening: float = 0,
+                 weight_decay: float = 0, nesterov: bool = False, *,
+                 maximize: bool = False) -> None:
+        super().__init__(params, {
+            "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
+            "nesterov": nesterov, "maximize": maximize})
+
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        if not group["momentum"] >= 0:
+            raise ValueError(f"Invalid momentum value: {group['momentum']}")
+        if group["nesterov"] and (group["momentum"] <= 0 or group["dampening"] != 0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+
+    def _update(self, group: dict[str, Any]) -> None:
+        lr, momentum, dampening = group["lr"], group["momentum"], group["dampening"]
+        weight_decay, nesterov = group["weight_decay"], group["nesterov"]
+        maximize = group["maximize"]
+        state, buf, first = self.state, None, False
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            g = p.grad.data
+            if momentum:
+                own = state.get(p)
+                buf = own.get("momentum_buffer") if own else None
+                first = buf is None
+                if first:
+                    buf = np.empty_like(p.data)
+                    state[p] = {"momentum_buffer": buf}
+            kernels(p).sgd_step(p.data, -g if maximize else g, buf, lr=lr, momentum=momentum,
+                                dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
+                                first=first)
+            bump(p)
