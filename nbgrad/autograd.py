@@ -315,7 +315,7 @@ def saved_tensors(node: Node) -> Iterator[tuple[str, Any]]:
     """Names and values (Tensors and arrays) that a node's vjp keeps alive."""
     functions = node.vjp if type(node.vjp) in (tuple, list) else (node.vjp,)
     seen: set[int] = set()
-    stack = [f for f in functions if f is not None]
+    stack = [f for f in functions if f is not None][::-1]
     while stack:
         f = stack.pop()
         for name, cell in zip(f.__code__.co_freevars, f.__closure__ or ()):

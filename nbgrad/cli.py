@@ -70,17 +70,20 @@ def _compare(args: argparse.Namespace) -> None:
     from nbgrad.train.progress import progress
     from nbgrad.train.report import table
     from nbgrad.train.runs import new_folder
+    from nbgrad.train.setup import load_task
     from nbgrad.train.study import Study, compare
 
     config = _config(args, norm=args.norm)
     seeds = args.seeds or [3]
     lrs = args.lr or defaults(config.model, config.optimizer)["lrs"]
     study = Study(config, ("none", args.norm), lrs, range(seeds[0]) if len(seeds) == 1 else seeds)
-    _note_missing()
+    task = load_task(config)
     folder = new_folder(args.out, "compare")
+    _note_missing()
     with progress(len(study.runs()) * config.epochs, quiet=args.quiet) as bar:
-        results = compare(study, folder, bar)
-    print(f"{results['title']}\n\n{table(results['summary'])}\n\n{results['finding']}\n")
+        results = compare(study, task, folder, bar)
+    print(f"{results['title']}\n{results['details']}\n\n{table(results['summary'])}\n\n"
+          f"{results['finding']}\n")
     _write(results, folder)
     if "interrupted" in results:
         _interrupted(results["interrupted"], folder / "last.safetensors")
@@ -104,6 +107,7 @@ def _train(args: argparse.Namespace) -> None:
     from nbgrad.train.loop import Interrupted
     from nbgrad.train.progress import progress
     from nbgrad.train.runs import new_folder, resumed, started
+    from nbgrad.train.setup import load_task
 
     if args.resume:
         given = sorted(_given(args) - {"epochs", "root"}) + (["out"] if args.out else [])
@@ -113,8 +117,10 @@ def _train(args: argparse.Namespace) -> None:
         one, config = resumed(args.resume, root=args.root, epochs=args.epochs)
     else:
         config = _config(args, lr=args.lr, seed=args.seed, norm=args.norm)
+        task = load_task(config)
+        folder = new_folder(args.out, "train")
         _note_missing()
-        one = started(config, new_folder(args.out, "train"))
+        one = started(config, task, folder)
     try:
         with progress(config.epochs, quiet=args.quiet) as bar:
             one.fit(config.epochs, bar)

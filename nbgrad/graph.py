@@ -112,7 +112,7 @@ def text(t: Tensor, names: Mapping[str, Tensor] | None = None) -> str:
     >>> x = nbgrad.ones(2, 3, requires_grad=True)
     >>> print(text((x * x).sum(), {"x": x}))
     x: float32[2, 3]
-    %1: float32[2, 3] = mul(x, x)    keeps b 24 B, a 24 B
+    %1: float32[2, 3] = mul(x, x)    keeps b 24 B
     %2: float32[] = sum(%1)
     keeps 24 B alive in 2 nodes
     """

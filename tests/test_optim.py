@@ -207,8 +207,12 @@ def test_state_that_does_not_fit_is_refused_and_changes_nothing():
     refused("different number of parameter groups", param_groups=[])
     refused("doesn't match the size", param_groups=[{**own, "params": [0, 1]}])
     refused("Invalid learning rate: -1", param_groups=[{**own, "lr": -1}])
-    refused("exp_avg has shape \\(2,\\)", state={0: {"step": 1, "exp_avg": np.ones(2)}})
-    refused("state for parameter 7", state={7: {"step": 1}})
+    good = adam.state_dict()["state"][0]
+    refused(r"exp_avg has shape \(2,\)", state={0: {**good, "exp_avg": np.ones(2)}})
+    refused("state for parameter 7", state={7: good})
+    refused("Adam needs .'exp_avg', 'exp_avg_sq'. for parameter 0", state={0: {"step": 1}})
+    with pytest.raises(ValueError, match="the keys 'state' and 'param_groups'"):
+        adam.load_state_dict({"state": {}})
 
 
 @pytest.mark.parametrize(("make", "error", "message"), [

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 
 from .. import formulas
+from ..quiet import quiet, silent
 from . import memory
 from .jit import Kernel, prange
 
@@ -91,10 +92,10 @@ def _run(name, x, *more, numbers=()):
 def _arithmetic(name, ufunc):
     def run(a, b):
         if a.size < SMALL and b.size < SMALL:
-            return ufunc(a, b)
+            return silent().run(ufunc, a, b)
         if a.shape == b.shape and a.dtype == b.dtype and a.dtype.kind == "f":
             return _run(name, a, b)
-        return _broadcast(ufunc, a, b)
+        return silent().run(_broadcast, ufunc, a, b)
     run.__name__, run.__doc__ = name, f"Elementwise {name} with broadcasting."
     return run
 
@@ -109,41 +110,31 @@ def _broadcast(ufunc, a, b):
     return ufunc(a, b, out=out)
 
 
-def _quiet(ufunc):
-    """A function whose value may be inf or NaN by definition says so in the value, not in a warning."""
-    def run(*arrays):
-        with np.errstate(all="ignore"):
-            x = arrays[0]
-            if x.size < SMALL or x.dtype.kind != "f" or ufunc.nin > 1:
-                return ufunc(*arrays)
-            return ufunc(x, out=memory.empty_like(x))
+def _pooled(ufunc):
+    """A NumPy function of one array; a large result is from the pool."""
+    def run(x):
+        if x.size < SMALL or x.dtype.kind != "f":
+            return silent().run(ufunc, x)
+        return silent().run(ufunc, x, out=memory.empty_like(x))
     run.__name__, run.__doc__ = ufunc.__name__, f"Elementwise {ufunc.__name__}."
     return run
 
 
 add, sub, mul = _arithmetic("add", np.add), _arithmetic("sub", np.subtract), _arithmetic("mul", np.multiply)
-_divide = _arithmetic("div", np.divide)
-
-
-def div(a, b):
-    """Elementwise a / b with broadcasting."""
-    with np.errstate(all="ignore"):
-        return _divide(a, b)
-
-
+div, pow = _arithmetic("div", np.divide), quiet(np.power)
 neg, abs, sign = np.negative, np.abs, np.sign
 floor, ceil, round, trunc = np.floor, np.ceil, np.rint, np.trunc
 maximum, minimum = np.maximum, np.minimum
-pow, exp, log, log1p, expm1 = map(_quiet, (np.power, np.exp, np.log, np.log1p, np.expm1))
-sqrt, square, reciprocal = map(_quiet, (np.sqrt, np.square, np.reciprocal))
-sin, cos, tanh = map(_quiet, (np.sin, np.cos, np.tanh))
+exp, log, log1p, expm1 = map(_pooled, (np.exp, np.log, np.log1p, np.expm1))
+sqrt, square, reciprocal = map(_pooled, (np.sqrt, np.square, np.reciprocal))
+sin, cos, tanh = map(_pooled, (np.sin, np.cos, np.tanh))
 
 
+@quiet
 def rsqrt(x):
     """1 / √x."""
-    with np.errstate(all="ignore"):
-        y = np.sqrt(x, out=memory.empty_like(x))
-        return np.reciprocal(y, out=y)
+    y = np.sqrt(x, out=memory.empty_like(x))
+    return np.reciprocal(y, out=y)
 
 
 def _fused(name, arrays=1):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..quiet import quiet
 from . import memory
 
 __all__ = ["linear", "matmul"]
@@ -17,15 +18,16 @@ def _operand(x):
     return np.ascontiguousarray(x)
 
 
+@quiet
 def matmul(a, b):
     """y = a b for (…, M, K) and (…, K, N); leading axes broadcast."""
-    with np.errstate(all="ignore"):
-        if a.shape[-2] * b.shape[-1] < SMALL or a.ndim > 2 or b.ndim > 2 or a.dtype.kind != "f":
-            return np.matmul(_operand(a), _operand(b))
-        out = memory.empty((a.shape[-2], b.shape[-1]), a.dtype)
-        return np.matmul(_operand(a), _operand(b), out=out)
+    if a.shape[-2] * b.shape[-1] < SMALL or a.ndim > 2 or b.ndim > 2 or a.dtype.kind != "f":
+        return np.matmul(_operand(a), _operand(b))
+    out = memory.empty((a.shape[-2], b.shape[-1]), a.dtype)
+    return np.matmul(_operand(a), _operand(b), out=out)
 
 
+@quiet
 def linear(x, weight, bias=None):
     """y = x wᵀ + b for x (…, K), weight (N, K), bias (N,)."""
     K = x.shape[-1]

@@ -6,6 +6,7 @@ view dies.
 """
 
 import math
+import sys
 import threading
 
 import numpy as np
@@ -37,8 +38,9 @@ class _Owner:
         self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str,
                                     "data": (_aligned(block), False)}
 
-    def __del__(self):
-        _give(self.block)
+    def __del__(self, finalizing=sys.is_finalizing):
+        if not finalizing():              # the module's names are gone by then
+            _give(self.block)
 
 
 def _aligned(block):

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from ..quiet import quiet
 from .jit import kernel, prange
 
 __all__ = ["max", "min", "prod", "sum"]
@@ -47,6 +48,7 @@ def _sum_last(x):
     return lanes.sum(axis=1) + x[:, whole:].sum(axis=1, dtype=np.float64)
 
 
+@quiet
 def sum(x, *, axes, keepdims):
     """Σ over axes."""
     if x.size <= SMALL or x.dtype.kind != "f":
@@ -76,6 +78,7 @@ def _sum_axes(x, axes):
     return part.sum(axis=rest) if rest else part
 
 
+@quiet
 def prod(x, *, axes, keepdims):
     """Π over axes."""
     return np.prod(x, axis=axes, keepdims=keepdims)

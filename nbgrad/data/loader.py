@@ -27,7 +27,9 @@ class DataLoader:
 
     `num_workers` counts threads (the copying is NumPy's, which runs outside the GIL), each with at
     most `prefetch` batches ready or being made. Batches and their order are those of
-    `num_workers=0`. What a thread raises is raised in the loop, at the batch that failed.
+    `num_workers=0`. What a thread raises is raised in the loop, at the batch that failed. Threads
+    are for samples that are read or computed: the hand-over costs about 30 µs a batch, as much as
+    gathering 64 MNIST images from a TensorDataset does.
 
     Without `collate_fn`, rows of a TensorDataset (or Subsets of one) are gathered with one indexing
     per tensor; other samples go through `default_collate`. A batch of tuples is a list, as in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -10,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 
 _Todo = SimpleQueue[tuple["Future[Any]", Any] | None]
-_PATIENCE = 1.0  # seconds close() waits for a thread that is in the middle of a batch
+_PATIENCE = 1.0  # seconds close() waits for threads that are in the middle of a batch
 
 
 class Prefetch(Iterator[Any]):
@@ -62,10 +63,11 @@ class Prefetch(Iterator[Any]):
         threads, self._threads = self._threads, []
         for _ in threads:
             self._todo.put(None)
+        deadline = time.monotonic() + _PATIENCE
         for thread in threads:
             # a garbage collection may run this in one of the threads
             if thread is not threading.current_thread():
-                thread.join(_PATIENCE)
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     def __del__(self) -> None:
         self.close()

@@ -46,9 +46,13 @@ class _List(Module):
         self._register_new(MODULE, self._name(i), value)
 
     def __delitem__(self, i: Any) -> None:
-        gone = range(len(self))[i] if isinstance(i, slice) else [range(len(self))[i]]
-        kept = [v for n, v in enumerate(self._values()) if n not in gone]
-        self._refill(kept)
+        names = list(self._kinds)
+        for name in names[i] if isinstance(i, slice) else [self._name(i)]:
+            delattr(self, name)
+        self._renumber()
+
+    def _renumber(self) -> None:
+        self._refill(self._values())
 
     def _refill(self, values: Iterable[Any]) -> None:
         for name in list(self._kinds):
@@ -106,13 +110,9 @@ class Sequential(_List):
             return type(self)(dict(self._own(MODULE)[i]))
         return super().__getitem__(i)
 
-    def __delitem__(self, i: Any) -> None:
-        names = list(self._kinds)
-        for name in names[i] if isinstance(i, slice) else [self._name(i)]:
-            delattr(self, name)
-        values = self._own(MODULE)
-        if all(name.isdigit() for name, _ in values):          # numbers move up, given names stay
-            self._refill([m for _, m in values])
+    def _renumber(self) -> None:
+        if all(name.isdigit() for name in self._kinds):         # given names stay
+            super()._renumber()
 
 
 class ModuleList(_List):

@@ -78,6 +78,8 @@ def _value(key: str, value: Any, t: Tensor) -> tuple[Any, str]:
     if array.dtype.kind not in "biuf":
         return None, (f'While copying the parameter named "{key}", whose dtype in the model is '
                       f"{t.dtype}, got an array of {array.dtype}")
+    if not t.data.flags.writeable:
+        return None, f'The memory of "{key}" in the model is read-only'
     return array.copy() if np.may_share_memory(array, t.data) else array, ""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from nbgrad.autograd import Tensor, op
 from nbgrad.backend import kernels
 from nbgrad.ops.reduce import sum
+from nbgrad.ops.shape import pad
 
 
 def pair(value: Any, name: str, op_name: str, low: int = 1) -> tuple[int, int]:
@@ -20,19 +21,25 @@ def pair(value: Any, name: str, op_name: str, low: int = 1) -> tuple[int, int]:
     return both
 
 
-@op
-def conv2d(x, weight, bias=None, /, stride=1, padding=0, dilation=1, groups=1):
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+           dilation: Any = 1, groups: int = 1) -> Any:
     """y[n, o, p, q] = b[o] + Σ_{c,i,j} x[n, c, p·s + i·d − pad, q·s + j·d − pad] w[o, c, i, j]
 
     x: (N, C, H, W)  weight: (O, C/groups, I, J)  bias: (O,)  y: (N, O, P, Q),
-    P = ⌊(H + 2 padding − dilation (I − 1) − 1) / stride⌋ + 1. ``padding`` may be "same" or "valid".
-    Keeps x and weight. y has channels-last memory. Raises RuntimeError where sizes do not fit.
+    P = ⌊(H + 2 padding − dilation (I − 1) − 1) / stride⌋ + 1. ``padding`` may be "valid" (none) or "same"
+    (P = H; an odd zero goes below and right). Keeps x and weight. y has channels-last memory.
+    Raises RuntimeError where sizes do not fit.
     """
     if not groups >= 1:
         raise ValueError(f"conv2d: expected groups >= 1, got {groups}")
     _check(x, weight, bias, groups)
     stride, dilation = pair(stride, "stride", "conv2d"), pair(dilation, "dilation", "conv2d")
-    padding = _padding(padding, weight.shape[2:], stride, dilation)
+    if padding == "same":
+        if stride != (1, 1):
+            raise ValueError("conv2d: padding='same' is not supported for strided convolutions")
+        (ph, below), (pw, right) = [divmod(d * (k - 1), 2) for d, k in zip(dilation, weight.shape[2:])]
+        x, padding = pad(x, (0, right, 0, below)) if below or right else x, (ph, pw)
+    padding = pair(0 if padding == "valid" else padding, "padding", "conv2d", 0)
     size = [n + 2 * p - d * (k - 1) - 1
             for n, p, d, k in zip(x.shape[2:], padding, dilation, weight.shape[2:])]
     if min(size) < 0:
@@ -40,25 +47,17 @@ def conv2d(x, weight, bias=None, /, stride=1, padding=0, dilation=1, groups=1):
             f"conv2d: Calculated padded input size per channel: "
             f"{tuple(n + 2 * p for n, p in zip(x.shape[2:], padding))}. Kernel size: {weight.shape[2:]}. "
             "Kernel size can't be greater than actual input size")
+    return _conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+
+
+@op(name="conv2d", method=False)
+def _conv2d(x, weight, bias=None, /, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
     how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     y = kernels(x).conv2d(x.data, weight.data, None if bias is None else bias.data, **how)
     input_size, kernel_size = x.shape, weight.shape[2:]
     return y, (lambda dy: conv2d_input(dy, weight, input_size=input_size, **how),
                lambda dy: conv2d_weight(dy, x, kernel_size=kernel_size, **how),
                lambda dy: sum(dy, (0, 2, 3)))
-
-
-def _padding(padding: Any, kernel: Any, stride: Any, dilation: Any) -> tuple[int, int]:
-    if padding == "valid":
-        return 0, 0
-    if padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, kernel)]
-        if stride != (1, 1):
-            raise ValueError("conv2d: padding='same' is not supported for strided convolutions")
-        if any(t % 2 for t in total):
-            raise ValueError(f"conv2d: padding='same' needs an odd kernel, got {tuple(kernel)}: pad x first")
-        return total[0] // 2, total[1] // 2
-    return pair(padding, "padding", "conv2d", 0)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
@@ -84,7 +83,7 @@ def conv2d_input(dy, weight, /, input_size, stride, padding, dilation, groups):
     how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     dx = kernels(dy).conv2d_input(dy.data, weight.data, input_size=input_size, **how)
     kernel_size = weight.shape[2:]
-    return dx, (lambda d: conv2d(d, weight, None, **how),
+    return dx, (lambda d: _conv2d(d, weight, None, **how),
                 lambda d: conv2d_weight(dy, d, kernel_size=kernel_size, **how))
 
 
@@ -94,7 +93,7 @@ def conv2d_weight(dy, x, /, kernel_size, stride, padding, dilation, groups):
     how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     dweight = kernels(dy).conv2d_weight(dy.data, x.data, kernel_size=kernel_size, **how)
     input_size = x.shape
-    return dweight, (lambda d: conv2d(x, d, None, **how),
+    return dweight, (lambda d: _conv2d(x, d, None, **how),
                      lambda d: conv2d_input(dy, d, input_size=input_size, **how))
 
 

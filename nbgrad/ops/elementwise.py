@@ -142,17 +142,23 @@ round = _step("round", "y = x rounded, half to even.   ∂x = 0.")
 trunc = _step("trunc", "y = x without its fraction.   ∂x = 0.")
 
 
-@op
-def clamp(x, /, min=None, max=None):
-    """y = min(max(x, low), high).   ∂x = ∂y inside the bounds and on them, 0 outside."""
+@op(name="clamp", method=False)
+def _clamp(x, min=None, max=None, /):
+    low, high = -math.inf if min is None else min.data, math.inf if max is None else max.data
+    y = np.clip(x.data, None if min is None else low, None if max is None else high)
+    return y, (lambda dy: mask(dy, (x.data >= low) & (x.data <= high)),
+               lambda dy: mask(dy, (x.data < low) & (low < high)),
+               lambda dy: mask(dy, (x.data > high) | (low > high)))
+
+
+def clamp(x: Tensor, min: Any = None, max: Any = None) -> Any:
+    """y = min(max(x, low), high).   ∂y goes to x inside the bounds and on them, else to the bound."""
     if min is None and max is None:
         raise ValueError("clamp: at least one of min or max must be given")
-    low, high = (b.data if isinstance(b, Tensor) else b for b in (min, max))
-    y = np.clip(x.data, low, high)
-    inside = np.ones(x.shape, bool)
-    inside &= True if low is None else x.data >= low
-    inside &= True if high is None else x.data <= high
-    return y.astype(x.dtype, copy=False), (lambda dy: dy * as_tensor(inside.astype(dy.dtype)),)
+    x, *bounds = _clamp._convert((x, min, max))  # type: ignore[assignment]
+    for bound in bounds:
+        x = x if bound is None else promoted(x, bound)[0]
+    return _clamp(x, *[bound if bound is None else bound.to(x.dtype) for bound in bounds])
 
 
 @op(name="where", method=False)
@@ -184,11 +190,11 @@ def _activation(name: str, keeps: str, slope: Callable[..., Tensor], doc: str,
                 defaults: tuple[tuple[str, Any], ...] = ()) -> Op:
     """y = f(x) by a fused kernel, ∂x by another; ``slope(k, *numbers)`` is f' in elementary ops, from
     which the derivatives of the second kernel are recorded when they are asked for."""
-    names = [n for n, _ in defaults]
+    names, kernel = [n for n, _ in defaults], name + "_backward"
 
     def backward(dy, k, /, **settings):
         numbers = [settings[n] for n in names]
-        return (getattr(kernels(dy), name + "_backward")(dy.data, k.data, *numbers),
+        return (getattr(kernels(dy), kernel)(dy.data, k.data, *numbers),
                 composition(lambda dy, k: dy * slope(k, *numbers), dy, k))
 
     def fn(x, /, *args, **settings):
@@ -203,7 +209,7 @@ def _activation(name: str, keeps: str, slope: Callable[..., Tensor], doc: str,
     for f in (fn, backward):
         f.__module__ = __name__
     fn.__doc__, backward.__doc__ = doc, f"∂x of {name}."
-    back = Op(backward, name + "_backward", method=False)
+    back = Op(backward, kernel, method=False)
     made = Op(fn, name, saves_output=keeps == "y")
     made.settings, made.variadic = names, False
     return made
@@ -255,11 +261,11 @@ def gelu(x: Tensor, approximate: str = "none") -> Any:
 
 # ----------------------------------------------------------------------------- comparisons and logic
 
-def _compare(name: str, ufunc: Any) -> Op:
+def _compare(name: str, ufunc: Any, **options: bool) -> Op:
     def fn(a, b, /):
         return ufunc(a.data, b.data), None
     fn.__doc__, fn.__module__ = f"{ufunc.__name__}, elementwise; not differentiated.", __name__
-    return Op(fn, name)
+    return Op(fn, name, **options)
 
 
 eq, ne = _compare("eq", np.equal), _compare("ne", np.not_equal)
@@ -267,7 +273,20 @@ lt, le = _compare("lt", np.less), _compare("le", np.less_equal)
 gt, ge = _compare("gt", np.greater), _compare("ge", np.greater_equal)
 logical_and, logical_or = _compare("logical_and", np.logical_and), _compare("logical_or", np.logical_or)
 logical_xor = _compare("logical_xor", np.logical_xor)
-floor_divide, remainder = _compare("floor_divide", np.floor_divide), _compare("remainder", np.remainder)
+
+
+def _divided(ufunc: Any) -> Any:
+    def f(a: Any, b: Any) -> Any:
+        if np.result_type(a, b).kind != "f" and not np.all(b):
+            raise ZeroDivisionError(f"{ufunc.__name__}: integer division by zero")
+        with np.errstate(all="ignore"):
+            return ufunc(a, b)
+    f.__name__ = ufunc.__name__
+    return f
+
+
+floor_divide = _compare("floor_divide", _divided(np.floor_divide), promote=True)
+remainder = _compare("remainder", _divided(np.remainder), promote=True)
 
 
 def _test(name: str, ufunc: Any) -> Op:
@@ -279,6 +298,8 @@ def _test(name: str, ufunc: Any) -> Op:
 
 logical_not = _test("logical_not", np.logical_not)
 isnan, isinf, isfinite = _test("isnan", np.isnan), _test("isinf", np.isinf), _test("isfinite", np.isfinite)
+
+setattr(Tensor, "clamp", clamp)  # noqa: B010 (mypy knows no such attribute)
 
 __all__ = ["abs", "add", "ceil", "clamp", "cos", "div", "elu", "eq", "erf", "exp", "expm1", "floor",
            "floor_divide", "ge", "gelu", "gt", "isfinite", "isinf", "isnan", "le", "leaky_relu", "log",

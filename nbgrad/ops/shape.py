@@ -293,10 +293,16 @@ def flip(x: Tensor, dims: Any) -> Tensor:
     return getitem(x, tuple(slice(None, None, -1) if i in axes else slice(None) for i in range(x.ndim)))  # type: ignore[no-any-return]
 
 
-def roll(x: Tensor, shifts: int, dims: int) -> Tensor:
-    """Moved by ``shifts`` along a dim; what leaves at one end enters at the other."""
-    n = x.shape[_axis(dims, x.ndim, "roll")]
-    return index_select(x, dims, np.roll(np.arange(n), shifts))
+def roll(x: Tensor, shifts: Any, dims: Any = None) -> Tensor:
+    """Moved by ``shifts`` along dims; what leaves at one end enters at the other. Flattened without dims."""
+    if dims is None:
+        return reshape(roll(flatten(x), shifts, 0), x.shape)
+    steps, axes = _ints((shifts,)), [_axis(d, x.ndim, "roll") for d in _ints((dims,))]
+    if len(steps) != len(axes):
+        raise ValueError(f"roll: shifts and dims must align, got {steps} and {_ints((dims,))}")
+    for step, axis in zip(steps, axes):
+        x = index_select(x, axis, np.roll(np.arange(x.shape[axis]), step))
+    return x
 
 
 def repeat(x: Tensor, *sizes: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ class Optimizer:
     arrays and numbers. A subclass defines ``_update(group)`` and may extend ``_check(group)``.
     Raises TypeError or ValueError for what is not a leaf Tensor, duplicates and bad options.
     """
+
+    _state_names: tuple[str, ...] = ()              # what loaded state must have
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         if isinstance(params, (Tensor, Mapping, str)):
@@ -61,7 +64,7 @@ class Optimizer:
     def _check(self, group: dict[str, Any]) -> None:
         """Raise ValueError for options out of range; ``not x >= 0`` also catches NaN."""
         for option, text in (("lr", "learning rate"), ("weight_decay", "weight_decay value")):
-            if not isinstance(group[option], (int, float)) or not group[option] >= 0:
+            if not isinstance(group[option], Real) or not group[option] >= 0:
                 raise ValueError(f"Invalid {text}: {group[option]}")
 
     def _update(self, group: dict[str, Any]) -> None:
@@ -107,6 +110,8 @@ class Optimizer:
         Raises ValueError, before anything has changed, if groups, their sizes, shapes or options do
         not fit.
         """
+        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+            raise ValueError("loaded state dict must have the keys 'state' and 'param_groups'")
         groups = _matching(self.param_groups, state_dict["param_groups"])
         for group in groups:
             self._check(group)
@@ -118,6 +123,10 @@ class Optimizer:
             if p is None:
                 raise ValueError(f"loaded state dict has state for parameter {i}, "
                                  "which no group lists")
+            missing = set(self._state_names) - set(values)
+            if missing:
+                raise ValueError(f"loaded state dict: {type(self).__name__} needs "
+                                 f"{sorted(missing)} for parameter {i}")
             state[p] = {name: _copied(name, value, p) for name, value in values.items()}
         self.param_groups, self.state = groups, state
 

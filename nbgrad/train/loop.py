@@ -76,7 +76,9 @@ class Trainer:
         Raises Interrupted at Ctrl-C or SIGTERM, after the step that was under way and a save.
         ``signals``: the caller's block, where it has more to protect than this run.
         """
-        with Signals() if signals is None else nullcontext(signals) as noted:
+        # NumPy's overflow warnings of a run that diverges add nothing to the loss saying so.
+        quiet = np.errstate(over="ignore", invalid="ignore")
+        with quiet, Signals() if signals is None else nullcontext(signals) as noted:
             while self.epoch < epochs and not self.diverged:
                 self._epoch(progress or Silent(), noted)
                 self._check(noted)

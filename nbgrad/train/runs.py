@@ -18,7 +18,7 @@ from nbgrad.train.checkpoint import CheckpointError
 from nbgrad.train.config import Config
 from nbgrad.train.loop import Trainer
 from nbgrad.train.metrics import CsvLog, Log, TensorBoardLog
-from nbgrad.train.setup import build_model, load_task, trainer, warm_up
+from nbgrad.train.setup import Task, build_model, load_task, trainer, warm_up
 
 __all__ = ["new_folder", "restored", "resumed", "started", "write_json"]
 
@@ -43,11 +43,10 @@ def new_folder(out: Path_ | None, command: str) -> Path:
     return folder
 
 
-def started(config: Config, folder: Path, **settings: Any) -> Trainer:
+def started(config: Config, task: Task, folder: Path, **settings: Any) -> Trainer:
     """A Trainer that begins in ``folder``."""
-    task = load_task(config)
     one = trainer(config, task, folder=folder, **settings)
-    warm_up(trainer(config, task))
+    warm_up(config, task)
     write_json(folder / "config.json", config.to_dict())
     return _with_logs(one, folder, None)
 
@@ -67,12 +66,12 @@ def resumed(path: Path_, *, root: str | None = None, epochs: int | None = None,
     config = config.but(root=root or config.root, epochs=epochs or config.epochs)
     checkpoint.remove_stale(file.parent)
     task = load_task(config)
-    warm_up(trainer(config, task))
     one = trainer(config, task, folder=file.parent, **settings)
     try:
         one.load_state_dict(state)
     except CheckpointError as e:
         raise CheckpointError(f"{file}: {e}") from e
+    warm_up(config, task)
     return _with_logs(one, file.parent, one.step), config
 
 

@@ -13,7 +13,7 @@ from nbgrad.autograd import Tensor, as_tensor
 from nbgrad.data import DataLoader, TensorDataset
 from nbgrad.nn import init
 from nbgrad.nn.functional import cross_entropy
-from nbgrad.ops.random import Generator, manual_seed, randn
+from nbgrad.ops.random import Generator, default_generator, manual_seed, randn
 from nbgrad.train.config import Config
 from nbgrad.train.evaluation import evaluate
 from nbgrad.train.loop import Trainer
@@ -99,10 +99,15 @@ def sample_loss(config: Config, samples: int) -> Tensor:
     return loss
 
 
-def warm_up(one: Trainer) -> None:
-    """Compile or load the kernels of a run: one step and one evaluated batch on a throw-away."""
-    one.train_step(*next(iter(one.train)))
+def warm_up(config: Config, task: Task) -> None:
+    """Compile or load a run's kernels, so that they are not counted in its seconds: one step and
+    one evaluated batch of a throw-away. No generator moves."""
+    state = default_generator.get_state()
+    one = trainer(config, task)
+    with np.errstate(over="ignore", invalid="ignore"):
+        one.train_step(*next(iter(one.train)))
     evaluate(one.model, [next(iter(one.test))])
+    default_generator.set_state(state)
 
 
 def build_model(config: Config) -> nn.Module:

@@ -16,9 +16,9 @@ from nbgrad.train.loop import Interrupted, Signals, Trainer
 from nbgrad.train.metrics import TensorBoardLog
 from nbgrad.train.progress import Silent
 from nbgrad.train.report import LEVELS, epochs_to, finding, summarize
-from nbgrad.train.setup import Task, load_task, trainer, warm_up
+from nbgrad.train.setup import Task, trainer, warm_up
 
-__all__ = ["Study", "compare", "describe"]
+__all__ = ["Study", "compare"]
 
 FORMAT = "nbgrad-compare-1"
 
@@ -49,7 +49,7 @@ class Study:
                 for lr in self.lrs for seed in self.seeds for norm in self.norms]
 
 
-def compare(study: Study, folder: Path | None = None,
+def compare(study: Study, task: Task, folder: Path | None = None,
             progress: Silent | None = None) -> dict[str, Any]:
     """Train every run of the study; returns results as JSON-able values.
 
@@ -59,17 +59,15 @@ def compare(study: Study, folder: Path | None = None,
     number, and ``last.safetensors`` holds the run that was under way.
     """
     progress, begin = progress or Silent(), time.perf_counter()
-    progress.update(0, "reading data, compiling kernels")
-    task = load_task(study.config)
+    progress.update(0, "compiling kernels")
     for norm in study.norms:
-        warm_up(trainer(study.config.but(norm=norm), task))
+        warm_up(study.config.but(norm=norm), task)
     results, runs = _header(study, task), list[dict[str, Any]]()
     with Signals() as signals:
         try:
+            # A signal between two runs is noticed, and the run saved, at the next one's first step.
             for run in _runs(study, task, folder, progress, signals):
                 runs.append(run)
-                if signals.caught:
-                    raise Interrupted(signals.caught, None)
             if folder is not None:
                 (folder / "last.safetensors").unlink(missing_ok=True)
         except Interrupted as e:
@@ -109,22 +107,33 @@ def _header(study: Study, task: Task) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "title": describe(study, task), "machine": backend.info(), "config": study.config.to_dict(),
+        "title": title(study), "details": details(study, task), "machine": backend.info(), "config": study.config.to_dict(),
         "norms": list(study.norms), "lrs": list(study.lrs), "seeds": list(study.seeds),
         "epochs": study.config.epochs, "train_samples": len(task.train),
         "test_samples": len(task.test),
     }
 
 
-def describe(study: Study, task: Task) -> str:
-    """What was run, in a line."""
+def title(study: Study) -> str:
+    """The question in a line."""
+    norms = " and ".join(f"with {NORMS[norm]}" for norm in study.norms if norm != "none")
+    without = "without and " if "none" in study.norms else ""
+    return f"{_NAMES[study.config.model]} on {_NAMES[study.config.data]}, {without}{norms}"
+
+
+_NAMES = {"mlp": "MLP", "lenet": "LeNet-5", "resnet20": "ResNet-20", "digits": "UCI digits",
+          "mnist": "MNIST", "cifar10": "CIFAR-10"}
+
+
+def details(study: Study, task: Task) -> str:
+    """How it was asked, in a line."""
     c = study.config
-    images = f"{len(task.train):,} training, {len(task.test):,} test images"
-    parts = [f"{c.model} on {c.data} ({images})", f"{c.activation}, norm {c.placement} it",
-             f"{c.optimizer}, batch size {c.batch_size}"]
+    parts = [f"{len(task.train):,} training and {len(task.test):,} test images",
+             f"{c.activation}, norm {c.placement} the activation", f"{c.optimizer}",
+             f"batch size {c.batch_size}", f"{c.init} initial weights"]
     if c.dropout:
         parts.append(f"dropout {c.dropout:g}")
-    return "; ".join(parts)
+    return ", ".join(parts)
 
 
 def _record(config: Config, one: Trainer, task: Task) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def draw(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
         raise ModuleNotFoundError("the curves need matplotlib: pip install 'nbgrad[lab]'",
                                   name=e.name) from e
     lrs = results["lrs"]
-    figure = Figure(figsize=(max(3.4 * len(lrs), 6.4) + 0.6, 6.4), dpi=150, layout="constrained")
+    figure = Figure(figsize=(max(3.4 * len(lrs), 7.2) + 0.6, 7.0), dpi=150, layout="constrained")
     panels = figure.subplots(2, len(lrs), squeeze=False, sharex=True, sharey="row")
     for column, lr in enumerate(lrs):
         _accuracy(panels[0, column], results, lr)
@@ -43,30 +43,39 @@ def draw(results: dict[str, Any], path: str | os.PathLike[str]) -> None:
         _plain(panel)
     panels[0, 0].set_ylabel("test accuracy (%)")
     panels[1, 0].set_ylabel("training loss (log scale)")
-    figure.supxlabel("epoch", fontsize="medium")
-    figure.suptitle(results["title"], fontsize="medium", x=0.01, ha="left")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False,
-                  alignment="left", title=_reading(results), title_fontsize="small")
+    for panel in panels[1]:
+        panel.set_xlabel("epoch")
+    panels[0, -1].text(1.01, 95, "95 %", transform=panels[0, -1].get_yaxis_transform(),
+                       va="center", fontsize="small", color=_GREY)
+    _head(figure, panels[0, 0], results)
     figure.savefig(path)
 
 
-def _reading(results: dict[str, Any]) -> str:
-    seeds = len(results["seeds"])
-    lines = f"line: median of {seeds} seeds, band: lowest to highest; " if seeds > 1 else ""
-    return lines + "dot: the epoch at which 95 % is reached"
+def _head(figure: Any, panel: Any, results: dict[str, Any]) -> None:
+    """Title, what was run, how to read it, and the legend, above the panels."""
+    figure.get_layout_engine().set(rect=(0, 0, 1, 0.86))
+    median = f"line: median of {len(results['seeds'])} seeds, band: lowest to highest; "
+    reading = (median if len(results["seeds"]) > 1 else "") + "dot: epoch that first reaches 95 %"
+    figure.text(0.012, 0.955, results["title"], fontsize="large", weight="bold")
+    figure.text(0.012, 0.926, results["details"], fontsize="small", color=_GREY)
+    figure.text(0.988, 0.888, reading, fontsize="small", color=_GREY, ha="right")
+    figure.legend(*panel.get_legend_handles_labels(), loc="center left", frameon=False, ncols=3,
+                  bbox_to_anchor=(0.004, 0.893), handlelength=3)
 
 
 def _accuracy(panel: Any, results: dict[str, Any], lr: float) -> None:
+    from matplotlib.patheffects import withStroke
+
     for norm in results["norms"]:
         epochs, middle = _band(panel, results, norm, lr, "test/accuracy", 100.0)
-        reached = np.flatnonzero(middle >= 95.0)
-        if len(reached):
-            at = reached[0]
-            panel.plot(epochs[at], middle[at], "o", color=_STYLES[norm]["color"], markersize=6,
-                       markeredgecolor="white", zorder=4)
-            panel.annotate(f"{epochs[at]}", (epochs[at], middle[at]), xytext=(5, -13),
-                           textcoords="offset points", color=_STYLES[norm]["color"], weight="bold")
+        row = [r for r in results["summary"] if r["norm"] == norm and r["lr"] == lr]
+        at = row[0]["epochs_to"]["0.95"] if row else None
+        if at is not None:
+            y, color = float(np.interp(at, epochs, middle)), _STYLES[norm]["color"]
+            panel.plot(at, y, "o", color=color, markersize=6, markeredgecolor="white", zorder=4)
+            panel.annotate(f"{at:g}", (at, y), xytext=(6, -14), textcoords="offset points",
+                           color=color, weight="bold", zorder=5,
+                           path_effects=[withStroke(linewidth=3, foreground="white")])
     panel.axhline(95.0, color=_GREY, linewidth=0.8, linestyle=":", zorder=0)
     panel.set(title=f"learning rate {lr:g}", ylim=(0, 102))
 

@@ -1,0 +1,111 @@
+"""One table of shapes for tests and benches. Small ones are chosen to break loops, big ones are real layers."""
+
+from typing import NamedTuple
+
+__all__ = ["ADAPTIVE", "AVG_POOL", "CONV", "ELEMENTWISE", "LOSS", "MATMUL", "MAX_POOL", "NORM",
+           "BENCH_CONV", "BENCH_ELEMENTWISE", "BENCH_LOSS", "BENCH_MATMUL", "BENCH_NORM",
+           "BENCH_POOL", "Conv", "Pool"]
+
+
+class Conv(NamedTuple):
+    """x (N, C, H, W), weight (O, C/groups, I, J)."""
+
+    name: str
+    x: tuple[int, int, int, int]
+    weight: tuple[int, int, int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    @property
+    def settings(self):
+        """The keywords of the convolution kernels."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation,
+                "groups": self.groups}
+
+
+CONV = [
+    Conv("one pixel", (1, 1, 1, 1), (1, 1, 1, 1)),
+    Conv("plain", (2, 3, 7, 6), (4, 3, 3, 3), padding=(1, 1)),
+    Conv("uneven everything", (2, 4, 9, 8), (6, 2, 3, 2), (2, 1), (0, 1), (1, 2), 2),
+    Conv("primes, wider than a tile", (3, 37, 11, 13), (41, 37, 3, 3), padding=(1, 1)),
+    Conv("stride 2", (3, 5, 9, 11), (17, 5, 3, 3), (2, 2), (1, 1)),
+    Conv("stride skips pixels", (2, 3, 8, 8), (4, 3, 2, 2), (3, 3)),
+    Conv("1x1", (3, 8, 5, 5), (16, 8, 1, 1)),
+    Conv("1x1 stride 2, groups", (3, 8, 5, 5), (16, 4, 1, 1), (2, 2), groups=2),
+    Conv("padding wider than kernel", (2, 3, 4, 4), (5, 3, 1, 2), padding=(2, 3)),
+    Conv("depthwise", (2, 6, 7, 7), (6, 1, 3, 3), padding=(1, 1), groups=6),
+    Conv("depthwise, stride 2, dilated", (2, 6, 9, 8), (6, 1, 3, 3), (2, 2), (2, 2), (2, 2), 6),
+    Conv("depthwise, two per channel", (2, 4, 5, 5), (8, 1, 3, 3), padding=(1, 1), groups=4),
+    Conv("kernel as large as input", (4, 6, 5, 5), (7, 6, 5, 5)),
+    Conv("no images", (0, 8, 5, 5), (4, 8, 3, 3), padding=(1, 1)),
+    Conv("no outputs", (2, 3, 5, 5), (0, 3, 3, 3)),
+]
+
+BENCH_CONV = [
+    Conv("resnet20 stem", (128, 3, 32, 32), (16, 3, 3, 3), padding=(1, 1)),
+    Conv("resnet20 stage 1", (128, 16, 32, 32), (16, 16, 3, 3), padding=(1, 1)),
+    Conv("resnet20 down", (128, 16, 32, 32), (32, 16, 3, 3), (2, 2), (1, 1)),
+    Conv("resnet20 stage 2", (128, 32, 16, 16), (32, 32, 3, 3), padding=(1, 1)),
+    Conv("resnet20 stage 3", (128, 64, 8, 8), (64, 64, 3, 3), padding=(1, 1)),
+    Conv("lenet 1", (64, 1, 28, 28), (6, 1, 5, 5), padding=(2, 2)),
+    Conv("lenet 2", (64, 6, 14, 14), (16, 6, 5, 5)),
+    Conv("resnet50 1x1", (8, 64, 56, 56), (256, 64, 1, 1)),
+    Conv("resnet50 3x3", (8, 128, 28, 28), (128, 128, 3, 3), padding=(1, 1)),
+    Conv("resnet50 last", (8, 512, 7, 7), (512, 512, 3, 3), padding=(1, 1)),
+    Conv("depthwise", (32, 64, 28, 28), (64, 1, 3, 3), padding=(1, 1), groups=64),
+]
+
+
+class Pool(NamedTuple):
+    """x (N, C, H, W) and windows."""
+
+    name: str
+    x: tuple[int, int, int, int]
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    ceil_mode: bool = False
+
+    @property
+    def settings(self):
+        """The keywords of average pooling; max pooling takes dilation too."""
+        return {"kernel_size": self.kernel_size, "stride": self.stride, "padding": self.padding,
+                "ceil_mode": self.ceil_mode}
+
+
+MAX_POOL = [
+    Pool("one pixel", (1, 1, 1, 1), (1, 1), (1, 1)),
+    Pool("plain", (2, 3, 8, 6), (2, 2), (2, 2)),
+    Pool("overlap, odd", (2, 37, 9, 7), (3, 3), (2, 2), (1, 1)),
+    Pool("uneven, partial last window", (2, 3, 9, 8), (3, 2), (2, 3), (1, 1), ceil_mode=True),
+    Pool("dilated", (3, 5, 9, 8), (3, 2), (2, 1), (1, 1), (2, 2), True),
+    Pool("no images", (0, 3, 9, 8), (3, 2), (2, 1), (1, 1)),
+    Pool("no channels", (2, 0, 4, 4), (2, 2), (2, 2)),
+]
+AVG_POOL = [case for case in MAX_POOL if case.dilation == (1, 1)]
+ADAPTIVE = [((2, 3, 7, 5), (1, 1)), ((2, 37, 7, 5), (3, 2)), ((2, 3, 4, 4), (7, 9)), ((0, 3, 4, 4), (2, 2))]
+BENCH_POOL = [
+    Pool("lenet", (64, 6, 28, 28), (2, 2), (2, 2)),
+    Pool("resnet50 stem", (8, 64, 112, 112), (3, 3), (2, 2), (1, 1)),
+]
+
+# (N, C, *S): rows × channels below and above one tile, planes below and above the lanes, one channel
+NORM = [(1, 1), (60, 100), (7, 3), (1, 17), (2, 1500), (1031, 37), (5, 3, 4, 4), (5, 3, 9, 9),
+        (3, 5, 1, 1), (3, 1, 5, 5), (2, 3, 131), (130, 2, 3, 17, 5), (0, 3), (4, 0), (2, 3, 0, 5)]
+BENCH_NORM = [(60, 100), (128, 512), (4096, 1024), (128, 16, 32, 32), (128, 64, 8, 8), (32, 256, 14, 14)]
+
+# (shape, axis)
+LOSS = [((1, 1), 1), ((7, 10), -1), ((7, 10), 0), ((2, 1500), 1), ((70, 65), 1), ((3, 5, 4, 3), 1),
+        ((3, 5, 4, 3), 2), ((5,), 0), ((0, 4), 1), ((3, 0), 0)]
+BENCH_LOSS = [(128, 10), (64, 1000), (512, 32000)]
+
+# (M, K, N)
+MATMUL = [(1, 1, 1), (3, 5, 7), (13, 1, 17), (1, 64, 1), (33, 129, 65), (0, 3, 4), (3, 0, 4), (2, 4, 0)]
+BENCH_MATMUL = [(60, 784, 100), (128, 512, 512), (512, 512, 512), (1024, 1024, 1024)]
+
+ELEMENTWISE = [((), ()), ((1,), (1,)), ((7,), (7,)), ((3, 1), (1, 5)), ((2, 3, 4), (4,)), ((0, 3), (1, 3)),
+               ((129, 33), (129, 33)), ((5, 1, 7), (3, 1))]
+BENCH_ELEMENTWISE = [(60, 100), (1024, 1024), (64, 64, 56, 56)]

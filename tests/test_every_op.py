@@ -1,0 +1,437 @@
+"""Every op in the registry: gradients to second order against finite differences, documentation, and a
+mutation test that shows that the gradient checks notice a changed or missing term."""
+
+import ast
+import gc
+import importlib
+import inspect
+import types
+
+import numpy as np
+import pytest
+
+import nbgrad
+import nbgrad.ops as F
+from nbgrad import backend
+from nbgrad.autograd import OPS, Tensor, as_tensor, grad
+from nbgrad.testing import GradcheckError, gradcheck
+
+NOT_DIFFERENTIATED = {
+    "all", "any", "argmax", "argmin", "eq", "floor_divide", "ge", "gt", "isfinite", "isinf", "isnan", "le",
+    "logical_and", "logical_not", "logical_or", "logical_xor", "lt", "ne", "remainder"}
+PIECEWISE_LINEAR = {"relu_backward", "leaky_relu_backward"}      # zero gradient of their second input
+ZERO_GRADIENT = {"ceil", "floor", "round", "sign", "trunc"}
+
+rng = np.random.default_rng(7)
+
+
+def real(*shape, low=None, high=None):
+    """Random values; away from kinks and poles where bounds are given."""
+    x = rng.standard_normal(shape) if low is None else rng.uniform(low, high, shape)
+    return as_tensor(x)
+
+
+def distinct(*shape):
+    """Values 0.1 and more apart: a step of finite differences swaps no two."""
+    return as_tensor((rng.permutation(np.prod(shape)) * 0.1 - 0.7).reshape(shape))
+
+
+def kinked(*shape):
+    """Both signs, 0.1 and more away from 0."""
+    x = rng.uniform(0.1, 2, shape)
+    return as_tensor(x * np.where(np.arange(x.size).reshape(shape) % 2, 1, -1))
+
+
+INDEX = np.array([[0, 2], [1, 1]])
+KEEP = np.array([[True, False, True], [False, True, True]])
+TARGET = np.array([0, 2, -100, 1])
+CLASS_WEIGHT = np.array([0.5, 2.0, 1.0])
+CONV = {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2), "groups": 2}
+POOL = {"kernel_size": (2, 2), "stride": (2, 1), "padding": (1, 0), "ceil_mode": True,
+        "count_include_pad": False, "divisor_override": None}
+MEAN, INVSTD = np.array([0.3, -0.2, 0.1]), np.array([1.5, 0.5, 1.0])
+
+
+def statistics(x, eps=1e-5):
+    """What batch_norm hands to its backward."""
+    axes = (0, *range(2, x.ndim))
+    return {"mean": x.data.mean(axes), "invstd": 1 / np.sqrt(x.data.var(axes) + eps), "eps": eps}
+
+
+def op(name, **settings):
+    return lambda *xs: OPS[name](*xs, **settings)
+
+
+def of_batch(dy, x, gamma):
+    return OPS["batch_norm_backward"](dy, x, gamma, **statistics(x))
+
+
+def of_layer(dy, x, gamma):
+    rows = x.data.reshape(4, -1)
+    return OPS["layer_norm_backward"](dy, x, gamma, mean=rows.mean(1), eps=1e-5, dims=2,
+                                      invstd=1 / np.sqrt(rows.var(1) + 1e-5))
+
+
+def softmax_of(x):
+    return as_tensor(np.exp(x.data) / np.exp(x.data).sum(1, keepdims=True))
+
+
+def cross(reduction, weight=None, smoothing=0.0):
+    return op("cross_entropy", target=TARGET, weight=weight, ignore_index=-100, reduction=reduction,
+              label_smoothing=smoothing)
+
+
+POOL_INDICES = nbgrad.max_pool2d(distinct(2, 2, 5, 4), 2, return_indices=True)[1].data
+
+SOFT = as_tensor([-1.5, -0.5, 0.4, 1.0, 1.6, 1.9])          # 1.5 x is on both sides of 2
+
+# name -> [(function, inputs)]: each input is checked, and the first and second derivatives
+SAMPLES = {
+    "add": [(op("add"), (real(2, 3), real(3))), (op("add", alpha=2.5), (real(2, 3), real(2, 1)))],
+    "sub": [(op("sub"), (real(2, 3), real(3))), (op("sub", alpha=2.5), (real(2, 3), real(2, 1)))],
+    "mul": [(op("mul"), (real(2, 3), real(3)))],
+    "div": [(op("div"), (real(2, 3), real(3, low=0.5, high=2)))],
+    "pow": [(op("pow"), (real(2, 3, low=0.5, high=2), real(3))), (lambda x: x ** 3, (real(2, 3),)),
+            (lambda x: x ** 2, (real(2, 3),))],
+    "maximum": [(op("maximum"), (distinct(2, 3), as_tensor(distinct(2, 3).data + 0.05)))],
+    "minimum": [(op("minimum"), (distinct(2, 3), as_tensor(distinct(2, 3).data + 0.05)))],
+    **{name: [(op(name), (real(2, 3, low=0.5, high=2),))]
+       for name in ("log", "log1p", "sqrt", "rsqrt", "reciprocal")},
+    **{name: [(op(name), (kinked(2, 3),))]
+       for name in ("exp", "expm1", "square", "sin", "cos", "erf", "neg", "abs", "relu", "sigmoid", "silu", "tanh",
+                    "gelu", "gelu_tanh", "leaky_relu", "elu", "softplus", "alias", "clone", "contiguous")},
+    **{name + "_backward": [(op(name + "_backward"), (real(2, 3), kinked(2, 3)))]
+       for name in ("relu", "sigmoid", "silu", "tanh", "gelu", "gelu_tanh")},
+    "leaky_relu_backward": [(op("leaky_relu_backward", negative_slope=0.3), (real(2, 3), kinked(2, 3)))],
+    "elu_backward": [(op("elu_backward", alpha=1.3), (real(2, 3), kinked(2, 3)))],
+    "softplus_backward": [(op("softplus_backward", beta=1.5, threshold=2.0), (real(6), SOFT))],
+    "clamp": [(op("clamp", min=-0.35, max=0.25), (distinct(3, 4),))],
+    "where": [(op("where", condition=KEEP), (real(2, 3), real(3)))],
+    "mask": [(op("mask", keep=KEEP), (real(2, 3),))],
+    "sum": [(op("sum"), (real(2, 3),)), (op("sum", dim=(0, -1), keepdim=True), (real(2, 3, 2),)),
+            (op("sum", dim=1), (real(2, 3, 2),))],
+    "sum_to": [(op("sum_to", shape=(3, 1)), (real(2, 3, 4),))],
+    "mean": [(op("mean"), (real(2, 3),)), (op("mean", dim=(0, 2)), (real(2, 3, 2),))],
+    "amax": [(op("amax", dim=1), (distinct(3, 4),)), (op("amax"), (distinct(3, 4),))],
+    "amin": [(op("amin", dim=0, keepdim=True), (distinct(3, 4),)), (op("amin"), (distinct(3, 4),))],
+    "prod": [(op("prod", dim=1), (kinked(3, 4),)), (op("prod"), (kinked(2, 2),)),
+             (op("prod", dim=1), (as_tensor([[0.0, 1.2, -0.7], [0.5, -1.1, 2.0], [0.0, 0.0, 3.0]]),))],
+    "norm": [(op("norm", dim=1, keepdim=False), (real(3, 4),))],
+    "cumsum": [(op("cumsum", dim=1), (real(3, 4),))],
+    "cast": [(lambda x: OPS["cast"](x, dtype=np.float64) * x, (real(3),))],
+    "reshape": [(op("reshape", shape=(3, 2)), (real(2, 3),))],
+    "permute": [(op("permute", dims=(2, 0, 1)), (real(2, 3, 4),))],
+    "transpose": [(op("transpose", dim0=0, dim1=-1), (real(2, 3, 4),))],
+    "broadcast_to": [(op("broadcast_to", shape=(4, 2, 3)), (real(2, 1),))],
+    "cat": [(op("cat", dim=1), (real(2, 3), real(2, 1), real(2, 2)))],
+    "getitem": [(op("getitem", index=(slice(None, None, -2), 1)), (real(3, 4),)),
+                (op("getitem", index=INDEX), (real(3, 4),))],
+    "index_add": [(op("index_add", index=INDEX, shape=(3,)), (real(2, 2),)),
+                  (op("index_add", index=(slice(1, None), None, 0), shape=(3, 2)), (real(2, 1),))],
+    "index_put": [(op("index_put", index=(slice(1, None), 0)), (real(3, 2), real(2))),
+                  (op("index_put", index=KEEP), (real(2, 3), real(4)))],
+    "pad": [(op("pad", widths=((1, 0), (0, 2)), value=0.5), (real(2, 3),))],
+    "matmul": [(op("matmul"), (real(2, 1, 3, 4), real(3, 4, 2))), (op("matmul"), (real(4), real(2, 4, 3))),
+               (op("matmul"), (real(2, 3, 4), real(4))), (op("matmul"), (real(4), real(4)))],
+    "linear": [(op("linear"), (real(2, 3, 4), real(5, 4), real(5))), (op("linear"), (real(4), real(5, 4)))],
+    "conv2d": [(op("conv2d", **CONV), (real(2, 4, 5, 6), real(6, 2, 3, 2), real(6))),
+               (op("conv2d"), (real(1, 2, 3, 3), real(3, 2, 1, 1)))],
+    "conv2d_input": [(op("conv2d_input", input_size=(2, 4, 5, 6), **CONV), (real(2, 6, 3, 4), real(6, 2, 3, 2)))],
+    "conv2d_weight": [(op("conv2d_weight", kernel_size=(3, 2), **CONV), (real(2, 6, 3, 4), real(2, 4, 5, 6)))],
+    "max_pool2d": [(op("max_pool2d", kernel_size=(3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2),
+                       ceil_mode=True), (distinct(2, 2, 5, 4),))],
+    "max_pool2d_backward": [(op("max_pool2d_backward", indices=POOL_INDICES, input_size=(2, 2, 5, 4)),
+                             (real(2, 2, 2, 2),))],
+    "max_pool2d_gather": [(op("max_pool2d_gather", indices=POOL_INDICES), (real(2, 2, 5, 4),))],
+    "avg_pool2d": [(op("avg_pool2d", **POOL), (real(2, 2, 5, 4),))],
+    "avg_pool2d_backward": [(op("avg_pool2d_backward", input_size=(2, 2, 5, 4), **POOL),
+                             (real(*nbgrad.avg_pool2d(real(2, 2, 5, 4), 2, (2, 1), (1, 0), True).shape),))],
+    "adaptive_avg_pool2d": [(op("adaptive_avg_pool2d", output_size=(2, 3)), (real(2, 2, 5, 4),))],
+    "adaptive_avg_pool2d_backward": [(op("adaptive_avg_pool2d_backward", input_size=(2, 2, 5, 4)),
+                                      (real(2, 2, 2, 3),))],
+    "batch_norm": [(op("batch_norm", eps=1e-5), (real(4, 3), real(3), real(3))),
+                   (op("batch_norm", eps=1e-3), (real(2, 3, 2, 2), real(3), real(3)))],
+    "batch_norm_backward": [(of_batch, (real(4, 3), real(4, 3), real(3))),
+                            (of_batch, (real(2, 3, 2, 2), real(2, 3, 2, 2), real(3)))],
+    "batch_norm_inference": [(op("batch_norm_inference", mean=MEAN, invstd=INVSTD),
+                              (real(2, 3, 2), real(3), real(3)))],
+    "batch_norm_inference_backward": [(op("batch_norm_inference_backward", mean=MEAN, invstd=INVSTD),
+                                       (real(2, 3, 2), real(2, 3, 2), real(3)))],
+    "layer_norm": [(op("layer_norm", dims=2, eps=1e-5), (real(4, 3, 2), real(3, 2), real(3, 2)))],
+    "layer_norm_backward": [(of_layer, (real(4, 3, 2), real(4, 3, 2), real(3, 2)))],
+    "softmax": [(op("softmax", dim=1), (real(3, 4),)), (op("softmax", dim=0), (real(3, 4),))],
+    "softmax_backward": [(op("softmax_backward", axis=1), (real(3, 4), softmax_of(real(3, 4))))],
+    "log_softmax": [(op("log_softmax", dim=-1), (real(3, 4),))],
+    "log_softmax_backward": [(op("log_softmax_backward", axis=1),
+                              (real(3, 4), as_tensor(np.log(softmax_of(real(3, 4)).data))))],
+    "cross_entropy": [(cross("mean"), (real(4, 3),)), (cross("sum", CLASS_WEIGHT, 0.2), (real(4, 3),)),
+                      (cross("none", CLASS_WEIGHT), (real(4, 3),)), (cross("mean", CLASS_WEIGHT, 0.1), (real(4, 3),))],
+    "cross_entropy_backward": [(op("cross_entropy_backward", target=TARGET, weight=CLASS_WEIGHT, ignore_index=-100,
+                                   label_smoothing=0.2), (real(4), real(4, 3)))],
+    "dropout": [(lambda x: OPS["dropout"](x, p=0.4, generator=nbgrad.Generator(3)), (real(5, 6),))],
+    **{name: [(op(name), (kinked(2, 3),))] for name in ZERO_GRADIENT},
+    # public compositions of ops, which have no entry of their own in the registry
+    "var": [(lambda x: F.var(x, 1, keepdim=True), (real(3, 4),)), (lambda x: F.var(x, correction=0), (real(5),))],
+    "std": [(lambda x: F.std(x, 0), (real(3, 4),))],
+    "logsumexp": [(lambda x: F.logsumexp(x, 1), (real(3, 4),))],
+    "vector_norm": [(lambda x: F.norm(x, 3, 1), (kinked(3, 4),)), (lambda x: F.norm(x, 1), (kinked(3, 4),))],
+    "nll_loss": [(lambda x: F.nll_loss(x, as_tensor(TARGET), as_tensor(CLASS_WEIGHT)), (real(4, 3),))],
+    "mse_loss": [(F.mse_loss, (real(3, 2), real(3, 2)))],
+    "soft_cross_entropy": [(lambda x, q: F.cross_entropy(x, q, label_smoothing=0.1), (real(3, 4), real(3, 4)))],
+    "max_along": [(lambda x: F.max(x, 1)[0], (distinct(3, 4),)), (lambda x: F.min(x, 0, True)[0], (distinct(3, 4),))],
+    "gather": [(lambda x: F.gather(x, 1, as_tensor([[0, 0], [2, 1], [3, 3]])), (real(3, 4),))],
+}
+
+
+def fresh(xs):
+    return tuple(as_tensor(x.data.copy()).requires_grad_() for x in xs)
+
+
+def check(name, mode="full", order=2):
+    for f, xs in SAMPLES[name]:
+        gradcheck(f, fresh(xs), order=order, mode=mode, allow_zero=name in ZERO_GRADIENT | PIECEWISE_LINEAR)
+
+
+def test_every_op_has_a_sample():
+    assert set(OPS) - set(SAMPLES) - NOT_DIFFERENTIATED == set()
+    assert NOT_DIFFERENTIATED <= set(OPS)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLES))
+def test_gradients_to_second_order(name):
+    check(name)
+
+
+@pytest.mark.parametrize("name", sorted(NOT_DIFFERENTIATED))
+def test_what_is_not_differentiated_is_not_recorded(name):
+    x = as_tensor([0.5, -1.0, 2.0]).requires_grad_()
+    inputs = (x, x) if OPS[name].arity == 2 else (x,)
+    assert not OPS[name](*inputs).requires_grad
+
+
+@pytest.mark.parametrize("name", ["batch_norm", "layer_norm", "batch_norm_inference", "softmax", "log_softmax",
+                                  "cross_entropy", "sigmoid", "tanh", "gelu", "conv2d", "linear"])
+def test_gradients_to_third_order(name):
+    check(name, mode="fast", order=3)
+
+
+def test_fused_batch_norm_gradient_is_right_at_a_constant_channel_and_far_mean():
+    x = rng.standard_normal((6, 4))
+    x[:, 1] = 0.5
+    x[:, 2] += 1e4
+    gradcheck(lambda x, g, b: F.batch_norm(x, None, None, g, b, True, eps=1e-2),
+              fresh((as_tensor(x), real(4), real(4))), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_ops_do_not_write_to_their_inputs(name):
+    for f, xs in SAMPLES.get(name, []):
+        frozen = fresh(xs)
+        for x in frozen:
+            x.data.flags.writeable = False
+        y = f(*frozen)
+        y = y[0] if isinstance(y, tuple) else y
+        assert np.isfinite(y.data).all()
+        y.backward(np.ones(y.shape))
+
+
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_public_ops_say_what_they_compute(name):
+    public = getattr(F, name, OPS[name])
+    assert (inspect.getdoc(public) or "").strip(), f"{name} has no docstring"
+
+
+# ------------------------------------------------------------------------------------------ mutations
+
+@pytest.mark.parametrize("mutate", [lambda d: -d, lambda d: d * 1.01, lambda d: d * 0, lambda d: None])
+@pytest.mark.parametrize("name", sorted(set(SAMPLES) & set(OPS) - ZERO_GRADIENT))
+def test_a_changed_gradient_is_noticed(name, mutate, monkeypatch):
+    """Each input's gradient of each op: negated, 1 % too large, zero, missing."""
+    target = OPS[name]
+    original = target.fn
+
+    def altered(which):
+        def fn(*xs, **settings):
+            y, vjp, *rest = original(*xs, **settings)
+
+            def changed(*dys):
+                if isinstance(vjp, tuple):
+                    dxs = [f(*dys) for f in vjp]
+                else:
+                    dxs = vjp(*dys)
+                    dxs = [dxs] if isinstance(dxs, Tensor) else list(dxs)
+                dxs[which] = None if dxs[which] is None else mutate(dxs[which])
+                return dxs
+            return y, changed, *rest
+        return fn
+
+    for i in range(1 if name in PIECEWISE_LINEAR else len(SAMPLES[name][0][1])):
+        monkeypatch.setattr(target, "fn", altered(i))
+        with pytest.raises(GradcheckError):
+            check(name, mode="fast", order=1)
+    monkeypatch.setattr(target, "fn", original)
+    check(name, mode="fast", order=1)
+
+
+class _Terms(ast.NodeTransformer):
+    """Replace the n-th arithmetic term where gradients are written: in nested functions and lambdas, or in
+    functions named ``within``. a + b becomes a, b or a − b; a · b becomes a, b or a + b; and so on."""
+
+    SWAPPED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult}
+
+    def __init__(self, n, within=None):
+        self.n, self.count, self.depth, self.within, self.line = n, 0, 0, within, None
+
+    def visit_FunctionDef(self, node):
+        own = self.within in node.name if self.within else True
+        self.depth += own
+        self.generic_visit(node)
+        self.depth -= own
+        return node
+
+    def visit_Lambda(self, node):
+        self.depth += 2
+        self.generic_visit(node)
+        self.depth -= 2
+        return node
+
+    def visit_Raise(self, node):
+        return node
+
+    def _choose(self, node, *others):
+        if self.depth < (1 if self.within else 2):
+            return node
+        for other in others:
+            self.count += 1
+            if self.count - 1 == self.n:
+                self.line = node.lineno
+                return ast.copy_location(other, node)
+        return node
+
+    def visit_BinOp(self, node):
+        self.generic_visit(node)
+        if isinstance(node.left, (ast.Tuple, ast.List)) or type(node.op) not in self.SWAPPED:
+            return node
+        other = ast.BinOp(node.left, self.SWAPPED[type(node.op)](), node.right)
+        return self._choose(node, *(self._one_of(node, i) for i in (0, 1)), other)
+
+    @staticmethod
+    def _one_of(node, i):
+        """(a, b)[i]: both stay mentioned, so that the function's free variables stay the same."""
+        pair = ast.Tuple([node.left, node.right], ast.Load())
+        return ast.Subscript(pair, ast.Constant(i), ast.Load())
+
+    def visit_Call(self, node):
+        self.generic_visit(node)
+        negated = isinstance(node.func, ast.Name) and node.func.id in ("neg", "_neg") and len(node.args) == 1
+        return self._choose(node, node.args[0]) if negated else node
+
+    def visit_UnaryOp(self, node):
+        self.generic_visit(node)
+        numeric = isinstance(node.op, ast.USub) and not isinstance(node.operand, ast.Constant)
+        return self._choose(node, node.operand) if numeric else node
+
+
+def _key(code):
+    """What identifies a function's place in its file: two lambdas may share a line."""
+    places = [(line, column) for line, _, column, _ in code.co_positions() if column]
+    return code.co_qualname, code.co_firstlineno, min(places, default=None)
+
+
+def _codes(code):
+    """Every code object inside one, by its place."""
+    found = {}
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            found[_key(const)] = const
+            found.update(_codes(const))
+    return found
+
+
+def _mutants(module, within=None):
+    """(line, {live function: mutated code}) for each mutation of the module's source."""
+    source = inspect.getsource(module)
+    live = [f for f in gc.get_objects() if isinstance(f, types.FunctionType)
+            and f.__code__.co_filename == module.__file__]
+    n = 0
+    while True:
+        terms = _Terms(n, within)
+        tree = ast.fix_missing_locations(terms.visit(ast.parse(source)))
+        if terms.line is None:
+            return
+        codes = _codes(compile(tree, module.__file__, "exec"))
+        new = {f: codes.get(_key(f.__code__)) for f in live}
+        yield terms.line, {f: c for f, c in new.items() if c is not None and c != f.__code__
+                           and c.co_freevars == f.__code__.co_freevars}
+        n += 1
+
+
+def _survives(names):
+    for name in names:
+        try:
+            check(name, mode="fast")
+        except Exception:           # GradcheckError, or shapes that no longer fit: noticed either way
+            return False
+    return True
+
+
+def _survivors(module, names, within=None):
+    survivors, count = [], 0
+    lines = inspect.getsource(module).splitlines()
+    for line, swaps in _mutants(module, within):
+        before = {f: f.__code__ for f in swaps}
+        try:
+            for f, code in swaps.items():
+                f.__code__ = code
+            count += 1
+            if not swaps or _survives(names):
+                survivors.append(f"{module.__name__}:{line}: {lines[line - 1].strip()}")
+        finally:
+            for f, code in before.items():
+                f.__code__ = code
+    return survivors, count
+
+
+MODULES = {
+    "elementwise": sorted(n for n in SAMPLES if n in OPS and OPS[n].fn.__module__ == "nbgrad.ops.elementwise"),
+    "reduce": ["sum", "sum_to", "mean", "amax", "amin", "prod", "norm", "cumsum", "var", "std", "logsumexp",
+               "vector_norm"],
+    "norm": ["batch_norm", "batch_norm_backward", "batch_norm_inference", "batch_norm_inference_backward",
+             "layer_norm", "layer_norm_backward"],
+    "loss": ["softmax", "softmax_backward", "log_softmax", "log_softmax_backward", "cross_entropy",
+             "cross_entropy_backward", "nll_loss", "soft_cross_entropy", "mse_loss"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_no_term_of_a_vjp_can_be_changed_unnoticed(name):
+    """Each arithmetic term of each vjp in ops, dropped or altered, fails a gradient check."""
+    module = importlib.import_module(f"nbgrad.ops.{name}")
+    survivors, count = _survivors(module, MODULES[name])
+    assert count > 3
+    assert survivors == []
+
+
+@pytest.mark.parametrize("name", ["norm", "loss", "elementwise"])
+def test_no_term_of_a_backward_kernel_can_be_changed_unnoticed(name):
+    """The same for the reference kernels, which define what the compiled ones must return."""
+    names = {"norm": MODULES["norm"], "loss": MODULES["loss"],
+             "elementwise": [n for n in MODULES["elementwise"] if n.endswith("_backward")]}[name]
+    module = importlib.import_module(f"nbgrad.kernels.reference.{name}")
+    with backend.use("reference"):
+        assert _survives(names)
+        survivors, count = _survivors(module, names, within="backward")
+    assert count > 3
+    assert survivors == []
+
+
+def test_batch_norm_backward_matches_its_composition():
+    """The fused backward against autograd through the formula, written from elementary ops."""
+    x, g, b = fresh((real(5, 3, 2), real(3), real(3)))
+    dy = as_tensor(rng.standard_normal(x.shape))
+    fused = grad(F.batch_norm(x, None, None, g, b, True), (x, g, b), dy)
+    axes = (0, 2)
+    xc = x - x.mean(axes, True)
+    y = xc / F.sqrt((xc * xc).mean(axes, True) + 1e-5) * g.reshape(1, 3, 1) + b.reshape(1, 3, 1)
+    for a, n in zip(fused, grad(y, (x, g, b), dy)):
+        np.testing.assert_allclose(a.data, n.data, rtol=1e-12, atol=1e-13)
