@@ -1,4 +1,7 @@
-"""One table of shapes for tests and benches. Small ones are chosen to break loops, big ones are real layers."""
+"""One table of shapes for tests and benches.
+
+Small ones are chosen to break loops, big ones are real layers.
+"""
 
 from typing import NamedTuple
 
@@ -86,16 +89,19 @@ MAX_POOL = [
     Pool("no channels", (2, 0, 4, 4), (2, 2), (2, 2)),
 ]
 AVG_POOL = [case for case in MAX_POOL if case.dilation == (1, 1)]
-ADAPTIVE = [((2, 3, 7, 5), (1, 1)), ((2, 37, 7, 5), (3, 2)), ((2, 3, 4, 4), (7, 9)), ((0, 3, 4, 4), (2, 2))]
+# (shape, output size)
+ADAPTIVE = [((2, 3, 7, 5), (1, 1)), ((2, 37, 7, 5), (3, 2)), ((2, 3, 4, 4), (7, 9)),
+            ((0, 3, 4, 4), (2, 2))]
 BENCH_POOL = [
     Pool("lenet", (64, 6, 28, 28), (2, 2), (2, 2)),
     Pool("resnet50 stem", (8, 64, 112, 112), (3, 3), (2, 2), (1, 1)),
 ]
 
-# (N, C, *S): rows × channels below and above one tile, planes below and above the lanes, one channel
+# (N, C, *S): rows × channels and planes, below and above a tile and the lanes; one channel; nothing
 NORM = [(1, 1), (60, 100), (7, 3), (1, 17), (2, 1500), (1031, 37), (5, 3, 4, 4), (5, 3, 9, 9),
         (3, 5, 1, 1), (3, 1, 5, 5), (2, 3, 131), (130, 2, 3, 17, 5), (0, 3), (4, 0), (2, 3, 0, 5)]
-BENCH_NORM = [(60, 100), (128, 512), (4096, 1024), (128, 16, 32, 32), (128, 64, 8, 8), (32, 256, 14, 14)]
+BENCH_NORM = [(60, 100), (128, 512), (4096, 1024), (128, 16, 32, 32), (128, 64, 8, 8),
+              (32, 256, 14, 14)]
 
 # (shape, axis)
 LOSS = [((1, 1), 1), ((7, 10), -1), ((7, 10), 0), ((2, 1500), 1), ((70, 65), 1), ((3, 5, 4, 3), 1),
@@ -103,9 +109,10 @@ LOSS = [((1, 1), 1), ((7, 10), -1), ((7, 10), 0), ((2, 1500), 1), ((70, 65), 1),
 BENCH_LOSS = [(128, 10), (64, 1000), (512, 32000)]
 
 # (M, K, N)
-MATMUL = [(1, 1, 1), (3, 5, 7), (13, 1, 17), (1, 64, 1), (33, 129, 65), (0, 3, 4), (3, 0, 4), (2, 4, 0)]
+MATMUL = [(1, 1, 1), (3, 5, 7), (13, 1, 17), (1, 64, 1), (33, 129, 65), (0, 3, 4), (3, 0, 4),
+          (2, 4, 0)]
 BENCH_MATMUL = [(60, 784, 100), (128, 512, 512), (512, 512, 512), (1024, 1024, 1024)]
 
-ELEMENTWISE = [((), ()), ((1,), (1,)), ((7,), (7,)), ((3, 1), (1, 5)), ((2, 3, 4), (4,)), ((0, 3), (1, 3)),
-               ((129, 33), (129, 33)), ((5, 1, 7), (3, 1))]
+ELEMENTWISE = [((), ()), ((1,), (1,)), ((7,), (7,)), ((3, 1), (1, 5)), ((2, 3, 4), (4,)),
+               ((0, 3), (1, 3)), ((129, 33), (129, 33)), ((5, 1, 7), (3, 1))]
 BENCH_ELEMENTWISE = [(60, 100), (1024, 1024), (64, 64, 56, 56)]

@@ -16,7 +16,7 @@ def conv_size(size, k, s, p, d):
 
 
 def pool_size(size, k, s, p, d, ceil_mode):
-    """As conv_size; ceil_mode keeps a last, partial window if it starts inside input or left padding."""
+    """As conv_size; ceil_mode keeps a last, partial window that starts in input or left padding."""
     if not ceil_mode:
         return conv_size(size, k, s, p, d)
     out = -(-(size + 2 * p - d * (k - 1) - 1) // s) + 1
@@ -88,8 +88,8 @@ class Pool(NamedTuple):
         """Geometry from the shape of x."""
         (H, W), (I, J) = x_shape[2:], kernel_size  # noqa: E741
         (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
-        return cls(H, W, pool_size(H, I, sh, ph, dh, ceil_mode), pool_size(W, J, sw, pw, dw, ceil_mode),
-                   I, J, sh, sw, ph, pw, dh, dw)
+        P, Q = (pool_size(*a, ceil_mode) for a in ((H, I, sh, ph, dh), (W, J, sw, pw, dw)))
+        return cls(H, W, P, Q, I, J, sh, sw, ph, pw, dh, dw)
 
 
 def window_ranges(size, k, s, p, ceil_mode, include_pad):
@@ -101,7 +101,7 @@ def window_ranges(size, k, s, p, ceil_mode, include_pad):
 
 
 def adaptive_ranges(size, out):
-    """Window i of adaptive pooling is [⌊i·size/out⌋, ⌈(i+1)·size/out⌉); returned as window_ranges."""
+    """Window i of adaptive pooling is [⌊i·size/out⌋, ⌈(i+1)·size/out⌉); as window_ranges."""
     i = np.arange(out)
     first, last = i * size // max(out, 1), -(-(i + 1) * size // max(out, 1))
     return first, last, last - first

@@ -10,8 +10,7 @@ __version__ = "0.1.0"
 
 _PACKAGES = ("autograd", "backend", "data", "graph", "models", "nn", "ops", "optim", "testing", "train", "viz")
 _DTYPES = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
-_HOMES = ("autograd", "ops")
-_BACKEND = ("get_num_threads", "set_num_threads", "empty_cache")
+_HOMES = ("autograd", "ops", "backend")
 
 
 def __getattr__(name: str) -> Any:
@@ -23,16 +22,16 @@ def __getattr__(name: str) -> Any:
         return np.dtype(name)
     if not name.startswith("_"):
         import_module("nbgrad.ops")          # files the ops, which Tensor's operators look up
-        for home in ("backend",) if name in _BACKEND else _HOMES:
+        for home in _HOMES:
             module = import_module(f"nbgrad.{home}")
-            if name in module.__all__ or name in _BACKEND:
+            if name in module.__all__:
                 value = globals()[name] = getattr(module, name)
                 return value
     raise AttributeError(f"module 'nbgrad' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    names = {*_PACKAGES, *_DTYPES, *_BACKEND, "__version__"}
+    names = {*_PACKAGES, *_DTYPES, "__version__"}
     for home in _HOMES:
         names.update(import_module(f"nbgrad.{home}").__all__)
     return sorted(names)

@@ -332,7 +332,25 @@ def saved_tensors(node: Node) -> Iterator[tuple[str, Any]]:
         yield "y", node.output
 
 
+def _unmodified(node: Node) -> bool:
+    """Whether no tensor in the vjp's own closure is newer than the node: the quick half of the check.
+    Batch norm writes to its running statistics in every step, so that this runs for most nodes."""
+    vjp = node.vjp
+    for f in vjp if type(vjp) in (tuple, list) else (vjp,):
+        for cell in (f.__closure__ or ()) if f is not None else ():
+            value = cell.cell_contents
+            if isinstance(value, Tensor):
+                if value._version is not None and value._version[0] > node.clock:
+                    return False
+            elif callable(value) or type(value) in (list, tuple):
+                return False                 # tensors may hide in there
+    y = node.output
+    return y is None or y._version is None or y._version[0] <= node.clock
+
+
 def _check_unmodified(node: Node) -> None:
+    if _unmodified(node):
+        return
     for name, t in saved_tensors(node):
         if isinstance(t, Tensor) and t._version is not None and t._version[0] > node.clock:
             raise RuntimeError(
@@ -650,6 +668,8 @@ class Tensor:
 
     def __repr__(self) -> str:
         text = np.array2string(self.data, precision=4, separator=", ", prefix="tensor(", threshold=1000)
+        if not self.data.size and self.ndim != 1:
+            text += f", size={self.shape}"
         if self.dtype not in (np.float32, np.int64, np.bool_):
             text += f", dtype={self.dtype}"
         if self.grad_fn is not None:
@@ -927,13 +947,15 @@ def _operator(name: str, reverse: bool = False) -> Any:
 _OPERANDS = (Tensor, int, float, bool, ndarray, np.generic, list, tuple)
 _BINARY = {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "pow": "pow", "matmul": "matmul",
            "floordiv": "floor_divide", "mod": "remainder",
-           "and": "logical_and", "or": "logical_or", "xor": "logical_xor"}
+           "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor"}
 for _python, _name in _BINARY.items():
     setattr(Tensor, f"__{_python}__", _operator(_name))
     setattr(Tensor, f"__r{_python}__", _operator(_name, reverse=True))
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Tensor, f"__{_name}__", _operator(_name))
-for _python, _name in {"neg": "neg", "abs": "abs", "invert": "logical_not"}.items():
+for _python in ("add", "sub", "mul", "truediv"):         # x += y writes to x's memory, as in PyTorch
+    setattr(Tensor, f"__i{_python}__", getattr(Tensor, {"truediv": "div"}.get(_python, _python) + "_"))
+for _python, _name in {"neg": "neg", "abs": "abs", "invert": "bitwise_not"}.items():
     setattr(Tensor, f"__{_python}__", lambda self, _name=_name: OPS[_name](self))
 Tensor.__getitem__ = lambda self, index: OPS["getitem"](self, index=index)  # type: ignore[attr-defined]
 
@@ -972,7 +994,8 @@ def _array(data: Any, dtype: Any = None, copy: bool | None = None) -> Array:
     if array.dtype.kind not in "fiub":
         raise TypeError(f"tensor: expected numbers or bools, got {type(data).__name__} of dtype {array.dtype}")
     dtype = _dtype(dtype)
-    return np.array(array, dtype, order="K", copy=True if array.dtype is not dtype else copy)
+    fit = array.dtype is dtype and array.flags.aligned     # kernels are compiled for aligned memory only
+    return np.array(array, dtype, order="K", copy=copy if fit else True)
 
 
 def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+__all__ = ["empty_cache", "get_num_threads", "set_num_threads"]      # what `import nbgrad` shows of this
+
 try:
     from nbgrad.kernels import cpu
 except ModuleNotFoundError as e:  # the checkout's kernels/ folder becomes nbgrad.kernels on install

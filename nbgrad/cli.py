@@ -168,13 +168,19 @@ def _graph(args: argparse.Namespace) -> None:
     from nbgrad import graph
     from nbgrad.train.setup import sample_loss
 
-    print(graph.show(sample_loss(_config(args, norm=args.norm), args.samples)))
+    model, loss = sample_loss(_config(args, norm=args.norm), args.samples)
+    graph.show(loss, dict(model.named_parameters()))
 
 
 def _info(args: argparse.Namespace) -> None:
     from nbgrad import backend
 
-    for name, value in backend.info().items():
+    facts = backend.info()
+    cache = Path(facts["kernel cache"])
+    if cache.is_dir():
+        size = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+        facts["kernel cache"] = f"{cache} ({size / 1e6:.1f} MB)"
+    for name, value in facts.items():
         text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         print(f"{name + ':':18}{text}")
 
@@ -273,13 +279,14 @@ def _run_options(p: argparse.ArgumentParser) -> None:
     _model_options(p)
     p.add_argument("--init", choices=CHOICES["init"], help="weights (mlp: normal; others: kaiming)")
     p.add_argument("--optimizer", choices=CHOICES["optimizer"], help="(sgd)")
-    p.add_argument("--momentum", type=float, help="of sgd (0; resnet20: 0.9)")
+    p.add_argument("--momentum", type=float, help="of sgd (mlp: 0; others: 0.9)")
     p.add_argument("--weight-decay", type=float, help="(0; resnet20: 1e-4)")
-    p.add_argument("--schedule", choices=CHOICES["schedule"], help="of the lr (constant)")
+    p.add_argument("--schedule", choices=CHOICES["schedule"],
+                   help="of the learning rate (mlp: constant; others: cosine)")
     p.add_argument("--warmup", type=int, metavar="EPOCHS", help="linear warm-up (0)")
     p.add_argument("--clip-grad", type=float, metavar="NORM", help="largest gradient norm (none)")
     p.add_argument("--batch-size", type=int, help="(mlp: 60; lenet: 64; resnet20: 128)")
-    p.add_argument("--epochs", type=int, help="(mlp: 30; lenet: 6; resnet20: 10)")
+    p.add_argument("--epochs", type=int, help="(mlp: 30; lenet: 8; resnet20: 10)")
     p.add_argument("--out", metavar="FOLDER", help="for the results (runs/<command>-<date>-<time>)")
     p.add_argument("--quiet", action="store_true", help="no progress")
 

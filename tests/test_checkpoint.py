@@ -101,7 +101,7 @@ def test_only_our_own_leftovers_are_removed(tmp_path):
 # ----------------------------------------------------------------------------- hostile files
 
 def mutated(blob, rng):
-    """One of: bytes flipped, cut off, a piece doubled, a piece removed, the header's length changed."""
+    """One of: bits flipped, cut off, a piece doubled, a piece removed, another header length."""
     data = bytearray(blob)
     kind = rng.randrange(5)
     at = rng.randrange(len(data))
@@ -115,7 +115,8 @@ def mutated(blob, rng):
     elif kind == 3:
         del data[at:at + rng.randrange(1, 40)]
     else:
-        data[:8] = struct.pack("<Q", rng.choice([0, 1, 7, len(data), 2**31, 2**63, rng.getrandbits(64)]))
+        lengths = [0, 1, 7, len(data), 2**31, 2**63, rng.getrandbits(64)]
+        data[:8] = struct.pack("<Q", rng.choice(lengths))
     return bytes(data)
 
 
@@ -125,10 +126,11 @@ def test_no_mutation_of_a_file_passes_unnoticed(tmp_path):
     for seed in range(1000):
         path.write_bytes(mutated(blob, random.Random(seed)))
         try:
-            assert same(state(), load(path)), f"seed {seed}: a damaged file was believed"
-        except CheckpointError as e:
-            assert "\n" not in str(e)
+            found = load(path)
+        except CheckpointError:
             refused += 1
+        else:
+            assert same(state(), found), f"seed {seed}: a damaged file was believed"
     assert refused > 950
 
 
@@ -174,7 +176,8 @@ def test_a_hostile_file_is_refused_in_one_line(name, tmp_path):
 
 
 def test_the_hostile_headers_are_refused_for_their_state_not_their_checksum(tmp_path):
-    path = written(tmp_path / "c.safetensors", announcing('{"a": {"$array": "x"}}', x=ONE), b"\0" * 4)
+    header = announcing('{"a": {"$array": "x"}}', x=ONE)
+    path = written(tmp_path / "c.safetensors", header, b"\0" * 4)
     assert load(path)["a"].tolist() == [0.0]
 
 

@@ -31,7 +31,7 @@ def ok(capsys, *argv):
 def fails(capsys, *argv):
     """The one line of an error, which leaves the status 2 and no traceback."""
     status = main([str(a) for a in argv])
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     assert status == 2
     assert err.count("\n") == 1, err
     assert err.startswith("nbgrad: error: ")
@@ -42,7 +42,8 @@ def fails(capsys, *argv):
 def trained(tmp_path_factory):
     """The folder of a run of two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    assert main(["train", "--epochs", "2", "--dropout", "0.1", "--out", str(folder), "--quiet"]) == 0
+    argv = ["train", "--epochs", "2", "--dropout", "0.1", "--out", str(folder), "--quiet"]
+    assert main(argv) == 0
     return folder
 
 
@@ -50,8 +51,8 @@ def trained(tmp_path_factory):
 def compared(tmp_path_factory):
     """A small study: its folder, and what was printed."""
     folder = tmp_path_factory.mktemp("runs") / "study"
-    text = subprocess.run([*PYTHON, "compare", "--epochs", "3", "--seeds", "4", "7", "--lr", "1", "10",
-                           "--out", folder], capture_output=True, text=True, timeout=300)
+    argv = ["compare", "--epochs", "3", "--seeds", "4", "7", "--lr", "1", "10", "--out", folder]
+    text = subprocess.run([*PYTHON, *argv], capture_output=True, text=True, timeout=300)
     assert text.returncode == 0, text.stderr
     return folder, text
 
@@ -63,7 +64,8 @@ def test_compare_writes_results_curves_logs_and_the_best_network(compared):
     assert sorted(os.listdir(folder)) == ["best.safetensors", "curves.png", "results.json",
                                           "tensorboard"]
     assert sorted(os.listdir(folder / "tensorboard")) == [
-        f"{norm}-lr{lr}-seed{seed}" for norm in ("batch", "none") for lr in (1, 10) for seed in (4, 7)]
+        f"{norm}-lr{lr}-seed{seed}" for norm in ("batch", "none") for lr in (1, 10)
+        for seed in (4, 7)]
     results = json.loads((folder / "results.json").read_text())
     assert [(r["norm"], r["lr"], r["seed"]) for r in results["runs"]] == [
         (norm, lr, seed) for lr in (1, 10) for seed in (4, 7) for norm in ("none", "batch")]
@@ -85,17 +87,17 @@ def test_compare_prints_what_it_wrote(compared):
     lines = text.stdout.splitlines()
     assert lines[0] == results["title"] == "MLP on UCI digits, without and with batch norm"
     assert lines[1] == results["details"] == (
-        "1,437 training and 360 test images, sigmoid, norm before the activation, sgd, batch size 60, "
-        "normal initial weights")
+        "1,437 training and 360 test images, sigmoid, norm before the activation, sgd, "
+        "batch size 60, normal initial weights")
     for row in results["summary"]:
         runs = [r for r in results["runs"] if (r["norm"], r["lr"]) == (row["norm"], row["lr"])]
         mean = np.mean([r["final_accuracy"] for r in runs])
         assert row["accuracy"] == pytest.approx(mean)
         assert any(f"{100 * mean:.1f} ± " in line for line in lines)
     assert results["finding"] in lines
-    assert lines[-4:] == [str(folder / name) for name in ("results.json", "curves.png", "tensorboard",
-                                                         "best.safetensors")]
-    assert len(text.stderr.splitlines()) == len(results["runs"])    # a line each, where no terminal is
+    assert lines[-4:] == [str(folder / name) for name in ("results.json", "curves.png",
+                                                         "tensorboard", "best.safetensors")]
+    assert len(text.stderr.splitlines()) == len(results["runs"])    # a line each, in a pipe
 
 
 def test_the_curves_are_a_picture_with_both_arms_in_it(compared):
@@ -243,7 +245,8 @@ def test_an_interrupted_run_says_how_to_go_on(number, status, tmp_path, capsys):
 
 def test_an_interrupted_study_keeps_its_finished_runs(tmp_path, capsys):
     folder = tmp_path / "study"
-    process = subprocess.Popen([*PYTHON, "compare", "--epochs", "40", "--seeds", "500", "--out", folder],
+    argv = ["compare", "--epochs", "40", "--seeds", "500", "--out", folder]
+    process = subprocess.Popen([*PYTHON, *argv],
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         process.stderr.readline()       # the first finished run
@@ -382,6 +385,7 @@ def test_info_tells_versions_and_machine(capsys):
     facts = dict(line.split(":", 1) for line in out.splitlines())
     assert facts["numpy"].strip() == np.__version__
     assert facts["python"].strip() == ".".join(map(str, sys.version_info[:3]))
+    assert facts["kernel cache"].endswith(" MB)")
     assert {"nbgrad", "numba", "llvmlite", "threads", "threading layer", "devices"} <= facts.keys()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from nbgrad import nn, optim
 from nbgrad.autograd import Tensor, as_tensor, no_grad
-from nbgrad.data import DataLoader, TensorDataset
+from nbgrad.data import DataLoader, TensorDataset, load
 from nbgrad.nn.functional import cross_entropy
 from nbgrad.ops.random import Generator, default_generator, manual_seed
 from nbgrad.train import checkpoint
@@ -57,7 +57,7 @@ def arrays(one):
         **{k: v.data.copy() for k, v in state["model"].items()},
         **{f"{i}.{k}": np.array(v) for i, s in state["optimizer"]["state"].items()
            for k, v in s.items()},
-        "groups": [{k: v for k, v in g.items()} for g in state["optimizer"]["param_groups"]],
+        "groups": [dict(g) for g in state["optimizer"]["param_groups"]],
         "schedule": state["schedule"], "generator": state["generator"], "loader": state["loader"],
         "history": history, "step": one.step, "epoch": one.epoch, "best": one.best,
     }
@@ -175,7 +175,8 @@ def test_without_a_folder_an_interrupted_run_keeps_its_state_in_memory():
 def test_a_checkpoint_of_another_network_is_refused_and_nothing_changes(tmp_path):
     run(folder=tmp_path).fit(1)
     state = checkpoint.load(tmp_path / "last.safetensors")
-    other = Trainer(nn.Linear(6, 2), optim.SGD([Tensor(np.zeros(1), requires_grad=True)]), batches())
+    parameter = Tensor(np.zeros(1), requires_grad=True)
+    other = Trainer(nn.Linear(6, 2), optim.SGD([parameter]), batches())
     weight = other.model.weight.data.copy()
     with pytest.raises(checkpoint.CheckpointError, match="does not fit this run"):
         other.load_state_dict(state)
@@ -214,7 +215,8 @@ def test_clipped_gradients_are_no_longer_than_allowed():
     one.schedule = None
     before = [p.data.astype(np.float64) for p in one.model.parameters()]
     one.train_step(*next(iter(batches())))
-    moved = math.sqrt(sum(((p.data - q) ** 2).sum() for p, q in zip(one.model.parameters(), before)))
+    pairs = zip(one.model.parameters(), before)
+    moved = math.sqrt(sum(((p.data - q) ** 2).sum() for p, q in pairs))
     assert moved == pytest.approx(0.01, rel=1e-3)
 
 
@@ -266,7 +268,8 @@ def test_a_resumed_csv_forgets_what_came_after_the_checkpoint(tmp_path):
     log = CsvLog(path, upto=1)
     log.write({"step": 2, "v": -1.0})
     log.close()
-    assert [(r["step"], float(r["v"])) for r in rows(path)] == [("0", 0.0), ("1", 1 / 3), ("2", -1.0)]
+    found = [(int(r["step"]), float(r["v"])) for r in rows(path)]
+    assert found == [(0, 0.0), (1, 1 / 3), (2, -1.0)]
 
 
 def scalars(folder):
@@ -290,8 +293,9 @@ def test_tensorboard_files_hold_the_history(tmp_path):
     history = run(logs=[log]).fit(2)
     log.close()
     found = scalars(tmp_path)
-    expected = {(history["step"][i], name): np.float32(column[i]) for name, column in history.items()
-                for i in range(2) if name not in ("epoch", "step")}
+    expected = {(history["step"][i], name): np.float32(column[i])
+                for name, column in history.items() for i in range(2)
+                if name not in ("epoch", "step")}
     assert found == expected
 
 
@@ -450,7 +454,8 @@ def test_every_model_has_valid_defaults():
 def test_runs_of_one_seed_differ_in_nothing_but_the_norm(model, init):
     config = Config(model=model, init=init, seed=3)
     weighted = {norm: [m for m in build_model(config.but(norm=norm)).modules()
-                       if isinstance(m, nn.Linear | nn.Conv2d)] for norm in ("none", "batch", "layer")}
+                       if isinstance(m, nn.Linear | nn.Conv2d)]
+                for norm in ("none", "batch", "layer")}
     for layers in zip(*weighted.values()):
         for p in (layer.state_dict() for layer in layers):
             for key, value in p.items():
@@ -467,11 +472,11 @@ def test_images_are_standardised_by_the_training_images():
     x = task.train.tensors[0].data
     assert abs(x.mean(dtype=np.float64)) < 1e-6
     assert abs(x.std(dtype=np.float64) - 1) < 1e-6
-    from nbgrad.data import load
     raw_train, raw_test = (d.tensors[0].data.astype(np.float64) for d in load("digits"))
     assert task.mean[0] == pytest.approx(raw_train.mean(), rel=1e-9)
     assert task.std[0] == pytest.approx(raw_train.std(), rel=1e-9)
-    np.testing.assert_allclose(task.test.tensors[0].data, (raw_test - task.mean) / task.std, rtol=1e-6)
+    expected = (raw_test - task.mean) / task.std
+    np.testing.assert_allclose(task.test.tensors[0].data, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("schedule", "expected"), [
@@ -526,23 +531,29 @@ def test_a_summary_counts_runs_that_never_arrive_as_last():
     assert none["epochs_to"] == {"0.9": 11, "0.95": None}
     assert none["diverged"] == 1
     assert table([batch, none]).splitlines() == [
-        "learning rate                epochs to 90%  epochs to 95%  final accuracy  diverged  seconds",
-        "-------------  ------------  -------------  -------------  --------------  --------  -------",
-        "1              batch norm    3              10 (2/3)       96.0 ± 2.0 %    0/3       1.00",
-        "1              without norm  11 (2/3)       never (1/3)    65.0 ± 47.7 %   1/3       1.00",
+        "learning rate                to 90 %   to 95 %      final accuracy  diverged  seconds",
+        "-------------  ------------  --------  -----------  --------------  --------  -------",
+        "1              batch norm    3         10 (2/3)     96.0 ± 2.0 %    0/3       1.00",
+        "1              without norm  11 (2/3)  never (1/3)  65.0 ± 47.7 %   1/3       1.00",
+        "",
+        "to 90 %, to 95 %  epochs to that test accuracy, median (n/m: reached by n of m runs)",
+        "final accuracy    mean ± standard deviation over seeds",
+        "diverged          loss not finite, or at the end no better than guessing",
+        "seconds           of training alone, per run",
     ]
 
 
 def test_the_finding_says_what_the_numbers_say():
     slow, fast = summarize([record("none", 1.0, 9, 17, 0.96), record("batch", 1.0, 2, 4, 0.97)])
-    dead, high = summarize([record("none", 10.0, None, None, 0.1), record("batch", 10.0, 2, 8, 0.98)])
+    dead, high = summarize([record("none", 10.0, None, None, 0.1),
+                            record("batch", 10.0, 2, 8, 0.98)])
     assert finding([slow, fast, dead, high], 30) == (
-        "At the highest learning rate 10, the plain network did not reach 95 % in 30 epochs and batch "
-        "norm took 8 epochs to 95 %; at the best one for each, the plain network took 17 epochs to "
-        "95 % (at 1) and batch norm took 4 epochs to 95 % (at 1).")
+        "At the highest learning rate 10, the plain network did not reach 95 % in 30 epochs and "
+        "batch norm took 8 epochs to 95 %; at the best one for each, the plain network took 17 "
+        "epochs to 95 % (at 1) and batch norm took 4 epochs to 95 % (at 1).")
     assert finding([slow, fast], 30) == (
-        "At learning rate 1, the plain network took 17 epochs to 95 % and batch norm took 4 epochs "
-        "to 95 %.")
+        "At learning rate 1, the plain network took 17 epochs to 95 % and batch norm took 4 "
+        "epochs to 95 %.")
     assert finding([dead], 30) == (
         "Nothing reached 95 % in 30 epochs; the plain network ended at 10.0 % (learning rate 10).")
 

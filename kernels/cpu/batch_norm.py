@@ -19,9 +19,9 @@ from .memory import empty, empty_like
 
 __all__ = ["BLOCK", "LANES", "backward", "flat", "flat_as", "forward", "layout", "vector"]
 
-BLOCK = 1 << 15            # elements: 128 KB of float32, a part of L2 that leaves room for dy and dx
+BLOCK = 1 << 15            # elements: 128 KB of float32, of 1 MB of L2: room for dy and dx
 LANES = 64                 # columns at least: 8 vectors of float64 hide the latency of the adds
-TILE = 1024                 # channels at most per task of rows × channels
+TILE = 1024                # channels at most per task of rows × channels
 
 _EMPTY = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
 
@@ -133,7 +133,8 @@ def _block_stats(x, plan, t, mean, m2):
     pivot, acc = np.empty(W), np.empty(W)
     for c in range(c0, c1, step_c):
         start, step, count, length = _segment(plan, n, c, rows, step_c)
-        first, block_mean, block_m2 = x[start:start + step_c], mean[b, c:c + step_c], m2[b, c:c + step_c]
+        first = x[start:start + step_c]
+        block_mean, block_m2 = mean[b, c:c + step_c], m2[b, c:c + step_c]
         for j in range(step_c):
             block_mean[j] = first[j] if np.isfinite(first[j]) else 0.0
         repeat(block_mean, step_c, pivot)
@@ -171,7 +172,7 @@ def _merge(plan, block_mean, block_m2, mean, var):
 
 @device
 def _block_normalize(x, plan, t, gamma, beta, mean, invstd, y):
-    b, n, rows, c0, c1, step_c = _columns(plan, t)
+    _, n, rows, c0, c1, step_c = _columns(plan, t)
     W = _width(plan, step_c)
     m, scale, shift, a = np.empty(W), np.empty(W), np.empty(W), np.empty(step_c)
     for c in range(c0, c1, step_c):
@@ -223,7 +224,7 @@ def _block_products(dy, x, plan, t, mean, sum_dy, sum_dx):
 
 @device
 def _block_backward(dy, x, plan, t, gamma, mean, invstd, sum_dy, sum_dy_xhat, dx):
-    b, n, rows, c0, c1, step_c = _columns(plan, t)
+    _, n, rows, c0, c1, step_c = _columns(plan, t)
     W, total = _width(plan, step_c), plan.N * plan.S
     m, scale, shift, slope, a = np.empty(W), np.empty(W), np.empty(W), np.empty(W), np.empty(step_c)
     for c in range(c0, c1, step_c):
@@ -267,4 +268,5 @@ def backward(dy, x, gamma, mean, invstd, plan, tasks, collect, sum_dy, sum_dy_xh
             sum_dy_xhat[c] *= invstd[c]
     if dx.size:
         for t in prange(tasks):
-            _block_backward(dy, x, plan, tasks - 1 - t, gamma, mean, invstd, sum_dy, sum_dy_xhat, dx)
+            _block_backward(dy, x, plan, tasks - 1 - t, gamma, mean, invstd, sum_dy, sum_dy_xhat,
+                            dx)

@@ -1,7 +1,7 @@
 """Sums over columns: contiguous memory read W values at a time into W float64 accumulators.
 
-The additions of one accumulator happen in memory order, so LLVM may vectorise over the columns without
-being allowed to reassociate. Arguments are contiguous one-dimensional views; W is the size of the
+The additions of one accumulator happen in memory order, so LLVM may vectorise over the columns
+without leave to reassociate. Arguments are contiguous one-dimensional views; W is the size of the
 per-column arrays, and what is left after the last whole row of W goes to the first columns.
 """
 

@@ -1,14 +1,15 @@
 """2-d convolution in channels-last memory: windows packed into rows, times the weights in tiles.
 
 One parallel region does it all: a task packs a block of rows that stays in its core's L2 and
-multiplies it at once. BLAS is not called, since its threads and these would fight for the cores at every
-block. Depthwise convolutions are too thin for a matrix product and have loops of their own.
+multiplies it at once. BLAS is not called: its threads and these would fight for the cores at every
+block. Depthwise convolutions are too thin for a matrix product: depthwise.py.
 K = taps × channels of a group, in the order (i, j, c).
 """
 
 import numpy as np
 
 from ..shapes import Conv
+from .depthwise import depthwise, depthwise_input, depthwise_weight
 from .jit import device, kernel, prange
 from .memory import empty
 from .simd import ROWS, VECTOR, half_tile, panels, tile
@@ -122,7 +123,7 @@ def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
     if y.size == 0 or g.depth == 0:
         y[...] = shift
     elif g.depthwise:
-        _depthwise(_last(x), _taps(weight, g), shift, g, y, work=x.nbytes + y.nbytes)
+        depthwise(_last(x), _taps(weight, g), shift, g, y, work=x.nbytes + y.nbytes)
     else:
         _forward(_last(x), panels(_matrix(weight, g).transpose(0, 2, 1)), shift, g,
                  _block(g.depth, x.itemsize), y.reshape(-1, g.O), work=y.nbytes * g.depth // 8)
@@ -190,7 +191,7 @@ def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
                       groups=groups)
     dx = empty(shape, dy.dtype)
     if g.depthwise:
-        _depthwise_input(_last(dy), _taps(weight, g), g, dx, work=dx.nbytes + dy.nbytes)
+        depthwise_input(_last(dy), _taps(weight, g), g, dx, work=dx.nbytes + dy.nbytes)
     else:
         _input(_last(dy).reshape(g.N, g.P * g.Q, g.O), panels(_matrix(weight, g)), g, dx,
                work=dy.nbytes * g.depth // 8)
@@ -199,7 +200,7 @@ def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
 
 @kernel
 def _weight(dy, x, g, block, taps, sums):
-    """sums (blocks, G, K, O/G); one task per block of pixels of dy (pixels, O) and chunk of taps."""
+    """sums (blocks, G, K, O/G); a task is a block of pixels of dy (pixels, O) and some taps."""
     n_c, n_o, chunks = g.C // g.G, g.O // g.G, (g.I * g.J + taps - 1) // taps
     W = 2 * VECTOR // x.itemsize
     for t in prange(sums.shape[0] * chunks):
@@ -244,7 +245,7 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
     if g.depthwise:
         rows = max(1, SUM_BLOCK // (g.Q * g.C))
         sums = np.zeros((-(-g.N * g.P // rows), g.I * g.J, g.C), x.dtype)
-        _depthwise_weight(_last(dy), _last(x), g, rows, sums, work=x.nbytes + dy.nbytes)
+        depthwise_weight(_last(dy), _last(x), g, rows, sums, work=x.nbytes + dy.nbytes)
         return np.ascontiguousarray(sums.sum(0).T).reshape(shape)
     block, taps = _weight_cut(g)
     sums = empty((-(-g.N * g.P * g.Q // block), g.G, g.depth, g.O // g.G), x.dtype)
@@ -257,64 +258,3 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
 def _taps(weight, g):
     """Depthwise weights (C, 1, I, J) as contiguous (I·J, C)."""
     return np.ascontiguousarray(weight.reshape(g.C, g.I * g.J).T)
-
-
-@kernel
-def _depthwise(x, weight, bias, g, y):
-    C = x.shape[3]
-    for row in prange(g.N * g.P):
-        n, p = row // g.P, row % g.P
-        for q in range(g.Q):
-            out = y[n, p, q]
-            for c in range(C):
-                out[c] = bias[c]
-            for i in range(g.I):
-                h = p * g.sh - g.ph + i * g.dh
-                if 0 <= h < g.H:
-                    for j in range(g.J):
-                        w = q * g.sw - g.pw + j * g.dw
-                        if 0 <= w < g.W:
-                            source, tap = x[n, h, w], weight[i * g.J + j]
-                            for c in range(C):
-                                out[c] += source[c] * tap[c]
-
-
-@kernel
-def _depthwise_input(dy, weight, g, dx):
-    C = dx.shape[3]
-    for row in prange(g.N * g.H):
-        n, h = row // g.H, row % g.H
-        for w in range(g.W):
-            out = dx[n, h, w]
-            out[:] = 0
-            for i in range(g.I):
-                a = h + g.ph - i * g.dh
-                if a < 0 or a % g.sh != 0 or a // g.sh >= g.P:
-                    continue
-                for j in range(g.J):
-                    b = w + g.pw - j * g.dw
-                    if b < 0 or b % g.sw != 0 or b // g.sw >= g.Q:
-                        continue
-                    source, tap = dy[n, a // g.sh, b // g.sw], weight[i * g.J + j]
-                    for c in range(C):
-                        out[c] += source[c] * tap[c]
-
-
-@kernel
-def _depthwise_weight(dy, x, g, rows, sums):
-    """sums[b] (I·J, C): the gradient from a block of rows of dy."""
-    C = x.shape[3]
-    for b in prange(sums.shape[0]):
-        for row in range(b * rows, min((b + 1) * rows, g.N * g.P)):
-            n, p = row // g.P, row % g.P
-            for i in range(g.I):
-                h = p * g.sh - g.ph + i * g.dh
-                if 0 <= h < g.H:
-                    for q in range(g.Q):
-                        d = dy[n, p, q]
-                        for j in range(g.J):
-                            w = q * g.sw - g.pw + j * g.dw
-                            if 0 <= w < g.W:
-                                source, out = x[n, h, w], sums[b, i * g.J + j]
-                                for c in range(C):
-                                    out[c] += d[c] * source[c]

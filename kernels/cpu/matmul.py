@@ -4,8 +4,9 @@ import numpy as np
 
 from ..quiet import quiet
 from . import memory
+from .reduce import sum
 
-__all__ = ["linear", "matmul"]
+__all__ = ["linear", "linear_backward", "matmul"]
 
 SMALL = 1 << 14          # elements of the output up to which NumPy allocates it in less time
 
@@ -36,3 +37,11 @@ def linear(x, weight, bias=None):
     if bias is not None:
         y += bias
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def linear_backward(dy, x, weight, *, input_gradient):
+    """dx = dy w (zeros unless asked for),  dw = dyᵀ x,  db = Σ dy over rows."""
+    rows = dy if dy.ndim == 2 else dy.reshape(-1, dy.shape[-1])
+    inputs = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    dx = matmul(dy, weight) if input_gradient else np.broadcast_to(x.dtype.type(0), x.shape)
+    return dx, matmul(rows.T, inputs), sum(rows, axes=0, keepdims=False)

@@ -19,8 +19,9 @@ __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
 
 
 def _channels(*arrays):
-    """Statistics as contiguous float64."""
-    return [np.ascontiguousarray(a, np.float64) for a in arrays]
+    """Statistics as contiguous float64 that may be written: kernels take them as outputs too."""
+    return [a if a.dtype == np.float64 and a.flags.carray else np.array(a, np.float64)
+            for a in arrays]
 
 
 def _run_forward(x, gamma, beta, eps, stats, *, collect, apply):
@@ -35,7 +36,7 @@ def _run_forward(x, gamma, beta, eps, stats, *, collect, apply):
 
 
 def _new_stats(x, eps):
-    mean, var, invstd = stats = np.empty((3, x.shape[1]))
+    mean, var, invstd = np.empty((3, x.shape[1]))
     if x.size == 0:
         mean[:], var[:] = 0, 0
         invstd[:] = 1 / math.sqrt(eps) if eps else math.inf

@@ -48,7 +48,7 @@ def _in_place(loop, g, state, settings):
 
 
 def sgd_step(p, g, buf, *, lr, momentum, dampening, weight_decay, nesterov, first):
-    """d = g + λp;  b ← μb + (1 − τ)d (b ← d at the first step);  p ← p − lr (d + μb if nesterov else b).
+    """d = g + λp;  b ← μb + (1 − τ)d (d at the first step);  p ← p − lr (nesterov: d + μb, else b).
 
     Sutskever et al. 2013, in PyTorch's form. buf is None when momentum is 0.
     """
@@ -62,7 +62,8 @@ def sgd_step(p, g, buf, *, lr, momentum, dampening, weight_decay, nesterov, firs
 def adam_step(p, g, m, v, *, lr, beta1, beta2, eps, weight_decay, decoupled, step):
     """m ← β₁m + (1 − β₁)g;  v ← β₂v + (1 − β₂)g²;  p ← p − lr m̂ / (√v̂ + eps), m̂ = m / (1 − β₁ᵗ).
 
-    Kingma & Ba 2015; decoupled: p ← (1 − lr λ)p before (AdamW, Loshchilov & Hutter 2019), else g ← g + λp.
+    Kingma & Ba 2015. λ: g ← g + λp before; decoupled: p ← (1 − lr λ)p before (AdamW, Loshchilov &
+    Hutter 2019).
     """
     shrink, decay = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
     _in_place(_adam, g, [p, m, v],

@@ -1,4 +1,4 @@
-"""2-d pooling in channels-last memory: loops run over the channels of one pixel, which are contiguous."""
+"""2-d pooling in channels-last memory: loops run over the contiguous channels of a pixel."""
 
 import numpy as np
 

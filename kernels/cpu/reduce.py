@@ -14,6 +14,7 @@ __all__ = ["max", "min", "prod", "sum"]
 SMALL = 1 << 13          # elements: up to here np.add.reduce (2 us) is faster than any preparation
 BLOCK = 1 << 15          # elements per partial sum: 128 KB of float32, an eighth of a core's L2
 LANES = 32               # a row is summed as this many interleaved columns, which vectorise
+_smaller = min           # `min` below is a kernel
 
 
 @kernel
@@ -24,7 +25,7 @@ def _sum_blocks(x, rows, partial):
     for t in prange(A * blocks):
         a, k = t // blocks, t % blocks
         acc = np.zeros(B)
-        for r in range(k * rows, min(k * rows + rows, R)):
+        for r in range(k * rows, _smaller(k * rows + rows, R)):
             for b in range(B):
                 acc[b] += x[a, r, b]
         for b in range(B):

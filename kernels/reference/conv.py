@@ -1,4 +1,4 @@
-"""2-d convolution by definition: a sum over the kernel's taps. Memory of results is channels-last."""
+"""2-d convolution by definition: a sum over the kernel's taps. Results are channels-last."""
 
 import numpy as np
 

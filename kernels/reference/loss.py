@@ -35,7 +35,7 @@ def log_softmax_backward(dy, y, *, axis):
 
 
 def _targets(x, target, weight, ignore_index, label_smoothing):
-    """q (N, C, *S): what the loss −Σ q log p weighs each class with; and the weight of the target."""
+    """q (N, C, *S), what the loss −Σ q log p weighs each class with; the weight of the target."""
     C = x.shape[1]
     w = np.ones(C, x.dtype) if weight is None else weight.astype(x.dtype)
     kept = target != ignore_index

@@ -4,7 +4,7 @@ import numpy as np
 
 from ..quiet import quiet
 
-__all__ = ["linear", "matmul"]
+__all__ = ["linear", "linear_backward", "matmul"]
 
 
 @quiet
@@ -18,3 +18,11 @@ def linear(x, weight, bias=None):
     """y = x wᵀ + b for x (…, K), weight (N, K), bias (N,)."""
     y = matmul(x, weight.T)
     return y if bias is None else y + bias
+
+
+def linear_backward(dy, x, weight, *, input_gradient):
+    """dx = dy w (zeros unless asked for),  dw = dyᵀ x,  db = Σ dy over rows."""
+    rows = dy.reshape(-1, dy.shape[-1])
+    dx = matmul(dy, weight) if input_gradient else np.broadcast_to(x.dtype.type(0), x.shape)
+    dweight = matmul(rows.T, x.reshape(-1, x.shape[-1]))
+    return dx, dweight, rows.sum(0, dtype=np.float64).astype(dy.dtype)

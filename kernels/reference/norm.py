@@ -46,7 +46,8 @@ def batch_norm_elemt(x, gamma, beta, mean, invstd):
     C = x.shape[1]
     shift = np.zeros(C) if beta is None else beta
     with np.errstate(all="ignore"):
-        y = (x - _per_channel(mean, x)) * _per_channel(invstd, x) * _per_channel(_scale(gamma, C), x)
+        xhat = (x - _per_channel(mean, x)) * _per_channel(invstd, x)
+        y = xhat * _per_channel(_scale(gamma, C), x)
         return (y + _per_channel(shift, x)).astype(x.dtype)
 
 
@@ -87,12 +88,12 @@ def batch_norm_backward(dy, x, gamma, mean, invstd):
 
 def _rows(x, dims):
     shape = x.shape[x.ndim - dims:]
-    return x.reshape(-1 if math.prod(shape) else math.prod(x.shape[:x.ndim - dims]), math.prod(shape))
+    return x.reshape(math.prod(x.shape[:x.ndim - dims]), math.prod(shape))
 
 
 def layer_norm(x, gamma, beta, *, dims, eps):
     """y = x̂ γ + β with the statistics of each row (the last dims axes); mean, invstd: (rows,)."""
-    shape, rows = x.shape[x.ndim - dims:], _rows(x, dims).T            # a row is a channel of (D, rows)
+    shape, rows = x.shape[x.ndim - dims:], _rows(x, dims).T    # a row is a channel of (D, rows)
     mean, var = batch_norm_stats(rows)
     with np.errstate(all="ignore"):
         invstd = 1 / np.sqrt(var + eps)

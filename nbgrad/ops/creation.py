@@ -73,6 +73,8 @@ def linspace(start: float, end: float, steps: int, dtype: Any = np.float32, requ
 
 def eye(n: int, m: int | None = None, dtype: Any = np.float32) -> Tensor:
     """1 on the diagonal, 0 elsewhere."""
+    if min(n, n if m is None else m) < 0:
+        raise ValueError(f"eye: expected sizes >= 0, got {n} and {m}")
     return _made(np.eye(n, m), dtype, False)
 
 

@@ -135,7 +135,7 @@ def _step(name: str, doc: str) -> Op:
     return Op(fn, name)
 
 
-sign = _step("sign", "y = −1, 0 or 1.   ∂x = 0.")
+sign = _step("sign", "y = −1, 0 or 1, NaN of NaN (PyTorch: 0).   ∂x = 0.")
 floor = _step("floor", "y = ⌊x⌋.   ∂x = 0.")
 ceil = _step("ceil", "y = ⌈x⌉.   ∂x = 0.")
 round = _step("round", "y = x rounded, half to even.   ∂x = 0.")
@@ -273,6 +273,9 @@ lt, le = _compare("lt", np.less), _compare("le", np.less_equal)
 gt, ge = _compare("gt", np.greater), _compare("ge", np.greater_equal)
 logical_and, logical_or = _compare("logical_and", np.logical_and), _compare("logical_or", np.logical_or)
 logical_xor = _compare("logical_xor", np.logical_xor)
+bitwise_and = _compare("bitwise_and", np.bitwise_and, promote=True)
+bitwise_or = _compare("bitwise_or", np.bitwise_or, promote=True)
+bitwise_xor = _compare("bitwise_xor", np.bitwise_xor, promote=True)
 
 
 def _divided(ufunc: Any) -> Any:
@@ -296,12 +299,12 @@ def _test(name: str, ufunc: Any) -> Op:
     return Op(fn, name)
 
 
-logical_not = _test("logical_not", np.logical_not)
+logical_not, bitwise_not = _test("logical_not", np.logical_not), _test("bitwise_not", np.bitwise_not)
 isnan, isinf, isfinite = _test("isnan", np.isnan), _test("isinf", np.isinf), _test("isfinite", np.isfinite)
 
 setattr(Tensor, "clamp", clamp)  # noqa: B010 (mypy knows no such attribute)
 
-__all__ = ["abs", "add", "ceil", "clamp", "cos", "div", "elu", "eq", "erf", "exp", "expm1", "floor",
+__all__ = ["abs", "add", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "ceil", "clamp", "cos", "div", "elu", "eq", "erf", "exp", "expm1", "floor",
            "floor_divide", "ge", "gelu", "gt", "isfinite", "isinf", "isnan", "le", "leaky_relu", "log",
            "log1p", "logical_and", "logical_not", "logical_or", "logical_xor", "lt", "maximum", "minimum",
            "mul", "ne", "neg", "pow", "reciprocal", "relu", "remainder", "round", "rsqrt", "sigmoid",

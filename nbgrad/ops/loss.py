@@ -9,7 +9,8 @@ import numpy as np
 from nbgrad.autograd import Tensor, as_tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import exp, neg
-from nbgrad.ops.reduce import axes_of, mean, sum
+from nbgrad.ops.reduce import mean, sum
+from nbgrad.ops.shape import _axis as axis_of
 from nbgrad.ops.shape import unsqueeze
 
 
@@ -46,8 +47,7 @@ def log_softmax_backward(dy, y, /, axis):
 def _axis(x: Tensor, dim: Any, name: str) -> int:
     if dim is None or x.dtype.kind != "f":
         raise ValueError(f"{name}: expected a floating input and a dim, got {x.dtype} and dim={dim}")
-    axes = axes_of(dim, x.ndim, name)
-    return axes[0] if axes else 0
+    return axis_of(dim, x.ndim, name)
 
 
 # ------------------------------------------------------------------------------------- classification
@@ -101,15 +101,19 @@ def _classes(x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
         raise TypeError(f"{name}: expected integer class targets, got {target.dtype}")
     if target.shape != x.shape[:1] + x.shape[2:] if x.ndim > 1 else target.ndim:
         raise ValueError(f"{name}: Expected target size {x.shape[:1] + x.shape[2:]}, got {target.shape}")
-    if weight is not None and weight.shape != (C,):
-        raise ValueError(f"{name}: weight tensor should be defined either for all {C} classes or no classes but "
-                         f"got weight tensor of shape: {weight.shape}")
+    _one_per_class(weight, C, name)
     t = target.data
     if t.size and (t.min() < 0 or t.max() >= C):
         bad = t[((t < 0) | (t >= C)) & (t != ignore_index)]
         if bad.size:
             raise IndexError(f"{name}: Target {bad.flat[0]} is out of bounds for {C} classes.")
     return t
+
+
+def _one_per_class(weight: Tensor | None, C: int, name: str) -> None:
+    if weight is not None and weight.shape != (C,):
+        raise ValueError(f"{name}: weight tensor should be defined either for all {C} classes or no classes but "
+                         f"got weight tensor of shape: {weight.shape}")
 
 
 def _reduction(reduction: str, name: str) -> None:
@@ -145,6 +149,7 @@ def _soft_cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None, reduct
                          f"{target.shape}")
     dim = 1 if x.ndim > 1 else 0
     C = x.shape[dim]
+    _one_per_class(weight, C, "cross_entropy")
     q = target.to(x.dtype) * (1 - smoothing) + smoothing / C
     if weight is not None:
         q = q * weight.reshape((1, C) + (1,) * (x.ndim - 2) if x.ndim > 1 else (C,))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nbgrad.autograd import Tensor, op
+from nbgrad.autograd import Tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import mT, reshape, unsqueeze
@@ -66,13 +66,18 @@ def linear(x, weight, bias=None, /):
         raise RuntimeError(f"linear: expected one dtype, got x {x.dtype}, weight {weight.dtype}"
                            + ("" if bias is None else f", bias {bias.dtype}"))
     y = kernels(x).linear(x.data, weight.data, None if bias is None else bias.data)
-    N, K = weight.shape
+    return y, lambda dy: linear_backward(dy, x, weight, input_gradient=x.requires_grad)
 
-    def dweight(dy: Tensor) -> Tensor:
-        rows = dy if dy.ndim == 2 else reshape(dy, (-1, N))
-        return matmul(mT(rows), x if x.ndim == 2 else reshape(x, (-1, K)))  # type: ignore[no-any-return]
-    lead = tuple(range(x.ndim - 1))
-    return y, (lambda dy: matmul(dy, weight), dweight, lambda dy: sum(dy, lead) if lead else dy)
+
+@op(method=False)
+def linear_backward(dy, x, weight, /, input_gradient):
+    """∂x (zeros unless asked for), ∂w and ∂b of linear."""
+    grads = kernels(dy).linear_backward(dy.data, x.data, weight.data, input_gradient=input_gradient)
+
+    def again(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Any, ...]:
+        rows, inputs = reshape(dy, (-1, dy.shape[-1])), reshape(x, (-1, x.shape[-1]))
+        return matmul(dy, weight), matmul(mT(rows), inputs), sum(rows, 0)
+    return grads, composition(again, dy, x, weight)
 
 
 __all__ = ["linear", "matmul"]

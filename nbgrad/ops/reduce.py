@@ -10,6 +10,7 @@ import numpy as np
 from nbgrad.autograd import Tensor, as_tensor, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import abs, exp, log, mask, pow, sqrt, where
+from nbgrad.ops.shape import _axis as axis_of
 from nbgrad.ops.shape import broadcast_to, flip, gather, reshape, unsqueeze
 
 
@@ -21,16 +22,11 @@ class Reduced(NamedTuple):
 
 
 def axes_of(dim: Any, ndim: int, name: str) -> tuple[int, ...] | None:
-    """``dim`` as a sorted tuple of axes; None for all. Raises IndexError, ValueError on a repeat."""
+    """``dim`` as a sorted tuple of axes; None for all. Raises TypeError, IndexError, ValueError on a repeat."""
     if dim is None or dim == ():
         return None
-    dims = (dim,) if isinstance(dim, (int, np.integer)) else tuple(dim)
-    rank = builtin_max(ndim, 1)
-    for d in dims:
-        if not -rank <= d < rank:
-            raise IndexError(f"{name}: Dimension out of range (expected to be in range of "
-                             f"[{-rank}, {rank - 1}], but got {d})")
-    axes = tuple(sorted(d % rank for d in dims))
+    dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+    axes = tuple(sorted(axis_of(d, ndim, name) for d in dims))
     if len(set(axes)) < len(axes):
         raise ValueError(f"{name}: dim {dims} appears multiple times in the list of dims")
     return axes if ndim else None
@@ -107,11 +103,13 @@ def _extreme(name: str, doc: str) -> Any:
         if not _count(shape, axes):
             raise IndexError(f"{name}(): Expected reduction dim to have non-zero size, got shape {shape}")
         y = np.asarray(getattr(kernels(x), name[1:])(x.data, axes=axes, keepdims=True))
-        at = x.data == y
-        share = at / at.sum(axis=axes, keepdims=True)
-        flat = y if keepdim else y.reshape([n for i, n in enumerate(shape)
-                                            if axes is not None and i not in axes])
-        return flat, (lambda dy: _spread(dy, shape, axes, keepdim) * as_tensor(share.astype(dy.dtype)),)
+        kept = y if keepdim else y.reshape([n for i, n in enumerate(shape) if axes is not None and i not in axes])
+
+        def vjp(dy: Tensor) -> Tensor:
+            at = x.data == y
+            share = kernels(x).div(at, at.sum(axis=axes, keepdims=True)).astype(x.dtype)
+            return _spread(dy, shape, axes, keepdim) * as_tensor(share)
+        return kept, (vjp,)
     fn.__doc__, fn.__module__, fn.__name__ = doc, __name__, name
     return op(fn)
 
@@ -121,15 +119,14 @@ amin = _extreme("amin", "y = smallest of x over dim.   ∂y is shared evenly amo
 
 
 def _along(x: Tensor, dim: int, keepdim: bool, arg: Any, name: str) -> Reduced:
-    axes = axes_of(dim, x.ndim, name)
+    axis = axis_of(dim, x.ndim, name)
     if not x.ndim:
         return Reduced(reshape(x, ()), as_tensor(np.int64(0)))
-    assert axes is not None
-    at = as_tensor(_argument(x, axes[0], arg, name))
-    values = gather(x, axes[0], at)
+    at = as_tensor(_argument(x, axis, arg, name))
+    values = gather(x, axis, at)
     if keepdim:
         return Reduced(values, at)
-    shape = x.shape[:axes[0]] + x.shape[axes[0] + 1:]
+    shape = x.shape[:axis] + x.shape[axis + 1:]
     return Reduced(reshape(values, shape), reshape(at, shape))
 
 
@@ -161,8 +158,8 @@ def _arg(name: str, arg: Any) -> Any:
     def fn(x, /, dim=None, keepdim=False):
         if not x.data.size and dim is None:
             raise IndexError(f"{name}(): Expected reduction dim to be specified for input.numel() == 0")
-        axes = axes_of(dim, x.ndim, name)
-        y = arg(x.data, axis=None if axes is None else axes[0], keepdims=keepdim)
+        axis = None if dim is None else axis_of(dim, x.ndim, name)
+        y = arg(x.data, axis=axis if x.ndim else None, keepdims=keepdim)
         return np.asarray(y, np.int64), None
     fn.__doc__, fn.__module__, fn.__name__ = f"Index of the {name[3:]}imum, the first of equal ones.", __name__, name
     return op(fn)
@@ -186,9 +183,8 @@ def any(x, /, dim=None, keepdim=False):
 @op(saves_output=True)
 def prod(x, /, dim=None, keepdim=False):
     """y = Π x over dim.   ∂x = ∂y × product of the others, also where some x are 0."""
-    axes, shape = axes_of(dim, x.ndim, "prod"), x.shape
-    if axes is not None and len(axes) > 1:
-        raise ValueError(f"prod: expected one dim or none, got {dim}")
+    axes = None if dim is None or not x.ndim else (axis_of(dim, x.ndim, "prod"),)
+    shape = x.shape
     y = kernels(x).prod(x.data, axes=axes, keepdims=keepdim)
 
     def vjp(dy: Tensor, y: Tensor) -> Tensor:
@@ -213,7 +209,7 @@ def _product_of_others(x: Tensor, axes: tuple[int, ...] | None) -> Tensor:
 def logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     """y = log Σ e^x over dim, shifted by the largest so that it does not overflow."""
     axes = axes_of(dim, x.ndim, "logsumexp")
-    top = kernels(x).max(x.data, axes=axes, keepdims=True)
+    top = kernels(x).max(x.data, axes=axes, keepdims=True) if _count(x.shape, axes) else 0
     top = np.where(np.isfinite(top), top, 0).astype(x.dtype)
     y = log(sum(exp(x - as_tensor(top)), axes, True)) + as_tensor(top)
     kept = tuple(n for i, n in enumerate(x.shape) if axes is not None and i not in axes)
@@ -248,8 +244,7 @@ def norm(x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Tenso
 @op
 def cumsum(x, /, dim):
     """yᵢ = Σ_{j ≤ i} xⱼ along dim.   ∂xᵢ = Σ_{j ≥ i} ∂yⱼ."""
-    axes = axes_of(dim, x.ndim, "cumsum")
-    axis = axes[0] if axes else 0
+    axis = axis_of(dim, x.ndim, "cumsum")
     y = np.cumsum(x.data, axis=axis, dtype=x.dtype if x.dtype.kind == "f" else np.int64)
     return y.reshape(x.shape), (lambda dy: flip(cumsum(flip(dy, (axis,)), axis), (axis,)) if dy.ndim else dy,)
 

@@ -11,12 +11,15 @@ import numpy as np
 from nbgrad.autograd import OPS, Tensor, as_tensor, op
 
 
-def _axis(dim: int, ndim: int, name: str) -> int:
+def _axis(dim: Any, ndim: int, name: str) -> int:
+    """``dim`` counted from 0. Raises TypeError unless it is one integer, IndexError out of range."""
+    if not isinstance(dim, (int, np.integer)):
+        raise TypeError(f"{name}: expected one dim, an integer, got {dim!r}")
     rank = max(ndim, 1)
     if not -rank <= dim < rank:
         raise IndexError(f"{name}: Dimension out of range (expected to be in range of "
                          f"[{-rank}, {rank - 1}], but got {dim})")
-    return dim % rank
+    return int(dim) % rank
 
 
 def _ints(args: Any) -> tuple[int, ...]:
@@ -282,6 +285,8 @@ def gather(x: Tensor, dim: int, index: Any) -> Tensor:
     if index.ndim != x.ndim or any(m > n for d, (m, n) in enumerate(zip(index.shape, x.shape)) if d != axis):
         raise RuntimeError(f"gather(): Expected index {index.shape} to be no larger than self {x.shape} apart "
                            f"from dimension {axis}")
+    if index.dtype.kind not in "iu":
+        raise IndexError(f"gather(): Expected an integer index, got {index.dtype}")
     if index.data.size and not (0 <= index.data.min() and index.data.max() < x.shape[axis]):
         raise IndexError(f"gather(): index out of bounds for dimension {axis} with size {x.shape[axis]}")
     return getitem(x, _grid(index.data, axis))  # type: ignore[no-any-return]
@@ -308,6 +313,8 @@ def roll(x: Tensor, shifts: Any, dims: Any = None) -> Tensor:
 def repeat(x: Tensor, *sizes: Any) -> Tensor:
     """x tiled so many times along each dim."""
     times = _ints(sizes)
+    if min(times, default=0) < 0:
+        raise ValueError(f"repeat: expected sizes >= 0, got {times}")
     if len(times) < x.ndim:
         raise RuntimeError("Number of dimensions of repeat dims can not be smaller than number of dimensions of "
                            "tensor")

@@ -27,10 +27,11 @@ CHOICES = {
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "mlp": {"activation": "sigmoid", "init": "normal", "lrs": (0.1, 1.0, 10.0), "lr": 1.0,
             "batch_size": 60, "epochs": 30},
-    "lenet": {"activation": "relu", "init": "kaiming", "lrs": (0.01, 0.1, 1.0), "lr": 0.1,
-              "batch_size": 64, "epochs": 6},
+    "lenet": {"activation": "relu", "init": "kaiming", "lrs": (0.01, 0.03, 0.1), "lr": 0.1,
+              "batch_size": 64, "epochs": 8, "momentum": 0.9, "schedule": "cosine"},
     "resnet20": {"activation": "relu", "init": "kaiming", "lrs": (0.01, 0.1, 1.0), "lr": 0.1,
-                 "batch_size": 128, "epochs": 10, "momentum": 0.9, "weight_decay": 1e-4},
+                 "batch_size": 128, "epochs": 10, "momentum": 0.9, "weight_decay": 1e-4,
+                 "schedule": "cosine"},
 }
 _ADAPTIVE = {"lrs": (1e-3, 1e-2, 1e-1), "lr": 1e-3}
 

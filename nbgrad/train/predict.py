@@ -101,8 +101,9 @@ def _weights(n: int, m: int) -> Image:
     scale = n / m
     support = max(scale, 1.0)
     centre = (np.arange(m)[:, None] + 0.5) * scale - 0.5
-    w = np.maximum(0.0, 1.0 - np.abs(np.arange(n) - centre) / support)
-    return w / w.sum(axis=1, keepdims=True)
+    w: Image = np.maximum(0.0, 1.0 - np.abs(np.arange(n) - centre) / support)
+    w /= w.sum(axis=1, keepdims=True)
+    return w
 
 
 def _read_png(path: Path) -> npt.NDArray[Any]:

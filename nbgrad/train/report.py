@@ -57,7 +57,7 @@ def _median(epochs: Iterable[int | None]) -> float | None:
 
 def table(summary: Sequence[dict[str, Any]]) -> str:
     """The summary as aligned text, one block per learning rate."""
-    head = ["learning rate", "", *(f"epochs to {level:.0%}" for level in LEVELS),
+    head = ["learning rate", "", *(f"to {100 * level:.0f} %" for level in LEVELS),
             "final accuracy", "diverged", "seconds"]
     cells = [[f"{row['lr']:g}", NORMS[row["norm"]],
               *(_epochs(row, f"{level:g}") for level in LEVELS), _accuracy(row),
@@ -67,7 +67,13 @@ def table(summary: Sequence[dict[str, Any]]) -> str:
              for row in [head, ["-" * w for w in widths], *cells]]
     blocks = groupby(zip(summary, lines[2:]), key=lambda pair: pair[0]["lr"])
     body = "\n\n".join("\n".join(line for _, line in block) for _, block in blocks)
-    return "\n".join([*lines[:2], body])
+    return "\n".join([*lines[:2], body, "", *_NOTES])
+
+
+_NOTES = ("to 90 %, to 95 %  epochs to that test accuracy, median (n/m: reached by n of m runs)",
+          "final accuracy    mean ± standard deviation over seeds",
+          "diverged          loss not finite, or at the end no better than guessing",
+          "seconds           of training alone, per run")
 
 
 def _accuracy(row: dict[str, Any]) -> str:

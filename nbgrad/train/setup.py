@@ -88,15 +88,15 @@ def in_order(dataset: TensorDataset, batch_size: int | None = None) -> DataLoade
     return DataLoader(dataset, batch_size=batch_size or _EVALUATED)
 
 
-def sample_loss(config: Config, samples: int) -> Tensor:
-    """The training loss of a new network on ``samples`` random images, recorded."""
+def sample_loss(config: Config, samples: int) -> tuple[nn.Module, Tensor]:
+    """A new network, and its training loss on ``samples`` random images, recorded."""
     if samples < 2:
         raise ValueError(f"samples: expected at least 2, got {samples}")
     manual_seed(config.seed)
     x = randn(samples, *SHAPES[config.data])
     target = as_tensor(np.arange(samples) % len(CLASSES[config.data]))
-    loss: Tensor = cross_entropy(build_model(config)(x), target)
-    return loss
+    model = build_model(config)
+    return model, cross_entropy(model(x), target)
 
 
 def warm_up(config: Config, task: Task) -> None:
@@ -165,7 +165,8 @@ def _schedule(config: Config, optimizer: Any, per_epoch: int) -> Any:
     steps = max(config.epochs * per_epoch - rise, 1)
     if config.schedule == "onecycle":
         turning = config.optimizer != "sgd" or config.momentum > 0
-        return optim.OneCycleLR(optimizer, config.lr, total_steps=steps, cycle_momentum=turning)
+        return optim.OneCycleLR(optimizer, config.lr, total_steps=steps + 1,
+                                cycle_momentum=turning)
     if config.schedule == "step":
         then: Any = s.StepLR(optimizer, max(math.ceil(steps / 3), 1))
     elif config.schedule == "cosine":

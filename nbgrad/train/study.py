@@ -107,7 +107,8 @@ def _header(study: Study, task: Task) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "created": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "title": title(study), "details": details(study, task), "machine": backend.info(), "config": study.config.to_dict(),
+        "title": title(study), "details": details(study, task),
+        "machine": backend.info(), "config": study.config.to_dict(),
         "norms": list(study.norms), "lrs": list(study.lrs), "seeds": list(study.seeds),
         "epochs": study.config.epochs, "train_samples": len(task.train),
         "test_samples": len(task.test),

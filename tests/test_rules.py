@@ -1,0 +1,205 @@
+"""House rules: who may import whom, what may not be in the package, what pyproject must list."""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = sorted((ROOT / "nbgrad").rglob("*.py"))
+KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
+# from the ground up: a module may import from its own floor's folder and from floors below
+FLOORS = ["kernels", "backend", "autograd", "graph", "testing", "ops", "nn", "optim", "models", "data", "train",
+          "lab", "viz", "cli"]
+
+
+def imports(path):
+    """Modules that a file imports, with names: `from nbgrad import nn` is nbgrad.nn."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found |= {f"{node.module}.{a.name}" for a in node.names} | {node.module}
+    return found
+
+
+def floor(module):
+    """Which floor nbgrad.x.y is on; None for the package itself and for names that it shows."""
+    part = module.split(".")[1] if module.startswith("nbgrad.") else None
+    return FLOORS.index(part) if part in FLOORS else None
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=relative)
+def test_imports_go_down(path):
+    own = floor("nbgrad." + path.relative_to(ROOT / "nbgrad").with_suffix("").parts[0])
+    if own is None:           # __init__ and __main__ show everything
+        return
+    above = {m for m in imports(path) if (f := floor(m)) is not None and f > own}
+    assert above == set()
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=relative)
+def test_only_the_backend_knows_the_kernels_and_nobody_numba(path):
+    found = imports(path)
+    assert not any(m.split(".")[0] in ("numba", "llvmlite", "kernels", "torch", "pickle") for m in found)
+    if path.name != "backend.py":
+        assert not any(m.startswith("nbgrad.kernels") for m in found)
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=relative)
+def test_kernels_know_nothing_of_nbgrad(path):
+    assert not any(m.split(".")[0] == "nbgrad" for m in imports(path))
+
+
+@pytest.mark.parametrize("path", PACKAGE + KERNELS, ids=relative)
+def test_nothing_dangerous_in_the_package(path):
+    source = path.read_text()
+    assert "fastmath=True" not in source
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            assert name not in ("exec", "pickle") or relative(path) == "", f"line {node.lineno}"
+            assert not (isinstance(node.func, ast.Name) and name == "eval"), f"line {node.lineno}"
+            assert not any(k.arg == "allow_pickle" and getattr(k.value, "value", 1) for k in node.keywords)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print":
+            assert relative(path) in ("nbgrad/cli.py", "kernels/cpu/jit.py"), f"print at line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", PACKAGE + KERNELS, ids=relative)
+def test_extras_are_imported_where_they_are_used(path):
+    tree = ast.parse(path.read_text())
+    top = {a.name.split(".")[0] for n in tree.body if isinstance(n, ast.Import) for a in n.names}
+    top |= {n.module.split(".")[0] for n in tree.body if isinstance(n, ast.ImportFrom) and n.module and not n.level}
+    assert not top & {"matplotlib", "rich", "tensorboardX"}
+
+
+def test_packages_listed_are_the_folders_there_are():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    there = {".".join(p.parent.relative_to(ROOT).parts) for p in PACKAGE if p.name == "__init__.py"}
+    there |= {"nbgrad." + ".".join(p.parent.relative_to(ROOT).parts) for p in KERNELS if p.name == "__init__.py"}
+    assert listed == there
+    assert not (ROOT / "nbgrad" / "kernels").exists()
+    assert not (ROOT / "nbgrad" / "kernels.py").exists()
+
+
+def test_both_kernel_sets_have_the_same_functions_with_the_same_signatures():
+    sets = [importlib.import_module(f"nbgrad.kernels.{name}") for name in ("reference", "cpu")]
+    for module in ("conv", "elementwise", "loss", "matmul", "norm", "optim", "pool", "reduce"):
+        reference, cpu = (importlib.import_module(f"{s.__name__}.{module}") for s in sets)
+        assert sorted(reference.__all__) == sorted(cpu.__all__)
+        for name in reference.__all__:
+            a, b = getattr(reference, name), getattr(cpu, name)
+            assert getattr(sets[0], name) is a
+            assert getattr(sets[1], name) is b
+            if inspect.isfunction(a) and inspect.isfunction(b) and module != "elementwise":
+                assert inspect.signature(a) == inspect.signature(b), f"{module}.{name}"
+
+
+def test_an_edit_of_any_kernel_source_changes_the_cache_folder(tmp_path, monkeypatch):
+    from nbgrad.kernels.cpu import jit
+
+    root = tmp_path / "kernels" / "cpu"
+    root.mkdir(parents=True)
+    (root / "jit.py").write_text("a = 1")
+    monkeypatch.setattr(jit, "__file__", str(root / "jit.py"))
+    before = jit._source_key()
+    (tmp_path / "kernels" / "formulas.py").write_text("b = 2")
+    assert jit._source_key() != before
+
+
+def run(code, **options):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **options)
+
+
+def test_importing_nbgrad_imports_nothing_heavy():
+    out = run("import sys, nbgrad; print(sorted({'numpy', 'numba', 'matplotlib', 'rich'} & set(sys.modules)))")
+    assert out.stdout.strip() == "[]"
+
+
+def test_the_whole_framework_needs_no_extra():
+    out = run("import sys, nbgrad; nbgrad.nn, nbgrad.optim, nbgrad.data, nbgrad.train, nbgrad.models, nbgrad.viz\n"
+              "print(sorted({'torch', 'matplotlib', 'rich', 'tensorboardX'} & set(sys.modules)))")
+    assert out.stdout.strip() == "[]", out.stderr
+
+
+def test_a_checkout_that_is_not_installed_says_what_to_do(tmp_path):
+    (tmp_path / "nbgrad").symlink_to(ROOT / "nbgrad")
+    block = ("import sys\n"
+             "sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in repr(f)]\n"
+             f"sys.path[:] = [{str(tmp_path)!r}] + [p for p in sys.path if 'nbgrad' not in p]\n"
+             "sys.path_hooks[:] = [h for h in sys.path_hooks if '__editable__' not in repr(h)]\n"
+             "import importlib.abc\n"
+             "class NoKernels(importlib.abc.MetaPathFinder):\n"
+             "    def find_spec(self, name, path, target=None):\n"
+             "        if name.startswith('nbgrad.kernels'):\n"
+             "            raise ModuleNotFoundError(name, name=name)\n"
+             "sys.meta_path.insert(0, NoKernels())\n"
+             "import nbgrad; nbgrad.Tensor")
+    out = run(block, cwd=tmp_path)
+    assert "run `pip install -e .` in the checkout" in out.stderr
+
+
+def test_compiling_is_said_once_and_later_processes_load_from_the_cache(tmp_path):
+    code = ("import nbgrad; nbgrad.backend.notify(); x = nbgrad.randn(3); nbgrad.sigmoid(x); nbgrad.silu(x)")
+    environment = {"NUMBA_CACHE_DIR": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
+    first, second = run(code, env=environment), run(code, env=environment)
+    assert first.returncode == second.returncode == 0, first.stderr
+    assert first.stderr.count("nbgrad: compiling kernels") == 1
+    assert str(tmp_path) in first.stderr
+    assert second.stderr == ""
+
+
+def test_without_a_writable_cache_kernels_still_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    code = "import nbgrad; print(nbgrad.sigmoid(nbgrad.zeros(3)).tolist())"
+    out = run(code, env={"NUMBA_CACHE_DIR": str(tmp_path / "file"), "PATH": ""})
+    assert out.stdout.strip() == "[0.5, 0.5, 0.5]", out.stderr
+
+
+THREADS = """
+import os, sys, threading
+import numpy as np, nbgrad
+x = nbgrad.as_tensor(np.random.default_rng(0).standard_normal((64, 64, 24, 24)).astype(np.float32))
+def work():
+    return nbgrad.batch_norm(x, None, None, None, None, True).data.tobytes()
+expected = work()
+if sys.argv[1] == "fork":
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if work() == expected else 3)
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+results = []
+threads = [threading.Thread(target=lambda: results.extend(work() == expected for _ in range(20))) for _ in range(8)]
+[t.start() for t in threads]; [t.join() for t in threads]
+sys.exit(0 if results == [True] * 160 else 3)
+"""
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+@pytest.mark.parametrize("how", ["fork", "threads"])
+@pytest.mark.skipif(sys.platform != "linux", reason="fork, and Numba's omp layer, as on Linux")
+def test_parallel_kernels_survive_fork_and_concurrent_entry(layer, how):
+    import os
+
+    out = subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", THREADS, how],
+                         capture_output=True, text=True, timeout=300,
+                         env={**os.environ, "NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2"})
+    assert out.returncode == 0, out.stderr
+
+
+def test_readme_numbers_come_from_scripts():
+    """A table of measurements stands between markers that the script which wrote it looks for."""
+    readme = (ROOT / "README.md").read_text()
+    for name in re.findall(r"<!-- table: (\w+) -->", readme):
+        assert f"<!-- end: {name} -->" in readme
