@@ -79,8 +79,8 @@ FORMS = [c_order, fortran_order, permuted, channels_last, stepped, reversed_axes
 G = np.random.default_rng(0)
 SHAPES = [(), (1,), (7,), (0,), (3, 4), (1, 1), (0, 3), (5, 1), (2, 3, 4), (2, 0, 3), (1, 3, 1), (2, 3, 4, 5), (129, 130)]
 MATRICES = [(3, 4), (1, 4), (0, 4), (2, 3, 4), (2, 1, 3, 4), (2, 0, 4), (130, 4)]
-BATCHES = [(4, 3), (5, 3, 1), (2, 3, 4, 5), (2, 3, 1, 1), (1, 3, 2, 2), (8, 3, 30, 31)]
-IMAGES = [(2, 4, 5, 6), (1, 4, 3, 3), (0, 4, 4, 4), (2, 4, 3, 9), (3, 4, 33, 34)]
+BATCHES = [(4, 3), (5, 3, 1), (2, 3, 4, 5), (2, 3, 1, 1), (1, 3, 2, 2), (8, 3, 10, 11)]
+IMAGES = [(2, 4, 5, 6), (1, 4, 3, 3), (0, 4, 4, 4), (2, 4, 3, 9), (3, 4, 12, 13)]
 WEIGHT, BIAS = G.standard_normal((6, 2, 3, 3)), G.standard_normal(6)
 OTHER, GAMMA = G.standard_normal((4, 5)), G.standard_normal(3)
 
@@ -148,7 +148,8 @@ def compare(f, x, clean):
 def test_memory_form_does_not_matter(name, data):
     f, shapes = CASES[name]
     shape, form = data.draw(st.sampled_from(shapes)), data.draw(st.sampled_from(FORMS))
-    dtype = data.draw(st.sampled_from([np.float32, np.float64]))
+    real = [np.float32] if form is read_only else [np.float32, np.float64]   # each is a compilation
+    dtype = data.draw(st.sampled_from(real))
     clean = np.random.default_rng(data.draw(st.integers(0, 9))).standard_normal(shape).astype(dtype)
     memory, view = form(clean)
     before = memory.tobytes()

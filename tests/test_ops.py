@@ -253,6 +253,16 @@ def test_large_logits_and_minus_infinity():
     assert math.isnan(nbgrad.logsumexp(tensor([NAN, 1.0]), 0).item())
 
 
+@pytest.mark.parametrize(("f", "expected"), [
+    (lambda x: nbgrad.cumsum(x, 0), [3e38, INF]), (lambda x: x.prod(), INF), (lambda x: x.sum(), INF),
+    (lambda x: nbgrad.add(x, x, alpha=2), [INF, INF]), (lambda x: nbgrad.sub(x, x, alpha=-2), [INF, INF]),
+    (lambda x: nbgrad.dropout(x, 0.9, generator=nbgrad.Generator(3)) * 0 + 1, [1, NAN]),
+    (lambda x: nbgrad.batch_norm(x.reshape(1, 2), nbgrad.ones(2), -nbgrad.ones(2))[0], [NAN, NAN]),
+    (lambda x: nbgrad.mse_loss(x, -x), INF), (lambda x: nbgrad.matmul(x, x), INF)])
+def test_overflow_is_silent(f, expected):
+    np.testing.assert_array_equal(f(tensor([3e38, 3e38])).data, expected)
+
+
 def test_pooling_propagates_nan():
     x = np.zeros((1, 1, 4, 4), F32)
     x[0, 0, 1, 2] = NAN

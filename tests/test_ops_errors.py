@@ -21,6 +21,7 @@ BAD = [                                                  # (call, error, words t
     (lambda: F.exp(X, 2), TypeError, "exp() at most 1"),
     (lambda: F.relu(X, slope=2), TypeError, "relu() slope"),
     (lambda: F.add(X, 1, beta=3), TypeError, "add beta"),
+    (lambda: F.add(INTS, INTS, alpha=0.5), TypeError, "add integer alpha 0.5"),
     (lambda: INTS ** -1, ValueError, "pow integers negative"),
     (lambda: -(INTS > 2), (TypeError, RuntimeError), "negative ~"),
     (lambda: X.clamp(), ValueError, "clamp min max"),

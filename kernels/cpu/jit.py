@@ -25,9 +25,9 @@ from ..formulas import POLICY, device
 __all__ = ["Kernel", "cache_dir", "device", "get_num_threads", "kernel", "machine", "notify", "prange",
            "set_num_threads", "threading_layer"]
 
-# A parallel region costs about 1.5 us entered hot and 20 to 60 us when the workers sleep; 256 KB is
-# about 10 us of one core at 29 GB/s, from where two cores begin to win.
-PARALLEL_BYTES = 1 << 18
+# A parallel region costs 2 to 20 us, more when the workers sleep; 1 MB is about 35 us of one core at
+# 29 GB/s. Below, two cores win little and lose much on a machine that has other work.
+PARALLEL_BYTES = 1 << 20
 
 def _source_key():
     """Hash of every kernel source and of the compiler: Numba's own key misses edits in callees."""

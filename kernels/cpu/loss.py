@@ -31,6 +31,8 @@ def _dense(x):
 
 def _classes(x, order, axis):
     """x as contiguous (A, C, B), C being that axis."""
+    if not x.ndim:
+        return x.reshape(1, 1, 1)
     t = x.transpose(order)
     if not t.flags.c_contiguous:
         t = np.ascontiguousarray(t)

@@ -11,7 +11,8 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["ROWS", "VECTOR", "half_tile", "panels", "tile"]
+__all__ = ["FEW", "ROWS", "VECTOR", "add_few", "add_few_half", "add_half_tile", "add_row", "add_row_half",
+           "add_tile", "half_tile", "panels", "tile", "transpose"]
 
 VECTOR, ROWS = (64, 12) if binding.get_host_cpu_features().get("avx512f") else (32, 6)
 
@@ -36,7 +37,7 @@ def _step(builder, real, lanes, a, row, b, sums):
     bs = [builder.load(builder.gep(b, [i64(v * lanes)], source_etype=real), align=size, typ=vector)
           for v in range(len(sums[0]))]
     new = []
-    for r in range(ROWS):
+    for r in range(len(sums)):
         at = builder.gep(a, [builder.mul(row, i64(r))], source_etype=real)
         one = builder.insert_element(nothing, builder.load(at, align=size, typ=real), i32(0))
         splat = builder.shuffle_vector(one, nothing, first)
@@ -44,51 +45,105 @@ def _step(builder, real, lanes, a, row, b, sums):
     return new
 
 
-def _loop(builder, real, lanes, vectors, a, row, step, b, K):
-    """The sums over k = 0 … K − 1, K ≥ 1, of a[r · row + k · step] b[k, v]."""
+def _loop(builder, real, lanes, start, a, row, step, b, ldb, K):
+    """start + the sums over k = 0 … K − 1, K ≥ 1, of a[r · row + k · step] b[k · ldb + v]."""
     vector, i64 = ir.VectorType(real, lanes), ir.IntType(64)
     before, body = builder.block, builder.append_basic_block("k")
     after = builder.append_basic_block("sums")
     builder.branch(body)
     builder.position_at_end(body)
     k = builder.phi(i64)
-    sums = [[builder.phi(vector) for _ in range(vectors)] for _ in range(ROWS)]
+    sums = [[builder.phi(vector) for _ in row] for row in start]
     at_a = builder.gep(a, [builder.mul(k, step)], source_etype=real)
-    at_b = builder.gep(b, [builder.mul(k, i64(2 * lanes))], source_etype=real)
+    at_b = builder.gep(b, [builder.mul(k, ldb)], source_etype=real)
     new = _step(builder, real, lanes, at_a, row, at_b, sums)
     following = builder.add(k, i64(1))
     builder.cbranch(builder.icmp_signed("<", following, K), body, after)
     k.add_incoming(i64(0), before)
     k.add_incoming(following, body)
-    for old_row, new_row in zip(sums, new):
-        for old, value in zip(old_row, new_row):
-            old.add_incoming(ir.Constant(vector, None), before)
+    for old_row, start_row, new_row in zip(sums, start, new):
+        for old, first, value in zip(old_row, start_row, new_row):
+            old.add_incoming(first, before)
             old.add_incoming(value, body)
     builder.position_at_end(after)
     return new
 
 
+def _pointers(context, builder, signature, args, real):
+    """data(i, offset): where the array that is argument i has that element."""
+    def data(i, offset):
+        p = context.make_array(signature.args[i])(context, builder, args[i]).data
+        return builder.gep(p, [offset], source_etype=real)
+    return data
+
+
+def _rows_of(data, i, at, ld, shape, lanes, builder):
+    """Where each vector of the tile of c stands, c being argument i."""
+    i64 = ir.IntType(64)
+    return [[data(i, builder.add(at, builder.add(builder.mul(ld, i64(r)), i64(v * lanes))))
+             for v in range(shape[1])] for r in range(shape[0])]
+
+
 def _tile(vectors, a, b, c):
     """Signature and code of a tile of so many vectors."""
     def codegen(context, builder, signature, args):
-        real = context.get_data_type(a.dtype)
-        size = a.dtype.bitwidth // 8
+        real, size, i64 = context.get_data_type(a.dtype), a.dtype.bitwidth // 8, ir.IntType(64)
         lanes = VECTOR // size
-
-        def data(i, kind, offset):
-            p = context.make_array(kind)(context, builder, args[i]).data
-            return builder.gep(p, [offset], source_etype=real)
-
-        sums = _loop(builder, real, lanes, vectors, data(0, a, args[1]), args[2], args[3],
-                     data(5, b, args[6]), args[4])
-        for r, row in enumerate(sums):
-            for v, value in enumerate(row):
-                out = data(7, c, ir.IntType(64)((2 * r + v) * lanes))
-                builder.store(value, builder.bitcast(out, value.type.as_pointer()), align=size)
+        data = _pointers(context, builder, signature, args, real)
+        start = [[ir.Constant(ir.VectorType(real, lanes), None)] * vectors] * ROWS
+        sums = _loop(builder, real, lanes, start, data(0, args[1]), args[2], args[3],
+                     data(5, args[6]), i64(2 * lanes), args[4])
+        places = _rows_of(data, 7, i64(0), i64(2 * lanes), (ROWS, vectors), lanes, builder)
+        _store(builder, sums, places, size)
         return context.get_dummy_value()
 
     n = types.intp
     return types.void(a, n, n, n, n, b, n, c), codegen
+
+
+def _store(builder, sums, places, size):
+    for row, row_places in zip(sums, places):
+        for value, place in zip(row, row_places):
+            builder.store(value, builder.bitcast(place, value.type.as_pointer()), align=size)
+
+
+def _adding(rows, vectors):
+    """The intrinsic of a tile of so many rows and vectors that is added to c where it stands."""
+    @intrinsic
+    def add(typingctx, a, at, row, step, K, b, bt, ldb, c, ct, ldc):
+        def codegen(context, builder, signature, args):
+            real, size = context.get_data_type(a.dtype), a.dtype.bitwidth // 8
+            lanes = VECTOR // size
+            vector = ir.VectorType(real, lanes)
+            data = _pointers(context, builder, signature, args, real)
+            places = _rows_of(data, 8, args[9], args[10], (rows, vectors), lanes, builder)
+            start = [[builder.load(p, align=size, typ=vector) for p in row] for row in places]
+            sums = _loop(builder, real, lanes, start, data(0, args[1]), args[2], args[3],
+                         data(5, args[6]), args[7], args[4])
+            _store(builder, sums, places, size)
+            return context.get_dummy_value()
+
+        n = types.intp
+        return types.void(a, n, n, n, n, b, n, n, c, n, n), codegen
+    return add
+
+
+def _adding_in_numpy(rows, vectors):
+    """The same with the JIT off."""
+    def add(a, at, row, step, K, b, bt, ldb, c, ct, ldc):
+        r, k, v = np.arange(rows)[:, None], np.arange(K), np.arange(vectors * VECTOR // a.itemsize)
+        c[ct + r * ldc + v] += a[at + r * row + k * step] @ b[bt + k[:, None] * ldb + v]
+    return add
+
+
+# add_tile(a, at, row, step, K, b, bt, ldb, c, ct, ldc):
+#     c[ct + r · ldc + v] += Σ_k a[at + r · row + k · step] b[bt + k · ldb + v]
+# for ROWS, 4 or 1 rows and two vectors or one: what is left of a matrix is cut into the smaller ones.
+FEW = 4
+_make = _adding_in_numpy if config.DISABLE_JIT else _adding
+add_tile, add_half_tile = _make(ROWS, 2), _make(ROWS, 1)
+add_few, add_few_half = _make(FEW, 2), _make(FEW, 1)
+add_row, add_row_half = _make(1, 2), _make(1, 1)
 
 
 @intrinsic
@@ -106,7 +161,38 @@ def half_tile(typingctx, a, at, row, step, K, b, bt, c):
     return _tile(1, a, b, c)
 
 
+@intrinsic
+def transpose(typingctx, x, at, ldx, y, yt, ldy):
+    """y[yt + k · ldy + j] = x[at + j · ldx + k] for a square of one vector's lanes, in registers."""
+    def codegen(context, builder, signature, args):
+        real, size, i64 = context.get_data_type(x.dtype), x.dtype.bitwidth // 8, ir.IntType(64)
+        n = VECTOR // size
+        data, vector = _pointers(context, builder, signature, args, real), ir.VectorType(real, n)
+        rows = [builder.load(data(0, builder.add(args[1], builder.mul(args[2], i64(j)))),
+                             align=size, typ=vector) for j in range(n)]
+        places = [data(3, builder.add(args[4], builder.mul(args[5], i64(j)))) for j in range(n)]
+        _store(builder, [_interleaved(builder, rows, n)], [places], size)
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(x, n, n, y, n, n), codegen
+
+
+def _interleaved(builder, rows, n):
+    """A transpose is log2(n) rounds of merging row i with row i + n/2, element by element."""
+    low = [i // 2 + n * (i % 2) for i in range(n)]
+    masks = [ir.Constant(ir.VectorType(ir.IntType(32), n), [i + s for i in low]) for s in (0, n // 2)]
+    for _ in range(n.bit_length() - 1):
+        rows = [builder.shuffle_vector(rows[i // 2], rows[i // 2 + n // 2], masks[i % 2]) for i in range(n)]
+    return rows
+
+
 if config.DISABLE_JIT:
+    def transpose(x, at, ldx, y, yt, ldy):  # noqa: F811
+        """The same in NumPy."""
+        i = np.arange(VECTOR // x.itemsize)
+        y[yt + i[:, None] * ldy + i] = x[at + i * ldx + i[:, None]]
+
     def tile(a, at, row, step, K, b, bt, c):
         """The same in NumPy."""
         index = at + np.arange(c.shape[0])[:, None] * row + np.arange(K) * step

@@ -35,7 +35,7 @@ def add(a, b, /, alpha=1):
     """y = a + α b.   ∂a = ∂y,   ∂b = α ∂y.   Broadcasts."""
     if alpha == 1:
         return kernels(a).add(a.data, b.data), (_same, _same)
-    return kernels(a).add(a.data, b.data * b.dtype.type(alpha)), (_same, lambda dy: dy * alpha)
+    return kernels(a).add(a.data, _times(b, alpha)), (_same, lambda dy: dy * alpha)
 
 
 @op(promote=True)
@@ -43,7 +43,13 @@ def sub(a, b, /, alpha=1):
     """y = a − α b.   ∂a = ∂y,   ∂b = −α ∂y.   Broadcasts."""
     if alpha == 1:
         return kernels(a).sub(a.data, b.data), (_same, _neg)
-    return kernels(a).sub(a.data, b.data * b.dtype.type(alpha)), (_same, lambda dy: dy * -alpha)
+    return kernels(a).sub(a.data, _times(b, alpha)), (_same, lambda dy: dy * -alpha)
+
+
+def _times(b: Tensor, alpha: Any) -> Any:
+    if b.dtype.kind != "f" and isinstance(alpha, float):
+        raise TypeError(f"add, sub: integer tensors need an integer alpha, got {alpha}")
+    return kernels(b).mul(b.data, np.asarray(alpha, b.dtype))
 
 
 @op(promote=True)

@@ -92,7 +92,8 @@ def batch_norm(x: Tensor, running_mean: Tensor | None, running_var: Tensor | Non
     _check(x, running_mean, running_var, weight, bias, training, eps)
     if not training:
         assert running_mean is not None and running_var is not None
-        invstd = 1 / np.sqrt(running_var.data.astype(np.float64) + eps)
+        with np.errstate(all="ignore"):
+            invstd = 1 / np.sqrt(running_var.data.astype(np.float64) + eps)
         return batch_norm_inference(x, weight, bias, mean=running_mean.data.astype(np.float64), invstd=invstd)  # type: ignore[no-any-return]
     n = x.data.size // x.shape[1] if x.shape[1] else 0
     if n == 1:

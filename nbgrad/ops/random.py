@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, _dtype, as_tensor, op
+from nbgrad.backend import kernels
 
 
 class Generator:
@@ -131,7 +132,8 @@ def _dropout(x, /, p, generator):
     scale = x.dtype.type(0 if p == 1 else 1 / (1 - p))
     keep = _rng(generator).random(x.shape, np.float32) >= p
     kept = as_tensor(keep * scale)
-    return np.where(keep, x.data * scale, x.dtype.type(0)), (lambda dy: dy * kept,)
+    y = kernels(x).mul(x.data, np.asarray(scale))
+    return np.where(keep, y, x.dtype.type(0)), (lambda dy: dy * kept,)
 
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True, generator: Generator | None = None) -> Tensor:

@@ -245,7 +245,8 @@ def norm(x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Tenso
 def cumsum(x, /, dim):
     """yᵢ = Σ_{j ≤ i} xⱼ along dim.   ∂xᵢ = Σ_{j ≥ i} ∂yⱼ."""
     axis = axis_of(dim, x.ndim, "cumsum")
-    y = np.cumsum(x.data, axis=axis, dtype=x.dtype if x.dtype.kind == "f" else np.int64)
+    with np.errstate(all="ignore"):
+        y = np.cumsum(x.data, axis=axis, dtype=x.dtype if x.dtype.kind == "f" else np.int64)
     return y.reshape(x.shape), (lambda dy: flip(cumsum(flip(dy, (axis,)), axis), (axis,)) if dy.ndim else dy,)
 
 
