@@ -6,10 +6,10 @@ An op is a function of Tensors that returns its value and its vjp, a few lines a
     def matmul(a, b, /):
         return kernels(a).matmul(a.data, b.data), (lambda dy: dy @ mT(b), lambda dy: mT(a) @ dy)
 
-Parameters before ``/`` are tensors, the others are settings. The vjp is one function per input where
-the gradients are independent, one function of all output cotangents where they share work. What it
-mentions is what the graph keeps alive. It is written in ops, so that under ``create_graph`` a gradient
-is a graph like any other. Values after the vjp are returned and not differentiated.
+Parameters before ``/`` are tensors, the others are settings. The vjp is one function per input
+where the gradients are independent, one function of all output cotangents where they share work.
+What it mentions is what the graph keeps alive. It is written in ops, so that under ``create_graph``
+a gradient is a graph like any other. Values after the vjp are returned and not differentiated.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 __all__ = ["OPS", "Node", "Op", "Tensor", "as_tensor", "bump", "composition", "enable_grad", "grad",
            "is_grad_enabled", "no_grad", "op", "promoted", "set_grad_enabled", "tensor"]
 
-Array = np.ndarray[Any, Any]
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 ndarray = np.ndarray
 
 
@@ -105,18 +104,18 @@ def is_grad_enabled() -> bool:
 class Node:
     """One recorded op: edges to where its inputs came from, and the vjp that maps dy back to them.
 
-    An edge is the input's own Node, the input itself if it is a leaf, or None if it needs no gradient:
-    the graph keeps alive only what the vjp mentions.
+    An edge is the input's own Node, the input itself if it is a leaf, or None if it needs no
+    gradient: the graph keeps alive only what the vjp mentions.
     """
 
     op: Op
     edges: Sequence[Node | Tensor | None]
-    vjp: Any                                 # a function, several functions, or None once it has been used
-    shape: Any                               # of the output; a tuple of shapes if there are several
+    vjp: Any                           # a function, several functions, or None once used
+    shape: Any                         # of the output; a tuple of shapes if there are several
     dtype: Any
-    clock: int                               # what was modified in place after this is too new for the vjp
-    settings: dict[str, Any] = {}            # noqa: RUF012 (never written to)
-    output: Tensor | None = None             # the value, detached, if the vjp uses it
+    clock: int                         # what is modified in place later is too new for the vjp
+    settings: dict[str, Any] = {}      # noqa: RUF012 (never written to)
+    output: Tensor | None = None       # the value, detached, if the vjp uses it
     hooks: list[Callable[[Tensor], Tensor | None]] | None = None
 
     @property
@@ -185,7 +184,7 @@ class Op:
             node.op, node.edges, node.clock = self, edges, _clock
             if settings:
                 node.settings = settings
-            if wanted < len(edges) and type(vjp) is tuple:   # nobody will ask these: free what they hold
+            if wanted < len(edges) and type(vjp) is tuple:  # nobody asks these: free what they hold
                 vjp = [f if e is not None else None for f, e in zip(vjp, edges)]
             node.vjp = vjp
             if type(y) is tuple:
@@ -229,14 +228,18 @@ _new = object.__new__
 
 
 def op(fn: Callable[..., Any] | None = None, /, name: str | None = None, **options: bool) -> Any:
-    """Decorator: file a function as an op. ``view=True``: the output shares the first input's memory.
-    ``saves_output=True``: the vjp takes ``(dy, y)``. ``promote=True``: its two inputs get one dtype.
-    ``method=False``: not a method of Tensor."""
+    """Decorator: file a function as an op. ``view=True``: the output shares the first input's
+    memory. ``saves_output=True``: the vjp takes ``(dy, y)``. ``promote=True``: its two inputs get
+    one dtype. ``method=False``: not a method of Tensor."""
     if fn is None:
         return lambda f: Op(f, name, **options)
     return Op(fn, name)
 
 
+@overload
+def _wrap(y: Array) -> Tensor: ...
+@overload
+def _wrap(y: Any) -> Any: ...
 def _wrap(y: Any) -> Any:
     if type(y) is tuple:
         return tuple(map(_wrap, y))
@@ -272,8 +275,8 @@ def _constant(x: Any, like: Tensor | None, op_name: str) -> Tensor:
 
 
 def promoted(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the dtype of their result, by PyTorch's rule: a float beats an int whatever its width, and
-    within a kind a 0-d tensor does not widen one that has dimensions."""
+    """Both in the dtype of their result, by PyTorch's rule: a float beats an int whatever its
+    width, and within a kind a 0-d tensor does not widen one that has dimensions."""
     p, q = a.data.dtype, b.data.dtype
     if p == q:
         return a, b
@@ -288,7 +291,7 @@ def promoted(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.to(dtype), b.to(dtype)
 
 
-# ------------------------------------------------------------------------------ in-place modification
+# ---------------------------------------------------------------------------- in-place modification
 
 _clock = 0                  # counts in-place modifications; a node remembers when it was recorded
 
@@ -333,8 +336,8 @@ def saved_tensors(node: Node) -> Iterator[tuple[str, Any]]:
 
 
 def _unmodified(node: Node) -> bool:
-    """Whether no tensor in the vjp's own closure is newer than the node: the quick half of the check.
-    Batch norm writes to its running statistics in every step, so that this runs for most nodes."""
+    """Whether no tensor in the vjp's own closure is newer than the node: the quick half of the
+    check. Batch norm writes to its running statistics in every step: this runs for most nodes."""
     vjp = node.vjp
     for f in vjp if type(vjp) in (tuple, list) else (vjp,):
         for cell in (f.__closure__ or ()) if f is not None else ():
@@ -354,15 +357,15 @@ def _check_unmodified(node: Node) -> None:
     for name, t in saved_tensors(node):
         if isinstance(t, Tensor) and t._version is not None and t._version[0] > node.clock:
             raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an inplace "
-                f"operation: {name!r} of shape {t.shape}, saved by {node.op.name}")
+                "one of the variables needed for gradient computation has been modified by an "
+                f"inplace operation: {name!r} of shape {t.shape}, saved by {node.op.name}")
 
 
-# ------------------------------------------------------------------------------------------- backward
+# ----------------------------------------------------------------------------------------- backward
 
-_USED = ("Trying to backward through the graph a second time (or directly access saved tensors after "
-         "they have already been freed). Specify retain_graph=True if you need to backward through the "
-         "graph a second time.")
+_USED = ("Trying to backward through the graph a second time (or directly access saved tensors "
+         "after they have already been freed). Specify retain_graph=True if you need to backward "
+         "through the graph a second time.")
 
 
 def _pending(roots: Sequence[Node], stop: set[Node]) -> dict[Any, int]:
@@ -404,8 +407,8 @@ def _leading_to(targets: set[Any], roots: Sequence[Node], pending: dict[Any, int
 
 def _run(roots: Sequence[Tensor], dys: Sequence[Tensor], targets: set[Any] | None, *,
          retain: bool, record: bool, stop: bool = False) -> dict[Any, Tensor]:
-    """Carry cotangents from the roots back. Leaves get ``.grad``, or, with ``targets``, only these are
-    computed and returned. ``stop``: the targets' own histories are not entered."""
+    """Carry cotangents from the roots back. Leaves get ``.grad``, or, with ``targets``, only these
+    are computed and returned. ``stop``: the targets' own histories are not entered."""
     sources = [r.grad_fn or r for r in roots]
     nodes = [s for s in sources if isinstance(s, Node)]
     pending = _pending(nodes, targets if stop and targets else set())
@@ -454,7 +457,8 @@ def _pull(node: Node, dy: Any, retain: bool) -> Sequence[Any]:
         _check_unmodified(node)
     if node.output is not None:
         y = _wrap(node.output.data)
-        y.requires_grad, y.grad_fn, args = True, node, (dy, y)
+        y.requires_grad, y.grad_fn = True, node
+        args: Sequence[Any] = (dy, y)
     else:
         args = dy if type(dy) is list else (dy,)
     if type(vjp) in (tuple, list):
@@ -481,7 +485,7 @@ def _deliver(dy_of: dict[Any, Any], edge: Any, dx: Tensor, node: Node) -> None:
 
 
 def _add(a: Tensor | None, b: Tensor) -> Tensor:
-    return b if a is None else OPS["add"](a, b)  # type: ignore[no-any-return]
+    return b if a is None else OPS["add"](a, b)
 
 
 def _hooked(node: Any, dy: Any) -> Any:
@@ -509,27 +513,26 @@ def _accumulate(leaf: Tensor, dy: Tensor, record: bool) -> None:
         bump(leaf.grad)
 
 
-def _cotangent(y: Tensor, dy: Any, where: str) -> Tensor:
+def _cotangent(y: Tensor, given: Any, where: str) -> Tensor:
     if not y.requires_grad:
-        raise RuntimeError(f"{where}: element 0 of tensors does not require grad and does not have a "
-                           "grad_fn")
-    if dy is None:
+        raise RuntimeError(f"{where}: element 0 of tensors does not require grad and does not have "
+                           "a grad_fn")
+    if given is None:
         if y.data.size != 1:
-            raise RuntimeError(f"{where}: grad can be implicitly created only for scalar outputs, got "
-                               f"shape {y.shape}; pass a gradient of that shape")
-        return _wrap(np.ones(y.data.shape, y.data.dtype))  # type: ignore[no-any-return]
-    if not isinstance(dy, Tensor):
-        dy = as_tensor(np.asarray(dy, y.data.dtype))
+            raise RuntimeError(f"{where}: grad can be implicitly created only for scalar outputs, "
+                               f"got shape {y.shape}; pass a gradient of that shape")
+        return _wrap(np.ones(y.data.shape, y.data.dtype))
+    dy = given if isinstance(given, Tensor) else as_tensor(np.asarray(given, y.data.dtype))
     if dy.shape != y.shape:
-        raise RuntimeError(f"{where}: mismatch in shape: gradient has shape {dy.shape}, the output has "
-                           f"shape {y.shape}")
-    return dy if dy.dtype == y.dtype else dy.to(y.dtype)
+        raise RuntimeError(f"{where}: mismatch in shape: gradient has shape {dy.shape}, the output "
+                           f"has shape {y.shape}")
+    return dy.to(y.dtype)
 
 
 def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor],
          grad_outputs: Any = None, retain_graph: bool | None = None, create_graph: bool = False,
          allow_unused: bool = False) -> tuple[Tensor | None, ...]:
-    """∂outputs/∂inputs contracted with ``grad_outputs`` (1 for scalars), without touching ``.grad``.
+    """∂outputs/∂inputs contracted with ``grad_outputs`` (1 for scalars); leaves ``.grad`` alone.
 
     Raises RuntimeError if an input is not in the graph, unless ``allow_unused`` (then None).
 
@@ -541,8 +544,8 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor],
     """
     ys = (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
     xs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    dys = (grad_outputs,) if grad_outputs is None or isinstance(outputs, Tensor) and not isinstance(
-        grad_outputs, (list, tuple)) else tuple(grad_outputs)
+    listed = isinstance(grad_outputs, (list, tuple)) or not isinstance(outputs, Tensor)
+    dys = tuple(grad_outputs) if listed and grad_outputs is not None else (grad_outputs,)
     dys = dys * len(ys) if dys == (None,) else dys
     if len(dys) != len(ys):
         raise ValueError(f"grad: got {len(ys)} outputs and {len(dys)} grad_outputs")
@@ -555,16 +558,16 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor],
                  retain=retain, record=create_graph)
     dxs = tuple(found.get(x.grad_fn or x) for x in xs)
     if None in [dx if dx is None else 0 for dx in dxs] and not allow_unused:
-        raise RuntimeError("grad: One of the differentiated Tensors appears to not have been used in the "
-                           "graph. Set allow_unused=True if this is the desired behavior.")
+        raise RuntimeError("grad: One of the differentiated Tensors appears to not have been used "
+                           "in the graph. Set allow_unused=True if this is the desired behavior.")
     return dxs
 
 
 def composition(f: Callable[..., Any], *xs: Tensor | None) -> Callable[..., Any]:
     """The vjp of ``f`` at ``xs``, found by recording ``f`` when it is asked for.
 
-    For a fused op whose own gradient is rarely needed: ``f`` is the same function in elementary ops.
-    It recomputes everything from ``xs``, so the gradient is exact at every order.
+    For a fused op whose own gradient is rarely needed: ``f`` is the same function in elementary
+    ops. It recomputes everything from ``xs``, so the gradient is exact at every order.
     """
     def vjp(*dys: Tensor | None) -> list[Tensor | None]:
         again = _mode.recording
@@ -577,11 +580,12 @@ def composition(f: Callable[..., Any], *xs: Tensor | None) -> Callable[..., Any]
             targets = {x.grad_fn or x for x in at if x is not None and x.requires_grad}
             found = _run([y for y, _ in pairs], [dy for _, dy in pairs], targets,
                          retain=again, record=again, stop=True) if pairs else {}
-        return [None if x is None or not x.requires_grad else found.get(x.grad_fn or x) for x in at]
+        return [found.get(x.grad_fn or x) if x is not None and x.requires_grad else None
+                for x in at]
     return vjp
 
 
-# --------------------------------------------------------------------------------------------- Tensor
+# ------------------------------------------------------------------------------------------- Tensor
 
 class Handle:
     """What a hook's registration returns; ``remove()`` takes the hook away."""
@@ -597,8 +601,8 @@ class Handle:
 class Tensor:
     """An array that remembers how it was computed.
 
-    ``data`` is the NumPy array. Every op of ``nbgrad.ops`` is also a method. Names, argument order and
-    meaning are PyTorch's; ``data``, ``dtype`` and ``shape`` are NumPy's.
+    ``data`` is the NumPy array. Every op of ``nbgrad.ops`` is also a method. Names, argument order
+    and meaning are PyTorch's; ``data``, ``dtype`` and ``shape`` are NumPy's.
 
     >>> import nbgrad
     >>> x = nbgrad.tensor([1.0, 2.0], requires_grad=True)
@@ -616,8 +620,20 @@ class Tensor:
     _hooks: list[Any] | None = None
     __array_priority__ = 1000
 
-    if TYPE_CHECKING:
+    if TYPE_CHECKING:                        # what the ops and the loops below the class set
         def __getattr__(self, name: str) -> Any: ...
+        def __getitem__(self, index: Any) -> Tensor: ...
+        def __eq__(self, other: object) -> Any: ...
+        def __ne__(self, other: object) -> Any: ...
+        def __neg__(self) -> Tensor: ...
+        def _binary(self, other: Any) -> Tensor: ...
+
+        __abs__ = __invert__ = __neg__
+        __add__ = __sub__ = __mul__ = __truediv__ = __pow__ = __matmul__ = _binary
+        __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rpow__ = __rmatmul__ = _binary
+        __floordiv__ = __mod__ = __and__ = __or__ = __xor__ = _binary
+        __rfloordiv__ = __rmod__ = __rand__ = __ror__ = __rxor__ = _binary
+        __lt__ = __le__ = __gt__ = __ge__ = _binary
 
     def __init__(self, data: Any, dtype: Any = None, requires_grad: bool = False) -> None:
         self.data = _array(data, dtype, copy=True)
@@ -667,7 +683,8 @@ class Tensor:
         return len(self.data)
 
     def __repr__(self) -> str:
-        text = np.array2string(self.data, precision=4, separator=", ", prefix="tensor(", threshold=1000)
+        text = np.array2string(self.data, precision=4, separator=", ", prefix="tensor(",
+                               threshold=1000)
         if not self.data.size and self.ndim != 1:
             text += f", size={self.shape}"
         if self.dtype not in (np.float32, np.int64, np.bool_):
@@ -692,16 +709,17 @@ class Tensor:
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         name = _UFUNCS.get(ufunc.__name__)
         if method != "__call__" or kwargs or name is None:
-            raise TypeError(f"numpy.{ufunc.__name__} (method {method!r}) of a Tensor: use nbgrad's ops, or "
-                            "tensor.detach().numpy()")
+            raise TypeError(f"numpy.{ufunc.__name__} (method {method!r}) of a Tensor: use nbgrad's "
+                            "ops, or tensor.detach().numpy()")
         return OPS[name](*inputs)
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         x = self.data
         if self.requires_grad:
             raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
-        if not x.flags.writeable or any(s < 0 or (s == 0 and n > 1) for s, n in zip(x.strides, x.shape)):
-            x = x.copy()      # consumers write through read-only memory and abort on negative strides
+        odd = any(s < 0 or (s == 0 and n > 1) for s, n in zip(x.strides, x.shape))
+        if odd or not x.flags.writeable:
+            x = x.copy()    # consumers write through read-only memory, abort on negative strides
         return x.__dlpack__(**kwargs)
 
     def __dlpack_device__(self) -> Any:
@@ -710,7 +728,8 @@ class Tensor:
     def item(self) -> Any:
         """The one element as a Python number."""
         if self.data.size != 1:
-            raise RuntimeError(f"a Tensor with {self.data.size} elements cannot be converted to Scalar")
+            raise RuntimeError(f"a Tensor with {self.data.size} elements cannot be converted to "
+                               "Scalar")
         return self.data.item()
 
     def tolist(self) -> Any:
@@ -740,8 +759,8 @@ class Tensor:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if not self.is_leaf:
-            raise RuntimeError("Only Tensors created explicitly by the user (graph leaves) support the "
-                               "deepcopy protocol at the moment; use detach()")
+            raise RuntimeError("Only Tensors created explicitly by the user (graph leaves) support "
+                               "the deepcopy protocol at the moment; use detach()")
         out = _new(type(self))
         memo[id(self)] = out
         for name, value in vars(self).items():
@@ -755,18 +774,20 @@ class Tensor:
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Ask for gradients of this leaf, in place."""
         if requires_grad and self.dtype.kind != "f":
-            raise RuntimeError(f"only Tensors of floating point dtype can require gradients, got {self.dtype}")
+            raise RuntimeError("only Tensors of floating point dtype can require gradients, got "
+                               f"{self.dtype}")
         if not requires_grad and not self.is_leaf:
-            raise RuntimeError("you can only change requires_grad flags of leaf variables; use detach()")
+            raise RuntimeError("you can only change requires_grad flags of leaf variables; use "
+                               "detach()")
         self.requires_grad = requires_grad
         return self
 
     def backward(self, gradient: Any = None, retain_graph: bool | None = None,
                  create_graph: bool = False) -> None:
-        """Add ∂self/∂leaf, contracted with ``gradient`` (1 for a scalar), to every leaf's ``.grad``.
+        """Add ∂self/∂leaf, contracted with ``gradient`` (1 for a scalar), to the leaves' ``.grad``.
 
-        The graph is freed unless ``retain_graph`` (default: ``create_graph``); with ``create_graph``
-        the gradients are themselves recorded. Raises RuntimeError on a second call without it, and if
+        The graph is freed unless ``retain_graph`` (default: ``create_graph``); ``create_graph``
+        records the gradients themselves. Raises RuntimeError on a second call without it, and if
         a tensor that is needed has been modified in place.
         """
         retain = create_graph if retain_graph is None else retain_graph
@@ -809,7 +830,8 @@ class Tensor:
         if dtype == "cpu":
             return self
         dtype = _dtype(dtype)
-        return self if dtype == self.data.dtype else OPS["cast"](self, dtype=dtype)  # type: ignore[no-any-return]
+        y: Tensor = self if dtype == self.data.dtype else OPS["cast"](self, dtype=dtype)
+        return y
 
     def float(self) -> Tensor:
         return self.to(np.float32)
@@ -830,11 +852,11 @@ class Tensor:
     def _write(self, new: Tensor, name: str) -> Tensor:
         """Take new's value and history."""
         if new.shape != self.shape:
-            raise RuntimeError(f"{name}: output with shape {self.shape} doesn't match the broadcast shape "
-                               f"{new.shape}")
+            raise RuntimeError(f"{name}: output with shape {self.shape} doesn't match the "
+                               f"broadcast shape {new.shape}")
         if not np.can_cast(new.dtype, self.dtype, "same_kind"):
-            raise RuntimeError(f"{name}: result type {new.dtype} can't be cast to the desired output type "
-                               f"{self.dtype}")
+            raise RuntimeError(f"{name}: result type {new.dtype} can't be cast to the desired "
+                               f"output type {self.dtype}")
         if new.requires_grad:
             self.grad_fn, self.requires_grad = new.grad_fn, True
         np.copyto(self.data, new.data, casting="same_kind")
@@ -842,17 +864,19 @@ class Tensor:
         return self
 
     def _writable(self, name: str, *others: Any) -> None:
-        """In-place writes are recorded on interior tensors that share no memory with another tensor."""
+        """In-place writes are recorded on interior tensors that share memory with no other."""
         if not self.data.flags.writeable:
             raise RuntimeError(f"{name}: the tensor is a read-only array or an expanded view")
         if not _mode.recording:
             return
         if self.requires_grad and self.is_leaf:
-            raise RuntimeError("a leaf Variable that requires grad is being used in an in-place operation.")
+            raise RuntimeError("a leaf Variable that requires grad is being used in an in-place "
+                               "operation.")
         grads = self.requires_grad or any(isinstance(o, Tensor) and o.requires_grad for o in others)
         if grads and self._version is not None and len(self._version) > 1:
-            raise RuntimeError(f"{name}: this tensor shares memory with a view, and an in-place write "
-                               "that requires grad would not reach the other; use the out-of-place op")
+            raise RuntimeError(f"{name}: this tensor shares memory with a view, and an in-place "
+                               "write that requires grad would not reach the other; use the "
+                               "out-of-place op")
 
     def _in_place(self, name: str, *args: Any) -> Tensor:
         self._writable(name + "_", *args)
@@ -887,14 +911,15 @@ class Tensor:
     def copy_(self, src: Any) -> Tensor:
         self._writable("copy_", src)
         src = src if isinstance(src, Tensor) else as_tensor(src)
-        src = src if src.dtype == self.dtype else src.to(self.dtype)
-        return self._write(src if src.shape == self.shape else OPS["broadcast_to"](src, shape=self.shape),
-                           "copy_")
+        src = src.to(self.dtype)
+        if src.shape != self.shape:
+            src = OPS["broadcast_to"](src, shape=self.shape)
+        return self._write(src, "copy_")
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self._writable("__setitem__", value)
         recorded = _mode.recording and (
-            self.requires_grad or isinstance(value, Tensor) and value.requires_grad)
+            self.requires_grad or (isinstance(value, Tensor) and value.requires_grad))
         if recorded:
             value = value if isinstance(value, Tensor) else _constant(value, self, "__setitem__")
             self._write(OPS["index_put"](self, value, index=index), "__setitem__")
@@ -913,11 +938,13 @@ class Tensor:
 
     @property
     def T(self) -> Tensor:
-        return OPS["permute"](self, dims=tuple(range(self.ndim))[::-1])  # type: ignore[no-any-return]
+        y: Tensor = OPS["permute"](self, dims=tuple(range(self.ndim))[::-1])
+        return y
 
     @property
     def mT(self) -> Tensor:
-        return OPS["transpose"](self, -2, -1)  # type: ignore[no-any-return]
+        y: Tensor = OPS["transpose"](self, -2, -1)
+        return y
 
 
 def _plain(x: Any) -> Any:
@@ -925,7 +952,7 @@ def _plain(x: Any) -> Any:
 
 
 def _operator(name: str, reverse: bool = False) -> Any:
-    found: list[Op] = []                       # ops are filed after Tensor: look up once, at first use
+    found: list[Op] = []                    # ops are filed after Tensor: look up once, at first use
 
     def forward(self: Tensor, other: Any) -> Any:
         if not found:
@@ -945,19 +972,20 @@ def _operator(name: str, reverse: bool = False) -> Any:
 
 
 _OPERANDS = (Tensor, int, float, bool, ndarray, np.generic, list, tuple)
-_BINARY = {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "pow": "pow", "matmul": "matmul",
-           "floordiv": "floor_divide", "mod": "remainder",
+_BINARY = {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "pow": "pow",
+           "matmul": "matmul", "floordiv": "floor_divide", "mod": "remainder",
            "and": "bitwise_and", "or": "bitwise_or", "xor": "bitwise_xor"}
 for _python, _name in _BINARY.items():
     setattr(Tensor, f"__{_python}__", _operator(_name))
     setattr(Tensor, f"__r{_python}__", _operator(_name, reverse=True))
 for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
     setattr(Tensor, f"__{_name}__", _operator(_name))
-for _python in ("add", "sub", "mul", "truediv"):         # x += y writes to x's memory, as in PyTorch
-    setattr(Tensor, f"__i{_python}__", getattr(Tensor, {"truediv": "div"}.get(_python, _python) + "_"))
+for _name in ("add", "sub", "mul", "div"):         # x += y writes to x's memory, as in PyTorch
+    _python = "truediv" if _name == "div" else _name
+    setattr(Tensor, f"__i{_python}__", getattr(Tensor, _name + "_"))
 for _python, _name in {"neg": "neg", "abs": "abs", "invert": "bitwise_not"}.items():
     setattr(Tensor, f"__{_python}__", lambda self, _name=_name: OPS[_name](self))
-Tensor.__getitem__ = lambda self, index: OPS["getitem"](self, index=index)  # type: ignore[attr-defined]
+Tensor.__getitem__ = lambda self, index: OPS["getitem"](self, index=index)  # type: ignore[method-assign]
 
 _UFUNCS = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "div", "power": "pow",
            "matmul": "matmul", "negative": "neg", "absolute": "abs", "exp": "exp", "log": "log",
@@ -967,10 +995,11 @@ _UFUNCS = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "div", 
            "less_equal": "le", "greater": "gt", "greater_equal": "ge"}
 
 
-# ------------------------------------------------------------------------------------------- creation
+# ----------------------------------------------------------------------------------------- creation
 
 # One object per dtype, so that ops can compare dtypes with `is`.
-_DTYPES = {d: d for d in map(np.dtype, ("f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "?"))}
+_DTYPES = {d: d for d in map(np.dtype, ["f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8",
+                                        "?"])}
 
 
 def _dtype(dtype: Any) -> np.dtype[Any]:
@@ -992,16 +1021,18 @@ def _array(data: Any, dtype: Any = None, copy: bool | None = None) -> Array:
     if dtype is None:
         dtype = np.float32 if array.dtype == np.float64 and not typed else array.dtype
     if array.dtype.kind not in "fiub":
-        raise TypeError(f"tensor: expected numbers or bools, got {type(data).__name__} of dtype {array.dtype}")
+        raise TypeError(f"tensor: expected numbers or bools, got {type(data).__name__} of dtype "
+                        f"{array.dtype}")
     dtype = _dtype(dtype)
-    fit = array.dtype is dtype and array.flags.aligned     # kernels are compiled for aligned memory only
+    fit = array.dtype is dtype and array.flags.aligned     # kernels are compiled for aligned memory
     return np.array(array, dtype, order="K", copy=copy if fit else True)
 
 
 def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """A new Tensor that owns a copy of ``data``. Python floats become float32, arrays keep their dtype.
+    """A new Tensor that owns a copy of ``data``.
 
-    Raises TypeError for what is no number, ValueError for ragged lists.
+    Python floats become float32, arrays keep their dtype. Raises TypeError for what is no number,
+    ValueError for ragged lists.
 
     >>> from nbgrad import tensor
     >>> tensor([[1, 2], [3, 4]])
@@ -1012,7 +1043,7 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
 
 
 def as_tensor(data: Any, dtype: Any = None) -> Tensor:
-    """A Tensor that shares ``data``'s memory where it can; a Tensor of that dtype is returned as it is."""
+    """A Tensor that shares ``data``'s memory where it can; itself if it is one of that dtype."""
     if isinstance(data, Tensor):
         return data if dtype is None else data.to(dtype)
     return _wrap(_array(data, dtype))  # type: ignore[no-any-return]

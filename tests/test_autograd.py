@@ -20,7 +20,7 @@ def values(t):
     return t.detach().numpy()
 
 
-# ------------------------------------------------------------------------------------------- backward
+# ----------------------------------------------------------------------------------------- backward
 
 def test_gradient_of_a_polynomial():
     x = leaf([1.0, -2.0, 3.0])
@@ -115,7 +115,7 @@ def test_a_diamond_of_depth_60_is_visited_once_per_node():
     assert x.grad.item() == 2.0 ** 60
 
 
-# ----------------------------------------------------------------------------------------------- grad
+# --------------------------------------------------------------------------------------------- grad
 
 def test_grad_returns_and_leaves_no_trace():
     x, w = leaf([1.0, 2.0]), leaf([3.0, 4.0])
@@ -194,7 +194,7 @@ def test_a_fused_gradient_does_not_enter_the_history_of_its_inputs_twice():
     assert nbgrad.testing.gradcheck(f, x, order=2)
 
 
-# ------------------------------------------------------------------------------------------ recording
+# ---------------------------------------------------------------------------------------- recording
 
 def test_no_grad_records_nothing_and_nests():
     x = leaf(1.0)
@@ -258,7 +258,7 @@ def test_integers_and_comparisons_are_not_recorded():
         tensor([1]).requires_grad_()
 
 
-# ---------------------------------------------------------------------------------- hooks, retain_grad
+# ------------------------------------------------------------------------------- hooks, retain_grad
 
 def test_hooks_see_and_replace_gradients():
     x = leaf([1.0, 2.0])
@@ -291,7 +291,7 @@ def test_interior_tensors_get_no_grad_unless_asked():
     assert y.grad is None
 
 
-# ------------------------------------------------------------------------------------ in-place, versions
+# ------------------------------------------------------------------------------- in-place, versions
 
 def test_a_saved_tensor_modified_in_place_raises_at_backward():
     x = leaf([1.0, 2.0])
@@ -364,7 +364,7 @@ def test_optimizer_step_between_forward_and_backward_raises():
         loss.backward()
 
 
-# --------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 def test_the_graph_keeps_only_what_its_vjps_mention():
     x = leaf(np.ones(1000))
@@ -411,7 +411,7 @@ def test_a_training_loop_leaves_nothing_behind():
     assert after == before
 
 
-# ------------------------------------------------------------------------------------------------ ops
+# ---------------------------------------------------------------------------------------------- ops
 
 def test_a_custom_op_is_recorded_registered_and_differentiable_twice():
     @op(method=False)

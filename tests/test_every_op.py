@@ -244,7 +244,7 @@ def test_public_ops_say_what_they_compute(name):
     assert (inspect.getdoc(public) or "").strip(), f"{name} has no docstring"
 
 
-# ------------------------------------------------------------------------------------------ mutations
+# ---------------------------------------------------------------------------------------- mutations
 
 @pytest.mark.parametrize("mutate", [lambda d: -d, lambda d: d * 1.01, lambda d: d * 0, lambda d: None])
 @pytest.mark.parametrize("name", sorted(set(SAMPLES) & set(OPS) - ZERO_GRADIENT))

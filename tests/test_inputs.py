@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 import nbgrad
 from nbgrad import as_tensor, tensor
 
-
 # Each takes a clean array and returns the memory it made and a view of it with the same values.
 
 def c_order(a):

@@ -80,12 +80,14 @@ _BINARY = {"add", "sub", "mul", "div"}
 
 
 def _run(name, x, *more, numbers=()):
-    x = _dense(x)
-    more = [_alike(m, x) for m in more]
+    if not x.flags.c_contiguous:
+        x = _dense(x)
+    strides, arrays = x.strides, [flat(x)]
+    for m in more:
+        arrays.append(flat(m if m.strides == strides else _alike(m, x)))
     out = memory.empty_like(x)
-    real = x.dtype.type
-    _loop(name, x.dtype, 1 + len(more), len(numbers))(
-        flat(x), *map(flat, more), *map(real, numbers), flat(out), work=(2 + len(more)) * x.nbytes)
+    loop = _loop(name, x.dtype, len(arrays), len(numbers))
+    loop(*arrays, *map(x.dtype.type, numbers), flat(out), work=(1 + len(arrays)) * x.nbytes)
     return out
 
 

@@ -4,6 +4,7 @@ Within a block: maxima, then one vectorised run of exponentials, then sums in fl
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -22,6 +23,8 @@ SHORT = 64                 # rows up to here are summed one by one
 
 def _dense(x):
     """x dense in memory, and the order of axes in which it is C-contiguous."""
+    if x.flags.c_contiguous:
+        return x, list(range(x.ndim))
     order = sorted(range(x.ndim), key=lambda i: -abs(x.strides[i]))
     if not x.transpose(order).flags.c_contiguous:
         x = x.copy(order="K")
@@ -33,6 +36,8 @@ def _classes(x, order, axis):
     """x as contiguous (A, C, B), C being that axis."""
     if not x.ndim:
         return x.reshape(1, 1, 1)
+    if x.ndim == 2 and axis == 1 and x.flags.c_contiguous:
+        return x.reshape(*x.shape, 1)
     t = x.transpose(order)
     if not t.flags.c_contiguous:
         t = np.ascontiguousarray(t)
@@ -246,12 +251,19 @@ def _cross_entropy_backward(dloss, x, target, weight, block, ignore_index, smoot
 
 def _samples(a, order):
     """A per-sample array (N, *S), one axis, in the order in which x's rows lie in memory."""
+    if a.ndim == 1 and a.flags.c_contiguous:
+        return a
     axes = [i - (i > 1) for i in order if i != 1]
     return np.ascontiguousarray(a.transpose(axes)).reshape(-1)
 
 
 def _class_weights(weight, C, dtype):
-    return np.ones(C, dtype) if weight is None else np.ascontiguousarray(weight, dtype)
+    return _ones(C, dtype) if weight is None else np.ascontiguousarray(weight, dtype)
+
+
+@lru_cache(64)
+def _ones(C, dtype):
+    return np.ones(C, dtype)
 
 
 def cross_entropy(x, target, weight, *, ignore_index, label_smoothing):
@@ -267,6 +279,8 @@ def cross_entropy(x, target, weight, *, ignore_index, label_smoothing):
     out = np.empty((2, target.size), x.dtype)
     _cross_entropy(x3, _samples(target, order), _class_weights(weight, C, x.dtype), _block_rows(C),
                    ignore_index, float(label_smoothing), *out, work=8 * x.nbytes)
+    if target.ndim == 1:
+        return out[0], out[1]
     axes = [i - (i > 1) for i in order if i != 1]
     shape = [target.shape[i] for i in axes]
     return tuple(a.reshape(shape).transpose(np.argsort(axes)) for a in out)

@@ -14,8 +14,8 @@ from .jit import kernel, prange
 from .memory import empty_like
 
 __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
-           "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats", "layer_norm",
-           "layer_norm_backward"]
+           "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats", "batch_norm_update",
+           "layer_norm", "layer_norm_backward"]
 
 
 def _channels(*arrays):
@@ -187,3 +187,16 @@ def layer_norm_backward(dy, x, gamma, mean, invstd, *, dims):
     if not dx.flags.c_contiguous:
         dx[...] = out.reshape(x.shape)
     return dx, *(s.reshape(shape).astype(x.dtype) for s in sums.sum(1))
+
+
+@kernel
+def _update(running_mean, running_var, mean, var, momentum, unbiased):
+    keep = 1 - momentum
+    for c in range(mean.size):
+        running_mean[c] = keep * running_mean[c] + momentum * mean[c]
+        running_var[c] = keep * running_var[c] + momentum * (var[c] * unbiased)
+
+
+def batch_norm_update(running_mean, running_var, mean, var, *, momentum, count):
+    """In place: running ← (1 − momentum) running + momentum new, the variance by count / (count − 1)."""
+    _update(running_mean, running_var, mean, var, float(momentum), count / (count - 1))

@@ -28,7 +28,7 @@ def _real(x: Tensor) -> Any:
     return x.data if x.data.dtype.kind == "f" else x.data.astype(np.float32)
 
 
-# ------------------------------------------------------------------------------------------ arithmetic
+# --------------------------------------------------------------------------------------- arithmetic
 
 @op(promote=True)
 def add(a, b, /, alpha=1):
@@ -93,7 +93,7 @@ def _share(dy: Tensor, large: Tensor, small: Tensor, winner: Tensor | None = Non
     return dy * as_tensor(won.astype(dy.dtype))
 
 
-# ------------------------------------------------------------------------------------------- functions
+# ---------------------------------------------------------------------------------------- functions
 
 def _function(name: str, slope: Callable[..., Tensor], keeps: str, doc: str) -> Op:
     """y = f(x) with ∂x = ∂y f'; ``slope(dy, k)`` is that product, k the one thing kept: "x" or "y"."""
@@ -190,7 +190,7 @@ def where(condition, x, y):
     return _where(*promoted(x, y), condition=condition.data)
 
 
-# ----------------------------------------------------------------------------------------- activations
+# -------------------------------------------------------------------------------------- activations
 
 def _activation(name: str, keeps: str, slope: Callable[..., Tensor], doc: str,
                 defaults: tuple[tuple[str, Any], ...] = ()) -> Op:
@@ -265,7 +265,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Any:
     return _gelu(x) if approximate == "none" else _gelu_tanh(x)
 
 
-# ----------------------------------------------------------------------------- comparisons and logic
+# ---------------------------------------------------------------------------- comparisons and logic
 
 def _compare(name: str, ufunc: Any, **options: bool) -> Op:
     def fn(a, b, /):

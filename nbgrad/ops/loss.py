@@ -50,7 +50,7 @@ def _axis(x: Tensor, dim: Any, name: str) -> int:
     return axis_of(dim, x.ndim, name)
 
 
-# ------------------------------------------------------------------------------------- classification
+# ----------------------------------------------------------------------------------- classification
 
 @op(name="cross_entropy", method=False)
 def _cross_entropy(x, /, target, weight, ignore_index, reduction, label_smoothing):
@@ -92,6 +92,9 @@ def _target_weights(x: Tensor, target: Any, weight: Any, ignore_index: int, smoo
     return (q * kept).astype(x.dtype)
 
 
+_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
 def _classes(x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, name: str) -> Any:
     """The target as an array of valid classes."""
     if x.ndim < 1 or x.dtype.kind != "f":
@@ -103,7 +106,8 @@ def _classes(x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
         raise ValueError(f"{name}: Expected target size {x.shape[:1] + x.shape[2:]}, got {target.shape}")
     _one_per_class(weight, C, name)
     t = target.data
-    if t.size and (t.min() < 0 or t.max() >= C):
+    unsigned = t.view(_UNSIGNED[t.dtype.itemsize]) if t.dtype.kind == "i" else t
+    if t.size and unsigned.max() >= C:                   # a negative class is a huge unsigned one
         bad = t[((t < 0) | (t >= C)) & (t != ignore_index)]
         if bad.size:
             raise IndexError(f"{name}: Target {bad.flat[0]} is out of bounds for {C} classes.")

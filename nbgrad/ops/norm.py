@@ -24,7 +24,7 @@ def _per_channel(t: Any, x: Tensor) -> Any:
     return reshape(t, (1, -1) + (1,) * (x.ndim - 2))
 
 
-# ------------------------------------------------------------------------------------ batch, training
+# ---------------------------------------------------------------------------------- batch, training
 
 @op(name="batch_norm", method=False)
 def _batch_norm(x, gamma, beta, /, eps):
@@ -56,7 +56,7 @@ def _backward_of_batch(dy: Tensor, x: Tensor, gamma: Tensor | None, eps: float) 
     return dx, sum(dy * xhat, axes), sum(dy, axes)
 
 
-# ---------------------------------------------------------------------------------- batch, evaluation
+# -------------------------------------------------------------------------------- batch, evaluation
 
 @op(method=False)
 def batch_norm_inference(x, gamma, beta, /, mean, invstd):
@@ -100,14 +100,11 @@ def batch_norm(x: Tensor, running_mean: Tensor | None, running_var: Tensor | Non
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {list(x.shape)}")
     y, mean, var = _batch_norm(x, weight, bias, eps=eps)
     if n and running_mean is not None and running_var is not None:
-        _move(running_mean, mean.data, momentum)
-        _move(running_var, var.data * (n / (n - 1)), momentum)
+        kernels(x).batch_norm_update(running_mean.data, running_var.data, mean.data, var.data,
+                                     momentum=momentum, count=n)
+        bump(running_mean)
+        bump(running_var)
     return y  # type: ignore[no-any-return]
-
-
-def _move(running: Tensor, new: Any, momentum: float) -> None:
-    running.data[...] = (1 - momentum) * running.data + momentum * new
-    bump(running)
 
 
 def _check(x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None, bias: Tensor | None,
@@ -127,7 +124,7 @@ def _check(x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | 
             raise ValueError(f"batch_norm: expected {name} of dtype {x.dtype}, the input's, got {t.dtype}")
 
 
-# ---------------------------------------------------------------------------------------------- layer
+# -------------------------------------------------------------------------------------------- layer
 
 @op(name="layer_norm", method=False)
 def _layer_norm(x, gamma, beta, /, dims, eps):

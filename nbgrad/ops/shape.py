@@ -213,7 +213,7 @@ def unbind(x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     return tuple(getitem(x, (*(slice(None),) * axis, i)) for i in range(x.shape[axis]))
 
 
-# -------------------------------------------------------------------------------------------- indexing
+# ----------------------------------------------------------------------------------------- indexing
 
 def _index(index: Any) -> Any:
     """Tensors in an index as arrays."""
