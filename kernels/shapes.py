@@ -30,10 +30,10 @@ class Conv(NamedTuple):
     C: int
     H: int
     W: int
-    O: int  # noqa: E741
+    O: int
     P: int
     Q: int
-    I: int  # noqa: E741
+    I: int
     J: int
     sh: int
     sw: int
@@ -46,7 +46,7 @@ class Conv(NamedTuple):
     @classmethod
     def of(cls, x_shape, weight_shape, stride, padding, dilation, groups):
         """Geometry from the shapes of x and weight."""
-        (N, C, H, W), (O, _, I, J) = x_shape, weight_shape  # noqa: E741
+        (N, C, H, W), (O, _, I, J) = x_shape, weight_shape
         (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
         return cls(N, C, H, W, O, conv_size(H, I, sh, ph, dh), conv_size(W, J, sw, pw, dw),
                    I, J, sh, sw, ph, pw, dh, dw, groups)
@@ -74,7 +74,7 @@ class Pool(NamedTuple):
     W: int
     P: int
     Q: int
-    I: int  # noqa: E741
+    I: int
     J: int
     sh: int
     sw: int
@@ -86,7 +86,7 @@ class Pool(NamedTuple):
     @classmethod
     def of(cls, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
         """Geometry from the shape of x."""
-        (H, W), (I, J) = x_shape[2:], kernel_size  # noqa: E741
+        (H, W), (I, J) = x_shape[2:], kernel_size
         (sh, sw), (ph, pw), (dh, dw) = stride, padding, dilation
         P, Q = (pool_size(*a, ceil_mode) for a in ((H, I, sh, ph, dh), (W, J, sw, pw, dw)))
         return cls(H, W, P, Q, I, J, sh, sw, ph, pw, dh, dw)

@@ -227,6 +227,10 @@ OPS: dict[str, Op] = {}
 _new = object.__new__
 
 
+@overload
+def op(fn: Callable[..., Any], /) -> Op: ...
+@overload
+def op(*, name: str | None = None, **options: bool) -> Callable[[Callable[..., Any]], Op]: ...
 def op(fn: Callable[..., Any] | None = None, /, name: str | None = None, **options: bool) -> Any:
     """Decorator: file a function as an op. ``view=True``: the output shares the first input's
     memory. ``saves_output=True``: the vjp takes ``(dy, y)``. ``promote=True``: its two inputs get
@@ -268,7 +272,8 @@ def _constant(x: Any, like: Tensor | None, op_name: str) -> Tensor:
             dtype = np.dtype(np.float32)
         elif not isinstance(x, bool) and dtype.kind == "b":
             dtype = np.dtype(np.int64)
-        return _wrap(np.array(x, dtype))
+        array: Array = np.array(x, dtype)
+        return _wrap(array)
     if isinstance(x, (bool, int, float, ndarray, np.generic, list, tuple)):
         return as_tensor(x)
     raise TypeError(f"{op_name}: expected a Tensor, an array or a number, got {type(x).__name__}")
@@ -499,7 +504,7 @@ def _hooked(node: Any, dy: Any) -> Any:
 def _owned(dx: Tensor, dy: Any, dxs: Sequence[Any]) -> Tensor:
     """A leaf keeps its gradient, and users scale it in place: it must not be somebody else's."""
     if dx is dy or isinstance(dx.data.base, ndarray) or sum(d is dx for d in dxs) > 1:
-        return _wrap(dx.data.copy(order="K"))  # type: ignore[no-any-return]
+        return _wrap(dx.data.copy(order="K"))
     return dx
 
 
@@ -1046,4 +1051,4 @@ def as_tensor(data: Any, dtype: Any = None) -> Tensor:
     """A Tensor that shares ``data``'s memory where it can; itself if it is one of that dtype."""
     if isinstance(data, Tensor):
         return data if dtype is None else data.to(dtype)
-    return _wrap(_array(data, dtype))  # type: ignore[no-any-return]
+    return _wrap(_array(data, dtype))

@@ -27,7 +27,8 @@ def nodes(t: Tensor) -> list[Node]:
         elif node not in seen:
             seen.add(node)
             stack.append((node, True))
-            stack += [(e, False) for e in reversed(node.edges) if isinstance(e, Node) and e not in seen]
+            stack += [(e, False) for e in reversed(node.edges)
+                      if isinstance(e, Node) and e not in seen]
     return order
 
 
@@ -38,7 +39,7 @@ def saved(node: Node) -> Iterator[tuple[str, Any]]:
 
 
 def _memory(array: Any) -> tuple[int, int]:
-    """Where an array's elements start, and how many bytes they are: what two views have in common."""
+    """Where an array's elements start, and how many bytes they are: what two views share."""
     return array.__array_interface__["data"][0], array.nbytes
 
 
@@ -97,7 +98,8 @@ def _line(node: Node, names: _Names) -> str:
     arguments = [names.edge(e) for e in node.edges]
     arguments += [f"{k}={_setting(v)}" for k, v in node.settings.items() if v is not None]
     parts = node.shape and isinstance(node.shape[0], tuple)
-    shape = ", ".join(_type(s, node.dtype) for s in node.shape) if parts else _type(node.shape, node.dtype)
+    shapes = node.shape if parts else (node.shape,)
+    shape = ", ".join(_type(s, node.dtype) for s in shapes)
     kept = [f"{name} {_size(a.nbytes)}" for name, a in saved(node)]
     if node.vjp is None:
         kept = ["freed"]
@@ -106,7 +108,8 @@ def _line(node: Node, names: _Names) -> str:
 
 
 def text(t: Tensor, names: Mapping[str, Tensor] | None = None) -> str:
-    """The graph behind ``t`` as a program; ``names`` (say ``dict(model.named_parameters())``) names leaves.
+    """The graph behind ``t`` as a program, its leaves named by ``names`` (say
+    ``dict(model.named_parameters())``).
 
     >>> import nbgrad
     >>> x = nbgrad.ones(2, 3, requires_grad=True)
@@ -119,12 +122,13 @@ def text(t: Tensor, names: Mapping[str, Tensor] | None = None) -> str:
     table, order = _Names(names), [n for n in nodes(t) if not isinstance(n, _Part)]
     lines = [_line(node, table) for node in order]
     leaves = [f"{table.edge(leaf)}: {_type(leaf.shape, leaf.dtype)}" for leaf in table.leaves]
-    return "\n".join([*leaves, *lines, f"keeps {_size(saved_bytes(t))} alive in {len(order)} nodes"])
+    total = f"keeps {_size(saved_bytes(t))} alive in {len(order)} nodes"
+    return "\n".join([*leaves, *lines, total])
 
 
 def show(t: Tensor, names: Mapping[str, Tensor] | None = None, file: TextIO | None = None) -> None:
-    """Print ``text(t, names)``: one line per node with type, inputs, settings and what it keeps alive.
-    ``_`` is an input that needs no gradient."""
+    """Print ``text(t, names)``: one line per node with type, inputs, settings and what it keeps
+    alive. ``_`` is an input that needs no gradient."""
     (file or sys.stdout).write(text(t, names) + "\n")
 
 

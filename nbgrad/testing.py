@@ -18,20 +18,23 @@ class GradcheckError(AssertionError):
     """A gradient differs from finite differences, is not repeatable, or says nothing."""
 
 
-def gradcheck(fn: Callable[..., Any], inputs: Tensor | Sequence[Any], *, order: int = 1, mode: str = "full",
-              eps: float = 1e-6, atol: float = 1e-6, rtol: float = 1e-4, nondet_tol: float = 0.0,
-              allow_zero: bool = False, seed: int = 0, raise_exception: bool = True) -> bool:
-    """Compare the gradients of ``fn(*inputs)`` with central differences of random projections ⟨u, y⟩.
+def gradcheck(fn: Callable[..., Any], inputs: Tensor | Sequence[Any], *, order: int = 1,
+              mode: str = "full", eps: float = 1e-6, atol: float = 1e-6, rtol: float = 1e-4,
+              nondet_tol: float = 0.0, allow_zero: bool = False, seed: int = 0,
+              raise_exception: bool = True) -> bool:
+    """Compare gradients of ``fn(*inputs)`` with central differences of random projections ⟨u, y⟩.
 
-    inputs: float64 Tensors with requires_grad are checked, and so are the parameters if ``fn`` is a Module.
+    inputs: float64 Tensors with requires_grad are checked; the parameters, too, if ``fn`` is a
+    Module.
     order: 2 also checks the gradients of the gradients, and so on.
     mode: "full" differentiates every element, "fast" one random direction for all inputs together.
 
-    Passes where |a − n| ≤ rtol · max(|a|, |n|) + atol · scale, scale being the largest |n| of that input: an
-    absolute tolerance would pass a tiny gradient that is all wrong. Raises GradcheckError (returns False
-    without ``raise_exception``) otherwise; also if two runs differ by more than ``nondet_tol``, and if a
-    gradient is zero everywhere, unless ``allow_zero``: a sum of normalised values is constant, and a check of
-    it cannot fail. Raises TypeError for inputs that are not float64.
+    Passes where |a − n| ≤ rtol · max(|a|, |n|) + atol · scale, scale being the largest |n| of that
+    input: an absolute tolerance would pass a tiny gradient that is all wrong. Raises GradcheckError
+    (returns False without ``raise_exception``) otherwise; also if two runs differ by more than
+    ``nondet_tol``, and if a gradient is zero everywhere, unless ``allow_zero``: a sum of normalised
+    values is constant, and a check of it cannot fail. Raises TypeError for inputs that are not
+    float64.
 
     >>> import nbgrad
     >>> x = nbgrad.randn(3, 4, dtype=nbgrad.float64, requires_grad=True)
@@ -39,7 +42,8 @@ def gradcheck(fn: Callable[..., Any], inputs: Tensor | Sequence[Any], *, order: 
     True
     """
     if mode not in ("full", "fast") or order < 1:
-        raise ValueError(f"gradcheck: expected mode 'full' or 'fast' and order >= 1, got {mode!r} and {order}")
+        raise ValueError("gradcheck: expected mode 'full' or 'fast' and order >= 1, got "
+                         f"{mode!r} and {order}")
     args = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     leaves = _leaves(fn, args)
     run = _Check(order, mode, eps, atol, rtol, nondet_tol, allow_zero, np.random.default_rng(seed))
@@ -69,8 +73,8 @@ def _leaves(fn: Callable[..., Any], args: Sequence[Any]) -> list[Tensor]:
         raise ValueError("gradcheck: none of the inputs requires grad: there is nothing to check")
     for x in leaves:
         if x.dtype != np.float64:
-            raise TypeError(f"gradcheck: expected float64, got {x.dtype} of shape {x.shape}: finite differences "
-                            "of float32 are noise")
+            raise TypeError(f"gradcheck: expected float64, got {x.dtype} of shape {x.shape}: finite "
+                            "differences of float32 are noise")
         if not x.data.flags.writeable:
             raise TypeError(f"gradcheck: an input of shape {x.shape} is read-only")
     return leaves
@@ -80,15 +84,16 @@ def _differentiable(out: Any) -> tuple[Tensor, ...]:
     outs = (out,) if isinstance(out, Tensor) else tuple(out)
     ys = tuple(y for y in outs if isinstance(y, Tensor) and y.requires_grad)
     if not ys:
-        raise GradcheckError("gradcheck: no output requires grad: the graph is cut between inputs and outputs")
+        raise GradcheckError("gradcheck: no output requires grad: the graph is cut between inputs "
+                             "and outputs")
     return ys
 
 
 class _Check:
     """The settings of one call, and the comparison."""
 
-    def __init__(self, order: int, mode: str, eps: float, atol: float, rtol: float, nondet_tol: float,
-                 allow_zero: bool, rng: np.random.Generator) -> None:
+    def __init__(self, order: int, mode: str, eps: float, atol: float, rtol: float,
+                 nondet_tol: float, allow_zero: bool, rng: np.random.Generator) -> None:
         self.order, self.mode, self.eps, self.atol, self.rtol = order, mode, eps, atol, rtol
         self.nondet_tol, self.allow_zero, self.rng = nondet_tol, allow_zero, rng
 
@@ -97,9 +102,10 @@ class _Check:
         dxs = self._gradients(f, us, leaves)
         again = self._gradients(f, us, leaves)
         for i, (a, b) in enumerate(zip(dxs, again)):
-            if not np.max(np.abs(a - b), initial=0.0) <= self.nondet_tol:
-                raise GradcheckError(f"order {order}: two runs give gradients of input {i} that differ by "
-                                     f"{np.max(np.abs(a - b)):.3g}: the function is not deterministic")
+            apart = np.max(np.abs(a - b), initial=0.0)
+            if not apart <= self.nondet_tol:
+                raise GradcheckError(f"order {order}: two runs give gradients of input {i} that differ "
+                                     f"by {apart:.3g}: the function is not deterministic")
         if order == 1 and not self.allow_zero:
             self._not_vacuous(dxs, leaves)
         (self._full if self.mode == "full" else self._fast)(f, us, leaves, dxs, order)
@@ -115,7 +121,8 @@ class _Check:
         return [np.zeros(x.shape) if d is None else d.data for d, x in zip(found, leaves)]
 
     @staticmethod
-    def _derivative(f: Outputs, us: list[Tensor], leaves: list[Tensor]) -> tuple[Outputs, list[Tensor]]:
+    def _derivative(f: Outputs, us: list[Tensor],
+                    leaves: list[Tensor]) -> tuple[Outputs, list[Tensor]]:
         """The gradient as a function of the same leaves and of the cotangents."""
         us = [u.detach().requires_grad_() for u in us]
 
@@ -135,7 +142,8 @@ class _Check:
         move(self.eps)
         return (up - down) / (2 * self.eps)
 
-    def _full(self, f: Outputs, us: list[Tensor], leaves: list[Tensor], dxs: list[Any], order: int) -> None:
+    def _full(self, f: Outputs, us: list[Tensor], leaves: list[Tensor], dxs: list[Any],
+              order: int) -> None:
         for i, (x, dx) in enumerate(zip(leaves, dxs)):
             numeric = np.zeros(x.shape)
             for at in np.ndindex(x.shape):
@@ -147,7 +155,8 @@ class _Check:
                 x.data[at] = before
             self._compare(dx, numeric, order, f"input {i} of shape {x.shape}")
 
-    def _fast(self, f: Outputs, us: list[Tensor], leaves: list[Tensor], dxs: list[Any], order: int) -> None:
+    def _fast(self, f: Outputs, us: list[Tensor], leaves: list[Tensor], dxs: list[Any],
+              order: int) -> None:
         for i, (x, dx) in enumerate(zip(leaves, dxs)):
             v, before = self.rng.standard_normal(x.shape), x.data.copy()
 
@@ -155,7 +164,8 @@ class _Check:
                 x.data[...] += step * v
             numeric = self._difference(f, us, move)
             x.data[...] = before
-            self._compare(np.vdot(dx, v), numeric, order, f"input {i} of shape {x.shape}, along a random direction")
+            self._compare(np.vdot(dx, v), numeric, order,
+                          f"input {i} of shape {x.shape}, along a random direction")
 
     def _compare(self, analytic: Any, numeric: Any, order: int, where: str) -> None:
         a, n = np.asarray(analytic), np.asarray(numeric)
@@ -166,14 +176,16 @@ class _Check:
         if bad.any():
             at = np.unravel_index(np.argmax(np.where(bad, np.abs(a - n), -1.0)), a.shape)
             raise GradcheckError(
-                f"order {order}: gradient of {where} differs from finite differences at {tuple(map(int, at))}: "
-                f"analytic {a[at]:.10g}, numeric {n[at]:.10g}; {int(bad.sum())} of {a.size} elements are off")
+                f"order {order}: gradient of {where} differs from finite differences at "
+                f"{tuple(map(int, at))}: analytic {a[at]:.10g}, numeric {n[at]:.10g}; "
+                f"{int(bad.sum())} of {a.size} elements are off")
 
     @staticmethod
     def _not_vacuous(dxs: list[Any], leaves: list[Tensor]) -> None:
         for i, (dx, x) in enumerate(zip(dxs, leaves)):
             if x.data.size and np.max(np.abs(dx)) <= 1e-12:
                 raise GradcheckError(
-                    f"the gradient of input {i} of shape {x.shape} is zero everywhere: the check is vacuous. If "
-                    "the function sums a normalised tensor, the sum is constant: return the tensor itself, "
-                    "gradcheck projects it on random cotangents. Pass allow_zero=True if zero is right")
+                    f"the gradient of input {i} of shape {x.shape} is zero everywhere: the check is "
+                    "vacuous. If the function sums a normalised tensor, the sum is constant: return "
+                    "the tensor itself, gradcheck projects it on random cotangents. Pass "
+                    "allow_zero=True if zero is right")

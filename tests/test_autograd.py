@@ -298,7 +298,7 @@ def test_a_saved_tensor_modified_in_place_raises_at_backward():
     w = tensor(np.array([3.0, 4.0]))
     y = (x * w).sum()
     w.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation.*saved by mul"):
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*saved by mul"):
         y.backward()
 
 
@@ -306,7 +306,7 @@ def test_a_saved_output_modified_in_place_raises_at_backward():
     x = leaf([1.0, 2.0])
     y = nbgrad.exp(x)
     y.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation.*saved by exp"):
+    with pytest.raises(RuntimeError, match=r"modified by an inplace operation.*saved by exp"):
         y.sum().backward()
 
 
@@ -433,9 +433,9 @@ def test_ops_bind_optional_tensors_and_settings_like_functions():
     np.testing.assert_array_equal(values(a), values(nbgrad.conv2d(x, weight=w, bias=b, stride=2)))
     assert a.shape == (1, 4, 2, 2)
     np.testing.assert_array_equal(values(a)[0, :, 0, 0], 2 + np.arange(4.0))
-    with pytest.raises(TypeError, match="missing .*'weight'"):
+    with pytest.raises(TypeError, match=r"missing .*'weight'"):
         nbgrad.conv2d(x)
-    with pytest.raises(TypeError, match="takes at most"):
+    with pytest.raises(TypeError, match=r"conv2d\(\) takes"):
         nbgrad.conv2d(x, w, b, 1, 1, 1, 1, 1)
 
 

@@ -1,11 +1,11 @@
-"""Whatever form an array has in memory, an op gives what it gives for a clean copy, and leaves it as it was."""
+"""Whatever form an array has in memory, an op gives what it gives for a clean copy, and leaves it
+as it was."""
 
 import math
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 import nbgrad
 from nbgrad import as_tensor, tensor
@@ -73,10 +73,11 @@ def row_of_a_matrix(a):
     return memory, view
 
 
-FORMS = [c_order, fortran_order, permuted, channels_last, stepped, reversed_axes, broadcast, read_only, misaligned,
-         row_of_a_matrix]
+FORMS = [c_order, fortran_order, permuted, channels_last, stepped, reversed_axes, broadcast,
+         read_only, misaligned, row_of_a_matrix]
 G = np.random.default_rng(0)
-SHAPES = [(), (1,), (7,), (0,), (3, 4), (1, 1), (0, 3), (5, 1), (2, 3, 4), (2, 0, 3), (1, 3, 1), (2, 3, 4, 5), (129, 130)]
+SHAPES = [(), (1,), (7,), (0,), (3, 4), (1, 1), (0, 3), (5, 1), (2, 3, 4), (2, 0, 3), (1, 3, 1),
+          (2, 3, 4, 5), (129, 130)]
 MATRICES = [(3, 4), (1, 4), (0, 4), (2, 3, 4), (2, 1, 3, 4), (2, 0, 4), (130, 4)]
 BATCHES = [(4, 3), (5, 3, 1), (2, 3, 4, 5), (2, 3, 1, 1), (1, 3, 2, 2), (8, 3, 10, 11)]
 IMAGES = [(2, 4, 5, 6), (1, 4, 3, 3), (0, 4, 4, 4), (2, 4, 3, 9), (3, 4, 12, 13)]
@@ -96,20 +97,26 @@ CASES = {                                                 # name: (function of o
     "tanh": (nbgrad.tanh, SHAPES), "clamp": (lambda x: x.clamp(-0.5, 0.5), SHAPES),
     "sum": (lambda x: x.sum(), SHAPES), "sum 0": (lambda x: x.sum(0), SHAPES),
     "sum -1": (lambda x: x.sum(-1, keepdim=True), SHAPES), "norm": (lambda x: x.norm(), SHAPES),
-    "mean of square": (lambda x: (x * x).mean(tuple(range(x.ndim - 1)) or None), [s for s in SHAPES if 0 not in s]),
+    "mean of square": (lambda x: (x * x).mean(tuple(range(x.ndim - 1)) or None),
+                       [s for s in SHAPES if 0 not in s]),
     "amax": (lambda x: x.amax(-1), [s for s in SHAPES if 0 not in s]),
     "cumsum": (lambda x: x.cumsum(0), SHAPES), "reshape": (lambda x: x.reshape(-1) * 2, SHAPES),
     "cat": (lambda x: nbgrad.cat([x, x.flip(0)], 0), [s for s in SHAPES if s]),
     "sort of index": (lambda x: x[tuple(slice(None, None, -1) for _ in x.shape)] * x, SHAPES),
-    "matmul": (lambda x: x @ like(x, OTHER), MATRICES), "matmul left": (lambda x: x.mT @ x, MATRICES),
+    "matmul": (lambda x: x @ like(x, OTHER), MATRICES),
+    "matmul left": (lambda x: x.mT @ x, MATRICES),
     "linear": (lambda x: nbgrad.linear(x, like(x, OTHER.T), like(x, OTHER[0])), MATRICES),
     "softmax": (lambda x: nbgrad.softmax(x, -1), [s for s in SHAPES if 0 not in s]),
     "log_softmax": (lambda x: nbgrad.log_softmax(x, 0), [s for s in SHAPES if 0 not in s]),
-    "cross_entropy": (lambda x: nbgrad.cross_entropy(x, nbgrad.zeros(x.shape[0], *x.shape[2:], dtype=int)), BATCHES),
-    "batch_norm": (lambda x: nbgrad.batch_norm(x, None, None, like(x, GAMMA), like(x, GAMMA), True, eps=0.1), BATCHES),
-    "batch_norm eval": (lambda x: nbgrad.batch_norm(x, like(x, GAMMA), like(x, GAMMA**2), eps=0.1), BATCHES),
+    "cross_entropy": (lambda x: nbgrad.cross_entropy(
+        x, nbgrad.zeros(x.shape[0], *x.shape[2:], dtype=int)), BATCHES),
+    "batch_norm": (lambda x: nbgrad.batch_norm(
+        x, None, None, like(x, GAMMA), like(x, GAMMA), True, eps=0.1), BATCHES),
+    "batch_norm eval": (lambda x: nbgrad.batch_norm(x, like(x, GAMMA), like(x, GAMMA**2), eps=0.1),
+                        BATCHES),
     "layer_norm": (lambda x: nbgrad.layer_norm(x, x.shape[-1:], eps=0.1), BATCHES),
-    "conv2d": (lambda x: nbgrad.conv2d(x, like(x, WEIGHT), like(x, BIAS), padding=1, groups=2), IMAGES),
+    "conv2d": (lambda x: nbgrad.conv2d(x, like(x, WEIGHT), like(x, BIAS), padding=1, groups=2),
+               IMAGES),
     "conv2d strided": (lambda x: nbgrad.conv2d(x[:, :2], like(x, WEIGHT), stride=2), IMAGES),
     "max_pool2d": (lambda x: nbgrad.max_pool2d(x, 2, 1), IMAGES),
     "avg_pool2d": (lambda x: nbgrad.avg_pool2d(x, 3, 2, 1), IMAGES),
@@ -127,7 +134,8 @@ def run(f, x):
 
 
 def tolerance(dtype, reference, n):
-    """Rounding of n terms of the size of the largest value: √n ulp, eight times that for the ops' own steps."""
+    """Rounding of n terms of the size of the largest value: √n ulp, eight times that for the ops'
+    own steps."""
     scale = max(1.0, np.abs(reference).max(initial=0.0))
     return 8 * np.finfo(dtype).eps * scale * math.sqrt(max(n, 1))
 
@@ -167,13 +175,15 @@ def test_big_endian_input(name):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["conv2d", "linear", "batch_norm", "layer_norm", "cross_entropy", "matmul"])
+@pytest.mark.parametrize("name", ["conv2d", "linear", "batch_norm", "layer_norm", "cross_entropy",
+                                  "matmul"])
 def test_memory_form_of_the_other_inputs_does_not_matter(name, form):
     arrays = {"conv2d": [(2, 4, 5, 6), (6, 4, 3, 3), (6,)], "linear": [(3, 4), (5, 4), (5,)],
               "batch_norm": [(4, 3, 5), (3,), (3,)], "layer_norm": [(2, 3, 4), (3, 4), (3, 4)],
               "cross_entropy": [(4, 3, 2), (4, 3, 2)], "matmul": [(2, 3, 4), (4, 5)]}[name]
     f = {"batch_norm": lambda x, g, b: nbgrad.batch_norm(x, None, None, g, b, True),
-         "layer_norm": lambda x, g, b: nbgrad.layer_norm(x, (3, 4), g, b)}.get(name, getattr(nbgrad, name))
+         "layer_norm": lambda x, g, b: nbgrad.layer_norm(x, (3, 4), g,
+                                                         b)}.get(name, getattr(nbgrad, name))
     pairs = [form(G.standard_normal(s)) for s in arrays]
     before = [memory.tobytes() for memory, _ in pairs]
     xs = [as_tensor(view).requires_grad_() for _, view in pairs]
@@ -196,8 +206,11 @@ def test_integers_in_every_form(form, dtype):
     before, x = memory.tobytes(), as_tensor(view)
     b = np.array(view)
     for f, g in ((lambda t: t.sum(1), lambda t: t.sum(1)), (lambda t: t + 1, lambda t: t + 1),
-                 (lambda t: t.amax(2), lambda t: t.max(2)), (lambda t: t.flip(0), lambda t: t[::-1]),
-                 (lambda t: t == 1, lambda t: t == 1), (lambda t: t.argmax(0), lambda t: t.argmax(0)),
-                 (lambda t: t.cumsum(1), lambda t: t.cumsum(1)), (lambda t: t.float(), lambda t: t)):
+                 (lambda t: t.amax(2), lambda t: t.max(2)),
+                 (lambda t: t.flip(0), lambda t: t[::-1]),
+                 (lambda t: t == 1, lambda t: t == 1),
+                 (lambda t: t.argmax(0), lambda t: t.argmax(0)),
+                 (lambda t: t.cumsum(1), lambda t: t.cumsum(1)),
+                 (lambda t: t.float(), lambda t: t)):
         np.testing.assert_array_equal(f(x).data, g(b))
     assert memory.tobytes() == before

@@ -33,7 +33,7 @@ def windows(x, k, s):
 
 def conv2d(x, w, b, s, p, d):
     x = np.pad(x, ((0, 0), (0, 0), (p, p), (p, p)))
-    I, J = w.shape[2:]  # noqa: E741
+    I, J = w.shape[2:]
     view = np.lib.stride_tricks.sliding_window_view(x, (d * (I - 1) + 1, d * (J - 1) + 1), (2, 3))
     return np.einsum("ncpqij,ocij->nopq", view[:, :, ::s, ::s, ::d, ::d], w) + b.reshape(-1, 1, 1)
 
@@ -55,15 +55,17 @@ CASES = [                                                 # (nbgrad's function, 
     (nbgrad.maximum, np.maximum, X, A), (nbgrad.minimum, np.minimum, X, A),
     (nbgrad.floor_divide, np.floor_divide, X, B), (nbgrad.remainder, np.remainder, X, B),
     *[(getattr(nbgrad, f), getattr(np, f), X) for f in
-      ("exp", "expm1", "square", "sin", "cos", "tanh", "abs", "sign", "floor", "ceil", "round", "trunc",
-       "isnan", "isfinite", "isinf")],
+      ("exp", "expm1", "square", "sin", "cos", "tanh", "abs", "sign", "floor", "ceil", "round",
+       "trunc", "isnan", "isfinite", "isinf")],
     *[(getattr(nbgrad, f), getattr(np, f), P) for f in ("log", "log1p", "sqrt", "reciprocal")],
     *[(getattr(nbgrad, f), getattr(np, g), np.round(X), np.round(A)) for f, g in (
-        ("eq", "equal"), ("ne", "not_equal"), ("lt", "less"), ("le", "less_equal"), ("gt", "greater"),
+        ("eq", "equal"), ("ne", "not_equal"), ("lt", "less"), ("le", "less_equal"),
+        ("gt", "greater"),
         ("ge", "greater_equal"), ("logical_and",) * 2, ("logical_or",) * 2, ("logical_xor",) * 2)],
     *[(getattr(nbgrad, f), getattr(np, f), np.arange(12).reshape(3, 4), np.array([3, 5, 1, 8]))
       for f in ("bitwise_and", "bitwise_or", "bitwise_xor")],
-    (nbgrad.logical_not, np.logical_not, np.round(X)), (nbgrad.bitwise_not, np.invert, np.arange(4)),
+    (nbgrad.logical_not, np.logical_not, np.round(X)),
+    (nbgrad.bitwise_not, np.invert, np.arange(4)),
     (nbgrad.neg, np.negative, X), (nbgrad.rsqrt, lambda x: 1 / np.sqrt(x), P), (nbgrad.erf, erf, X),
     (lambda x: x.clamp(-0.5, 1), lambda x: np.clip(x, -0.5, 1), X),
     (lambda x: nbgrad.where(x > 0, x, -1), lambda x: np.where(x > 0, x, -1), X),
@@ -100,14 +102,16 @@ CASES = [                                                 # (nbgrad's function, 
     (lambda x: x.repeat(2, 1, 1, 3), lambda x: np.tile(x, (2, 1, 1, 3)), X),
     (lambda x: x.flip((0, 2)), lambda x: np.flip(x, (0, 2)), X),
     (lambda x: x.roll((1, -2), (0, 2)), lambda x: np.roll(x, (1, -2), (0, 2)), X),
-    (lambda x: x.tril(1), lambda x: np.tril(x, 1), X), (lambda x: x.triu(-1), lambda x: np.triu(x, -1), X),
+    (lambda x: x.tril(1), lambda x: np.tril(x, 1), X),
+    (lambda x: x.triu(-1), lambda x: np.triu(x, -1), X),
     (lambda x: nbgrad.pad(x, (1, 2, 0, 3), value=9), lambda x: np.pad(
         x, ((0, 0), (0, 3), (1, 2)), constant_values=9), X),
     (lambda x: x.gather(1, tensor(X[:, :2].argsort(1))),
      lambda x: np.take_along_axis(x, X[:, :2].argsort(1), 1), X),
     (lambda x: x.index_select(-1, tensor([4, 0, 4])), lambda x: x[..., [4, 0, 4]], X),
     (lambda x: x.masked_fill(x > 0, 7), lambda x: np.where(x > 0, 7, x), X),
-    (nbgrad.matmul, np.matmul, normal(2, 3, 4), normal(4, 5)), (nbgrad.matmul, np.matmul, A[:, 0], normal(4)),
+    (nbgrad.matmul, np.matmul, normal(2, 3, 4), normal(4, 5)),
+    (nbgrad.matmul, np.matmul, A[:, 0], normal(4)),
     (nbgrad.linear, lambda x, w, b: x @ w.T + b, normal(2, 3, 4), normal(5, 4), normal(5)),
     (lambda x, w, b: nbgrad.conv2d(x, w, b, 2, 1, 2), lambda x, w, b: conv2d(x, w, b, 2, 1, 2),
      IMAGE, normal(4, 3, 2, 3), normal(4)),
@@ -120,7 +124,8 @@ CASES = [                                                 # (nbgrad's function, 
      lambda x, g: normalized(x, (1, 2), g, eps=0.1), X, normal(4, 5)),
     (lambda x: nbgrad.cross_entropy(x, tensor([1, 0, 3])),
      lambda x: -np.log(softmax(x, 1))[range(3), [1, 0, 3]].mean(), normal(3, 4)),
-    (lambda x: nbgrad.nll_loss(x, tensor([1, 0, 3])), lambda x: -x[range(3), [1, 0, 3]].mean(), normal(3, 4)),
+    (lambda x: nbgrad.nll_loss(x, tensor([1, 0, 3])), lambda x: -x[range(3), [1, 0, 3]].mean(),
+     normal(3, 4)),
     (nbgrad.mse_loss, lambda x, t: ((x - t)**2).mean(), normal(3, 4), normal(3, 4)),
 ]
 
@@ -145,11 +150,14 @@ def zeros(dtype, *shape):
 
 PROMOTION = [                                             # operands of "+", result: PyTorch's rule
     ((F32, 2), 1, F32), ((F32, 2), 2.5, F32), ((F32, 2), True, F32), ((F64, 2), 2.5, F64),
-    ((I64, 2), 1, I64), ((I64, 2), 2.5, F32), ((I32, 2), 1, I32), ((U8, 2), 1, U8), ((U8, 2), 2.5, F32),
-    ((BOOL, 2), 1, I64), ((BOOL, 2), 2.5, F32), ((BOOL, 2), True, BOOL),
-    ((F32, 2), (F64, 2), F64), ((F32, 2), (F64,), F32), ((F32,), (F64,), F64), ((F32,), (F64, 2), F64),
-    ((F32, 2), (I64, 2), F32), ((I64, 2), (F64,), F64), ((I32, 2), (I64, 2), I64), ((I32, 2), (I64,), I32),
-    ((U8, 2), (I32, 2), I32), ((BOOL, 2), (U8, 2), U8), ((BOOL, 2), (F32, 2), F32), ((BOOL, 2), (I64,), I64),
+    ((I64, 2), 1, I64), ((I64, 2), 2.5, F32), ((I32, 2), 1, I32), ((U8, 2), 1, U8),
+    ((U8, 2), 2.5, F32), ((BOOL, 2), 1, I64), ((BOOL, 2), 2.5, F32), ((BOOL, 2), True, BOOL),
+    ((F32, 2), (F64, 2), F64), ((F32, 2), (F64,), F32), ((F32,), (F64,), F64),
+    ((F32,), (F64, 2), F64),
+    ((F32, 2), (I64, 2), F32), ((I64, 2), (F64,), F64), ((I32, 2), (I64, 2), I64),
+    ((I32, 2), (I64,), I32),
+    ((U8, 2), (I32, 2), I32), ((BOOL, 2), (U8, 2), U8), ((BOOL, 2), (F32, 2), F32),
+    ((BOOL, 2), (I64,), I64),
     ((F32, 2), np.float32(2), F32), ((F32, 2), np.float64(2), F32), ((I64, 2), np.float64(2), F32),
     ((F32, 2), np.int64(2), F32), ((F32, 2), np.ones(2), F64), ((F32, 2), np.ones(2, F32), F32),
     ((F32, 2), np.ones(2, I64), F32), ((F32, 2), np.array(2.0), F32), ((F32, 2), [1.0, 2.0], F32),
@@ -183,10 +191,13 @@ def test_result_dtype_is_pytorchs(a, b, dtype):
 
 
 @pytest.mark.parametrize(("f", "dtype"), [
-    (lambda x: x / 2, F32), (lambda x: x / x, F32), (nbgrad.exp, F32), (nbgrad.sqrt, F32), (nbgrad.sigmoid, F32),
-    (lambda x: x // 2, I32), (lambda x: x % 2, I32), (lambda x: x ** 2, I32), (lambda x: x ** 0.5, F32),
+    (lambda x: x / 2, F32), (lambda x: x / x, F32), (nbgrad.exp, F32), (nbgrad.sqrt, F32),
+    (nbgrad.sigmoid, F32),
+    (lambda x: x // 2, I32), (lambda x: x % 2, I32), (lambda x: x ** 2, I32),
+    (lambda x: x ** 0.5, F32),
     (nbgrad.sum, I64), (lambda x: x.sum(0), I64), (nbgrad.prod, I64), (lambda x: x.cumsum(0), I64),
-    (nbgrad.amax, I32), (nbgrad.abs, I32), (lambda x: x.clamp(0.5), F32), (lambda x: x.clamp(0, 1), I32),
+    (nbgrad.amax, I32), (nbgrad.abs, I32), (lambda x: x.clamp(0.5), F32),
+    (lambda x: x.clamp(0, 1), I32),
     (lambda x: x @ x, I32), (nbgrad.argmax, I64), (nbgrad.all, BOOL), (lambda x: -x, I32),
     (lambda x: nbgrad.cat([x, x.double()]), F64)])
 def test_integers(f, dtype):
@@ -216,23 +227,24 @@ SPECIAL = np.array([NAN, INF, -INF, 0.0, -0.0, 3e38, -3e38, 1.0, 1e-45])
 @pytest.mark.parametrize("name", [
     "exp", "expm1", "square", "sin", "cos", "tanh", "abs", "floor", "ceil", "round", "trunc", "log",
     "log1p", "sqrt", "rsqrt", "reciprocal", "neg", "relu", "leaky_relu", "elu", "sigmoid", "silu",
-    "softplus", "erf", "isnan", "isinf", "isfinite", "sum", "mean", "amax", "amin", "prod", "argmax", "var", "std",
-    "norm"])
+    "softplus", "erf", "isnan", "isinf", "isfinite", "sum", "mean", "amax", "amin", "prod",
+    "argmax", "var", "std", "norm"])
 def test_special_values_as_in_pytorch(name, dtype):
     torch = pytest.importorskip("torch")
     x = SPECIAL.astype(dtype)
     leaf = tensor(x, requires_grad=True)
     y = getattr(nbgrad, name)(leaf)
     home = torch if hasattr(torch, name) else torch.nn.functional
-    np.testing.assert_allclose(y.data, getattr(home, name)(torch.tensor(x)).numpy(), rtol=1e-6, atol=1e-44)
+    np.testing.assert_allclose(y.data, getattr(home, name)(torch.tensor(x)).numpy(), rtol=1e-6,
+                               atol=1e-44)
     if y.requires_grad:
         y.backward(np.ones(y.shape, dtype))
 
 
 @pytest.mark.parametrize("f", [
-    lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a * b, lambda a, b: a / b, lambda a, b: a ** b,
-    lambda a, b: a // b, lambda a, b: a % b, lambda a, b: a < b, lambda a, b: a == b,
-    lambda a, b: a @ b])
+    lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a * b, lambda a, b: a / b,
+    lambda a, b: a ** b, lambda a, b: a // b, lambda a, b: a % b, lambda a, b: a < b,
+    lambda a, b: a == b, lambda a, b: a @ b])
 def test_special_values_of_two_operands_as_in_pytorch(f):
     torch = pytest.importorskip("torch")
     a, b = (g.astype(F32) for g in np.meshgrid(SPECIAL[:8], SPECIAL[:8]))
@@ -260,8 +272,10 @@ def test_large_logits_and_minus_infinity():
 
 
 @pytest.mark.parametrize(("f", "expected"), [
-    (lambda x: nbgrad.cumsum(x, 0), [np.float32(3e38), INF]), (lambda x: x.prod(), INF), (lambda x: x.sum(), INF),
-    (lambda x: nbgrad.add(x, x, alpha=2), [INF, INF]), (lambda x: nbgrad.sub(x, x, alpha=-2), [INF, INF]),
+    (lambda x: nbgrad.cumsum(x, 0), [np.float32(3e38), INF]), (lambda x: x.prod(), INF),
+    (lambda x: x.sum(), INF),
+    (lambda x: nbgrad.add(x, x, alpha=2), [INF, INF]),
+    (lambda x: nbgrad.sub(x, x, alpha=-2), [INF, INF]),
     (lambda x: nbgrad.dropout(x, 0.9, generator=nbgrad.Generator(4)), [0, INF]),
     (lambda x: nbgrad.batch_norm(x.reshape(1, 2), nbgrad.ones(2), -nbgrad.ones(2))[0], [NAN, NAN]),
     (lambda x: nbgrad.mse_loss(x, -x), INF), (lambda x: nbgrad.matmul(x, x), INF)])
@@ -297,8 +311,9 @@ def test_empty_reductions():
 # -------------------------------------------------------------------- large arrays take other code
 
 N = 20_000                                                # above the 16384 up to which NumPy serves
-UNARY = ["exp", "log", "sqrt", "rsqrt", "reciprocal", "square", "sin", "tanh", "abs", "neg", "relu", "elu",
-         "leaky_relu", "sigmoid", "silu", "gelu", "softplus", "erf", "log1p", "expm1", "round"]
+UNARY = ["exp", "log", "sqrt", "rsqrt", "reciprocal", "square", "sin", "tanh", "abs", "neg", "relu",
+         "elu", "leaky_relu", "sigmoid", "silu", "gelu", "softplus", "erf", "log1p", "expm1",
+         "round"]
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
@@ -312,9 +327,10 @@ def test_large_arrays_equal_small_ones(name, dtype):
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
-@pytest.mark.parametrize("f", [lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a * b, lambda a, b: a / b])
-@pytest.mark.parametrize("shapes", [((200, 100), (200, 100)), ((200, 100), (100,)), ((200, 1), (100,)),
-                                    ((200, 100), ())])
+@pytest.mark.parametrize("f", [lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a * b,
+                               lambda a, b: a / b])
+@pytest.mark.parametrize("shapes", [((200, 100), (200, 100)), ((200, 100), (100,)),
+                                    ((200, 1), (100,)), ((200, 100), ())])
 def test_large_arithmetic(f, shapes, dtype):
     a, b = (normal(*s, dtype=dtype) for s in shapes)
     expected = f(a.astype(F64), b.astype(F64))
@@ -333,7 +349,8 @@ def test_large_sums_in_every_memory_order(axes, order):
     y = tensor(x).sum(axes)
     np.testing.assert_allclose(y.data, x.astype(F64).sum(axis=axes), rtol=1.2e-7)
     np.testing.assert_allclose(tensor(x[::-1, :, ::2]).mean(axes, True).data,
-                               x[::-1, :, ::2].astype(F64).mean(axis=axes, keepdims=True), rtol=2e-7)
+                               x[::-1, :, ::2].astype(F64).mean(axis=axes, keepdims=True),
+                               rtol=2e-7)
 
 
 def test_sum_of_ten_million_ones_is_exact():
@@ -344,7 +361,8 @@ def test_sum_of_ten_million_ones_is_exact():
 
 
 @pytest.mark.parametrize("f", [
-    lambda x: nbgrad.relu(x), lambda x: x + x, lambda x: x * 2, lambda x: nbgrad.exp(x), lambda x: nbgrad.gelu(x),
+    lambda x: nbgrad.relu(x), lambda x: x + x, lambda x: x * 2, lambda x: nbgrad.exp(x),
+    lambda x: nbgrad.gelu(x),
     lambda x: nbgrad.batch_norm(x, None, None, training=True), lambda x: nbgrad.max_pool2d(x, 2),
     lambda x: nbgrad.avg_pool2d(x, 2), lambda x: nbgrad.conv2d(x, nbgrad.ones(4, 16, 3, 3))])
 def test_channels_last_memory_gives_the_same_values_and_is_kept(f):
@@ -366,10 +384,12 @@ def test_batch_norm_moves_the_running_statistics_and_uses_them():
     np.testing.assert_allclose(var.data, 0.7 + 0.3 * x.var((0, 2), ddof=1), rtol=1e-12)
     assert mean.data.ctypes.data == address
     before = mean.data.copy()
-    y = nbgrad.batch_norm(tensor(x), mean, var, tensor([1.0, 2, 3], F64), tensor([0.0, 1, 2], F64), eps=0.1)
+    y = nbgrad.batch_norm(tensor(x), mean, var, tensor([1.0, 2, 3], F64), tensor([0.0, 1, 2], F64),
+                          eps=0.1)
     column = (slice(None), None)
     expected = (x - mean.data[column]) / np.sqrt(var.data[column] + 0.1)
-    np.testing.assert_allclose(y.data, expected * np.array([1, 2, 3])[column] + np.arange(3)[column])
+    gamma, beta = np.array([1, 2, 3])[column], np.arange(3)[column]
+    np.testing.assert_allclose(y.data, expected * gamma + beta)
     np.testing.assert_array_equal(mean.data, before)
 
 

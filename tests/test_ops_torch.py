@@ -59,7 +59,8 @@ ELEMENTWISE = {                            # name: (function of a namespace and 
     "pow of zero": (lambda F, a: a ** 2.5 + a ** 0 + a ** 1, np.array([0.0, 1.0, 2.0])),
     "neg": (lambda F, a: -a, normal(*X)),
     "abs": (lambda F, a: abs(a), ties(*X)),
-    "floor ceil round trunc": (lambda F, a: a.floor() + 10 * a.ceil() + 100 * a.round() + 1000 * a.trunc(),
+    "floor ceil round trunc": (lambda F, a: a.floor() + 10 * a.ceil() + 100 * a.round()
+                               + 1000 * a.trunc(),
                                ties(*X)),
     "floor_divide": (lambda F, a, b: a.detach() // b.detach(), normal(*X), positive(5)),
     "remainder": (lambda F, a, b: a.detach() % b.detach(), normal(*X), positive(5)),
@@ -83,19 +84,25 @@ ELEMENTWISE = {                            # name: (function of a namespace and 
     **{name: (lambda F, a, name=name: getattr(F, name)(a), make(*X)) for names, make in {
         "exp expm1 sigmoid tanh sin cos erf square sign": normal,
         "log log1p sqrt rsqrt reciprocal": positive}.items() for name in names.split()},
-    "comparisons": (lambda F, a, b: (a < b) | (a >= b + 1) & (a != 0.5) ^ (a == b) & ~(a > 1), ties(*X), ties(5)),
-    "composite": (lambda F, a, b: F.tanh(a * F.exp(b)).sum(1) / (1 + (a - b).square().mean(1)), normal(*X), normal(5)),
+    "comparisons": (lambda F, a, b: (a < b) | (a >= b + 1) & (a != 0.5) ^ (a == b) & ~(a > 1),
+                    ties(*X), ties(5)),
+    "composite": (lambda F, a, b: F.tanh(a * F.exp(b)).sum(1) / (1 + (a - b).square().mean(1)),
+                  normal(*X), normal(5)),
 }
 
 REDUCE = {
     **{f"{name} {dim} {keep}": (lambda F, a, name=name, dim=dim, keep=keep: getattr(F, name)(
-        a, dim=dim, keepdim=keep), ties(*X) + 0.1) for name in ("sum", "mean", "amax", "amin", "var", "std")
-       for dim, keep in ((-1, False), (0, True), ((0, -1), False), ((1, 2), True), ((0, 1, 2), False))},
+        a, dim=dim, keepdim=keep), ties(*X) + 0.1)
+       for name in ("sum", "mean", "amax", "amin", "var", "std")
+       for dim, keep in ((-1, False), (0, True), ((0, -1), False), ((1, 2), True),
+                         ((0, 1, 2), False))},
     **{name: (lambda F, a, name=name: getattr(F, name)(a), ties(*X) + 0.1)
        for name in ("sum", "mean", "amax", "amin", "var", "std", "prod", "max", "min")},
-    "var unbiased": (lambda F, a: a.var(1, unbiased=False) + a.var(1, unbiased=True, keepdim=True).sum(),
+    "var unbiased": (lambda F, a: a.var(1, unbiased=False)
+                     + a.var(1, unbiased=True, keepdim=True).sum(),
                      normal(*X)),
-    "var correction": (lambda F, a: F.var(a, dim=1, correction=0) + F.std(a, dim=1, correction=2), normal(*X)),
+    "var correction": (lambda F, a: F.var(a, dim=1, correction=0) + F.std(a, dim=1, correction=2),
+                       normal(*X)),
     "prod dim": (lambda F, a: F.prod(a, 1), normal(*X)),
     "prod one zero": (lambda F, a: F.prod(a, -1, keepdim=True), np.array([[1.0, 0, 3], [4, 5, 6]])),
     "prod two zeros": (lambda F, a: F.prod(a), np.array([2.0, 0, 3, 0])),
@@ -108,8 +115,10 @@ REDUCE = {
     "all any": (lambda F, c: F.all(c, 1) | F.any(c, 1), mask(*X)),
     "logsumexp": (lambda F, a: F.logsumexp(a, 1), 100 * normal(*X)),
     "logsumexp dims": (lambda F, a: F.logsumexp(a, (0, -1), True), normal(*X)),
-    "norm": (lambda F, a: torch.linalg.vector_norm(a) if F is not nbgrad else F.norm(a), normal(*X)),
-    **{f"norm {p}": (lambda F, a, p=p: a.norm(p, dim=1), normal(*X)) for p in (1, 2, 3, 2.5, float("inf"))},
+    "norm": (lambda F, a: torch.linalg.vector_norm(a) if F is not nbgrad else F.norm(a),
+             normal(*X)),
+    **{f"norm {p}": (lambda F, a, p=p: a.norm(p, dim=1), normal(*X))
+       for p in (1, 2, 3, 2.5, float("inf"))},
     "norm of dims": (lambda F, a: a.norm(2, dim=(0, 1), keepdim=True), normal(*X)),
     "norm at zero": (lambda F, a: a.norm(2, dim=1), np.array([[0.0, 0], [3, 4]])),
     "cumsum": (lambda F, a: F.cumsum(a, 1), normal(*X)),
@@ -118,7 +127,7 @@ REDUCE = {
     "log_softmax": (lambda F, a: F.log_softmax(a, dim=-2), 50 * normal(*X)),
 }
 
-I = np.array([2, 0, 2])  # noqa: E741
+I = np.array([2, 0, 2])
 INDEX = {
     "int": (lambda F, a: a[1], normal(*X)),
     "negative": (lambda F, a: a[-1, -2], normal(*X)),
@@ -174,9 +183,12 @@ SHAPE = {
 }
 
 MATMUL = {
-    **{f"matmul {a} {b}": (lambda F, a, b: F.matmul(a, b) if a.ndim < 3 else a @ b, normal(*a), normal(*b))
-       for a, b in (((3, 4), (4, 5)), ((4,), (4, 5)), ((3, 4), (4,)), ((4,), (4,)), ((2, 3, 4), (4, 5)), ((4,), (2, 4, 5)),
-                    ((2, 3, 4), (4,)), ((2, 1, 3, 4), (5, 4, 2)), ((3, 0), (0, 5)), ((0, 3), (3, 2)))},
+    **{f"matmul {a} {b}": (lambda F, a, b: F.matmul(a, b) if a.ndim < 3 else a @ b, normal(*a),
+                           normal(*b))
+       for a, b in (((3, 4), (4, 5)), ((4,), (4, 5)), ((3, 4), (4,)), ((4,), (4,)),
+                    ((2, 3, 4), (4, 5)), ((4,), (2, 4, 5)),
+                    ((2, 3, 4), (4,)), ((2, 1, 3, 4), (5, 4, 2)), ((3, 0), (0, 5)),
+                    ((0, 3), (3, 2)))},
     "linear": (lambda F, x, w, b: F.linear(x, w, b), normal(3, 4), normal(5, 4), normal(5)),
     "linear rows": (lambda F, x, w: F.linear(x, w), normal(2, 3, 4), normal(5, 4)),
     "linear vector": (lambda F, x, w, b: F.linear(x, w, b), normal(4), normal(5, 4), normal(5)),
@@ -184,34 +196,48 @@ MATMUL = {
 
 WINDOWS = {
     **{f"conv2d {how}": (lambda F, x, w, b, how=how: F.conv2d(x, w, b, **how), normal(2, 4, 7, 6),
-                         normal(6, 4 // how.get("groups", 1), *kernel), normal(6)) for kernel, how in (
-        ((3, 3), {}), ((3, 2), {"stride": 2, "padding": 1}), ((3, 3), {"padding": "same", "dilation": 2}),
-        ((2, 3), {"padding": "valid", "stride": (2, 1)}), ((1, 1), {"groups": 2}), ((3, 3), {"dilation": (1, 2)}),
+                         normal(6, 4 // how.get("groups", 1), *kernel), normal(6))
+       for kernel, how in (
+        ((3, 3), {}), ((3, 2), {"stride": 2, "padding": 1}),
+        ((3, 3), {"padding": "same", "dilation": 2}),
+        ((2, 3), {"padding": "valid", "stride": (2, 1)}), ((1, 1), {"groups": 2}),
+        ((3, 3), {"dilation": (1, 2)}),
         ((2, 2), {"padding": (0, 2), "groups": 2, "stride": (1, 3)}))},
-    "conv2d depthwise": (lambda F, x, w: F.conv2d(x, w, groups=4, padding=1), normal(2, 4, 5, 5), normal(4, 1, 3, 3)),
-    "conv2d even same": (lambda F, x, w: F.conv2d(x, w, padding="same"), normal(2, 3, 5, 5), normal(4, 3, 2, 4)),
+    "conv2d depthwise": (lambda F, x, w: F.conv2d(x, w, groups=4, padding=1), normal(2, 4, 5, 5),
+                         normal(4, 1, 3, 3)),
+    "conv2d even same": (lambda F, x, w: F.conv2d(x, w, padding="same"), normal(2, 3, 5, 5),
+                         normal(4, 3, 2, 4)),
     **{f"max_pool2d {how}": (lambda F, x, how=how: F.max_pool2d(x, **how), normal(*P)) for how in (
         {"kernel_size": 2}, {"kernel_size": (3, 2), "stride": 1, "padding": 1},
-        {"kernel_size": 3, "stride": 2, "ceil_mode": True}, {"kernel_size": 2, "dilation": 2, "stride": (1, 2)},
+        {"kernel_size": 3, "stride": 2, "ceil_mode": True},
+        {"kernel_size": 2, "dilation": 2, "stride": (1, 2)},
         {"kernel_size": 3, "stride": 4, "padding": 1, "ceil_mode": True})},
-    "max_pool2d indices": (lambda F, x: F.max_pool2d(x, 3, 2, 1, return_indices=True)[1], normal(*P)),
+    "max_pool2d indices": (lambda F, x: F.max_pool2d(x, 3, 2, 1, return_indices=True)[1],
+                           normal(*P)),
     **{f"avg_pool2d {how}": (lambda F, x, how=how: F.avg_pool2d(x, **how), normal(*P)) for how in (
         {"kernel_size": 2}, {"kernel_size": (3, 2), "stride": 1, "padding": 1},
         {"kernel_size": 3, "stride": 2, "ceil_mode": True, "padding": 1},
         {"kernel_size": 3, "stride": 2, "padding": 1, "count_include_pad": False},
         {"kernel_size": 3, "stride": 2, "ceil_mode": True, "count_include_pad": False},
-        {"kernel_size": 3, "divisor_override": 5}, {"kernel_size": 2, "stride": 3, "ceil_mode": True})},
-    **{f"adaptive_avg_pool2d {size}": (lambda F, x, size=size: F.adaptive_avg_pool2d(x, size), normal(*P))
+        {"kernel_size": 3, "divisor_override": 5},
+        {"kernel_size": 2, "stride": 3, "ceil_mode": True})},
+    **{f"adaptive_avg_pool2d {size}": (lambda F, x, size=size: F.adaptive_avg_pool2d(x, size),
+                                       normal(*P))
        for size in (1, (3, 4), (None, 2), (9, 8))},
 }
 
 NORM = {
-    "batch_norm": (lambda F, x, g, b: F.batch_norm(x, None, None, g, b, training=True), normal(*P), normal(3), normal(3)),
-    "batch_norm bare": (lambda F, x: F.batch_norm(x, None, None, training=True, eps=0.1), normal(6, 3)),
-    "batch_norm 3d": (lambda F, x, g: F.batch_norm(x, None, None, g, None, True), normal(4, 3, 5), normal(3)),
-    "batch_norm eval": (lambda F, x, m, v, g, b: F.batch_norm(x, m.detach(), v.detach(), g, b, eps=1e-3), normal(*P),
+    "batch_norm": (lambda F, x, g, b: F.batch_norm(x, None, None, g, b, training=True), normal(*P),
+                   normal(3), normal(3)),
+    "batch_norm bare": (lambda F, x: F.batch_norm(x, None, None, training=True, eps=0.1),
+                        normal(6, 3)),
+    "batch_norm 3d": (lambda F, x, g: F.batch_norm(x, None, None, g, None, True), normal(4, 3, 5),
+                      normal(3)),
+    "batch_norm eval": (lambda F, x, m, v, g, b: F.batch_norm(
+                            x, m.detach(), v.detach(), g, b, eps=1e-3), normal(*P),
                         normal(3), positive(3), normal(3), normal(3)),
-    "layer_norm": (lambda F, x, g, b: F.layer_norm(x, (4, 5), g, b), normal(*X), normal(4, 5), normal(4, 5)),
+    "layer_norm": (lambda F, x, g, b: F.layer_norm(x, (4, 5), g, b), normal(*X), normal(4, 5),
+                   normal(4, 5)),
     "layer_norm bare": (lambda F, x: F.layer_norm(x, [5], eps=0.1), normal(*X)),
 }
 
@@ -221,17 +247,25 @@ WITH_IGNORED = np.where(np.arange(6) == 2, -100, T)
 PIXELS = classes(2, 3, 4)
 SOFT = positive(6, 5) / 7
 LOSS = {
-    **{f"cross_entropy {how}": (lambda F, x, t, w, how=how: F.cross_entropy(x, t, w.detach(), **how), normal(6, 5), T, W)
+    **{f"cross_entropy {how}": (lambda F, x, t, w, how=how: F.cross_entropy(
+                                    x, t, w.detach(), **how), normal(6, 5), T, W)
        for how in ({}, {"reduction": "sum"}, {"reduction": "none"}, {"label_smoothing": 0.3},
-                   {"ignore_index": 3}, {"ignore_index": 3, "label_smoothing": 0.1, "reduction": "none"})},
+                   {"ignore_index": 3},
+                   {"ignore_index": 3, "label_smoothing": 0.1, "reduction": "none"})},
     "cross_entropy ignored": (lambda F, x, t: F.cross_entropy(x, t), normal(6, 5), WITH_IGNORED),
-    "cross_entropy pixels": (lambda F, x, t, w: F.cross_entropy(x, t, w.detach(), label_smoothing=0.2), normal(2, 5, 3, 4), PIXELS, W),
+    "cross_entropy pixels": (lambda F, x, t, w: F.cross_entropy(
+                                 x, t, w.detach(), label_smoothing=0.2),
+                             normal(2, 5, 3, 4), PIXELS, W),
     "cross_entropy one": (lambda F, x, t: F.cross_entropy(x, t), normal(5), np.array(3)),
-    "cross_entropy one none": (lambda F, x, t: F.cross_entropy(x, t, reduction="none"), normal(5), np.array(3)),
-    **{f"cross_entropy soft {how}": (lambda F, x, q, w, how=how: F.cross_entropy(x, q, w, **how), normal(6, 5), SOFT, W)
+    "cross_entropy one none": (lambda F, x, t: F.cross_entropy(x, t, reduction="none"), normal(5),
+                               np.array(3)),
+    **{f"cross_entropy soft {how}": (lambda F, x, q, w, how=how: F.cross_entropy(x, q, w, **how),
+                                     normal(6, 5), SOFT, W)
        for how in ({}, {"reduction": "sum"}, {"reduction": "none", "label_smoothing": 0.2})},
-    "cross_entropy soft pixels": (lambda F, x, q: F.cross_entropy(x, q), normal(2, 5, 3), positive(2, 5, 3)),
-    **{f"nll_loss {how}": (lambda F, x, t, w, how=how: F.nll_loss(x, t, w.detach(), **how), normal(6, 5), T, W)
+    "cross_entropy soft pixels": (lambda F, x, q: F.cross_entropy(x, q), normal(2, 5, 3),
+                                  positive(2, 5, 3)),
+    **{f"nll_loss {how}": (lambda F, x, t, w, how=how: F.nll_loss(x, t, w.detach(), **how),
+                           normal(6, 5), T, W)
        for how in ({}, {"reduction": "sum"}, {"reduction": "none"}, {"ignore_index": 3})},
     "nll_loss pixels": (lambda F, x, t: F.nll_loss(x, t), normal(2, 5, 3, 4), PIXELS),
     "nll_loss one": (lambda F, x, t: F.nll_loss(x, t), normal(5), np.array(3)),
@@ -239,8 +273,8 @@ LOSS = {
        for r in ("mean", "sum", "none")},
 }
 TABLE = {f"{name} of {group}" if group == "index" else name: case for group, cases in {
-    "elementwise": ELEMENTWISE, "reduce": REDUCE, "index": INDEX, "shape": SHAPE, "matmul": MATMUL, "windows": WINDOWS,
-    "norm": NORM, "loss": LOSS}.items() for name, case in cases.items()}
+    "elementwise": ELEMENTWISE, "reduce": REDUCE, "index": INDEX, "shape": SHAPE, "matmul": MATMUL,
+    "windows": WINDOWS, "norm": NORM, "loss": LOSS}.items() for name, case in cases.items()}
 
 
 def run(F, make, f, arrays, seed):
@@ -274,4 +308,5 @@ def test_value_and_gradient(name, dtype):
         if grad is not None:
             assert grad.dtype == a.dtype
             scale = max(1, np.abs(slope).max(initial=0))
-            np.testing.assert_allclose(grad, slope, rtol=tolerance["rtol"], atol=tolerance["atol"] * scale)
+            np.testing.assert_allclose(grad, slope, rtol=tolerance["rtol"],
+                                       atol=tolerance["atol"] * scale)

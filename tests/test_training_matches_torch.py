@@ -4,6 +4,7 @@ The twins are written out in torch and take the weights of nbgrad's models by ke
 """
 
 from collections import OrderedDict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ class ResNetTwin(tnn.Module):
         self.stem = tnn.Sequential(OrderedDict(norm1=tnn.BatchNorm2d(width), act1=tnn.ReLU()))
         widths = [width] * 4 + [2 * width] * 3 + [4 * width] * 3
         self.stages = tnn.Sequential(*(BlockTwin(a, b, 1 if a == b else 2)
-                                       for a, b in zip(widths, widths[1:])))
+                                       for a, b in pairwise(widths)))
         self.fc = tnn.Linear(4 * width, 10)
 
     def forward(self, x):
@@ -130,7 +131,7 @@ def test_training_curve_is_that_of_torch(name, method):
     error = np.abs(got / want - 1)
     print(f"{name} {method}: relative error {error[:20].max():.1e} in the first 20 steps, "
           f"{error[20:100].max():.1e} up to step 100, {error[100]:.1e} on test digits")
-    assert want[90:100].mean() < want[:10].mean() / 2            # it trains: there is something to agree on
+    assert want[90:100].mean() < want[:10].mean() / 2      # it trains, or all agree
     np.testing.assert_allclose(got[:20], want[:20], rtol=1e-10)
     np.testing.assert_allclose(got[:100], want[:100], rtol=1e-6)
     np.testing.assert_allclose(got[100], want[100], rtol=1e-6)

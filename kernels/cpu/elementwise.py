@@ -139,20 +139,59 @@ def rsqrt(x):
     return np.reciprocal(y, out=y)
 
 
-def _fused(name, arrays=1):
-    def run(*args):
-        return _run(name, *args[:arrays], numbers=args[arrays:])
+def _named(run, name):
     run.__name__, run.__doc__ = name, f"{name}: one pass; the formula is formulas.{name}."
     return run
 
 
-relu, leaky_relu, elu, sigmoid = map(_fused, ("relu", "leaky_relu", "elu", "sigmoid"))
-silu, softplus, erf, gelu, gelu_tanh = map(_fused, ("silu", "softplus", "erf", "gelu", "gelu_tanh"))
-relu_backward, sigmoid_backward = _fused("relu_backward", 2), _fused("sigmoid_backward", 2)
-tanh_backward, silu_backward = _fused("tanh_backward", 2), _fused("silu_backward", 2)
-leaky_relu_backward, elu_backward = _fused("leaky_relu_backward", 2), _fused("elu_backward", 2)
-softplus_backward = _fused("softplus_backward", 2)
-gelu_backward, gelu_tanh_backward = _fused("gelu_backward", 2), _fused("gelu_tanh_backward", 2)
+def _fused(name):
+    return _named(lambda x: _run(name, x), name)
+
+
+def _fused_from_y(name):
+    return _named(lambda dy, y: _run(name, dy, y), name)
+
+
+def _fused_from_x(name):
+    return _named(lambda dy, x: _run(name, dy, x), name)
+
+
+relu, sigmoid, silu, erf = map(_fused, ("relu", "sigmoid", "silu", "erf"))
+gelu, gelu_tanh = map(_fused, ("gelu", "gelu_tanh"))
+relu_backward, sigmoid_backward = map(_fused_from_y, ("relu_backward", "sigmoid_backward"))
+tanh_backward, silu_backward = _fused_from_y("tanh_backward"), _fused_from_x("silu_backward")
+gelu_backward, gelu_tanh_backward = map(_fused_from_x, ("gelu_backward", "gelu_tanh_backward"))
+
+
+def leaky_relu(x, slope):
+    """x, or slope·x below 0."""
+    return _run("leaky_relu", x, numbers=(slope,))
+
+
+def leaky_relu_backward(dy, x, slope):
+    """dy, or slope·dy where x ≤ 0."""
+    return _run("leaky_relu_backward", dy, x, numbers=(slope,))
+
+
+def elu(x, alpha):
+    """x, or α(e^x − 1) below 0."""
+    return _run("elu", x, numbers=(alpha,))
+
+
+def elu_backward(dy, x, alpha):
+    """dy, or dy α e^x where x ≤ 0."""
+    return _run("elu_backward", dy, x, numbers=(alpha,))
+
+
+def softplus(x, beta, threshold):
+    """log(1 + e^{βx}) / β; x where βx > threshold."""
+    return _run("softplus", x, numbers=(beta, threshold))
+
+
+def softplus_backward(dy, x, beta, threshold):
+    """dy σ(βx); dy where βx > threshold."""
+    return _run("softplus_backward", dy, x, numbers=(beta, threshold))
+
 
 __all__ = ["abs", "add", "ceil", "cos", "div", "elu", "elu_backward", "erf", "exp", "expm1", "floor", "gelu",
            "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "leaky_relu", "leaky_relu_backward",

@@ -13,6 +13,7 @@ import tempfile
 import threading
 from functools import cache, cached_property
 from pathlib import Path
+from time import perf_counter
 
 import llvmlite
 import numba
@@ -28,6 +29,9 @@ __all__ = ["Kernel", "cache_dir", "device", "get_num_threads", "kernel", "machin
 # A parallel region costs 2 to 20 us, more when the workers sleep; 1 MB is about 35 us of one core at
 # 29 GB/s. Below, two cores win little and lose much on a machine that has other work.
 PARALLEL_BYTES = 1 << 20
+LARGE_BYTES = 1 << 25                # 1 ms and more: worth sharing out even if a worker comes late
+STALL_SECONDS, SLOW_BYTES_PER_SECOND, CALM_SECONDS = 2e-3, 2e9, 0.3
+_crowded_until = 0.0
 
 def _source_key():
     """Hash of every kernel source and of the compiler: Numba's own key misses edits in callees."""
@@ -99,12 +103,25 @@ class Kernel:
     def __call__(self, *args, work=0):
         if work < PARALLEL_BYTES or _threads == 1:
             return self.serial(*args)
+        start = perf_counter()
+        if work < LARGE_BYTES and start < _crowded_until:
+            return self.serial(*args)
         if _lock is None:
-            return self.parallel(*args)
-        with _lock:
             out = self.parallel(*args)
-            _settle_layer()
+        else:
+            with _lock:
+                out = self.parallel(*args)
+                _settle_layer()
+        _watch(perf_counter() - start, work)
         return out
+
+
+def _watch(seconds, work):
+    """Where other processes hold the cores, a region waits for a worker's next time slice: 4 to 30 ms for
+    0.1 ms of work. After such a stall, small regions run serial for a while: the bits are the same."""
+    global _crowded_until
+    if seconds > STALL_SECONDS + work / SLOW_BYTES_PER_SECOND:
+        _crowded_until = perf_counter() + CALM_SECONDS
 
 
 def kernel(loop=None, **options):

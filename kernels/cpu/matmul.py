@@ -28,25 +28,31 @@ from .simd import (
 __all__ = ["linear", "linear_backward", "matmul"]
 
 DEPTH = 1024            # k per pass: 96 rows of a (400 KB) and a panel (128 KB) stay in a core's L2
-BLOCK = 8 * ROWS        # rows of y per task
+BLOCK = 8 * ROWS        # rows of y per task, fewer where that makes too few tasks to share out
+TASKS = 16
 IN_PLACE = 1 << 18      # bytes of a row-major b that are read where they are: a quarter of L2
 TINY = 1 << 18          # multiply-adds up to which BLAS uses one thread and is called in less time (3 us to 7)
 
 
 @device
 def _pack(b, ldk, ldn, first, n, K, out, at):
-    """out[at + k W + j] = b[k · ldk + (first + j) · ldn], zeros behind n."""
+    """out[at + k W + j] = b[k · ldk + (first + j) · ldn], zeros behind n; ldk or ldn is 1."""
     W, lanes = 2 * VECTOR // b.itemsize, VECTOR // b.itemsize
-    whole = n // lanes * lanes if ldk == 1 else 0
-    for j0 in range(0, whole, lanes):
-        for k in range(0, K // lanes * lanes, lanes):
-            transpose(b, k + (first + j0) * ldn, ldn, out, at + k * W + j0, W)
-    for k in range(K):
-        row, start = at + k * W, 0 if k >= K // lanes * lanes else whole
-        for j in range(start, n):
-            out[row + j] = b[k * ldk + (first + j) * ldn]
-        for j in range(n, W):
-            out[row + j] = 0
+    if n < W:
+        out[at:at + K * W] = 0
+    if ldk != 1:
+        for k in range(K):
+            source, row = b[k * ldk + first:k * ldk + first + n], out[at + k * W:at + k * W + n]
+            for j in range(n):
+                row[j] = source[j]
+        return
+    squares, whole = K // lanes * lanes, n // lanes * lanes
+    for k in range(0, squares, lanes):
+        for j in range(0, whole, lanes):
+            transpose(b, k + (first + j) * ldn, ldn, out, at + k * W + j, W)
+    for j in range(n):
+        for k in range(squares if j < whole else 0, K):
+            out[at + k * W + j] = b[(first + j) * ldn + k]
 
 
 @device
@@ -113,16 +119,16 @@ def _fill(y, at, m, N, n, bias, j0):
 
 
 @kernel
-def _product(a, row, step, b, ldk, ldn, M, N, K, bias, packed, y):
+def _product(a, row, step, b, ldk, ldn, M, N, K, block, bias, packed, y):
     """y (M, N) = a b + bias. ``packed`` holds the panels of b that cannot be read in place: all, or the last."""
     W = 2 * VECTOR // a.itemsize
-    P, blocks = (N + W - 1) // W, (M + BLOCK - 1) // BLOCK
+    P, blocks = (N + W - 1) // W, (M + block - 1) // block
     first_packed = P - packed.size // (K * W)
     for p in prange(first_packed, P):
         _pack(b, ldk, ldn, p * W, min(W, N - p * W), K, packed, (p - first_packed) * K * W)
     for t in prange(blocks * P):
-        r0, p = t // P * BLOCK, t % P
-        m, j0, n = min(BLOCK, M - r0), p * W, min(W, N - p * W)
+        r0, p = t // P * block, t % P
+        m, j0, n = min(block, M - r0), p * W, min(W, N - p * W)
         aside = np.empty(0 if n == W or 2 * n == W else m * W, a.dtype)
         yt = r0 * N + j0
         _fill(y, yt, m, N, n, bias, j0)
@@ -158,9 +164,17 @@ def _matmul(a, b, bias=None):
     if ldn == 1 and b.nbytes <= IN_PLACE:
         panels = 1 if N % W else 0
     packed = memory.empty((panels * K * W,), a.dtype)
-    _product(a, row, step, b, ldk, ldn, M, N, K, _NO_BIAS[a.dtype] if bias is None else bias, packed, y.reshape(-1),
-             work=M * N * K // 2)
+    _product(a, row, step, b, ldk, ldn, M, N, K, _block(M, -(-N // W)),
+             _NO_BIAS[a.dtype] if bias is None else bias, packed, y.reshape(-1), work=2 * M * N * K)
     return y
+
+
+def _block(M, panels):
+    """Rows per task: of the shape alone, so that results do not depend on the number of threads."""
+    block = -(-M // (max(1, round(M / BLOCK)) * ROWS)) * ROWS
+    while block > ROWS and panels * -(-M // block) < TASKS:
+        block -= ROWS
+    return block
 
 
 def _is_ours(a, b):

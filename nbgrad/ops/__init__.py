@@ -23,5 +23,6 @@ from nbgrad.ops.random import *  # noqa: F403
 from nbgrad.ops.reduce import *  # noqa: F403
 from nbgrad.ops.shape import *  # noqa: F403
 
-__all__ = [name for module in (_conv, _creation, _elementwise, _loss, _matmul, _norm, _pool, _random,
-                               _reduce, _shape) for name in module.__all__]
+_FILES = (_conv, _creation, _elementwise, _loss, _matmul, _norm, _pool, _random, _reduce, _shape)
+
+__all__ = [name for module in _FILES for name in module.__all__]

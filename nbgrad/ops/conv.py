@@ -1,5 +1,5 @@
-"""2-d convolution (cross-correlation, as everywhere in deep learning). Its gradients are its two gradient
-ops, whose gradients are again these three, so every order is exact."""
+"""2-d convolution (cross-correlation, as everywhere in deep learning). Its gradients are its two
+gradient ops, whose gradients are again these three, so every order is exact."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from nbgrad.backend import kernels
 from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import pad
 
+Pair = tuple[int, int]
 
-def pair(value: Any, name: str, op_name: str, low: int = 1) -> tuple[int, int]:
+
+def pair(value: Any, name: str, op_name: str, low: int = 1) -> Pair:
     """An int or a pair of ints, each at least ``low``."""
     both = (value, value) if isinstance(value, int) else tuple(value)
     if len(both) == 1:
         both *= 2
     if len(both) != 2 or any(not isinstance(v, int) or v < low for v in both):
-        raise ValueError(f"{op_name}: expected {name} to be an int or two ints >= {low}, got {value!r}")
+        raise ValueError(f"{op_name}: expected {name} to be an int or two ints >= {low}, got "
+                         f"{value!r}")
     return both
 
 
@@ -26,9 +29,9 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 
     """y[n, o, p, q] = b[o] + Σ_{c,i,j} x[n, c, p·s + i·d − pad, q·s + j·d − pad] w[o, c, i, j]
 
     x: (N, C, H, W)  weight: (O, C/groups, I, J)  bias: (O,)  y: (N, O, P, Q),
-    P = ⌊(H + 2 padding − dilation (I − 1) − 1) / stride⌋ + 1. ``padding`` may be "valid" (none) or "same"
-    (P = H; an odd zero goes below and right). Keeps x and weight. y has channels-last memory.
-    Raises RuntimeError where sizes do not fit.
+    P = ⌊(H + 2 padding − dilation (I − 1) − 1) / stride⌋ + 1. ``padding`` may be "valid" (none) or
+    "same" (P = H; an odd zero goes below and right). Keeps x and weight. y has channels-last
+    memory. Raises RuntimeError where sizes do not fit.
     """
     if not groups >= 1:
         raise ValueError(f"conv2d: expected groups >= 1, got {groups}")
@@ -37,21 +40,24 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 
     if padding == "same":
         if stride != (1, 1):
             raise ValueError("conv2d: padding='same' is not supported for strided convolutions")
-        (ph, below), (pw, right) = [divmod(d * (k - 1), 2) for d, k in zip(dilation, weight.shape[2:])]
+        (ph, below), (pw, right) = [divmod(d * (k - 1), 2)
+                                    for d, k in zip(dilation, weight.shape[2:])]
         x, padding = pad(x, (0, right, 0, below)) if below or right else x, (ph, pw)
     padding = pair(0 if padding == "valid" else padding, "padding", "conv2d", 0)
     size = [n + 2 * p - d * (k - 1) - 1
             for n, p, d, k in zip(x.shape[2:], padding, dilation, weight.shape[2:])]
     if min(size) < 0:
+        padded = tuple(n + 2 * p for n, p in zip(x.shape[2:], padding))
         raise RuntimeError(
-            f"conv2d: Calculated padded input size per channel: "
-            f"{tuple(n + 2 * p for n, p in zip(x.shape[2:], padding))}. Kernel size: {weight.shape[2:]}. "
-            "Kernel size can't be greater than actual input size")
-    return _conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+            f"conv2d: Calculated padded input size per channel: {padded}. Kernel size: "
+            f"{weight.shape[2:]}. Kernel size can't be greater than actual input size")
+    return _conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation,
+                   groups=groups)
 
 
 @op(name="conv2d", method=False)
-def _conv2d(x, weight, bias=None, /, stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1):
+def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, /, stride: Pair = (1, 1),
+            padding: Pair = (0, 0), dilation: Pair = (1, 1), groups: int = 1) -> Any:
     how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     y = kernels(x).conv2d(x.data, weight.data, None if bias is None else bias.data, **how)
     input_size, kernel_size = x.shape, weight.shape[2:]
@@ -62,23 +68,28 @@ def _conv2d(x, weight, bias=None, /, stride=(1, 1), padding=(0, 0), dilation=(1,
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
     if x.ndim != 4 or weight.ndim != 4:
-        raise RuntimeError(f"conv2d: Expected 4D (batched) input and weight, got input of size: {x.shape} and "
-                           f"weight of size: {weight.shape}")
-    O, C = weight.shape[0], weight.shape[1] * groups  # noqa: E741
+        raise RuntimeError("conv2d: Expected 4D (batched) input and weight, got input of size: "
+                           f"{x.shape} and weight of size: {weight.shape}")
+    O, C = weight.shape[0], weight.shape[1] * groups
     if x.shape[1] != C or O % groups:
-        raise RuntimeError(f"Given groups={groups}, weight of size {weight.shape}, expected input{x.shape} to "
-                           f"have {C} channels, but got {x.shape[1]} channels instead"
+        raise RuntimeError(f"Given groups={groups}, weight of size {weight.shape}, expected "
+                           f"input{x.shape} to have {C} channels, but got {x.shape[1]} channels "
+                           "instead"
                            + (f"; {O} outputs are not divisible by groups" if O % groups else ""))
     if bias is not None and bias.shape != (O,):
-        raise RuntimeError(f"Given weight of size {weight.shape}, expected bias to be 1-dimensional with {O} "
-                           f"elements, but got bias of size {bias.shape} instead")
-    if not x.dtype == weight.dtype == (weight if bias is None else bias).dtype or x.dtype.kind != "f":
-        raise RuntimeError(f"conv2d: expected one floating dtype, got input {x.dtype}, weight {weight.dtype}"
+        raise RuntimeError(f"Given weight of size {weight.shape}, expected bias to be "
+                           f"1-dimensional with {O} elements, but got bias of size {bias.shape} "
+                           "instead")
+    others = weight.dtype, weight.dtype if bias is None else bias.dtype
+    if x.dtype.kind != "f" or others != (x.dtype, x.dtype):
+        raise RuntimeError("conv2d: expected one floating dtype, got input "
+                           f"{x.dtype}, weight {weight.dtype}"
                            + ("" if bias is None else f", bias {bias.dtype}"))
 
 
 @op(method=False)
-def conv2d_input(dy, weight, /, input_size, stride, padding, dilation, groups):
+def conv2d_input(dy: Tensor, weight: Tensor, /, input_size: tuple[int, ...], stride: Pair,
+                 padding: Pair, dilation: Pair, groups: int) -> Any:
     """∂x of conv2d: the transposed convolution of dy with weight."""
     how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     dx = kernels(dy).conv2d_input(dy.data, weight.data, input_size=input_size, **how)
@@ -88,7 +99,8 @@ def conv2d_input(dy, weight, /, input_size, stride, padding, dilation, groups):
 
 
 @op(method=False)
-def conv2d_weight(dy, x, /, kernel_size, stride, padding, dilation, groups):
+def conv2d_weight(dy: Tensor, x: Tensor, /, kernel_size: tuple[int, ...], stride: Pair,
+                  padding: Pair, dilation: Pair, groups: int) -> Any:
     """∂weight of conv2d: the correlation of x with dy."""
     how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     dweight = kernels(dy).conv2d_weight(dy.data, x.data, kernel_size=kernel_size, **how)

@@ -52,7 +52,8 @@ def full_like(x: Tensor, fill_value: Any, dtype: Any = None) -> Tensor:
     return _made(np.full_like(x.data, fill_value, dtype), dtype or x.dtype, False)
 
 
-def arange(start: Any, end: Any = None, step: Any = 1, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+def arange(start: Any, end: Any = None, step: Any = 1, dtype: Any = None,
+           requires_grad: bool = False) -> Tensor:
     """start, start + step, … below end; int64 if all are integers, else float32."""
     start, end = (0, start) if end is None else (start, end)
     if step == 0:
@@ -60,11 +61,13 @@ def arange(start: Any, end: Any = None, step: Any = 1, dtype: Any = None, requir
     if (end - start) * step < 0:
         raise ValueError("arange: upper bound and lower bound inconsistent with step sign")
     if dtype is None:
-        dtype = np.int64 if all(isinstance(v, (int, np.integer)) for v in (start, end, step)) else np.float32
+        whole = all(isinstance(v, (int, np.integer)) for v in (start, end, step))
+        dtype = np.int64 if whole else np.float32
     return _made(np.arange(start, end, step), dtype, requires_grad)
 
 
-def linspace(start: float, end: float, steps: int, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+def linspace(start: float, end: float, steps: int, dtype: Any = np.float32,
+             requires_grad: bool = False) -> Tensor:
     """``steps`` numbers from start to end, both included."""
     if steps < 0:
         raise ValueError(f"linspace: number of steps must be non-negative, got {steps}")
@@ -78,5 +81,5 @@ def eye(n: int, m: int | None = None, dtype: Any = np.float32) -> Tensor:
     return _made(np.eye(n, m), dtype, False)
 
 
-__all__ = ["arange", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones", "ones_like",
-           "zeros", "zeros_like"]
+__all__ = ["arange", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones",
+           "ones_like", "zeros", "zeros_like"]

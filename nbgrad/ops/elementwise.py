@@ -19,7 +19,7 @@ def _same(dy: Tensor) -> Tensor:
     return dy
 
 
-def _neg(dy: Tensor) -> Tensor:
+def _neg(dy: Tensor) -> Any:
     return neg(dy)
 
 
@@ -31,7 +31,7 @@ def _real(x: Tensor) -> Any:
 # --------------------------------------------------------------------------------------- arithmetic
 
 @op(promote=True)
-def add(a, b, /, alpha=1):
+def add(a: Tensor, b: Tensor, /, alpha: Any = 1) -> Any:
     """y = a + α b.   ∂a = ∂y,   ∂b = α ∂y.   Broadcasts."""
     if alpha == 1:
         return kernels(a).add(a.data, b.data), (_same, _same)
@@ -39,7 +39,7 @@ def add(a, b, /, alpha=1):
 
 
 @op(promote=True)
-def sub(a, b, /, alpha=1):
+def sub(a: Tensor, b: Tensor, /, alpha: Any = 1) -> Any:
     """y = a − α b.   ∂a = ∂y,   ∂b = −α ∂y.   Broadcasts."""
     if alpha == 1:
         return kernels(a).sub(a.data, b.data), (_same, _neg)
@@ -52,21 +52,27 @@ def _times(b: Tensor, alpha: Any) -> Any:
     return kernels(b).mul(b.data, np.asarray(alpha, b.dtype))
 
 
+@op
+def neg(x: Tensor, /) -> Any:
+    """y = −x.   ∂x = −∂y."""
+    return kernels(x).neg(x.data), (_neg,)
+
+
 @op(promote=True)
-def mul(a, b, /):
+def mul(a: Tensor, b: Tensor, /) -> Any:
     """y = a b.   ∂a = ∂y b,   ∂b = ∂y a.   Broadcasts."""
     return kernels(a).mul(a.data, b.data), (lambda dy: mul(dy, b), lambda dy: mul(dy, a))
 
 
 @op(promote=True)
-def div(a, b, /):
+def div(a: Tensor, b: Tensor, /) -> Any:
     """y = a / b.   ∂a = ∂y / b,   ∂b = −∂y a / b².   Broadcasts; integers give float32."""
     return (kernels(a).div(_real(a), _real(b)),
             (lambda dy: div(dy, b), lambda dy: neg(mul(div(dy, b), div(a, b)))))
 
 
 @op(promote=True)
-def pow(a, b, /):
+def pow(a: Tensor, b: Tensor, /) -> Any:
     """y = a^b.   ∂a = ∂y b a^(b−1),   ∂b = ∂y a^b log a, 0 where a = 0.   Broadcasts."""
     if a.dtype.kind in "iu" and (b.data < 0).any():
         raise ValueError("pow: integers to negative integer powers are not allowed")
@@ -77,15 +83,17 @@ def pow(a, b, /):
 
 
 @op(promote=True)
-def maximum(a, b, /):
+def maximum(a: Tensor, b: Tensor, /) -> Any:
     """y = max(a, b), NaN if either is.   ∂y goes to the larger, half to each at a tie."""
-    return kernels(a).maximum(a.data, b.data), (lambda dy: _share(dy, a, b), lambda dy: _share(dy, b, a))
+    return (kernels(a).maximum(a.data, b.data),
+            (lambda dy: _share(dy, a, b), lambda dy: _share(dy, b, a)))
 
 
 @op(promote=True)
-def minimum(a, b, /):
+def minimum(a: Tensor, b: Tensor, /) -> Any:
     """y = min(a, b), NaN if either is.   ∂y goes to the smaller, half to each at a tie."""
-    return kernels(a).minimum(a.data, b.data), (lambda dy: _share(dy, b, a, a), lambda dy: _share(dy, a, b, b))
+    return (kernels(a).minimum(a.data, b.data),
+            (lambda dy: _share(dy, b, a, a), lambda dy: _share(dy, a, b, b)))
 
 
 def _share(dy: Tensor, large: Tensor, small: Tensor, winner: Tensor | None = None) -> Tensor:
@@ -96,12 +104,12 @@ def _share(dy: Tensor, large: Tensor, small: Tensor, winner: Tensor | None = Non
 # ---------------------------------------------------------------------------------------- functions
 
 def _function(name: str, slope: Callable[..., Tensor], keeps: str, doc: str) -> Op:
-    """y = f(x) with ∂x = ∂y f'; ``slope(dy, k)`` is that product, k the one thing kept: "x" or "y"."""
+    """y = f(x) with ∂x = ∂y f'; ``slope(dy, k)`` is that product, k what is kept: "x" or "y"."""
     if keeps == "y":
-        def fn(x, /):
+        def fn(x: Tensor, /) -> Any:
             return getattr(kernels(x), name)(_real(x)), (slope,)
     else:
-        def fn(x, /):
+        def fn(x: Tensor, /) -> Any:
             return getattr(kernels(x), name)(_real(x)), (lambda dy: slope(dy, x),)
     fn.__doc__, fn.__module__ = doc, __name__
     return Op(fn, name, saves_output=keeps == "y")
@@ -114,28 +122,23 @@ expm1 = _function("expm1", lambda dy, y: dy * (y + 1), "y", "y = e^x − 1.   �
 sqrt = _function("sqrt", lambda dy, y: dy / (y * 2), "y", "y = √x.   ∂x = ∂y / 2y.")
 rsqrt = _function("rsqrt", lambda dy, y: dy * (y * y * y * -0.5), "y", "y = 1/√x.   ∂x = −∂y y³/2.")
 square = _function("square", lambda dy, x: dy * (x * 2), "x", "y = x².   ∂x = 2 ∂y x.")
-reciprocal = _function("reciprocal", lambda dy, y: neg(dy * (y * y)), "y", "y = 1/x.   ∂x = −∂y y².")
+reciprocal = _function("reciprocal", lambda dy, y: neg(dy * (y * y)), "y",
+                       "y = 1/x.   ∂x = −∂y y².")
 sin = _function("sin", lambda dy, x: dy * cos(x), "x", "y = sin x.   ∂x = ∂y cos x.")
-cos = _function("cos", lambda dy, x: neg(dy * sin(x)), "x", "y = cos x.   ∂x = −∂y sin x.")
+cos: Op = _function("cos", lambda dy, x: neg(dy * sin(x)), "x", "y = cos x.   ∂x = −∂y sin x.")
 erf = _function("erf", lambda dy, x: dy * (exp(neg(x * x)) * (2 / math.sqrt(math.pi))), "x",
                 "y = erf x.   ∂x = ∂y 2/√π e^−x².")
 
 
 @op
-def neg(x, /):
-    """y = −x.   ∂x = −∂y."""
-    return kernels(x).neg(x.data), (_neg,)
-
-
-@op
-def abs(x, /):
+def abs(x: Tensor, /) -> Any:
     """y = |x|.   ∂x = ∂y sign x, 0 at 0."""
     return kernels(x).abs(x.data), (lambda dy: dy * sign(x),)
 
 
 def _step(name: str, doc: str) -> Op:
     """A function whose derivative is 0 wherever it exists."""
-    def fn(x, /):
+    def fn(x: Tensor, /) -> Any:
         return getattr(kernels(x), name)(x.data), (lambda dy: dy * 0,)
     fn.__doc__, fn.__module__ = doc, __name__
     return Op(fn, name)
@@ -149,8 +152,9 @@ trunc = _step("trunc", "y = x without its fraction.   ∂x = 0.")
 
 
 @op(name="clamp", method=False)
-def _clamp(x, min=None, max=None, /):
-    low, high = -math.inf if min is None else min.data, math.inf if max is None else max.data
+def _clamp(x: Tensor, min: Tensor | None = None, max: Tensor | None = None, /) -> Any:
+    low: Any = -math.inf if min is None else min.data
+    high: Any = math.inf if max is None else max.data
     y = np.clip(x.data, None if min is None else low, None if max is None else high)
     return y, (lambda dy: mask(dy, (x.data >= low) & (x.data <= high)),
                lambda dy: mask(dy, (x.data < low) & (low < high)),
@@ -158,7 +162,7 @@ def _clamp(x, min=None, max=None, /):
 
 
 def clamp(x: Tensor, min: Any = None, max: Any = None) -> Any:
-    """y = min(max(x, low), high).   ∂y goes to x inside the bounds and on them, else to the bound."""
+    """y = min(max(x, low), high).   ∂y goes to x in the bounds and on them, else to the bound."""
     if min is None and max is None:
         raise ValueError("clamp: at least one of min or max must be given")
     x, *bounds = _clamp._convert((x, min, max))  # type: ignore[assignment]
@@ -168,18 +172,18 @@ def clamp(x: Tensor, min: Any = None, max: Any = None) -> Any:
 
 
 @op(name="where", method=False)
-def _where(a, b, /, condition):
+def _where(a: Tensor, b: Tensor, /, condition: Any) -> Any:
     return (np.where(condition, a.data, b.data),
             (lambda dy: mask(dy, condition), lambda dy: mask(dy, ~condition)))
 
 
 @op(method=False)
-def mask(x, /, keep):
+def mask(x: Tensor, /, keep: Any) -> Any:
     """y = x where keep, 0 elsewhere (also where x is NaN or inf).   ∂x = the same of ∂y."""
     return np.where(keep, x.data, x.dtype.type(0)), (lambda dy: mask(dy, keep),)
 
 
-def where(condition, x, y):
+def where(condition: Any, x: Any, y: Any) -> Any:
     """x where condition, y elsewhere.   ∂y goes to the one that was taken.   Broadcasts."""
     condition = as_tensor(condition)
     if condition.dtype != np.bool_:
@@ -194,19 +198,20 @@ def where(condition, x, y):
 
 def _activation(name: str, keeps: str, slope: Callable[..., Tensor], doc: str,
                 defaults: tuple[tuple[str, Any], ...] = ()) -> Op:
-    """y = f(x) by a fused kernel, ∂x by another; ``slope(k, *numbers)`` is f' in elementary ops, from
-    which the derivatives of the second kernel are recorded when they are asked for."""
+    """y = f(x) by a fused kernel, ∂x by another; ``slope(k, *numbers)`` is f' in elementary ops,
+    from which the derivatives of the second kernel are recorded when they are asked for."""
     names, kernel = [n for n, _ in defaults], name + "_backward"
 
-    def backward(dy, k, /, **settings):
+    def backward(dy: Tensor, k: Tensor, /, **settings: Any) -> Any:
         numbers = [settings[n] for n in names]
         return (getattr(kernels(dy), kernel)(dy.data, k.data, *numbers),
                 composition(lambda dy, k: dy * slope(k, *numbers), dy, k))
 
-    def fn(x, /, *args, **settings):
+    def fn(x: Tensor, /, *args: Any, **settings: Any) -> Any:
         settings = {**dict(defaults), **dict(zip(names, args)), **settings}
-        if set(settings) - set(names):
-            raise TypeError(f"{name}() got an unexpected argument {(set(settings) - set(names)).pop()!r}")
+        unknown = set(settings) - set(names)
+        if unknown:
+            raise TypeError(f"{name}() got an unexpected argument {unknown.pop()!r}")
         y = getattr(kernels(x), name)(_real(x), *settings.values())
         if keeps == "y":
             return y, (lambda dy, y: back(dy, y, **settings),)
@@ -225,14 +230,18 @@ def _positive(x: Tensor) -> Tensor:
     return as_tensor((x.data > 0).astype(x.dtype))
 
 
+def _leaky_slope(x: Tensor, slope: float) -> Any:
+    return where(as_tensor(x.data > 0), 1.0, as_tensor(x.dtype.type(slope)))
+
+
 relu = _activation("relu", "y", _positive, "y = max(x, 0).   ∂x = ∂y where y > 0.")
 sigmoid = _activation("sigmoid", "y", lambda y: y * (1 - y),
                       "y = 1 / (1 + e^−x).   ∂x = ∂y y (1 − y).")
 silu = _activation("silu", "x", lambda x: sigmoid(x) * (1 + x * (1 - sigmoid(x))),
                    "y = x σ(x).   ∂x = ∂y σ (1 + x (1 − σ)).   Elfwing et al. 2018.")
 leaky_relu = _activation(
-    "leaky_relu", "x", lambda x, slope: where(as_tensor(x.data > 0), 1.0, as_tensor(x.dtype.type(slope))),
-    "y = x, or negative_slope·x below 0.   Maas et al. 2013.", (("negative_slope", 0.01),))
+    "leaky_relu", "x", _leaky_slope, "y = x, or negative_slope·x below 0.   Maas et al. 2013.",
+    (("negative_slope", 0.01),))
 elu = _activation(
     "elu", "x", lambda x, alpha: where(as_tensor(x.data > 0), 1.0, exp(minimum(x, 0.0)) * alpha),
     "y = x, or α (e^x − 1) below 0.   Clevert et al. 2016.", (("alpha", 1.0),))
@@ -242,11 +251,11 @@ softplus = _activation(
     "y = log(1 + e^{βx}) / β, x itself where βx > threshold.", (("beta", 1.0), ("threshold", 20.0)))
 
 
-def _tanh_of(x: Tensor) -> Tensor:
+def _tanh_of(x: Tensor) -> Any:
     return tanh((x + x * x * x * 0.044715) * math.sqrt(2 / math.pi))
 
 
-def _gelu_tanh_slope(x: Tensor) -> Tensor:
+def _gelu_tanh_slope(x: Tensor) -> Any:
     t = _tanh_of(x)
     return (1 + t + x * (1 - t * t) * (1 + x * x * (3 * 0.044715)) * math.sqrt(2 / math.pi)) * 0.5
 
@@ -255,7 +264,8 @@ tanh = _activation("tanh", "y", lambda y: 1 - y * y, "y = tanh x.   ∂x = ∂y 
 _gelu = _activation(
     "gelu", "x", lambda x: (erf(x * math.sqrt(0.5)) + 1) * 0.5
     + x * exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi)), "y = x Φ(x).")
-_gelu_tanh = _activation("gelu_tanh", "x", _gelu_tanh_slope, "y = x (1 + tanh(√(2/π)(x + 0.044715 x³)))/2.")
+_gelu_tanh = _activation("gelu_tanh", "x", _gelu_tanh_slope,
+                         "y = x (1 + tanh(√(2/π)(x + 0.044715 x³)))/2.")
 
 
 def gelu(x: Tensor, approximate: str = "none") -> Any:
@@ -268,7 +278,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Any:
 # ---------------------------------------------------------------------------- comparisons and logic
 
 def _compare(name: str, ufunc: Any, **options: bool) -> Op:
-    def fn(a, b, /):
+    def fn(a: Tensor, b: Tensor, /) -> Any:
         return ufunc(a.data, b.data), None
     fn.__doc__, fn.__module__ = f"{ufunc.__name__}, elementwise; not differentiated.", __name__
     return Op(fn, name, **options)
@@ -277,7 +287,8 @@ def _compare(name: str, ufunc: Any, **options: bool) -> Op:
 eq, ne = _compare("eq", np.equal), _compare("ne", np.not_equal)
 lt, le = _compare("lt", np.less), _compare("le", np.less_equal)
 gt, ge = _compare("gt", np.greater), _compare("ge", np.greater_equal)
-logical_and, logical_or = _compare("logical_and", np.logical_and), _compare("logical_or", np.logical_or)
+logical_and = _compare("logical_and", np.logical_and)
+logical_or = _compare("logical_or", np.logical_or)
 logical_xor = _compare("logical_xor", np.logical_xor)
 bitwise_and = _compare("bitwise_and", np.bitwise_and, promote=True)
 bitwise_or = _compare("bitwise_or", np.bitwise_or, promote=True)
@@ -299,19 +310,22 @@ remainder = _compare("remainder", _divided(np.remainder), promote=True)
 
 
 def _test(name: str, ufunc: Any) -> Op:
-    def fn(x, /):
+    def fn(x: Tensor, /) -> Any:
         return ufunc(x.data), None
     fn.__doc__, fn.__module__ = f"{ufunc.__name__}, elementwise; not differentiated.", __name__
     return Op(fn, name)
 
 
-logical_not, bitwise_not = _test("logical_not", np.logical_not), _test("bitwise_not", np.bitwise_not)
-isnan, isinf, isfinite = _test("isnan", np.isnan), _test("isinf", np.isinf), _test("isfinite", np.isfinite)
+logical_not = _test("logical_not", np.logical_not)
+bitwise_not = _test("bitwise_not", np.bitwise_not)
+isnan, isinf = _test("isnan", np.isnan), _test("isinf", np.isinf)
+isfinite = _test("isfinite", np.isfinite)
 
 setattr(Tensor, "clamp", clamp)  # noqa: B010 (mypy knows no such attribute)
 
-__all__ = ["abs", "add", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "ceil", "clamp", "cos", "div", "elu", "eq", "erf", "exp", "expm1", "floor",
-           "floor_divide", "ge", "gelu", "gt", "isfinite", "isinf", "isnan", "le", "leaky_relu", "log",
-           "log1p", "logical_and", "logical_not", "logical_or", "logical_xor", "lt", "maximum", "minimum",
-           "mul", "ne", "neg", "pow", "reciprocal", "relu", "remainder", "round", "rsqrt", "sigmoid",
-           "sign", "silu", "sin", "softplus", "sqrt", "square", "sub", "tanh", "trunc", "where"]
+__all__ = ["abs", "add", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "ceil", "clamp",
+           "cos", "div", "elu", "eq", "erf", "exp", "expm1", "floor", "floor_divide", "ge", "gelu",
+           "gt", "isfinite", "isinf", "isnan", "le", "leaky_relu", "log", "log1p", "logical_and",
+           "logical_not", "logical_or", "logical_xor", "lt", "maximum", "minimum", "mul", "ne",
+           "neg", "pow", "reciprocal", "relu", "remainder", "round", "rsqrt", "sigmoid", "sign",
+           "silu", "sin", "softplus", "sqrt", "square", "sub", "tanh", "trunc", "where"]

@@ -53,33 +53,32 @@ def _axis(x: Tensor, dim: Any, name: str) -> int:
 # ----------------------------------------------------------------------------------- classification
 
 @op(name="cross_entropy", method=False)
-def _cross_entropy(x, /, target, weight, ignore_index, reduction, label_smoothing):
+def _cross_entropy(x: Tensor, /, target: Any, weight: Any, ignore_index: int, reduction: str,
+                   label_smoothing: float) -> Any:
     """−log softmax(x)[target], weighted, smoothed and reduced.   ∂x = (softmax(x) − onehot) ∂y."""
     how = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
     losses, weights = kernels(x).cross_entropy(x.data, target, weight, **how)
-    if reduction == "none":
-        return losses, (lambda dy: cross_entropy_backward(dy, x, target=target, weight=weight, **how),)
-    with np.errstate(all="ignore"):
-        share = losses.dtype.type(1) if reduction == "sum" else 1 / weights.sum(dtype=np.float64)
-        y = (losses.sum(dtype=np.float64) * share).astype(x.dtype)
-    scale, shape = as_tensor(np.asarray(share, x.dtype)), losses.shape
-
-    def vjp(dy: Tensor) -> Any:
-        dloss = (dy * scale).broadcast_to(shape)
-        return cross_entropy_backward(dloss, x, target=target, weight=weight, **how)
-    return y, (vjp,)
+    y, share = losses, 1.0
+    if reduction == "mean":
+        n = float(weights.sum(dtype=np.float64))
+        share = 1 / n if n else np.nan                           # PyTorch's mean of nothing
+    if reduction != "none":
+        y = np.asarray(losses.sum(dtype=np.float64) * share, x.dtype)
+    return y, (lambda dy: cross_entropy_backward(dy, x, target=target, weight=weight, share=share, **how),)
 
 
 @op(method=False)
-def cross_entropy_backward(dloss, x, /, target, weight, ignore_index, label_smoothing):
-    """∂x of the losses of single samples."""
-    dx = kernels(x).cross_entropy_backward(dloss.data, x.data, target, weight, ignore_index=ignore_index,
+def cross_entropy_backward(dy: Tensor, x: Tensor, /, target: Any, weight: Any, share: float,
+                           ignore_index: int, label_smoothing: float) -> Any:
+    """∂x of cross_entropy; dy: the target's shape, or () if the losses were summed and scaled by share."""
+    dloss = np.broadcast_to(dy.data * dy.dtype.type(share), target.shape)
+    dx = kernels(x).cross_entropy_backward(dloss, x.data, target, weight, ignore_index=ignore_index,
                                            label_smoothing=label_smoothing)
 
-    def again(dloss: Tensor, x: Tensor) -> Tensor:
-        q = as_tensor(_target_weights(x, target, weight, ignore_index, label_smoothing))
-        return unsqueeze(dloss, 1) * (softmax(x, 1) * sum(q, 1, True) - q)  # type: ignore[no-any-return]
-    return dx, composition(again, dloss, x)
+    def again(dy: Tensor, x: Tensor) -> Any:
+        q = as_tensor(_target_weights(x, target, weight, ignore_index, label_smoothing) * share)
+        return (unsqueeze(dy, 1) if dy.ndim else dy) * (softmax(x, 1) * sum(q, 1, True) - q)
+    return dx, composition(again, dy, x)
 
 
 def _target_weights(x: Tensor, target: Any, weight: Any, ignore_index: int, smoothing: float) -> Any:

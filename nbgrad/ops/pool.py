@@ -6,42 +6,44 @@ from typing import Any
 
 from nbgrad.autograd import Tensor, op
 from nbgrad.backend import kernels
-from nbgrad.ops.conv import pair
+from nbgrad.ops.conv import Pair, pair
 
 
 def _geometry(x: Tensor, name: str, kernel_size: Any, stride: Any, padding: Any,
-              dilation: Any = 1) -> dict[str, tuple[int, int]]:
+              dilation: Any = 1) -> dict[str, Pair]:
     if x.ndim != 4 or x.dtype.kind != "f":
-        raise RuntimeError(f"{name}: Expected a floating 4D (N, C, H, W) input, got {x.dtype} of size {x.shape}")
+        raise RuntimeError(f"{name}: Expected a floating 4D (N, C, H, W) input, got {x.dtype} of "
+                           f"size {x.shape}")
     k, d = pair(kernel_size, "kernel_size", name), pair(dilation, "dilation", name)
     s = k if stride is None or stride == () else pair(stride, "stride", name)
     p = pair(padding, "padding", name, 0)
     if any(2 * pi > ki for pi, ki in zip(p, k)):
-        raise RuntimeError(f"{name}: pad should be at most half of effective kernel size, but got pad={p} and "
-                           f"kernel_size={k}")
+        raise RuntimeError(f"{name}: pad should be at most half of effective kernel size, but got "
+                           f"pad={p} and kernel_size={k}")
     if any(n + 2 * pi - di * (ki - 1) < 1 for n, pi, di, ki in zip(x.shape[2:], p, d, k)):
-        raise RuntimeError(f"{name}: Given input size {x.shape[1:]}, calculated output size is too small for "
-                           f"kernel_size={k}, stride={s}, padding={p}, dilation={d}")
+        raise RuntimeError(f"{name}: Given input size {x.shape[1:]}, calculated output size is too "
+                           f"small for kernel_size={k}, stride={s}, padding={p}, dilation={d}")
     return {"kernel_size": k, "stride": s, "padding": p, "dilation": d}
 
 
 @op(name="max_pool2d", method=False)
-def _max_pool2d(x, /, kernel_size, stride, padding, dilation, ceil_mode):
-    y, indices = kernels(x).max_pool2d(x.data, kernel_size=kernel_size, stride=stride, padding=padding,
-                                       dilation=dilation, ceil_mode=ceil_mode)
+def _max_pool2d(x: Tensor, /, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair,
+                ceil_mode: bool) -> Any:
+    y, indices = kernels(x).max_pool2d(x.data, kernel_size=kernel_size, stride=stride,
+                                       padding=padding, dilation=dilation, ceil_mode=ceil_mode)
     shape = x.shape
     return y, (lambda dy: max_pool2d_backward(dy, indices=indices, input_size=shape),), indices
 
 
 @op(method=False)
-def max_pool2d_backward(dy, /, indices, input_size):
+def max_pool2d_backward(dy: Tensor, /, indices: Any, input_size: tuple[int, ...]) -> Any:
     """∂x of max_pool2d: dy added where the maxima were."""
     return (kernels(dy).max_pool2d_backward(dy.data, indices, input_size=input_size),
             (lambda dx: max_pool2d_gather(dx, indices=indices),))
 
 
 @op(method=False)
-def max_pool2d_gather(x, /, indices):
+def max_pool2d_gather(x: Tensor, /, indices: Any) -> Any:
     """x at the places of the maxima: ∂dy of max_pool2d_backward."""
     shape = x.shape
     return (kernels(x).max_pool2d_gather(x.data, indices),
@@ -50,30 +52,31 @@ def max_pool2d_gather(x, /, indices):
 
 def max_pool2d(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
                ceil_mode: bool = False, return_indices: bool = False) -> Any:
-    """y = the largest of each window (the first of equal ones, NaN if there is one); stride defaults to
-    kernel_size.   ∂y goes to that element. Keeps the indices, not x."""
+    """y = the largest of each window (the first of equal ones, NaN if there is one); stride
+    defaults to kernel_size.   ∂y goes to that element. Keeps the indices, not x."""
     how = _geometry(x, "max_pool2d", kernel_size, stride, padding, dilation)
     y, indices = _max_pool2d(x, **how, ceil_mode=ceil_mode)
     return (y, indices) if return_indices else y
 
 
 @op(name="avg_pool2d", method=False)
-def _avg_pool2d(x, /, **how):
+def _avg_pool2d(x: Tensor, /, **how: Any) -> Any:
     shape = x.shape
     return (kernels(x).avg_pool2d(x.data, **how),
             (lambda dy: avg_pool2d_backward(dy, input_size=shape, **how),))
 
 
 @op(method=False)
-def avg_pool2d_backward(dy, /, input_size, **how):
+def avg_pool2d_backward(dy: Tensor, /, input_size: tuple[int, ...], **how: Any) -> Any:
     """∂x of avg_pool2d: dy spread over each window."""
     return (kernels(dy).avg_pool2d_backward(dy.data, input_size=input_size, **how),
             (lambda dx: _avg_pool2d(dx, **how),))
 
 
-def avg_pool2d(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False,
-               count_include_pad: bool = True, divisor_override: int | None = None) -> Any:
-    """y = the mean of each window; zeros of the padding count unless ``count_include_pad`` is False."""
+def avg_pool2d(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
+               ceil_mode: bool = False, count_include_pad: bool = True,
+               divisor_override: int | None = None) -> Any:
+    """y = the mean of each window; zeros of the padding count if ``count_include_pad``."""
     how: dict[str, Any] = _geometry(x, "avg_pool2d", kernel_size, stride, padding)
     del how["dilation"]
     if divisor_override is not None and not divisor_override:
@@ -83,14 +86,14 @@ def avg_pool2d(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0
 
 
 @op(name="adaptive_avg_pool2d", method=False)
-def _adaptive_avg_pool2d(x, /, output_size):
+def _adaptive_avg_pool2d(x: Tensor, /, output_size: Pair) -> Any:
     shape = x.shape
     return (kernels(x).adaptive_avg_pool2d(x.data, output_size=output_size),
             (lambda dy: adaptive_avg_pool2d_backward(dy, input_size=shape),))
 
 
 @op(method=False)
-def adaptive_avg_pool2d_backward(dy, /, input_size):
+def adaptive_avg_pool2d_backward(dy: Tensor, /, input_size: tuple[int, ...]) -> Any:
     """∂x of adaptive_avg_pool2d: dy spread over each window."""
     size = dy.shape[2:]
     return (kernels(dy).adaptive_avg_pool2d_backward(dy.data, input_size=input_size),
@@ -101,8 +104,8 @@ def adaptive_avg_pool2d(x: Tensor, output_size: Any) -> Any:
     """y: (N, C, P, Q), each the mean of x over rows ⌊pH/P⌋ … ⌈(p+1)H/P⌉ and columns likewise.
     A size of None keeps the input's."""
     if x.ndim != 4 or x.dtype.kind != "f" or 0 in x.shape[2:]:
-        raise RuntimeError("adaptive_avg_pool2d: Expected a floating 4D (N, C, H, W) input with non-zero H and "
-                           f"W, got {x.dtype} of size {x.shape}")
+        raise RuntimeError("adaptive_avg_pool2d: Expected a floating 4D (N, C, H, W) input with "
+                           f"non-zero H and W, got {x.dtype} of size {x.shape}")
     sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
     sizes = tuple(n if s is None else s for s, n in zip(sizes, x.shape[2:]))
     return _adaptive_avg_pool2d(x, output_size=pair(sizes, "output_size", "adaptive_avg_pool2d", 0))

@@ -93,7 +93,8 @@ def uniform(low: float, high: float, size: Sequence[int], generator: Generator |
     """Uniform on [low, high)."""
     if not low <= high:
         raise ValueError(f"uniform: expected low <= high, got {low} and {high}")
-    return _made(_rng(generator).random(_shape((size,)), _dtype(dtype)) * (high - low) + low, dtype, False)
+    u = _rng(generator).random(_shape((size,)), _dtype(dtype))
+    return _made(u * (high - low) + low, dtype, False)
 
 
 def normal(mean: float, std: float, size: Sequence[int], generator: Generator | None = None,
@@ -101,11 +102,12 @@ def normal(mean: float, std: float, size: Sequence[int], generator: Generator | 
     """Normal with this mean and standard deviation."""
     if not std >= 0:
         raise ValueError(f"normal expects std >= 0.0, but found std {std}")
-    return _made(_rng(generator).standard_normal(_shape((size,)), _dtype(dtype)) * std + mean, dtype, False)
+    z = _rng(generator).standard_normal(_shape((size,)), _dtype(dtype))
+    return _made(z * std + mean, dtype, False)
 
 
-def randint(low: int, high: int | None = None, size: Sequence[int] = (), generator: Generator | None = None,
-            dtype: Any = np.int64) -> Tensor:
+def randint(low: int, high: int | None = None, size: Sequence[int] = (),
+            generator: Generator | None = None, dtype: Any = np.int64) -> Tensor:
     """Integers from low (0 if one number is given) to high − 1."""
     low, high = (0, low) if high is None else (low, high)
     if not low < high:
@@ -122,13 +124,13 @@ def randperm(n: int, generator: Generator | None = None, dtype: Any = np.int64) 
 
 def bernoulli(p: Tensor, generator: Generator | None = None) -> Tensor:
     """1 with probability p, else 0, elementwise."""
-    if p.data.size and not (0 <= p.data.min() and p.data.max() <= 1):
+    if p.data.size and not (p.data.min() >= 0 and p.data.max() <= 1):
         raise ValueError("bernoulli: expected probabilities in [0, 1]")
     return as_tensor((_rng(generator).random(p.shape) < p.data).astype(p.dtype))
 
 
 @op(name="dropout", method=False)
-def _dropout(x, /, p, generator):
+def _dropout(x: Tensor, /, p: float, generator: Generator | None) -> Any:
     scale = x.dtype.type(0 if p == 1 else 1 / (1 - p))
     keep = _rng(generator).random(x.shape, np.float32) >= p
     kept = as_tensor(keep * scale)
@@ -136,8 +138,11 @@ def _dropout(x, /, p, generator):
     return np.where(keep, y, x.dtype.type(0)), (lambda dy: dy * kept,)
 
 
-def dropout(x: Tensor, p: float = 0.5, training: bool = True, generator: Generator | None = None) -> Tensor:
-    """y = x / (1 − p) with probability 1 − p, else 0; x itself in evaluation.   Srivastava et al. 2014."""
+def dropout(x: Tensor, p: float = 0.5, training: bool = True,
+            generator: Generator | None = None) -> Tensor:
+    """y = x / (1 − p) with probability 1 − p, else 0; x itself in evaluation.
+
+    Srivastava et al. 2014."""
     if not (isinstance(p, (int, float)) and 0 <= p <= 1 and not math.isnan(p)):
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     if not training or p == 0:

@@ -10,8 +10,7 @@ import numpy as np
 from nbgrad.autograd import Tensor, as_tensor, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import abs, exp, log, mask, pow, sqrt, where
-from nbgrad.ops.shape import _axis as axis_of
-from nbgrad.ops.shape import broadcast_to, flip, gather, reshape, unsqueeze
+from nbgrad.ops.shape import _axis as axis_of, broadcast_to, flip, gather, reshape, unsqueeze
 
 
 class Reduced(NamedTuple):
@@ -22,7 +21,8 @@ class Reduced(NamedTuple):
 
 
 def axes_of(dim: Any, ndim: int, name: str) -> tuple[int, ...] | None:
-    """``dim`` as a sorted tuple of axes; None for all. Raises TypeError, IndexError, ValueError on a repeat."""
+    """``dim`` as a sorted tuple of axes; None for all. Raises TypeError and IndexError, and
+    ValueError on a repeat."""
     if dim is None or dim == ():
         return None
     dims = dim if isinstance(dim, (tuple, list)) else (dim,)
@@ -35,7 +35,8 @@ def axes_of(dim: Any, ndim: int, name: str) -> tuple[int, ...] | None:
 builtin_max = max
 
 
-def _spread(dy: Tensor, shape: tuple[int, ...], axes: tuple[int, ...] | None, keepdim: bool) -> Tensor:
+def _spread(dy: Tensor, shape: tuple[int, ...], axes: tuple[int, ...] | None,
+            keepdim: bool) -> Tensor:
     """A reduced tensor back over the shape that it was reduced from."""
     if axes is not None and not keepdim:
         dy = reshape(dy, tuple(1 if i in axes else n for i, n in enumerate(shape)))
@@ -47,7 +48,7 @@ def _count(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> int:
 
 
 @op
-def sum(x, /, dim=None, keepdim=False):
+def sum(x: Tensor, /, dim: Any = None, keepdim: bool = False) -> Any:
     """y = Σ x over dim (all by default).   ∂x = ∂y, spread."""
     axes, shape = axes_of(dim, x.ndim, "sum"), x.shape
     return (kernels(x).sum(x.data, axes=axes, keepdims=keepdim),
@@ -55,16 +56,16 @@ def sum(x, /, dim=None, keepdim=False):
 
 
 @op(method=False)
-def sum_to(x, /, shape):
+def sum_to(x: Tensor, /, shape: tuple[int, ...]) -> Any:
     """Sum of x over what broadcasting added to ``shape``.   ∂x = ∂y, spread."""
     lead, before = x.ndim - len(shape), x.shape
-    axes = (*range(lead), *(i + lead for i, n in enumerate(shape) if n == 1 and before[i + lead] != 1))
+    axes = (*range(lead), *(i for i, n in enumerate(shape, lead) if n == 1 and before[i] != 1))
     y = kernels(x).sum(x.data, axes=axes, keepdims=True) if axes else x.data
     return np.reshape(y, shape), (lambda dy: broadcast_to(dy, before),)
 
 
 @op
-def mean(x, /, dim=None, keepdim=False):
+def mean(x: Tensor, /, dim: Any = None, keepdim: bool = False) -> Any:
     """y = Σ x / n over dim.   ∂x = ∂y / n, spread.   NaN of nothing. Floating point only."""
     _floating(x, "mean")
     axes, shape = axes_of(dim, x.ndim, "mean"), x.shape
@@ -76,8 +77,8 @@ def mean(x, /, dim=None, keepdim=False):
 
 def _floating(x: Tensor, name: str) -> None:
     if x.dtype.kind != "f":
-        raise RuntimeError(f"{name}(): could not infer output dtype. Input dtype must be either a floating "
-                           f"point or complex dtype. Got: {x.dtype}")
+        raise RuntimeError(f"{name}(): could not infer output dtype. Input dtype must be either a "
+                           f"floating point or complex dtype. Got: {x.dtype}")
 
 
 def var(x: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *,
@@ -98,18 +99,19 @@ def std(x: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool 
 
 
 def _extreme(name: str, doc: str) -> Any:
-    def fn(x, /, dim=None, keepdim=False):
+    def fn(x: Tensor, /, dim: Any = None, keepdim: bool = False) -> Any:
         axes, shape = axes_of(dim, x.ndim, name), x.shape
         if not _count(shape, axes):
-            raise IndexError(f"{name}(): Expected reduction dim to have non-zero size, got shape {shape}")
+            raise IndexError(f"{name}(): Expected reduction dim to have non-zero size, got shape "
+                             f"{shape}")
         y = np.asarray(getattr(kernels(x), name[1:])(x.data, axes=axes, keepdims=True))
-        kept = y if keepdim else y.reshape([n for i, n in enumerate(shape) if axes is not None and i not in axes])
+        rest = [n for i, n in enumerate(shape) if axes is not None and i not in axes]
 
         def vjp(dy: Tensor) -> Tensor:
             at = x.data == y
             share = kernels(x).div(at, at.sum(axis=axes, keepdims=True)).astype(x.dtype)
             return _spread(dy, shape, axes, keepdim) * as_tensor(share)
-        return kept, (vjp,)
+        return y if keepdim else y.reshape(rest), (vjp,)
     fn.__doc__, fn.__module__, fn.__name__ = doc, __name__, name
     return op(fn)
 
@@ -137,7 +139,7 @@ def _argument(x: Tensor, axis: int, arg: Any, name: str) -> Any:
 
 
 def max(x: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
-    """The largest element; with ``dim``, (values, indices) along it; with a tensor, ``maximum``."""
+    """The largest element; with ``dim``, (values, indices) along it; for a tensor, ``maximum``."""
     if isinstance(dim, Tensor):
         from nbgrad.ops.elementwise import maximum
 
@@ -146,7 +148,7 @@ def max(x: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
 
 
 def min(x: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
-    """The smallest element; with ``dim``, (values, indices) along it; with a tensor, ``minimum``."""
+    """The smallest element; with ``dim``, (values, indices) along it; for a tensor, ``minimum``."""
     if isinstance(dim, Tensor):
         from nbgrad.ops.elementwise import minimum
 
@@ -155,13 +157,15 @@ def min(x: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
 
 
 def _arg(name: str, arg: Any) -> Any:
-    def fn(x, /, dim=None, keepdim=False):
+    def fn(x: Tensor, /, dim: Any = None, keepdim: bool = False) -> Any:
         if not x.data.size and dim is None:
-            raise IndexError(f"{name}(): Expected reduction dim to be specified for input.numel() == 0")
+            raise IndexError(f"{name}(): Expected reduction dim to be specified for input.numel() "
+                             "== 0")
         axis = None if dim is None else axis_of(dim, x.ndim, name)
         y = arg(x.data, axis=axis if x.ndim else None, keepdims=keepdim)
         return np.asarray(y, np.int64), None
-    fn.__doc__, fn.__module__, fn.__name__ = f"Index of the {name[3:]}imum, the first of equal ones.", __name__, name
+    fn.__doc__ = f"Index of the {name[3:]}imum, the first of equal ones."
+    fn.__module__, fn.__name__ = __name__, name
     return op(fn)
 
 
@@ -169,19 +173,19 @@ argmax, argmin = _arg("argmax", np.argmax), _arg("argmin", np.argmin)
 
 
 @op
-def all(x, /, dim=None, keepdim=False):
+def all(x: Tensor, /, dim: Any = None, keepdim: bool = False) -> Any:
     """Whether all are true (non-zero) over dim."""
     return np.all(x.data, axis=axes_of(dim, x.ndim, "all"), keepdims=keepdim), None
 
 
 @op
-def any(x, /, dim=None, keepdim=False):
+def any(x: Tensor, /, dim: Any = None, keepdim: bool = False) -> Any:
     """Whether any is true (non-zero) over dim."""
     return np.any(x.data, axis=axes_of(dim, x.ndim, "any"), keepdims=keepdim), None
 
 
 @op(saves_output=True)
-def prod(x, /, dim=None, keepdim=False):
+def prod(x: Tensor, /, dim: Any = None, keepdim: bool = False) -> Any:
     """y = Π x over dim.   ∂x = ∂y × product of the others, also where some x are 0."""
     axes = None if dim is None or not x.ndim else (axis_of(dim, x.ndim, "prod"),)
     shape = x.shape
@@ -195,15 +199,15 @@ def prod(x, /, dim=None, keepdim=False):
 
 
 def _product_of_others(x: Tensor, axes: tuple[int, ...] | None) -> Tensor:
-    """n products of n factors, one replaced by 1: quadratic, and needed only where a factor is 0."""
+    """n products of n factors, one replaced by 1: quadratic, needed only where a factor is 0."""
     flat = reshape(x, (-1,)) if axes is None else x
     axis = 0 if axes is None else axes[0]
     n = flat.shape[axis]
     own = np.eye(n, dtype=bool).reshape([n, *[n if i == axis else 1 for i in range(flat.ndim)]])
-    others = prod(where(as_tensor(own), 1.0, unsqueeze(flat, 0)), axis + 1)      # (n, …) without axis
+    others = prod(where(as_tensor(own), 1.0, unsqueeze(flat, 0)), axis + 1)   # (n, …) without axis
     order = list(range(1, flat.ndim))
     order.insert(axis, 0)
-    return reshape(others.permute(*order), x.shape)  # type: ignore[no-any-return]
+    return reshape(others.permute(*order), x.shape)
 
 
 def logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
@@ -213,11 +217,11 @@ def logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     top = np.where(np.isfinite(top), top, 0).astype(x.dtype)
     y = log(sum(exp(x - as_tensor(top)), axes, True)) + as_tensor(top)
     kept = tuple(n for i, n in enumerate(x.shape) if axes is not None and i not in axes)
-    return y if keepdim else reshape(y, kept)  # type: ignore[no-any-return]
+    return y if keepdim else reshape(y, kept)
 
 
 @op(name="norm", method=False, saves_output=True)
-def _norm2(x, /, dim, keepdim):
+def _norm2(x: Tensor, /, dim: Any, keepdim: bool) -> Any:
     axes, shape = axes_of(dim, x.ndim, "norm"), x.shape
     y = np.sqrt(kernels(x).sum(kernels(x).square(x.data), axes=axes, keepdims=keepdim))
 
@@ -242,16 +246,19 @@ def norm(x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Tenso
 
 
 @op
-def cumsum(x, /, dim):
+def cumsum(x: Tensor, /, dim: Any) -> Any:
     """yᵢ = Σ_{j ≤ i} xⱼ along dim.   ∂xᵢ = Σ_{j ≥ i} ∂yⱼ."""
     axis = axis_of(dim, x.ndim, "cumsum")
     with np.errstate(all="ignore"):
         y = np.cumsum(x.data, axis=axis, dtype=x.dtype if x.dtype.kind == "f" else np.int64)
-    return y.reshape(x.shape), (lambda dy: flip(cumsum(flip(dy, (axis,)), axis), (axis,)) if dy.ndim else dy,)
+
+    def vjp(dy: Tensor) -> Tensor:
+        return flip(cumsum(flip(dy, (axis,)), axis), (axis,)) if dy.ndim else dy
+    return y.reshape(x.shape), (vjp,)
 
 
 for _f in (var, std, max, min, logsumexp, norm):
     setattr(Tensor, _f.__name__, _f)
 
-__all__ = ["all", "amax", "amin", "any", "argmax", "argmin", "cumsum", "logsumexp", "max", "mean", "min",
-           "norm", "prod", "std", "sum", "var"]
+__all__ = ["all", "amax", "amin", "any", "argmax", "argmin", "cumsum", "logsumexp", "max", "mean",
+           "min", "norm", "prod", "std", "sum", "var"]

@@ -1,4 +1,4 @@
-"""Shape and indexing ops. Views share memory and a version counter with their input, as in PyTorch."""
+"""Shape and indexing ops. Views share memory and a version counter with their input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nbgrad.autograd import OPS, Tensor, as_tensor, op
 
 
 def _axis(dim: Any, ndim: int, name: str) -> int:
-    """``dim`` counted from 0. Raises TypeError unless it is one integer, IndexError out of range."""
+    """``dim`` counted from 0. Raises TypeError unless it is an integer, IndexError out of range."""
     if not isinstance(dim, (int, np.integer)):
         raise TypeError(f"{name}: expected one dim, an integer, got {dim!r}")
     rank = max(ndim, 1)
@@ -30,34 +30,36 @@ def _ints(args: Any) -> tuple[int, ...]:
 
 
 @op(view=True, method=False)
-def alias(x, /):
+def alias(x: Tensor, /) -> Any:
     """y = x: another name for the same value in the graph.   ∂x = ∂y."""
     return x.data, (lambda dy: dy,)
 
 
 @op
-def clone(x, /):
+def clone(x: Tensor, /) -> Any:
     """y = a copy of x.   ∂x = ∂y."""
     return x.data.copy(order="K"), (lambda dy: dy,)
 
 
 @op(method=False)
-def cast(x, /, dtype):
+def cast(x: Tensor, /, dtype: Any) -> Any:
     """y = x in another dtype.   ∂x = ∂y in x's dtype; not differentiated into integers."""
     before = x.dtype
-    vjp = (lambda dy: cast(dy, dtype=before),) if np.dtype(dtype).kind == "f" == before.kind else None
+    smooth = np.dtype(dtype).kind == "f" == before.kind
+    vjp = (lambda dy: cast(dy, dtype=before),) if smooth else None
     with np.errstate(all="ignore"):
         return x.data.astype(dtype), vjp
 
 
 @op(name="reshape", view=True, method=False)
-def _reshape(x, /, shape):
+def _reshape(x: Tensor, /, shape: tuple[int, ...]) -> Any:
     before = x.shape
     return x.data.reshape(shape), (lambda dy: _reshape(dy, shape=before),)
 
 
 def reshape(x: Tensor, *shape: Any) -> Tensor:
-    """y = x's elements in row-major order in another shape; one size may be −1. A view where possible."""
+    """y = x's elements in row-major order in another shape; one size may be −1. A view where it
+    can be."""
     sizes = _ints(shape)
     known = math.prod(s for s in sizes if s != -1)
     n = x.data.size
@@ -69,11 +71,12 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
 
 
 def view(x: Tensor, *shape: Any) -> Tensor:
-    """``reshape``, or ``to(dtype)`` is not meant: raises RuntimeError where it would have to copy."""
+    """``reshape`` that raises RuntimeError where it would have to copy."""
     y = reshape(x, *shape)
     if x.data.size and not np.shares_memory(x.data, y.data):
-        raise RuntimeError("view size is not compatible with input tensor's size and stride (at least one "
-                           "dimension spans across two contiguous subspaces). Use .reshape(...) instead.")
+        raise RuntimeError("view size is not compatible with input tensor's size and stride (at "
+                           "least one dimension spans across two contiguous subspaces). Use "
+                           ".reshape(...) instead.")
     return y
 
 
@@ -88,7 +91,7 @@ def flatten(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
 
 
 @op(name="permute", view=True, method=False)
-def _permute(x, /, dims):
+def _permute(x: Tensor, /, dims: Any) -> Any:
     back = tuple(np.argsort(dims))
     return x.data.transpose(dims), (lambda dy: _permute(dy, dims=back),)
 
@@ -102,7 +105,7 @@ def permute(x: Tensor, *dims: Any) -> Tensor:
 
 
 @op(view=True)
-def transpose(x, /, dim0, dim1):
+def transpose(x: Tensor, /, dim0: int, dim1: int) -> Any:
     """Two dims exchanged. A view."""
     a, b = _axis(dim0, x.ndim, "transpose"), _axis(dim1, x.ndim, "transpose")
     return (x.data.swapaxes(a, b) if x.ndim else x.data), (lambda dy: transpose(dy, a, b),)
@@ -126,13 +129,13 @@ def unsqueeze(x: Tensor, dim: int) -> Tensor:
 
 
 @op(name="broadcast_to", view=True, method=False)
-def _broadcast_to(x, /, shape):
+def _broadcast_to(x: Tensor, /, shape: tuple[int, ...]) -> Any:
     before = x.shape
     try:
         y = np.broadcast_to(x.data, shape)
     except ValueError:
-        raise RuntimeError(f"expand: the size {before} cannot be expanded to {shape}: sizes must match or "
-                           "be 1") from None
+        raise RuntimeError(f"expand: the size {before} cannot be expanded to {shape}: sizes must "
+                           "match or be 1") from None
     return y, (lambda dy: OPS["sum_to"](dy, shape=before),)
 
 
@@ -150,7 +153,7 @@ def expand(x: Tensor, *sizes: Any) -> Tensor:
 
 
 @op(name="cat", method=False)
-def _cat(*xs, dim):
+def _cat(*xs: Tensor, dim: Any) -> Any:
     ends = np.cumsum([x.shape[dim] for x in xs]).tolist()
     before = (slice(None),) * dim
 
@@ -168,8 +171,9 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     for i, x in enumerate(xs):
         if x.ndim != xs[0].ndim or not x.ndim or any(
                 m != n for d, (m, n) in enumerate(zip(x.shape, xs[0].shape)) if d != axis):
-            raise RuntimeError(f"cat: Sizes of tensors must match except in dimension {axis}. Expected "
-                               f"{xs[0].shape} but got {x.shape} for tensor number {i} in the list")
+            raise RuntimeError(f"cat: Sizes of tensors must match except in dimension {axis}. "
+                               f"Expected {xs[0].shape} but got {x.shape} for tensor number {i} in "
+                               "the list")
     dtype = np.result_type(*[x.dtype for x in xs])
     return _cat(*[x.to(dtype) for x in xs], dim=axis)  # type: ignore[no-any-return]
 
@@ -183,7 +187,8 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return cat([unsqueeze(x, dim) for x in xs], dim if dim >= 0 else dim + xs[0].ndim + 1)
 
 
-def split(x: Tensor, split_size_or_sections: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
+def split(x: Tensor, split_size_or_sections: int | Sequence[int],
+          dim: int = 0) -> tuple[Tensor, ...]:
     """Views of pieces along dim: of one size (the last may be smaller), or of the sizes given."""
     axis = _axis(dim, x.ndim, "split")
     n, size = x.shape[axis], split_size_or_sections
@@ -226,19 +231,19 @@ def _index(index: Any) -> Any:
 
 def _is_basic(index: Any) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
-    return all(p is None or p is Ellipsis or isinstance(p, (int, slice, np.integer)) and
-               not isinstance(p, bool) for p in parts)
+    return all(p is None or p is Ellipsis or
+               (isinstance(p, (int, slice, np.integer)) and not isinstance(p, bool)) for p in parts)
 
 
 @op(view=True, method=False)
-def getitem(x, /, index):
-    """y = x[index], by NumPy's rules.   ∂x = ∂y added at the index. A view for slices and integers."""
+def getitem(x: Tensor, /, index: Any) -> Any:
+    """y = x[index], by NumPy's rules.   ∂x = ∂y added there. A view for slices and integers."""
     index, shape = _index(index), x.shape
     return x.data[index], (lambda dy: index_add(dy, index=index, shape=shape),)
 
 
 @op(method=False)
-def index_add(dy, /, index, shape):
+def index_add(dy: Tensor, /, index: Any, shape: tuple[int, ...]) -> Any:
     """x = 0 with x[index] += dy: what getitem's gradient is.   ∂dy = ∂x[index]."""
     x = np.zeros(shape, dy.dtype)
     if _is_basic(index):
@@ -249,7 +254,7 @@ def index_add(dy, /, index, shape):
 
 
 @op(method=False)
-def index_put(x, value, /, index):
+def index_put(x: Tensor, value: Tensor, /, index: Any) -> Any:
     """y = x with y[index] = value.   ∂x is 0 there, ∂value = ∂y[index]; indices must not repeat."""
     index = _index(index)
     y = x.data.copy(order="K")
@@ -266,8 +271,8 @@ def index_select(x: Tensor, dim: int, index: Any) -> Tensor:
     """The slices of x along dim that the 1-d index names."""
     index = as_tensor(index)
     if index.ndim > 1 or index.dtype.kind not in "iu":
-        raise IndexError(f"index_select(): Index is supposed to be a vector of integers, got {index.ndim} dims "
-                         f"of {index.dtype}")
+        raise IndexError("index_select(): Index is supposed to be a vector of integers, got "
+                         f"{index.ndim} dims of {index.dtype}")
     axis = _axis(dim, x.ndim, "index_select")
     return getitem(x, (*(slice(None),) * axis, index.data.reshape(-1)))  # type: ignore[no-any-return]
 
@@ -282,24 +287,28 @@ def _grid(index: Any, axis: int) -> tuple[Any, ...]:
 def gather(x: Tensor, dim: int, index: Any) -> Tensor:
     """y[i, j, k] = x[index[i, j, k], j, k] for dim 0, and so on.   ∂x = ∂y added there."""
     index, axis = as_tensor(index), _axis(dim, x.ndim, "gather")
-    if index.ndim != x.ndim or any(m > n for d, (m, n) in enumerate(zip(index.shape, x.shape)) if d != axis):
-        raise RuntimeError(f"gather(): Expected index {index.shape} to be no larger than self {x.shape} apart "
-                           f"from dimension {axis}")
+    sizes = enumerate(zip(index.shape, x.shape))
+    if index.ndim != x.ndim or any(m > n for d, (m, n) in sizes if d != axis):
+        raise RuntimeError(f"gather(): Expected index {index.shape} to be no larger than self "
+                           f"{x.shape} apart from dimension {axis}")
     if index.dtype.kind not in "iu":
         raise IndexError(f"gather(): Expected an integer index, got {index.dtype}")
-    if index.data.size and not (0 <= index.data.min() and index.data.max() < x.shape[axis]):
-        raise IndexError(f"gather(): index out of bounds for dimension {axis} with size {x.shape[axis]}")
+    n = x.shape[axis]
+    if index.data.size and not (index.data.min() >= 0 and index.data.max() < n):
+        raise IndexError(f"gather(): index out of bounds for dimension {axis} with size {n}")
     return getitem(x, _grid(index.data, axis))  # type: ignore[no-any-return]
 
 
 def flip(x: Tensor, dims: Any) -> Tensor:
     """Reversed along dims."""
     axes = {_axis(d, x.ndim, "flip") for d in _ints((dims,))}
-    return getitem(x, tuple(slice(None, None, -1) if i in axes else slice(None) for i in range(x.ndim)))  # type: ignore[no-any-return]
+    back, whole = slice(None, None, -1), slice(None)
+    return getitem(x, tuple(back if i in axes else whole for i in range(x.ndim)))  # type: ignore[no-any-return]
 
 
 def roll(x: Tensor, shifts: Any, dims: Any = None) -> Tensor:
-    """Moved by ``shifts`` along dims; what leaves at one end enters at the other. Flattened without dims."""
+    """Moved by ``shifts`` along dims; what leaves at one end enters at the other. Without dims,
+    in row-major order."""
     if dims is None:
         return reshape(roll(flatten(x), shifts, 0), x.shape)
     steps, axes = _ints((shifts,)), [_axis(d, x.ndim, "roll") for d in _ints((dims,))]
@@ -316,32 +325,35 @@ def repeat(x: Tensor, *sizes: Any) -> Tensor:
     if min(times, default=0) < 0:
         raise ValueError(f"repeat: expected sizes >= 0, got {times}")
     if len(times) < x.ndim:
-        raise RuntimeError("Number of dimensions of repeat dims can not be smaller than number of dimensions of "
-                           "tensor")
+        raise RuntimeError("Number of dimensions of repeat dims can not be smaller than number of "
+                           "dimensions of tensor")
     shape = (1,) * (len(times) - x.ndim) + x.shape
     pairs = [k for r, n in zip(times, shape) for k in (r, n)]
     ones = [k for n in shape for k in (1, n)]
-    return reshape(broadcast_to(reshape(x, ones), pairs), tuple(r * n for r, n in zip(times, shape)))
+    tiled = broadcast_to(reshape(x, ones), pairs)
+    return reshape(tiled, tuple(r * n for r, n in zip(times, shape)))
 
 
 @op(name="pad", method=False)
-def _pad(x, /, widths, value):
+def _pad(x: Tensor, /, widths: Any, value: Any) -> Any:
     inner = tuple(slice(a, a + n) for (a, _), n in zip(widths, x.shape))
     return np.pad(x.data, widths, constant_values=value), (lambda dy: getitem(dy, inner),)
 
 
 def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
-    """x with ``pad = (left, right, top, bottom, …)`` added from the last dim on; negative widths crop."""
+    """x with ``pad = (left, right, top, bottom, …)`` added from the last dim on; negative ones
+    crop."""
     if mode != "constant":
         raise ValueError(f"pad: only mode 'constant' is there, got {mode!r}")
     if len(pad) % 2 or len(pad) > 2 * x.ndim:
-        raise ValueError(f"pad: expected an even number of widths, at most {2 * x.ndim}, got {len(pad)}")
+        raise ValueError(f"pad: expected an even number of widths, at most {2 * x.ndim}, got "
+                         f"{len(pad)}")
     widths = [(0, 0)] * x.ndim
     for i in range(len(pad) // 2):
         widths[x.ndim - 1 - i] = (pad[2 * i], pad[2 * i + 1])
     crop = tuple(slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(widths, x.shape))
     y = x if min(pad, default=0) >= 0 else getitem(x, crop)
-    if any(n < 0 for n in y.shape) or any(max(-a, 0) + max(-b, 0) > n for (a, b), n in zip(widths, x.shape)):
+    if any(max(-a, 0) + max(-b, 0) > n for (a, b), n in zip(widths, x.shape)):
         raise RuntimeError(f"pad: {tuple(pad)} crops more than there is of shape {x.shape}")
     return _pad(y, widths=tuple((max(a, 0), max(b, 0)) for a, b in widths), value=value)  # type: ignore[no-any-return]
 
@@ -352,24 +364,28 @@ def masked_fill(x: Tensor, mask: Any, value: Any) -> Tensor:
 
     mask = as_tensor(mask)
     if mask.dtype != np.bool_:
-        raise RuntimeError(f"masked_fill only supports boolean masks, but got mask with dtype {mask.dtype}")
+        raise RuntimeError("masked_fill only supports boolean masks, but got mask with dtype "
+                           f"{mask.dtype}")
     return where(mask, value, x)  # type: ignore[no-any-return]
 
 
-def _triangle(x: Tensor, keep: Any) -> Tensor:
+def _triangle(x: Tensor, diagonal: int) -> Any:
+    """Where the lower triangle is."""
     if x.ndim < 2:
-        raise RuntimeError(f"tril, triu: input tensor must have at least 2 dimensions, got {x.ndim}")
-    return OPS["mask"](x, keep=np.broadcast_to(keep, x.shape))  # type: ignore[no-any-return]
+        raise RuntimeError("tril, triu: input tensor must have at least 2 dimensions, got "
+                           f"{x.ndim}")
+    rows, columns = x.shape[-2:]
+    return np.broadcast_to(np.tri(rows, columns, diagonal, dtype=bool), x.shape)
 
 
 def tril(x: Tensor, diagonal: int = 0) -> Tensor:
     """The lower triangle of the last two dims, 0 elsewhere."""
-    return _triangle(x, np.tri(*x.shape[-2:], diagonal, dtype=bool))
+    return OPS["mask"](x, keep=_triangle(x, diagonal))  # type: ignore[no-any-return]
 
 
 def triu(x: Tensor, diagonal: int = 0) -> Tensor:
     """The upper triangle of the last two dims, 0 elsewhere."""
-    return _triangle(x, ~np.tri(*x.shape[-2:], diagonal - 1, dtype=bool))
+    return OPS["mask"](x, keep=~_triangle(x, diagonal - 1))  # type: ignore[no-any-return]
 
 
 def contiguous(x: Tensor) -> Tensor:
@@ -378,14 +394,15 @@ def contiguous(x: Tensor) -> Tensor:
 
 
 @op(name="contiguous", method=False)
-def _contiguous(x, /):
+def _contiguous(x: Tensor, /) -> Any:
     return np.ascontiguousarray(x.data), (lambda dy: dy,)
 
 
-for _f in (reshape, view, flatten, permute, squeeze, unsqueeze, expand, split, chunk, unbind, index_select,
-           gather, flip, roll, repeat, masked_fill, tril, triu, contiguous, broadcast_to):
+for _f in (reshape, view, flatten, permute, squeeze, unsqueeze, expand, split, chunk, unbind,
+           index_select, gather, flip, roll, repeat, masked_fill, tril, triu, contiguous,
+           broadcast_to):
     setattr(Tensor, _f.__name__, _f)
 
-__all__ = ["broadcast_to", "cat", "chunk", "clone", "contiguous", "expand", "flatten", "flip", "gather",
-           "index_select", "masked_fill", "pad", "permute", "repeat", "reshape", "roll", "split", "squeeze",
-           "stack", "transpose", "tril", "triu", "unbind", "unsqueeze", "view"]
+__all__ = ["broadcast_to", "cat", "chunk", "clone", "contiguous", "expand", "flatten", "flip",
+           "gather", "index_select", "masked_fill", "pad", "permute", "repeat", "reshape", "roll",
+           "split", "squeeze", "stack", "transpose", "tril", "triu", "unbind", "unsqueeze", "view"]

@@ -9,9 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nbgrad.train.checkpoint import CheckpointError
-    from nbgrad.train.checkpoint import load as load_checkpoint
-    from nbgrad.train.checkpoint import save as save_checkpoint
+    from nbgrad.train.checkpoint import (
+        CheckpointError,
+        load as load_checkpoint,
+        save as save_checkpoint,
+    )
     from nbgrad.train.config import Config
     from nbgrad.train.evaluation import Evaluation, evaluate, population_statistics
     from nbgrad.train.loop import Interrupted, Trainer
