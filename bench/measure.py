@@ -16,8 +16,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-__all__ = ["FIELDS", "RESULTS", "Worker", "append", "machine", "rounds", "run_seconds",
-           "seconds_per_call", "serve", "summary", "threads_environment", "versions"]
+__all__ = ["FIELDS", "RESULTS", "Worker", "append", "machine", "result_rows", "rounds",
+           "run_seconds", "seconds_per_call", "serve", "summary", "threads_environment", "unsteady",
+           "versions"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # median, p20 and p80 are seconds
@@ -136,8 +137,8 @@ def versions(*packages):
     return ", ".join(found)
 
 
-def append(path, measured, *, threads, packages):
-    """Add {case: {side: seconds of each round}} to a CSV file as one run; returns its rows."""
+def result_rows(measured, *, threads, packages):
+    """One run as rows of a CSV file, from {case: {side: seconds of each round}}."""
     run = {"date": datetime.now().astimezone().isoformat(timespec="seconds"), **machine(),
            "threads": threads, "versions": versions(*packages)}
     rows = []
@@ -146,6 +147,19 @@ def append(path, measured, *, threads, packages):
             numbers = {k: f"{v:.4g}" for k, v in summary(seconds)._asdict().items()}
             row = {**run, "rounds": len(seconds), "case": case, "side": side, **numbers}
             rows.append({k: str(v) for k, v in row.items()})
+    return rows
+
+
+def unsteady(rows, limit=1.5):
+    """The rows whose 80th percentile is over ``limit`` times the 20th: something else was running.
+
+    Idle OpenMP threads spin; beside one busy process a step of 0.8 ms was seen to take 390 ms.
+    """
+    return [row for row in rows if float(row["p80"]) > limit * float(row["p20"])]
+
+
+def append(path, rows):
+    """Add rows to a CSV file, which is made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
@@ -153,4 +167,3 @@ def append(path, measured, *, threads, packages):
         if new:
             writer.writeheader()
         writer.writerows(rows)
-    return rows

@@ -7,7 +7,6 @@
 import argparse
 import importlib
 import importlib.util
-import os
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -143,11 +142,13 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.side:
         return serve(args.side, args.threads)
-    if os.getloadavg()[0] > 0.5:
-        print("this machine is busy: the numbers will say so too", file=sys.stderr)
-    rows = measure.append(args.out, run(args.rounds, args.threads), threads=args.threads,
-                          packages=PACKAGES)
-    return print(report.render(rows, "overhead"))
+    rows = measure.result_rows(run(args.rounds, args.threads), threads=args.threads,
+                               packages=PACKAGES)
+    print(report.render(rows, "overhead"))
+    if shaky := measure.unsteady(rows):
+        names = "; ".join(f"{row['case']} ({row['side']})" for row in shaky)
+        raise SystemExit(f"not kept, the machine was busy: p80 is over 1.5 × p20 in {names}")
+    return measure.append(args.out, rows)
 
 
 if __name__ == "__main__":

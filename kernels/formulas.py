@@ -1,8 +1,8 @@
 """Scalar formulas, written once and compiled into the loops of every device.
 
-Numba has no vector math library (SVML is gone), and a call of libm's ``expf`` keeps a loop scalar. The
-functions here are plain arithmetic on one number, so that LLVM turns the loops around them into vector
-code. With the JIT off they are NumPy's.
+Numba has no vector math library (SVML is gone), and a call of libm's ``expf`` keeps a loop scalar.
+The functions here are plain arithmetic on one number, so that LLVM turns the loops around them into
+vector code. With the JIT off they are NumPy's.
 """
 
 import math
@@ -83,7 +83,7 @@ def _pow2(typingctx, t):
 
 
 def exp(x):
-    """e^x. Relative error ≤ 2 ulp; NaN stays NaN; overflow to inf, underflow through denormals to 0."""
+    """e^x. Relative error ≤ 2 ulp; NaN stays NaN; overflow to inf, underflow by denormals to 0."""
     return np.exp(x)
 
 
@@ -166,9 +166,9 @@ for _public, _make in ((exp, _make_exp), (log1p_unit, _make_log1p), (tanh, _make
         _overloads(_public, _make)
 
 
-# Activations. Each is a function of the dtype, so that its constants have that dtype (an int or a float
-# literal would turn a float32 formula into float64), and returns the scalar formula. A derivative takes
-# dy and what its forward keeps: the output y where that is enough, the input x otherwise.
+# Activations. Each is a function of the dtype, so that its constants have that dtype (an int or a
+# float literal would turn a float32 formula into float64), and returns the scalar formula. A
+# derivative takes dy and what its forward keeps: the output y where that is enough, else x.
 
 def relu(real):
     zero = real(0)

@@ -1,7 +1,8 @@
 """inf and NaN are values here, not warnings.
 
-NumPy keeps its error state in a context variable, and ``silent().run(f, *args)`` runs f in a copy of a
-context where it says "ignore": 10 ns, where a small addition takes 360 and ``np.errstate`` another 900.
+NumPy keeps its error state in a context variable, and ``silent().run(f, *args)`` runs f in a copy
+of a context where it says "ignore": 10 ns, where a small addition takes 360 and ``np.errstate``
+another 900.
 """
 
 from contextvars import Context

@@ -73,8 +73,8 @@ def _leaves(fn: Callable[..., Any], args: Sequence[Any]) -> list[Tensor]:
         raise ValueError("gradcheck: none of the inputs requires grad: there is nothing to check")
     for x in leaves:
         if x.dtype != np.float64:
-            raise TypeError(f"gradcheck: expected float64, got {x.dtype} of shape {x.shape}: finite "
-                            "differences of float32 are noise")
+            raise TypeError(f"gradcheck: expected float64, got {x.dtype} of shape {x.shape}: "
+                            "finite differences of float32 are noise")
         if not x.data.flags.writeable:
             raise TypeError(f"gradcheck: an input of shape {x.shape} is read-only")
     return leaves
@@ -104,8 +104,9 @@ class _Check:
         for i, (a, b) in enumerate(zip(dxs, again)):
             apart = np.max(np.abs(a - b), initial=0.0)
             if not apart <= self.nondet_tol:
-                raise GradcheckError(f"order {order}: two runs give gradients of input {i} that differ "
-                                     f"by {apart:.3g}: the function is not deterministic")
+                raise GradcheckError(
+                    f"order {order}: two runs give gradients of input {i} that differ by "
+                    f"{apart:.3g}: the function is not deterministic")
         if order == 1 and not self.allow_zero:
             self._not_vacuous(dxs, leaves)
         (self._full if self.mode == "full" else self._fast)(f, us, leaves, dxs, order)
@@ -185,7 +186,7 @@ class _Check:
         for i, (dx, x) in enumerate(zip(dxs, leaves)):
             if x.data.size and np.max(np.abs(dx)) <= 1e-12:
                 raise GradcheckError(
-                    f"the gradient of input {i} of shape {x.shape} is zero everywhere: the check is "
-                    "vacuous. If the function sums a normalised tensor, the sum is constant: return "
-                    "the tensor itself, gradcheck projects it on random cotangents. Pass "
+                    f"the gradient of input {i} of shape {x.shape} is zero everywhere: the check "
+                    "is vacuous. If the function sums a normalised tensor, the sum is constant: "
+                    "return the tensor itself, gradcheck projects it on random cotangents. Pass "
                     "allow_zero=True if zero is right")

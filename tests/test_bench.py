@@ -75,8 +75,9 @@ def test_serve_answers_each_line_with_json():
 def test_a_run_is_added_to_the_file_with_where_and_when(tmp_path):
     path = tmp_path / "new" / "folder.csv"
     measured = {"case": {"ours": [3.0, 1.0, 2.0], "theirs": [4.0, 5.0, 6.0]}}
-    rows = measure.append(path, measured, threads=2, packages=["numpy", "no-such-package"])
-    measure.append(path, {"case": {"ours": [7.0]}}, threads=1, packages=[])
+    rows = measure.result_rows(measured, threads=2, packages=["numpy", "no-such-package"])
+    measure.append(path, rows)
+    measure.append(path, measure.result_rows({"case": {"ours": [7.0]}}, threads=1, packages=[]))
     with path.open(newline="") as file:
         found = list(csv.DictReader(file))
     assert found[:2] == rows
@@ -86,6 +87,13 @@ def test_a_run_is_added_to_the_file_with_where_and_when(tmp_path):
     assert rows[0]["versions"].endswith(f", numpy {np.__version__}")
     assert int(rows[0]["cores"]) >= 1
     assert path.read_text().count("date,machine") == 1
+
+
+def test_rows_that_spread_are_found():
+    rows = measure.result_rows({"case": {"steady": [1.0, 1.1, 9.0, 1.0, 1.1, 1.0, 1.0],
+                                         "shaken": [1.0, 5.0, 9.0, 1.0, 5.0, 1.0, 1.0]}},
+                               threads=1, packages=[])
+    assert [row["side"] for row in measure.unsteady(rows)] == ["shaken"]
 
 
 MADE_UP = """date,machine,cores,threads,versions,rounds,case,side,median,p20,p80

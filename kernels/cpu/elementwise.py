@@ -122,7 +122,8 @@ def _pooled(ufunc):
     return run
 
 
-add, sub, mul = _arithmetic("add", np.add), _arithmetic("sub", np.subtract), _arithmetic("mul", np.multiply)
+add, sub = _arithmetic("add", np.add), _arithmetic("sub", np.subtract)
+mul = _arithmetic("mul", np.multiply)
 div, pow = _arithmetic("div", np.divide), quiet(np.power)
 neg, abs, sign = np.negative, np.abs, np.sign
 floor, ceil, round, trunc = np.floor, np.ceil, np.rint, np.trunc
@@ -193,9 +194,9 @@ def softplus_backward(dy, x, beta, threshold):
     return _run("softplus_backward", dy, x, numbers=(beta, threshold))
 
 
-__all__ = ["abs", "add", "ceil", "cos", "div", "elu", "elu_backward", "erf", "exp", "expm1", "floor", "gelu",
-           "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "leaky_relu", "leaky_relu_backward",
-           "log", "log1p", "maximum", "minimum", "mul", "neg", "pow", "reciprocal", "relu",
-           "relu_backward", "round", "rsqrt", "sigmoid", "sigmoid_backward", "sign", "silu",
-           "silu_backward", "sin", "softplus", "softplus_backward", "sqrt", "square", "sub", "tanh",
-           "tanh_backward", "trunc"]
+__all__ = ["abs", "add", "ceil", "cos", "div", "elu", "elu_backward", "erf", "exp", "expm1",
+           "floor", "gelu", "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "leaky_relu",
+           "leaky_relu_backward", "log", "log1p", "maximum", "minimum", "mul", "neg", "pow",
+           "reciprocal", "relu", "relu_backward", "round", "rsqrt", "sigmoid",
+           "sigmoid_backward", "sign", "silu", "silu_backward", "sin", "softplus",
+           "softplus_backward", "sqrt", "square", "sub", "tanh", "tanh_backward", "trunc"]

@@ -1,4 +1,4 @@
-"""The one jit policy: how a loop becomes machine code, where that is cached, when it runs in parallel.
+"""The one jit policy: how a loop becomes machine code, where it is cached, when it is parallel.
 
 A kernel is written once as a Python function over arrays with ``prange`` on its outer loop and is
 compiled at most twice per signature, when first needed: serial, and parallel. ``work`` (bytes that
@@ -17,26 +17,28 @@ from time import perf_counter
 
 import llvmlite
 import numba
-from numba import config, njit, prange  # noqa: F401  (prange: for the kernels)
+from numba import config, njit, prange
 from numba.core import event
 from numba.core.caching import FunctionCache
 
 from ..formulas import POLICY, device
 
-__all__ = ["Kernel", "cache_dir", "device", "get_num_threads", "kernel", "machine", "notify", "prange",
-           "set_num_threads", "threading_layer"]
+__all__ = ["Kernel", "cache_dir", "device", "get_num_threads", "kernel", "machine", "notify",
+           "prange", "set_num_threads", "threading_layer"]
 
-# A parallel region costs 2 to 20 us, more when the workers sleep; 1 MB is about 35 us of one core at
-# 29 GB/s. Below, two cores win little and lose much on a machine that has other work.
+# A parallel region costs 2 to 20 us, more when the workers sleep; 1 MB is about 35 us of one core
+# at 29 GB/s. Below, two cores win little and lose much on a machine that has other work.
 PARALLEL_BYTES = 1 << 20
 LARGE_BYTES = 1 << 25                # 1 ms and more: worth sharing out even if a worker comes late
 STALL_SECONDS, SLOW_BYTES_PER_SECOND, CALM_SECONDS = 2e-3, 2e9, 0.3
 _crowded_until = 0.0
 
+
 def _source_key():
     """Hash of every kernel source and of the compiler: Numba's own key misses edits in callees."""
     root = Path(__file__).resolve().parent.parent
-    h = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {sys.version_info[:2]}".encode())
+    versions = f"{numba.__version__} {llvmlite.__version__} {sys.version_info[:2]}"
+    h = hashlib.sha256(versions.encode())
     for path in sorted(root.rglob("*.py")):
         h.update(path.read_bytes())
     return h.hexdigest()[:16]
@@ -60,8 +62,8 @@ def cache_dir():
 
 
 class _Cache(FunctionCache):
-    """Numba's disk cache under our folder. The folder's name already covers every source, so the key
-    is signature, CPU and kernel: closure cells are left out, since a jitted function in a cell
+    """Numba's disk cache under our folder. The folder's name already covers every source, so the
+    key is signature, CPU and kernel: closure cells are left out, since a jitted function in a cell
     pickles differently in every process and such a kernel would never be found again."""
 
     def __init__(self, py_func, name):
@@ -117,8 +119,9 @@ class Kernel:
 
 
 def _watch(seconds, work):
-    """Where other processes hold the cores, a region waits for a worker's next time slice: 4 to 30 ms for
-    0.1 ms of work. After such a stall, small regions run serial for a while: the bits are the same."""
+    """Where other processes hold the cores, a region waits for a worker's next time slice: 4 to 30
+    ms for 0.1 ms of work. After such a stall, small regions run serial for a while: the bits are
+    the same."""
     global _crowded_until
     if seconds > STALL_SECONDS + work / SLOW_BYTES_PER_SECOND:
         _crowded_until = perf_counter() + CALM_SECONDS
@@ -130,8 +133,8 @@ def kernel(loop=None, **options):
 
 
 # Threads. `workqueue` aborts the process when two Python threads enter at once, so entries are
-# serialised until the layer is known and for good if it is that one. `omp` kills a forked child that
-# enters a parallel region, so a child runs serial kernels.
+# serialised until the layer is known and for good if it is that one. `omp` kills a forked child
+# that enters a parallel region, so a child runs serial kernels.
 _threads = 1 if config.DISABLE_JIT else config.NUMBA_NUM_THREADS
 _lock = threading.RLock()
 
@@ -200,11 +203,12 @@ def notify(on=True):
 class _Listener(event.Listener):
     def on_start(self, event):
         global _said
-        if not _said and (_say or sys.stderr.isatty()):
-            if event.data["dispatcher"].py_func.__qualname__ in _names:
-                _said = True
-                where = f"kept in {cache_dir()}" if cache_dir() else "no writable cache folder: not kept"
-                print(f"nbgrad: compiling kernels for this CPU, once ({where})", file=sys.stderr)
+        heard = not _said and (_say or sys.stderr.isatty())
+        if heard and event.data["dispatcher"].py_func.__qualname__ in _names:
+            _said = True
+            folder = cache_dir()
+            where = f"kept in {folder}" if folder else "no writable cache folder: not kept"
+            print(f"nbgrad: compiling kernels for this CPU, once ({where})", file=sys.stderr)
 
     def on_end(self, event):
         pass

@@ -1,9 +1,9 @@
 """Matrix products: tiles of y stay in registers (simd.py) while k runs.
 
-b is read in panels of two vectors, K values long; a needs no packing, since a tile reads it one element per
-row, with any row and column step. BLAS is called for small
-products only: its threads and these would fight for the cores (with
-a second process running, OpenBLAS' two threads took 43 ms for a product of 0.1 ms).
+b is read in panels of two vectors, K values long; a needs no packing, since a tile reads it one
+element per row, with any row and column step. BLAS is called for small products only: its threads
+and these would fight for the cores (with a second process running, OpenBLAS' two threads took 43 ms
+for a product of 0.1 ms).
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ DEPTH = 1024            # k per pass: 96 rows of a (400 KB) and a panel (128 KB)
 BLOCK = 8 * ROWS        # rows of y per task, fewer where that makes too few tasks to share out
 TASKS = 16
 IN_PLACE = 1 << 18      # bytes of a row-major b that are read where they are: a quarter of L2
-TINY = 1 << 18          # multiply-adds up to which BLAS uses one thread and is called in less time (3 us to 7)
+TINY = 1 << 18          # multiply-adds: up to here BLAS uses one thread and starts in 3 us, this in 7
 
 
 @device
@@ -120,7 +120,8 @@ def _fill(y, at, m, N, n, bias, j0):
 
 @kernel
 def _product(a, row, step, b, ldk, ldn, M, N, K, block, bias, packed, y):
-    """y (M, N) = a b + bias. ``packed`` holds the panels of b that cannot be read in place: all, or the last."""
+    """y (M, N) = a b + bias. ``packed`` holds the panels of b that cannot be read in place: all, or
+    the last."""
     W = 2 * VECTOR // a.itemsize
     P, blocks = (N + W - 1) // W, (M + block - 1) // block
     first_packed = P - packed.size // (K * W)
@@ -137,8 +138,8 @@ def _product(a, row, step, b, ldk, ldn, M, N, K, block, bias, packed, y):
             if p < first_packed:
                 _columns(a, at, row, step, m, k, b, k0 * ldk + j0, ldk, n, y, yt, N, aside)
             else:
-                _columns(a, at, row, step, m, k, packed, ((p - first_packed) * K + k0) * W, W, n, y, yt, N,
-                         aside)
+                bt = ((p - first_packed) * K + k0) * W
+                _columns(a, at, row, step, m, k, packed, bt, W, n, y, yt, N, aside)
 
 
 def _steps(x):
@@ -218,5 +219,8 @@ def linear_backward(dy, x, weight, *, input_gradient):
     """dx = dy w (zeros unless asked for),  dw = dyᵀ x,  db = Σ dy over rows."""
     rows = dy if dy.ndim == 2 else dy.reshape(-1, dy.shape[-1])
     inputs = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-    dx = matmul(rows, weight).reshape(x.shape) if input_gradient else np.broadcast_to(x.dtype.type(0), x.shape)
+    if input_gradient:
+        dx = matmul(rows, weight).reshape(x.shape)
+    else:
+        dx = np.broadcast_to(x.dtype.type(0), x.shape)
     return dx, matmul(rows.T, inputs), sum(rows, axes=0, keepdims=False)

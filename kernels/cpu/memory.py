@@ -1,8 +1,8 @@
 """Buffer pool: large outputs reuse memory that is already mapped.
 
-A fresh large array costs a page fault per 4 KB, more than the arithmetic that fills it (54 MB: 5.4 ms
-fresh, 1.4 ms pooled). A pooled array is a plain ndarray whose base returns the block when the last
-view dies.
+A fresh large array costs a page fault per 4 KB, more than the arithmetic that fills it (54 MB: 5.4
+ms fresh, 1.4 ms pooled). A pooled array is a plain ndarray whose base returns the block when the
+last view dies.
 """
 
 import math

@@ -14,8 +14,8 @@ from .jit import kernel, prange
 from .memory import empty_like
 
 __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
-           "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats", "batch_norm_update",
-           "layer_norm", "layer_norm_backward"]
+           "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats",
+           "batch_norm_update", "layer_norm", "layer_norm_backward"]
 
 
 def _channels(*arrays):
@@ -198,5 +198,5 @@ def _update(running_mean, running_var, mean, var, momentum, unbiased):
 
 
 def batch_norm_update(running_mean, running_var, mean, var, *, momentum, count):
-    """In place: running ← (1 − momentum) running + momentum new, the variance by count / (count − 1)."""
+    """In place: running ← (1 − momentum) running + momentum new, var times count / (count − 1)."""
     _update(running_mean, running_var, mean, var, float(momentum), count / (count - 1))

@@ -9,8 +9,8 @@ from .jit import kernel, prange
 __all__ = ["adam_step", "sgd_step"]
 
 
-# Settings come as Python floats, which Numba takes in a third of the time of np.float32, and become the
-# array's dtype here: in float64 the loops would be half as fast.
+# Settings come as Python floats, which Numba takes in a third of the time of np.float32, and become
+# the array's dtype here: in float64 the loops would be half as fast.
 
 @kernel
 def _sgd(p, g, lr, weight_decay):

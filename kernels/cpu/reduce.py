@@ -1,5 +1,5 @@
-"""Reductions. Small sums are NumPy's pairwise ones; large sums are accumulated in float64 over fixed
-blocks and combined in index order, so that they do not depend on the number of threads.
+"""Reductions. Small sums are NumPy's pairwise ones; large sums are accumulated in float64 over
+fixed blocks and combined in index order, so that they do not depend on the number of threads.
 """
 
 import math
@@ -53,15 +53,17 @@ def _sum_last(x):
 def sum(x, *, axes, keepdims):
     """Σ over axes."""
     if x.size <= SMALL or x.dtype.kind != "f":
-        return np.add.reduce(x, axis=axes, keepdims=keepdims, dtype=None if x.dtype.kind == "f" else np.int64)
+        dtype = None if x.dtype.kind == "f" else np.int64
+        return np.add.reduce(x, axis=axes, keepdims=keepdims, dtype=dtype)
     axes = range(x.ndim) if axes is None else axes if type(axes) is tuple else (axes,)
     axes = {a % x.ndim for a in axes}
     total = _sum_axes(x, axes).astype(x.dtype)
-    return total.reshape([1 if i in axes else n for i, n in enumerate(x.shape)]) if keepdims else total
+    kept = [1 if i in axes else n for i, n in enumerate(x.shape)]
+    return total.reshape(kept) if keepdims else total
 
 
 def _sum_axes(x, axes):
-    """The last run of reduced axes in memory order by the kernel, the others on what is left of x."""
+    """The last run of reduced axes in memory order by the kernel, the others on what is left."""
     order = sorted(range(x.ndim), key=lambda i: (-x.strides[i], i))
     if not axes:
         return x

@@ -11,8 +11,8 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["FEW", "ROWS", "VECTOR", "add_few", "add_few_half", "add_half_tile", "add_row", "add_row_half",
-           "add_tile", "half_tile", "panels", "tile", "transpose"]
+__all__ = ["FEW", "ROWS", "VECTOR", "add_few", "add_few_half", "add_half_tile", "add_row",
+           "add_row_half", "add_tile", "half_tile", "panels", "tile", "transpose"]
 
 VECTOR, ROWS = (64, 12) if binding.get_host_cpu_features().get("avx512f") else (32, 6)
 
@@ -138,7 +138,7 @@ def _adding_in_numpy(rows, vectors):
 
 # add_tile(a, at, row, step, K, b, bt, ldb, c, ct, ldc):
 #     c[ct + r · ldc + v] += Σ_k a[at + r · row + k · step] b[bt + k · ldb + v]
-# for ROWS, 4 or 1 rows and two vectors or one: what is left of a matrix is cut into the smaller ones.
+# for ROWS, 4 or 1 rows and two vectors or one: the rest of a matrix is cut into the smaller ones.
 FEW = 4
 _make = _adding_in_numpy if config.DISABLE_JIT else _adding
 add_tile, add_half_tile = _make(ROWS, 2), _make(ROWS, 1)
@@ -163,7 +163,7 @@ def half_tile(typingctx, a, at, row, step, K, b, bt, c):
 
 @intrinsic
 def transpose(typingctx, x, at, ldx, y, yt, ldy):
-    """y[yt + k · ldy + j] = x[at + j · ldx + k] for a square of one vector's lanes, in registers."""
+    """y[yt + k · ldy + j] = x[at + j · ldx + k] for a square of a vector's lanes, in registers."""
     def codegen(context, builder, signature, args):
         real, size, i64 = context.get_data_type(x.dtype), x.dtype.bitwidth // 8, ir.IntType(64)
         n = VECTOR // size
@@ -181,14 +181,16 @@ def transpose(typingctx, x, at, ldx, y, yt, ldy):
 def _interleaved(builder, rows, n):
     """A transpose is log2(n) rounds of merging row i with row i + n/2, element by element."""
     low = [i // 2 + n * (i % 2) for i in range(n)]
-    masks = [ir.Constant(ir.VectorType(ir.IntType(32), n), [i + s for i in low]) for s in (0, n // 2)]
+    lanes = ir.VectorType(ir.IntType(32), n)
+    masks = [ir.Constant(lanes, [i + s for i in low]) for s in (0, n // 2)]
     for _ in range(n.bit_length() - 1):
-        rows = [builder.shuffle_vector(rows[i // 2], rows[i // 2 + n // 2], masks[i % 2]) for i in range(n)]
+        rows = [builder.shuffle_vector(rows[i // 2], rows[i // 2 + n // 2], masks[i % 2])
+                for i in range(n)]
     return rows
 
 
 if config.DISABLE_JIT:
-    def transpose(x, at, ldx, y, yt, ldy):  # noqa: F811
+    def transpose(x, at, ldx, y, yt, ldy):
         """The same in NumPy."""
         i = np.arange(VECTOR // x.itemsize)
         y[yt + i[:, None] * ldy + i] = x[at + i * ldx + i[:, None]]

@@ -7,12 +7,12 @@ import numpy as np
 from ..formulas import _CUBIC, _SQRT_2_OVER_PI
 from ..quiet import quiet
 
-__all__ = ["abs", "add", "ceil", "cos", "div", "elu", "elu_backward", "erf", "exp", "expm1", "floor", "gelu",
-           "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "leaky_relu", "leaky_relu_backward",
-           "log", "log1p", "maximum", "minimum", "mul", "neg", "pow", "reciprocal", "relu",
-           "relu_backward", "round", "rsqrt", "sigmoid", "sigmoid_backward", "sign", "silu",
-           "silu_backward", "sin", "softplus", "softplus_backward", "sqrt", "square", "sub", "tanh",
-           "tanh_backward", "trunc"]
+__all__ = ["abs", "add", "ceil", "cos", "div", "elu", "elu_backward", "erf", "exp", "expm1",
+           "floor", "gelu", "gelu_backward", "gelu_tanh", "gelu_tanh_backward", "leaky_relu",
+           "leaky_relu_backward", "log", "log1p", "maximum", "minimum", "mul", "neg", "pow",
+           "reciprocal", "relu", "relu_backward", "round", "rsqrt", "sigmoid",
+           "sigmoid_backward", "sign", "silu", "silu_backward", "sin", "softplus",
+           "softplus_backward", "sqrt", "square", "sub", "tanh", "tanh_backward", "trunc"]
 
 
 add, sub, mul, div, pow = map(quiet, (np.add, np.subtract, np.multiply, np.divide, np.power))

@@ -23,6 +23,9 @@ def linear(x, weight, bias=None):
 def linear_backward(dy, x, weight, *, input_gradient):
     """dx = dy w (zeros unless asked for),  dw = dyᵀ x,  db = Σ dy over rows."""
     rows = dy.reshape(-1, dy.shape[-1])
-    dx = matmul(rows, weight).reshape(x.shape) if input_gradient else np.broadcast_to(x.dtype.type(0), x.shape)
+    if input_gradient:
+        dx = matmul(rows, weight).reshape(x.shape)
+    else:
+        dx = np.broadcast_to(x.dtype.type(0), x.shape)
     dweight = matmul(rows.T, x.reshape(-1, x.shape[-1]))
     return dx, dweight, rows.sum(0, dtype=np.float64).astype(dy.dtype)

@@ -9,8 +9,8 @@ import math
 import numpy as np
 
 __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
-           "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats", "batch_norm_update", "layer_norm",
-           "layer_norm_backward"]
+           "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats",
+           "batch_norm_update", "layer_norm", "layer_norm_backward"]
 
 
 def _per_channel(a, x):
@@ -119,7 +119,7 @@ def layer_norm_backward(dy, x, gamma, mean, invstd, *, dims):
 
 
 def batch_norm_update(running_mean, running_var, mean, var, *, momentum, count):
-    """In place: running ← (1 − momentum) running + momentum new, the variance by count / (count − 1)."""
+    """In place: running ← (1 − momentum) running + momentum new, var times count / (count − 1)."""
     with np.errstate(all="ignore"):
         running_mean[...] = (1 - momentum) * running_mean + momentum * mean
         running_var[...] = (1 - momentum) * running_var + momentum * (var * (count / (count - 1)))

@@ -10,12 +10,11 @@ from nbgrad.autograd import Tensor, as_tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import exp, neg
 from nbgrad.ops.reduce import mean, sum
-from nbgrad.ops.shape import _axis as axis_of
-from nbgrad.ops.shape import unsqueeze
+from nbgrad.ops.shape import _axis as axis_of, unsqueeze
 
 
 @op(saves_output=True)
-def softmax(x, /, dim):
+def softmax(x: Tensor, /, dim: int) -> Any:
     """y = e^x / Σ e^x along dim.   ∂x = y (∂y − Σ ∂y y).   Keeps y."""
     axis = _axis(x, dim, "softmax")
     return (kernels(x).softmax(x.data, axis=axis),
@@ -23,14 +22,14 @@ def softmax(x, /, dim):
 
 
 @op(method=False)
-def softmax_backward(dy, y, /, axis):
+def softmax_backward(dy: Tensor, y: Tensor, /, axis: int) -> Any:
     """∂x of softmax."""
     return (kernels(dy).softmax_backward(dy.data, y.data, axis=axis),
             composition(lambda dy, y: y * (dy - sum(dy * y, axis, True)), dy, y))
 
 
 @op(saves_output=True)
-def log_softmax(x, /, dim):
+def log_softmax(x: Tensor, /, dim: int) -> Any:
     """y = x − log Σ e^x along dim.   ∂x = ∂y − e^y Σ ∂y.   Keeps y."""
     axis = _axis(x, dim, "log_softmax")
     return (kernels(x).log_softmax(x.data, axis=axis),
@@ -38,7 +37,7 @@ def log_softmax(x, /, dim):
 
 
 @op(method=False)
-def log_softmax_backward(dy, y, /, axis):
+def log_softmax_backward(dy: Tensor, y: Tensor, /, axis: int) -> Any:
     """∂x of log_softmax."""
     return (kernels(dy).log_softmax_backward(dy.data, y.data, axis=axis),
             composition(lambda dy, y: dy - exp(y) * sum(dy, axis, True), dy, y))
@@ -46,7 +45,8 @@ def log_softmax_backward(dy, y, /, axis):
 
 def _axis(x: Tensor, dim: Any, name: str) -> int:
     if dim is None or x.dtype.kind != "f":
-        raise ValueError(f"{name}: expected a floating input and a dim, got {x.dtype} and dim={dim}")
+        raise ValueError(f"{name}: expected a floating input and a dim, got {x.dtype} and "
+                         f"dim={dim}")
     return axis_of(dim, x.ndim, name)
 
 
@@ -64,13 +64,15 @@ def _cross_entropy(x: Tensor, /, target: Any, weight: Any, ignore_index: int, re
         share = 1 / n if n else np.nan                           # PyTorch's mean of nothing
     if reduction != "none":
         y = np.asarray(losses.sum(dtype=np.float64) * share, x.dtype)
-    return y, (lambda dy: cross_entropy_backward(dy, x, target=target, weight=weight, share=share, **how),)
+    return y, (lambda dy: cross_entropy_backward(dy, x, target=target, weight=weight, share=share,
+                                                 **how),)
 
 
 @op(method=False)
 def cross_entropy_backward(dy: Tensor, x: Tensor, /, target: Any, weight: Any, share: float,
                            ignore_index: int, label_smoothing: float) -> Any:
-    """∂x of cross_entropy; dy: the target's shape, or () if the losses were summed and scaled by share."""
+    """∂x of cross_entropy; dy: the target's shape, or () if the losses were summed and scaled by
+    ``share``."""
     dloss = np.broadcast_to(dy.data * dy.dtype.type(share), target.shape)
     dx = kernels(x).cross_entropy_backward(dloss, x.data, target, weight, ignore_index=ignore_index,
                                            label_smoothing=label_smoothing)
@@ -81,7 +83,8 @@ def cross_entropy_backward(dy: Tensor, x: Tensor, /, target: Any, weight: Any, s
     return dx, composition(again, dy, x)
 
 
-def _target_weights(x: Tensor, target: Any, weight: Any, ignore_index: int, smoothing: float) -> Any:
+def _target_weights(x: Tensor, target: Any, weight: Any, ignore_index: int,
+                    smoothing: float) -> Any:
     """q with loss = −Σ_c q_c log softmax(x)_c."""
     C = x.shape[1]
     kept = np.expand_dims(target != ignore_index, 1)
@@ -97,12 +100,14 @@ _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 def _classes(x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, name: str) -> Any:
     """The target as an array of valid classes."""
     if x.ndim < 1 or x.dtype.kind != "f":
-        raise ValueError(f"{name}: expected a floating input (N, C, *), got {x.dtype} of size {x.shape}")
+        raise ValueError(f"{name}: expected a floating input (N, C, *), got {x.dtype} of size "
+                         f"{x.shape}")
     C = x.shape[1 if x.ndim > 1 else 0]
     if target.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integer class targets, got {target.dtype}")
     if target.shape != x.shape[:1] + x.shape[2:] if x.ndim > 1 else target.ndim:
-        raise ValueError(f"{name}: Expected target size {x.shape[:1] + x.shape[2:]}, got {target.shape}")
+        raise ValueError(f"{name}: Expected target size {x.shape[:1] + x.shape[2:]}, got "
+                         f"{target.shape}")
     _one_per_class(weight, C, name)
     t = target.data
     unsigned = t.view(_UNSIGNED[t.dtype.itemsize]) if t.dtype.kind == "i" else t
@@ -115,21 +120,22 @@ def _classes(x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int
 
 def _one_per_class(weight: Tensor | None, C: int, name: str) -> None:
     if weight is not None and weight.shape != (C,):
-        raise ValueError(f"{name}: weight tensor should be defined either for all {C} classes or no classes but "
-                         f"got weight tensor of shape: {weight.shape}")
+        raise ValueError(f"{name}: weight tensor should be defined either for all {C} classes or "
+                         f"no classes but got weight tensor of shape: {weight.shape}")
 
 
 def _reduction(reduction: str, name: str) -> None:
     if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f"{name}: {reduction!r} is not a valid value for reduction: none, mean or sum")
+        raise ValueError(f"{name}: {reduction!r} is not a valid value for reduction: none, mean or "
+                         "sum")
 
 
 def cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
                   reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
     """−Σ_c q_c log softmax(x)_c along dim 1, q the target class (smoothed) or class probabilities.
 
-    x: (N, C, *) or (C,)   target: (N, *) integers, or x's shape   weight: (C,). The mean is weighted.
-    Keeps x and target. Raises IndexError for a class that is not there.
+    x: (N, C, *) or (C,)   target: (N, *) integers, or x's shape   weight: (C,)
+    The mean is weighted. Keeps x and target. Raises IndexError for a class that is not there.
     """
     _reduction(reduction, "cross_entropy")
     if not 0 <= label_smoothing <= 1:
@@ -141,15 +147,16 @@ def cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None = None, ignor
     rows = x if x.ndim > 1 else unsqueeze(x, 0)
     y = _cross_entropy(rows, target=t if x.ndim > 1 else t.reshape(1),
                        weight=None if weight is None else weight.data.astype(x.dtype),
-                       ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)
+                       ignore_index=ignore_index, reduction=reduction,
+                       label_smoothing=label_smoothing)
     return y.reshape(()) if x.ndim == 1 and reduction == "none" else y  # type: ignore[no-any-return]
 
 
 def _soft_cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None, reduction: str,
                         smoothing: float) -> Tensor:
     if target.shape != x.shape:
-        raise ValueError(f"cross_entropy: expected class probabilities of the input's shape {x.shape}, got "
-                         f"{target.shape}")
+        raise ValueError("cross_entropy: expected class probabilities of the input's shape "
+                         f"{x.shape}, got {target.shape}")
     dim = 1 if x.ndim > 1 else 0
     C = x.shape[dim]
     _one_per_class(weight, C, "cross_entropy")
@@ -161,18 +168,20 @@ def _soft_cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None, reduct
 
 
 def _reduced(losses: Tensor, reduction: str) -> Tensor:
-    return losses if reduction == "none" else (mean if reduction == "mean" else sum)(losses)  # type: ignore[no-any-return]
+    return losses if reduction == "none" else (mean if reduction == "mean" else sum)(losses)
 
 
 def nll_loss(x: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
              reduction: str = "mean") -> Tensor:
-    """−w[t] x[t] along dim 1 for log-probabilities x: (N, C, *), target: (N, *). The mean is weighted."""
+    """−w[t] x[t] along dim 1 for log-probabilities x: (N, C, *), target: (N, *).
+
+    The mean is weighted."""
     _reduction(reduction, "nll_loss")
     target = as_tensor(target)
     t = _classes(x, target, weight, ignore_index, "nll_loss")
     rows = x if x.ndim > 1 else unsqueeze(x, 0)
-    q = _target_weights(rows, t if x.ndim > 1 else t.reshape(1), None if weight is None else weight.data,
-                        ignore_index, 0.0)
+    q = _target_weights(rows, t if x.ndim > 1 else t.reshape(1),
+                        None if weight is None else weight.data, ignore_index, 0.0)
     losses = neg(sum(rows * as_tensor(q), 1))
     if reduction != "mean":
         return _reduced(losses if x.ndim > 1 else losses.reshape(()), reduction)
@@ -185,7 +194,8 @@ def mse_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     _reduction(reduction, "mse_loss")
     target = as_tensor(target)
     if x.shape != target.shape:
-        raise ValueError(f"mse_loss: expected a target of the input's size {x.shape}, got {target.shape}")
+        raise ValueError(f"mse_loss: expected a target of the input's size {x.shape}, got "
+                         f"{target.shape}")
     d = x - target
     return _reduced(d * d, reduction)
 

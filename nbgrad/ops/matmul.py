@@ -11,19 +11,20 @@ from nbgrad.ops.shape import mT, reshape, unsqueeze
 
 
 @op(promote=True)
-def matmul(a, b, /):
+def matmul(a: Tensor, b: Tensor, /) -> Any:
     """y = a b.   ∂a = ∂y bᵀ,   ∂b = aᵀ ∂y.      a: (…, M, K)  b: (…, K, N)  y: (…, M, N)
 
-    Leading dims broadcast; a 1-d operand is a row on the left, a column on the right, and its dim is
-    dropped. Keeps a and b. Raises RuntimeError if the inner sizes differ.
+    Leading dims broadcast; a 1-d operand is a row on the left, a column on the right, and its dim
+    is dropped. Keeps a and b. Raises RuntimeError if the inner sizes differ.
     """
     if not a.ndim or not b.ndim:
-        raise RuntimeError(f"both arguments to matmul need to be at least 1D, but they are {a.ndim}D and "
-                           f"{b.ndim}D")
+        raise RuntimeError("both arguments to matmul need to be at least 1D, but they are "
+                           f"{a.ndim}D and {b.ndim}D")
     if a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
         raise RuntimeError(_mismatch(a.shape, b.shape))
     if a.ndim > 1 < b.ndim:
-        return kernels(a).matmul(a.data, b.data), (lambda dy: matmul(dy, mT(b)), lambda dy: matmul(mT(a), dy))
+        return (kernels(a).matmul(a.data, b.data),
+                (lambda dy: matmul(dy, mT(b)), lambda dy: matmul(mT(a), dy)))
     return _with_vectors(a, b)
 
 
@@ -48,15 +49,16 @@ def _with_vectors(a: Tensor, b: Tensor) -> Any:
 
     def db(dy: Tensor) -> Tensor:
         d = matmul(mT(unsqueeze(a, 0) if row else a), matrix(dy))
-        return reshape(d, d.shape[:-1]) if column else d  # type: ignore[no-any-return]
+        return reshape(d, d.shape[:-1]) if column else d
     return y, (da, db)
 
 
 @op
-def linear(x, weight, bias=None, /):
-    """y = x wᵀ + b.   ∂x = ∂y w,   ∂w = ∂yᵀ x,   ∂b = Σ ∂y.      x: (…, K)  w: (N, K)  b: (N,)  y: (…, N)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, /) -> Any:
+    """y = x wᵀ + b.   ∂x = ∂y w,   ∂w = ∂yᵀ x,   ∂b = Σ ∂y.
 
-    Keeps x and w. Raises RuntimeError if the sizes do not fit.
+    x: (…, K)  w: (N, K)  b: (N,)  y: (…, N). Keeps x and w. Raises RuntimeError if the sizes do
+    not fit.
     """
     if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
         raise RuntimeError("linear: " + _mismatch(x.shape, weight.shape[::-1]))
@@ -70,7 +72,7 @@ def linear(x, weight, bias=None, /):
 
 
 @op(method=False)
-def linear_backward(dy, x, weight, /, input_gradient):
+def linear_backward(dy: Tensor, x: Tensor, weight: Tensor, /, input_gradient: bool) -> Any:
     """∂x (zeros unless asked for), ∂w and ∂b of linear."""
     grads = kernels(dy).linear_backward(dy.data, x.data, weight.data, input_gradient=input_gradient)
 
