@@ -111,7 +111,9 @@ def run_seconds(command, **options):
 def threads_environment(n):
     """This environment with every library of threads told to use n."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-    return {**os.environ, **dict.fromkeys(names, str(n))}
+    env = {**os.environ, **dict.fromkeys(names, str(n))}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)       # an import would compile every source again
+    return env
 
 
 def machine():

@@ -27,32 +27,35 @@ from .simd import (
 
 __all__ = ["linear", "linear_backward", "matmul"]
 
+PART = 128              # k per pass where a task packs for itself: 16 KB, half of L1, and nothing else evicted
 DEPTH = 1024            # k per pass: 96 rows of a (400 KB) and a panel (128 KB) stay in a core's L2
 BLOCK = 8 * ROWS        # rows of y per task, fewer where that makes too few tasks to share out
 TASKS = 16
+FEW_ROWS = 2 * BLOCK    # rows of y up to which packing again in each task costs less than packing once for all
 IN_PLACE = 1 << 18      # bytes of a row-major b that are read where they are: a quarter of L2
-TINY = 1 << 18          # multiply-adds: up to here BLAS uses one thread and starts in 3 us, this in 7
+TINY = 1 << 18          # multiply-adds: up to here BLAS uses one thread, called in 3 us, this in 7
 
 
 @device
-def _pack(b, ldk, ldn, first, n, K, out, at):
-    """out[at + k W + j] = b[k · ldk + (first + j) · ldn], zeros behind n; ldk or ldn is 1."""
+def _pack(b, bt, ldk, ldn, n, K, out, at):
+    """out[at + k W + j] = b[bt + k · ldk + j · ldn], zeros behind n; ldk or ldn is 1."""
     W, lanes = 2 * VECTOR // b.itemsize, VECTOR // b.itemsize
     if n < W:
         out[at:at + K * W] = 0
     if ldk != 1:
         for k in range(K):
-            source, row = b[k * ldk + first:k * ldk + first + n], out[at + k * W:at + k * W + n]
+            first = bt + k * ldk
+            source, row = b[first:first + n], out[at + k * W:at + k * W + n]
             for j in range(n):
                 row[j] = source[j]
         return
     squares, whole = K // lanes * lanes, n // lanes * lanes
     for k in range(0, squares, lanes):
         for j in range(0, whole, lanes):
-            transpose(b, k + (first + j) * ldn, ldn, out, at + k * W + j, W)
+            transpose(b, bt + k + j * ldn, ldn, out, at + k * W + j, W)
     for j in range(n):
         for k in range(squares if j < whole else 0, K):
-            out[at + k * W + j] = b[(first + j) * ldn + k]
+            out[at + k * W + j] = b[bt + j * ldn + k]
 
 
 @device
@@ -120,26 +123,30 @@ def _fill(y, at, m, N, n, bias, j0):
 
 @kernel
 def _product(a, row, step, b, ldk, ldn, M, N, K, block, bias, packed, y):
-    """y (M, N) = a b + bias. ``packed`` holds the panels of b that cannot be read in place: all, or
-    the last."""
+    """y (M, N) = a b + bias. ``packed`` has room for the last panels of b; what it has none for is read in
+    place if b is row-major, else packed by each task for itself, PART values of k at a time."""
     W = 2 * VECTOR // a.itemsize
     P, blocks = (N + W - 1) // W, (M + block - 1) // block
-    first_packed = P - packed.size // (K * W)
-    for p in prange(first_packed, P):
-        _pack(b, ldk, ldn, p * W, min(W, N - p * W), K, packed, (p - first_packed) * K * W)
+    shared = P - packed.size // (K * W)
+    for p in prange(shared, P):
+        _pack(b, p * W * ldn, ldk, ldn, min(W, N - p * W), K, packed, (p - shared) * K * W)
     for t in prange(blocks * P):
         r0, p = t // P * block, t % P
         m, j0, n = min(block, M - r0), p * W, min(W, N - p * W)
         aside = np.empty(0 if n == W or 2 * n == W else m * W, a.dtype)
+        own = np.empty(PART * W if p < shared and ldn != 1 else 0, a.dtype)
         yt = r0 * N + j0
         _fill(y, yt, m, N, n, bias, j0)
-        for k0 in range(0, K, DEPTH):
-            k, at = min(DEPTH, K - k0), r0 * row + k0 * step
-            if p < first_packed:
+        depth = PART if own.size else DEPTH
+        for k0 in range(0, K, depth):
+            k, at = min(depth, K - k0), r0 * row + k0 * step
+            if own.size:
+                _pack(b, k0 * ldk + j0 * ldn, ldk, ldn, n, k, own, 0)
+                _columns(a, at, row, step, m, k, own, 0, W, n, y, yt, N, aside)
+            elif p < shared:
                 _columns(a, at, row, step, m, k, b, k0 * ldk + j0, ldk, n, y, yt, N, aside)
             else:
-                bt = ((p - first_packed) * K + k0) * W
-                _columns(a, at, row, step, m, k, packed, bt, W, n, y, yt, N, aside)
+                _columns(a, at, row, step, m, k, packed, ((p - shared) * K + k0) * W, W, n, y, yt, N, aside)
 
 
 def _steps(x):
@@ -162,18 +169,21 @@ def _matmul(a, b, bias=None):
     b, ldk, ldn = _steps(b)
     W = 2 * VECTOR // a.itemsize
     panels = -(-N // W)
+    block = _block(M, panels, TASKS)
     if ldn == 1 and b.nbytes <= IN_PLACE:
         panels = 1 if N % W else 0
+    elif ldn != 1 and M <= FEW_ROWS:
+        panels, block = 0, _block(M, panels, 1)
     packed = memory.empty((panels * K * W,), a.dtype)
-    _product(a, row, step, b, ldk, ldn, M, N, K, _block(M, -(-N // W)),
+    _product(a, row, step, b, ldk, ldn, M, N, K, block,
              _NO_BIAS[a.dtype] if bias is None else bias, packed, y.reshape(-1), work=2 * M * N * K)
     return y
 
 
-def _block(M, panels):
+def _block(M, panels, tasks):
     """Rows per task: of the shape alone, so that results do not depend on the number of threads."""
     block = -(-M // (max(1, round(M / BLOCK)) * ROWS)) * ROWS
-    while block > ROWS and panels * -(-M // block) < TASKS:
+    while block > ROWS and panels * -(-M // block) < tasks:
         block -= ROWS
     return block
 
