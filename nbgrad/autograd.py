@@ -422,19 +422,19 @@ def _run(roots: Sequence[Tensor], dys: Sequence[Tensor], targets: set[Any] | Non
     found: dict[Any, Tensor] = {}
     for source, dy in zip(sources, dys):
         dy_of[source] = _add(dy_of.get(source), dy)
-    ready = [s for s in dict.fromkeys(sources) if not pending.get(s)]
+    ready: list[Any] = [s for s in dict.fromkeys(sources) if not pending.get(s)]
     with set_grad_enabled(record):
         while ready:
             node = ready.pop()
             dy = dy_of.pop(node, None)
+            leaf = isinstance(node, Tensor)
             if dy is not None:
-                dy = _hooked(node, dy)
-                if targets is None:
-                    if isinstance(node, Tensor):
-                        _accumulate(node, dy, record)
-                elif node in targets:
+                hooks = node._hooks if leaf else node.hooks
+                if hooks:
+                    dy = _hooked(hooks, dy)
+                if leaf if targets is None else node in targets:
                     found[node] = dy
-            if isinstance(node, Tensor) or (stop and node in targets):  # type: ignore[operator]
+            if leaf or (stop and node in targets):  # type: ignore[operator]
                 continue
             wanted = dy is not None and (needed is None or node in needed)
             dxs = _pull(node, dy, retain) if wanted else (None,) * len(node.edges)
@@ -448,6 +448,9 @@ def _run(roots: Sequence[Tensor], dys: Sequence[Tensor], targets: set[Any] | Non
                 pending[edge] -= 1
                 if not pending[edge]:
                     ready.append(edge)
+        if targets is None:               # last: an error on the way leaves every .grad as it was
+            for x, dx in found.items():
+                _accumulate(x, dx, record)
     return found
 
 
@@ -493,9 +496,8 @@ def _add(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else OPS["add"](a, b)
 
 
-def _hooked(node: Any, dy: Any) -> Any:
-    hooks = node._hooks if isinstance(node, Tensor) else node.hooks
-    for hook in list(hooks or ()):
+def _hooked(hooks: list[Any], dy: Any) -> Any:
+    for hook in list(hooks):
         new = hook(dy)
         dy = dy if new is None else new
     return dy

@@ -465,3 +465,13 @@ def test_errors_in_a_hook_restore_the_mode_and_leave_grads_unset():
         (y * 2).backward()
     assert nbgrad.is_grad_enabled()
     assert x.grad is None
+
+
+def test_an_error_deep_in_the_graph_leaves_every_grad_as_it_was():
+    x, w, late = leaf([1.0, 2.0]), tensor(np.array([3.0, 4.0])), leaf([5.0, 6.0])
+    y = (x * w + late).sum()
+    w.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+    assert x.grad is None
+    assert late.grad is None

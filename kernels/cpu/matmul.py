@@ -27,11 +27,11 @@ from .simd import (
 
 __all__ = ["linear", "linear_backward", "matmul"]
 
-PART = 128              # k per pass where a task packs for itself: 16 KB, half of L1, and nothing else evicted
+PART = 128              # k per pass where a task packs for itself: 16 KB, half of L1
 DEPTH = 1024            # k per pass: 96 rows of a (400 KB) and a panel (128 KB) stay in a core's L2
 BLOCK = 8 * ROWS        # rows of y per task, fewer where that makes too few tasks to share out
 TASKS = 16
-FEW_ROWS = 2 * BLOCK    # rows of y up to which packing again in each task costs less than packing once for all
+FEW_ROWS = 2 * BLOCK    # rows of y up to which each task packs for itself: no panel leaves L1
 IN_PLACE = 1 << 18      # bytes of a row-major b that are read where they are: a quarter of L2
 TINY = 1 << 18          # multiply-adds: up to here BLAS uses one thread, called in 3 us, this in 7
 
@@ -123,7 +123,7 @@ def _fill(y, at, m, N, n, bias, j0):
 
 @kernel
 def _product(a, row, step, b, ldk, ldn, M, N, K, block, bias, packed, y):
-    """y (M, N) = a b + bias. ``packed`` has room for the last panels of b; what it has none for is read in
+    """y (M, N) = a b + bias. ``packed`` has room for the last panels of b; the others are read in
     place if b is row-major, else packed by each task for itself, PART values of k at a time."""
     W = 2 * VECTOR // a.itemsize
     P, blocks = (N + W - 1) // W, (M + block - 1) // block
@@ -146,7 +146,8 @@ def _product(a, row, step, b, ldk, ldn, M, N, K, block, bias, packed, y):
             elif p < shared:
                 _columns(a, at, row, step, m, k, b, k0 * ldk + j0, ldk, n, y, yt, N, aside)
             else:
-                _columns(a, at, row, step, m, k, packed, ((p - shared) * K + k0) * W, W, n, y, yt, N, aside)
+                bt = ((p - shared) * K + k0) * W
+                _columns(a, at, row, step, m, k, packed, bt, W, n, y, yt, N, aside)
 
 
 def _steps(x):
