@@ -22,6 +22,7 @@ from numba.core import event
 from numba.core.caching import FunctionCache
 
 from ..formulas import POLICY, device
+from ..quiet import quiet
 
 __all__ = ["Kernel", "cache_dir", "device", "get_num_threads", "kernel", "machine", "notify",
            "prange", "set_num_threads", "threading_layer"]
@@ -79,8 +80,10 @@ class _Cache(FunctionCache):
 
 
 def _compile(loop, name, parallel, options):
+    if config.DISABLE_JIT:
+        return quiet(loop)
     jitted = njit(parallel=parallel, **{**POLICY, **options})(loop)
-    if not config.DISABLE_JIT and cache_dir() is not None:
+    if cache_dir() is not None:
         jitted._cache = _Cache(loop, f"{name} {parallel}")
     return jitted
 

@@ -58,34 +58,25 @@ def _pack(b, bt, ldk, ldn, n, K, out, at):
             out[at + k * W + j] = b[bt + j * ldn + k]
 
 
-@device
-def _strip(a, at, row, step, m, K, b, bt, ldb, c, ct, ldc):
-    """m rows of two vectors, added to c: whole tiles, then rows by four, then one by one."""
-    r = 0
-    while r + ROWS <= m:
-        add_tile(a, at + r * row, row, step, K, b, bt, ldb, c, ct + r * ldc, ldc)
-        r += ROWS
-    while r + FEW <= m:
-        add_few(a, at + r * row, row, step, K, b, bt, ldb, c, ct + r * ldc, ldc)
-        r += FEW
-    while r < m:
-        add_row(a, at + r * row, row, step, K, b, bt, ldb, c, ct + r * ldc, ldc)
-        r += 1
+def _strip_of(whole, few, one):
+    """m rows added to c: whole tiles, then rows by four, then one by one."""
+    @device
+    def strip(a, at, row, step, m, K, b, bt, ldb, c, ct, ldc):
+        r = 0
+        while r + ROWS <= m:
+            whole(a, at + r * row, row, step, K, b, bt, ldb, c, ct + r * ldc, ldc)
+            r += ROWS
+        while r + FEW <= m:
+            few(a, at + r * row, row, step, K, b, bt, ldb, c, ct + r * ldc, ldc)
+            r += FEW
+        while r < m:
+            one(a, at + r * row, row, step, K, b, bt, ldb, c, ct + r * ldc, ldc)
+            r += 1
+    return strip
 
 
-@device
-def _half_strip(a, at, row, step, m, K, b, bt, ldb, c, ct, ldc):
-    """`_strip` one vector wide."""
-    r = 0
-    while r + ROWS <= m:
-        add_half_tile(a, at + r * row, row, step, K, b, bt, ldb, c, ct + r * ldc, ldc)
-        r += ROWS
-    while r + FEW <= m:
-        add_few_half(a, at + r * row, row, step, K, b, bt, ldb, c, ct + r * ldc, ldc)
-        r += FEW
-    while r < m:
-        add_row_half(a, at + r * row, row, step, K, b, bt, ldb, c, ct + r * ldc, ldc)
-        r += 1
+_strip = _strip_of(add_tile, add_few, add_row)                      # two vectors wide
+_half_strip = _strip_of(add_half_tile, add_few_half, add_row_half)
 
 
 @device
