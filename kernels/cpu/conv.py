@@ -1,9 +1,9 @@
-"""2-d convolution in channels-last memory: windows packed into rows, times the weights in tiles.
+"""2-d convolution in channels-last memory, direct: no window is copied.
 
-One parallel region does it all: a task packs a block of rows that stays in its core's L2 and
-multiplies it at once. BLAS is not called: its threads and these would fight for the cores at every
-block. Depthwise convolutions are too thin for a matrix product: depthwise.py.
-K = taps × channels of a group, in the order (i, j, c).
+The pixels of an output row read windows that lie sw · C apart in a padded x, and one row of a
+window (J · C values) is contiguous: each is a strip of a matrix product with a slice of the
+weights. Only x is copied, once, where it needs padding. Depthwise convolutions are too thin for
+this and have loops of their own. K = taps × channels of a group, in the order (i, j, c).
 """
 
 import numpy as np
@@ -12,13 +12,13 @@ from ..shapes import Conv
 from .depthwise import depthwise, depthwise_input, depthwise_weight
 from .jit import device, kernel, prange
 from .memory import empty
-from .simd import ROWS, VECTOR, half_tile, panels, tile
+from .simd import VECTOR
+from .tiles import columns, fill, pack, panels
 
 __all__ = ["conv2d", "conv2d_input", "conv2d_weight"]
 
-PACK_BYTES = 1 << 19       # of packed rows per task: half of L2
-SUM_ROWS = 192             # pixels added up in one tile of a weight gradient
 SUM_BLOCK = 1 << 16        # values of dy per partial sum of a depthwise weight gradient
+SUM_PARTS = 16             # partial sums of a weight gradient
 
 
 def _last(x):
@@ -36,97 +36,69 @@ def _matrix(weight, g):
     return w.reshape(g.G, g.O // g.G, g.depth)
 
 
-@device
-def _copy(source, out):
-    for c in range(out.size):
-        out[c] = source[c]
-
-
-@device
-def _window(x, g, e, n, p, q, t0, t1, row):
-    """row = taps t0 … t1 of output pixel (p, q) of image n in group e, zero outside x."""
-    n_c, h0, w0 = g.C // g.G, p * g.sh - g.ph, q * g.sw - g.pw
-    if g.G == 1 and g.dw == 1 and t1 - t0 == g.I * g.J and w0 >= 0 and w0 + g.J <= g.W:
-        length = g.J * n_c
-        for i in range(g.I):
-            h, out = h0 + i * g.dh, row[i * length:(i + 1) * length]
-            if 0 <= h < g.H:
-                _copy(x[n, h].reshape(-1)[w0 * n_c:w0 * n_c + length], out)
-            else:
-                out[:] = 0
-        return
-    for t in range(t0, t1):
-        h, w = h0 + t // g.J * g.dh, w0 + t % g.J * g.dw
-        out = row[(t - t0) * n_c:(t - t0 + 1) * n_c]
-        if 0 <= h < g.H and 0 <= w < g.W:
-            _copy(x[n, h, w, e * n_c:(e + 1) * n_c], out)
+@kernel
+def _pad(x, g, out):
+    """out (N, H + 2 ph, W + 2 pw, C) = x (N, H, W, C) with zeros around."""
+    rows, width, size = out.shape[1], out.shape[2] * g.C, g.W * g.C
+    x, out = x.reshape(-1), out.reshape(-1)
+    for t in prange(g.N * rows):
+        n, h = t // rows, t % rows - g.ph
+        row = out[t * width:(t + 1) * width]
+        if 0 <= h < g.H:
+            row[:g.pw * g.C] = 0
+            source, middle = x[(n * g.H + h) * size:(n * g.H + h + 1) * size], row[g.pw * g.C:]
+            for c in range(size):
+                middle[c] = source[c]
+            middle[size:] = 0
         else:
-            out[:] = 0
+            row[:] = 0
 
 
-@device
-def _pack(x, g, e, first, count, t0, t1, rows):
-    """rows[k] = taps t0 … t1 of output pixel first + k. Counts on: a division costs 40 cycles."""
-    n, pq = first // (g.P * g.Q), first % (g.P * g.Q)
-    p, q = pq // g.Q, pq % g.Q
-    for k in range(count):
-        _window(x, g, e, n, p, q, t0, t1, rows[k])
-        q += 1
-        if q == g.Q:
-            p, q = p + 1, 0
-            if p == g.P:
-                n, p = n + 1, 0
-
-
-@device
-def _product(a, at, row, step, K, b, bt, n, c):
-    """The n columns that are needed of a tile."""
-    if 2 * n > c.shape[1]:
-        tile(a, at, row, step, K, b, bt, c)
-    else:
-        half_tile(a, at, row, step, K, b, bt, c)
+def _padded(x, g):
+    """x (N, C, H, W) in channels-last memory with its padding, as (N, H', W', C)."""
+    x = _last(x)
+    if not g.ph and not g.pw:
+        return x
+    out = empty((g.N, g.H + 2 * g.ph, g.W + 2 * g.pw, g.C), x.dtype)
+    _pad(x, g, out, work=2 * out.nbytes)
+    return out
 
 
 @kernel
-def _forward(x, weight, bias, g, block, y):
-    """y (pixels, O) from weight panels (G, panels, K, W); one task per block of pixels."""
+def _forward(x, weight, bias, g, y):
+    """y (pixels, O) from padded x and weight panels (G, panels, K, W); a task is a row of y."""
     G, P, K, W = weight.shape
-    n_o = g.O // g.G
-    for t in prange((y.shape[0] + block - 1) // block):
-        first = t * block
-        count = min(block, y.shape[0] - first)
-        rows, acc = np.empty((block, K), x.dtype), np.empty((ROWS, W), x.dtype)
-        for e in range(G):
-            _pack(x, g, e, first, count, 0, g.I * g.J, rows)
-            for p in range(P):
-                o, n = e * n_o + p * W, min(W, n_o - p * W)
-                shift = bias[o:o + n]
-                for r in range(0, count, ROWS):
-                    _product(rows.reshape(-1), r * K, K, 1, K, weight.reshape(-1),
-                             (e * P + p) * K * W, n, acc)
-                    for i in range(min(ROWS, count - r)):
-                        out, sums = y[first + r + i, o:o + n], acc[i]
-                        for c in range(n):
-                            out[c] = sums[c] + shift[c]
-
-
-def _block(K, itemsize):
-    """Pixels per task: whole tiles, PACK_BYTES of packed rows, but two tiles at least."""
-    return ROWS * max(2, PACK_BYTES // (K * itemsize * ROWS))
+    n_o, n_c, H, width = g.O // g.G, g.C // g.G, x.shape[1], x.shape[2] * g.C
+    x, weight, y = x.reshape(-1), weight.reshape(-1), y.reshape(-1)
+    taps, run = (1, g.J * n_c) if g.G == 1 and g.dw == 1 else (g.J, n_c)
+    for t in prange(g.N * g.P):
+        top = (t // g.P * H + t % g.P * g.sh) * width
+        aside = np.empty(0 if n_o % W == 0 else g.Q * W, x.dtype)
+        for ep in range(G * P):
+            e, p = ep // P, ep % P
+            n, first = min(W, n_o - p * W), e * n_o + p * W
+            yt = t * g.Q * g.O + first
+            fill(y, yt, g.Q, g.O, n, bias, first)
+            for i in range(g.I):
+                for j in range(taps):
+                    at = top + i * g.dh * width + j * g.dw * g.C + e * n_c
+                    wt = (ep * K + (i * g.J + j) * n_c) * W
+                    columns(x, at, g.sw * g.C, 1, g.Q, run, weight, wt, W, n, y, yt, g.O, aside)
 
 
 def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
     """y[n,o,p,q] = b[o] + Σ_{c,i,j} w[o,c,i,j] x[n, c, p·s + i·d − pad, q·s + j·d − pad]."""
     g = Conv.of(x.shape, weight.shape, stride, padding, dilation, groups)
     y = empty((g.N, g.P, g.Q, g.O), x.dtype)
-    shift = np.zeros(g.O, x.dtype) if bias is None else np.ascontiguousarray(bias, x.dtype)
+    shift = np.zeros(0, x.dtype) if bias is None else np.ascontiguousarray(bias, x.dtype)
     if y.size == 0 or g.depth == 0:
-        y[...] = shift
+        y[...] = shift if shift.size else 0
     elif g.depthwise:
+        shift = shift if shift.size else np.zeros(g.O, x.dtype)
         depthwise(_last(x), _taps(weight, g), shift, g, y, work=x.nbytes + y.nbytes)
     else:
-        _forward(_last(x), panels(_matrix(weight, g).transpose(0, 2, 1)), shift, g,
-                 _block(g.depth, x.itemsize), y.reshape(-1, g.O), work=y.nbytes * g.depth // 8)
+        _forward(_padded(x, g), panels(_matrix(weight, g).transpose(0, 2, 1)), shift, g, y,
+                 work=2 * y.size * g.depth)
     return _first(y)
 
 
@@ -135,20 +107,17 @@ def _input(dy, weight, g, dx):
     """One task per image: rows = dy w for weight panels (G, panels, O/G, W), summed into dx."""
     G, P, n_o, W = weight.shape
     count, K, n_c = g.P * g.Q, g.I * g.J * (g.C // g.G), g.C // g.G
-    whole = (count + ROWS - 1) // ROWS * ROWS
+    dy, weight, bias = dy.reshape(-1), weight.reshape(-1), np.empty(0, dx.dtype)
     for n in prange(g.N):
-        acc, rows, d = np.empty((ROWS, W), dx.dtype), np.empty((count, K), dx.dtype), \
-            np.zeros((whole, n_o), dx.dtype)
+        rows = np.empty(count * K, dx.dtype)
+        aside = np.empty(0 if K % W == 0 else count * W, dx.dtype)
         for e in range(G):
-            d[:count] = dy[n, :, e * n_o:(e + 1) * n_o]
+            fill(rows, 0, count, K, K, bias, 0)
             for p in range(P):
-                width = min(W, K - p * W)
-                for r in range(0, count, ROWS):
-                    _product(d.reshape(-1), r * n_o, n_o, 1, n_o, weight.reshape(-1),
-                             (e * P + p) * n_o * W, width, acc)
-                    for i in range(min(ROWS, count - r)):
-                        _copy(acc[i, :width], rows[r + i, p * W:p * W + width])
-            _unpack(rows, g, dx[n, :, :, e * n_c:(e + 1) * n_c])
+                wt = (e * P + p) * n_o * W
+                columns(dy, n * count * g.O + e * n_o, g.O, 1, count, n_o, weight, wt, W,
+                        min(W, K - p * W), rows, p * W, K, aside)
+            _unpack(rows.reshape(count, K), g, dx[n, :, :, e * n_c:(e + 1) * n_c])
 
 
 @device
@@ -193,47 +162,47 @@ def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
     if g.depthwise:
         depthwise_input(_last(dy), _taps(weight, g), g, dx, work=dx.nbytes + dy.nbytes)
     else:
-        _input(_last(dy).reshape(g.N, g.P * g.Q, g.O), panels(_matrix(weight, g)), g, dx,
-               work=dy.nbytes * g.depth // 8)
+        _input(_last(dy), panels(_matrix(weight, g)), g, dx, work=2 * dy.size * g.depth)
     return _first(dx)
 
 
 @kernel
-def _weight(dy, x, g, block, taps, sums):
-    """sums (blocks, G, K, O/G); a task is a block of pixels of dy (pixels, O) and some taps."""
-    n_c, n_o, chunks = g.C // g.G, g.O // g.G, (g.I * g.J + taps - 1) // taps
-    W = 2 * VECTOR // x.itemsize
-    for t in prange(sums.shape[0] * chunks):
-        b, t0 = t // chunks, t % chunks * taps
-        t1, last = min(t0 + taps, g.I * g.J), min((b + 1) * block, dy.shape[0])
-        n_k = (t1 - t0) * n_c
-        K = (n_k + ROWS - 1) // ROWS * ROWS
-        rows, acc = np.zeros((SUM_ROWS, K), x.dtype), np.empty((ROWS, W), x.dtype)
-        d = np.zeros((SUM_ROWS, W), x.dtype)
-        for e in range(g.G):
-            out = sums[b, e, t0 * n_c:t1 * n_c]
-            out[:] = 0
-            for first in range(b * block, last, SUM_ROWS):
-                count = min(SUM_ROWS, last - first)
-                _pack(x, g, e, first, count, t0, t1, rows[:, :n_k])
+def _weight(dy, x, g, block, sums):
+    """sums (parts, G, K, O/G) from dy (pixels, O) and padded x; a task is a block of rows of dy."""
+    n_c, n_o, H, width = g.C // g.G, g.O // g.G, x.shape[1], x.shape[2] * g.C
+    W, K = 2 * VECTOR // x.itemsize, g.I * g.J * n_c
+    parts, last = sums.shape[0], g.N * g.P
+    x, dy, sums = x.reshape(-1), dy.reshape(-1), sums.reshape(-1)
+    taps, run = (1, g.J * n_c) if g.G == 1 and g.dw == 1 else (g.J, n_c)
+    for b in prange(parts):
+        sums[b * g.G * K * n_o:(b + 1) * g.G * K * n_o] = 0
+        aside = np.empty(0 if n_o % W == 0 else run * W, x.dtype)
+        own = np.empty(0 if n_o % W == 0 else g.Q * W, x.dtype)
+        for t in range(b * block, min((b + 1) * block, last)):
+            top = (t // g.P * H + t % g.P * g.sh) * width
+            for e in range(g.G):
                 for o in range(0, n_o, W):
-                    n = min(W, n_o - o)
-                    for r in range(count):
-                        _copy(dy[first + r, e * n_o + o:e * n_o + o + n], d[r, :n])
-                    for k in range(0, n_k, ROWS):
-                        _product(rows.reshape(-1), k, 1, K, count, d.reshape(-1), 0, n, acc)
-                        for i in range(min(ROWS, n_k - k)):
-                            total, sums_i = out[k + i, o:o + n], acc[i]
-                            for c in range(n):
-                                total[c] += sums_i[c]
+                    n, dt = min(W, n_o - o), t * g.Q * g.O + e * n_o + o
+                    if n < W:
+                        pack(dy, dt, g.O, 1, n, g.Q, own, 0)
+                    for i in range(g.I):
+                        for j in range(taps):
+                            at = top + i * g.dh * width + j * g.dw * g.C + e * n_c
+                            st = ((b * g.G + e) * K + (i * g.J + j) * n_c) * n_o + o
+                            if n < W:
+                                columns(x, at, 1, g.sw * g.C, run, g.Q, own, 0, W, n, sums, st,
+                                        n_o, aside)
+                            else:
+                                columns(x, at, 1, g.sw * g.C, run, g.Q, dy, dt, g.O, n, sums, st,
+                                        n_o, aside)
 
 
-def _weight_cut(g):
-    """Pixels and taps per task: some 32 tasks, at most 8 M values of partial sums."""
-    taps = min(g.I * g.J, max(1, 144 // (g.C // g.G)))
-    chunks, pixels = -(-g.I * g.J // taps), g.N * g.P * g.Q
-    blocks = max(1, min(32 // chunks, pixels // 1024, (1 << 23) // (g.depth * g.O)))
-    return -(-pixels // blocks), taps
+def _parts(g):
+    """Partial sums and the rows of dy in each: of the shape alone, and at most 8 M values."""
+    rows = g.N * g.P
+    parts = max(1, min(SUM_PARTS, rows // 8, (1 << 23) // (g.depth * g.O)))
+    block = -(-rows // parts)
+    return -(-rows // block), block
 
 
 def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
@@ -247,10 +216,9 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
         sums = np.zeros((-(-g.N * g.P // rows), g.I * g.J, g.C), x.dtype)
         depthwise_weight(_last(dy), _last(x), g, rows, sums, work=x.nbytes + dy.nbytes)
         return np.ascontiguousarray(sums.sum(0).T).reshape(shape)
-    block, taps = _weight_cut(g)
-    sums = empty((-(-g.N * g.P * g.Q // block), g.G, g.depth, g.O // g.G), x.dtype)
-    _weight(_last(dy).reshape(-1, g.O), _last(x), g, block, taps, sums,
-            work=dy.nbytes * g.depth // 8)
+    parts, block = _parts(g)
+    sums = empty((parts, g.G, g.depth, g.O // g.G), x.dtype)
+    _weight(_last(dy), _padded(x, g), g, block, sums, work=2 * dy.size * g.depth)
     out = sums.sum(0).reshape(g.G, g.I, g.J, g.C // g.G, g.O // g.G).transpose(0, 4, 3, 1, 2)
     return np.ascontiguousarray(out).reshape(shape)
 

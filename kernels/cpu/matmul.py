@@ -10,20 +10,10 @@ import numpy as np
 
 from ..quiet import quiet
 from . import memory
-from .jit import device, kernel, prange
+from .jit import kernel, prange
 from .reduce import sum
-from .simd import (
-    FEW,
-    ROWS,
-    VECTOR,
-    add_few,
-    add_few_half,
-    add_half_tile,
-    add_row,
-    add_row_half,
-    add_tile,
-    transpose,
-)
+from .simd import ROWS, VECTOR
+from .tiles import columns, fill, pack
 
 __all__ = ["linear", "linear_backward", "matmul"]
 
@@ -36,82 +26,6 @@ IN_PLACE = 1 << 18      # bytes of a row-major b that are read where they are: a
 TINY = 1 << 18          # multiply-adds: up to here BLAS uses one thread, called in 3 us, this in 7
 
 
-@device
-def _pack(b, bt, ldk, ldn, n, K, out, at):
-    """out[at + k W + j] = b[bt + k · ldk + j · ldn], zeros behind n; ldk or ldn is 1."""
-    W, lanes = 2 * VECTOR // b.itemsize, VECTOR // b.itemsize
-    if n < W:
-        out[at:at + K * W] = 0
-    if ldk != 1:
-        for k in range(K):
-            first = bt + k * ldk
-            source, row = b[first:first + n], out[at + k * W:at + k * W + n]
-            for j in range(n):
-                row[j] = source[j]
-        return
-    squares, whole = K // lanes * lanes, n // lanes * lanes
-    for k in range(0, squares, lanes):
-        for j in range(0, whole, lanes):
-            transpose(b, bt + k + j * ldn, ldn, out, at + k * W + j, W)
-    for j in range(n):
-        for k in range(squares if j < whole else 0, K):
-            out[at + k * W + j] = b[bt + j * ldn + k]
-
-
-def _strip_of(whole, few, one):
-    """m rows added to c: whole tiles, then rows by four, then one by one."""
-    @device
-    def strip(a, at, row, step, m, K, b, bt, ldb, c, ct, ldc):
-        r = 0
-        while r + ROWS <= m:
-            whole(a, at + r * row, row, step, K, b, bt, ldb, c, ct + r * ldc, ldc)
-            r += ROWS
-        while r + FEW <= m:
-            few(a, at + r * row, row, step, K, b, bt, ldb, c, ct + r * ldc, ldc)
-            r += FEW
-        while r < m:
-            one(a, at + r * row, row, step, K, b, bt, ldb, c, ct + r * ldc, ldc)
-            r += 1
-    return strip
-
-
-_strip = _strip_of(add_tile, add_few, add_row)                      # two vectors wide
-_half_strip = _strip_of(add_half_tile, add_few_half, add_row_half)
-
-
-@device
-def _columns(a, at, row, step, m, K, b, bt, ldb, n, y, yt, N, aside):
-    """m rows and n columns of y += a b. Columns that fill no vector are computed aside."""
-    W = 2 * VECTOR // a.itemsize
-    if n == W:
-        _strip(a, at, row, step, m, K, b, bt, ldb, y, yt, N)
-    elif 2 * n == W:
-        _half_strip(a, at, row, step, m, K, b, bt, ldb, y, yt, N)
-    else:
-        aside[:m * W] = 0
-        if 2 * n > W:
-            _strip(a, at, row, step, m, K, b, bt, ldb, aside, 0, W)
-        else:
-            _half_strip(a, at, row, step, m, K, b, bt, ldb, aside, 0, W)
-        for r in range(m):
-            for j in range(n):
-                y[yt + r * N + j] += aside[r * W + j]
-
-
-@device
-def _fill(y, at, m, N, n, bias, j0):
-    """m rows of y from ``at`` are n values of the bias, or 0 where it is empty."""
-    for r in range(m):
-        row = y[at + r * N:at + r * N + n]
-        if bias.size:
-            shift = bias[j0:j0 + n]
-            for j in range(n):
-                row[j] = shift[j]
-        else:
-            for j in range(n):
-                row[j] = 0
-
-
 @kernel
 def _product(a, row, step, b, ldk, ldn, M, N, K, block, bias, packed, y):
     """y (M, N) = a b + bias. ``packed`` has room for the last panels of b; the others are read in
@@ -120,25 +34,25 @@ def _product(a, row, step, b, ldk, ldn, M, N, K, block, bias, packed, y):
     P, blocks = (N + W - 1) // W, (M + block - 1) // block
     shared = P - packed.size // (K * W)
     for p in prange(shared, P):
-        _pack(b, p * W * ldn, ldk, ldn, min(W, N - p * W), K, packed, (p - shared) * K * W)
+        pack(b, p * W * ldn, ldk, ldn, min(W, N - p * W), K, packed, (p - shared) * K * W)
     for t in prange(blocks * P):
         r0, p = t // P * block, t % P
         m, j0, n = min(block, M - r0), p * W, min(W, N - p * W)
         aside = np.empty(0 if n == W or 2 * n == W else m * W, a.dtype)
         own = np.empty(PART * W if p < shared and ldn != 1 else 0, a.dtype)
         yt = r0 * N + j0
-        _fill(y, yt, m, N, n, bias, j0)
+        fill(y, yt, m, N, n, bias, j0)
         depth = PART if own.size else DEPTH
         for k0 in range(0, K, depth):
             k, at = min(depth, K - k0), r0 * row + k0 * step
             if own.size:
-                _pack(b, k0 * ldk + j0 * ldn, ldk, ldn, n, k, own, 0)
-                _columns(a, at, row, step, m, k, own, 0, W, n, y, yt, N, aside)
+                pack(b, k0 * ldk + j0 * ldn, ldk, ldn, n, k, own, 0)
+                columns(a, at, row, step, m, k, own, 0, W, n, y, yt, N, aside)
             elif p < shared:
-                _columns(a, at, row, step, m, k, b, k0 * ldk + j0, ldk, n, y, yt, N, aside)
+                columns(a, at, row, step, m, k, b, k0 * ldk + j0, ldk, n, y, yt, N, aside)
             else:
                 bt = ((p - shared) * K + k0) * W
-                _columns(a, at, row, step, m, k, packed, bt, W, n, y, yt, N, aside)
+                columns(a, at, row, step, m, k, packed, bt, W, n, y, yt, N, aside)
 
 
 def _steps(x):

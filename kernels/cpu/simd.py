@@ -12,19 +12,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 __all__ = ["FEW", "ROWS", "VECTOR", "add_few", "add_few_half", "add_half_tile", "add_row",
-           "add_row_half", "add_tile", "half_tile", "panels", "tile", "transpose"]
+           "add_row_half", "add_tile", "transpose"]
 
 VECTOR, ROWS = (64, 12) if binding.get_host_cpu_features().get("avx512f") else (32, 6)
-
-
-def panels(b):
-    """b (G, K, n) cut into tile columns: (G, ⌈n/W⌉, K, W), W = two vectors, zeros behind n."""
-    G, K, n = b.shape
-    W = 2 * VECTOR // b.itemsize
-    out = np.zeros((G, -(-n // W), K, W), b.dtype)
-    for p in range(out.shape[1]):
-        out[:, p, :, :min(W, n - p * W)] = b[:, :, p * W:(p + 1) * W]
-    return out
 
 
 def _step(builder, real, lanes, a, row, b, sums):
@@ -84,23 +74,6 @@ def _rows_of(data, i, at, ld, shape, lanes, builder):
              for v in range(shape[1])] for r in range(shape[0])]
 
 
-def _tile(vectors, a, b, c):
-    """Signature and code of a tile of so many vectors."""
-    def codegen(context, builder, signature, args):
-        real, size, i64 = context.get_data_type(a.dtype), a.dtype.bitwidth // 8, ir.IntType(64)
-        lanes = VECTOR // size
-        data = _pointers(context, builder, signature, args, real)
-        start = [[ir.Constant(ir.VectorType(real, lanes), None)] * vectors] * ROWS
-        sums = _loop(builder, real, lanes, start, data(0, args[1]), args[2], args[3],
-                     data(5, args[6]), i64(2 * lanes), args[4])
-        places = _rows_of(data, 7, i64(0), i64(2 * lanes), (ROWS, vectors), lanes, builder)
-        _store(builder, sums, places, size)
-        return context.get_dummy_value()
-
-    n = types.intp
-    return types.void(a, n, n, n, n, b, n, c), codegen
-
-
 def _store(builder, sums, places, size):
     for row, row_places in zip(sums, places):
         for value, place in zip(row, row_places):
@@ -147,21 +120,6 @@ add_row, add_row_half = _make(1, 2), _make(1, 1)
 
 
 @intrinsic
-def tile(typingctx, a, at, row, step, K, b, bt, c):
-    """c[r, :] = Σ_k a[at + r · row + k · step] b[bt + k W : …] for the ROWS rows of c (ROWS, W).
-
-    a and b are contiguous with one axis; nothing is checked: all that is named must exist.
-    """
-    return _tile(2, a, b, c)
-
-
-@intrinsic
-def half_tile(typingctx, a, at, row, step, K, b, bt, c):
-    """The left half of `tile`, for panels that are at most half full."""
-    return _tile(1, a, b, c)
-
-
-@intrinsic
 def transpose(typingctx, x, at, ldx, y, yt, ldy):
     """y[yt + k · ldy + j] = x[at + j · ldx + k] for a square of a vector's lanes, in registers."""
     def codegen(context, builder, signature, args):
@@ -194,10 +152,3 @@ if config.DISABLE_JIT:
         """The same in NumPy."""
         i = np.arange(VECTOR // x.itemsize)
         y[yt + i[:, None] * ldy + i] = x[at + i * ldx + i[:, None]]
-
-    def tile(a, at, row, step, K, b, bt, c):
-        """The same in NumPy."""
-        index = at + np.arange(c.shape[0])[:, None] * row + np.arange(K) * step
-        c[...] = a[index] @ b[bt:bt + K * c.shape[1]].reshape(K, -1)
-
-    half_tile = tile
