@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
@@ -37,21 +38,6 @@ class _Mode(threading.local):
 _mode = _Mode()
 
 
-class set_grad_enabled:
-    """Turn recording on or off, at once; as a context manager until its block ends, or for every
-    call of a function that it decorates."""
-
-    def __init__(self, mode: bool) -> None:
-        self.mode, self.before = bool(mode), _mode.recording
-        _mode.recording = self.mode
-
-    def __enter__(self) -> None:
-        _mode.recording = self.mode
-
-    def __exit__(self, *exc: object) -> None:
-        _mode.recording = self.before
-
-
 class _Recording:
     """A reusable, re-entrant context manager and decorator for one setting of the mode."""
 
@@ -70,11 +56,48 @@ class _Recording:
     def __call__(self, f: Callable[..., Any]) -> Callable[..., Any]:
         from functools import wraps
 
+        if inspect.isgeneratorfunction(f):
+            return self._stepwise(f)
+
         @wraps(f)
         def call(*args: Any, **kwargs: Any) -> Any:
-            with type(self)():
+            with self:
                 return f(*args, **kwargs)
         return call
+
+    def _stepwise(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """A generator runs step by step; whoever takes its values has a mode of its own."""
+        from functools import wraps
+
+        @wraps(f)
+        def generate(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            steps = f(*args, **kwargs)
+            while True:
+                with self:
+                    try:
+                        value = next(steps)
+                    except StopIteration:
+                        return
+                yield value
+        return generate
+
+
+class set_grad_enabled(_Recording):
+    """Turn recording on or off, at once; as a context manager until its block ends, or for every
+    call of a function that it decorates."""
+
+    def __init__(self, mode: bool) -> None:
+        self.mode, self.before, self.noted = bool(mode), [_mode.recording], True
+        _mode.recording = self.mode
+
+    def __enter__(self) -> None:
+        if not self.noted:
+            self.before.append(_mode.recording)
+        self.noted, _mode.recording = False, self.mode
+
+    def __call__(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        _mode.recording, self.noted = self.before.pop(), False
+        return super().__call__(f)
 
 
 class no_grad(_Recording):
@@ -210,6 +233,9 @@ class Op:
             raise TypeError(f"{self.name}() takes at most {self.arity + len(self.settings)} "
                             f"arguments, got {len(args)}")
         settings = {**dict(zip(self.settings, extra)), **settings}
+        for name, own in zip(("input", "other"), self.tensors):     # as PyTorch calls the first two
+            if name in settings and name not in self.tensors:
+                settings[own] = settings.pop(name)
         for name in self.tensors[len(tensors):]:
             if name not in settings and len(tensors) < self.required:
                 raise TypeError(f"{self.name}() missing required argument {name!r}")
@@ -311,12 +337,15 @@ def bump(t: Tensor) -> None:
 
 
 def _share_version(base: Tensor, view: Tensor) -> None:
-    """Memory seen by two tensors has one version; its second entry says so."""
-    if base._version is None:
-        base._version = [0]
-    if len(base._version) == 1:
-        base._version.append(1)
-    view._version = base._version
+    """Memory that two tensors see has one version, which knows the tensors: [clock, refs …]."""
+    version = base._version
+    if version is None:
+        version = base._version = [0]
+    if len(version) > 8:
+        version[1:] = [r for r in version[1:] if r() is not None]
+    version.append(weakref.ref(base))
+    version.append(weakref.ref(view))
+    view._version = version
 
 
 def saved_tensors(node: Node) -> Iterator[tuple[str, Any]]:
@@ -393,7 +422,7 @@ def _pending(roots: Sequence[Node], stop: set[Node]) -> dict[Any, int]:
 
 
 def _leading_to(targets: set[Any], roots: Sequence[Node], pending: dict[Any, int]) -> set[Any]:
-    """The nodes from which a target can be reached."""
+    """The nodes from which a target can be reached; a target only if another lies behind it."""
     left, order, ready = dict(pending), [], [r for r in dict.fromkeys(roots) if not pending[r]]
     while ready:
         node = ready.pop()
@@ -403,9 +432,9 @@ def _leading_to(targets: set[Any], roots: Sequence[Node], pending: dict[Any, int
                 left[edge] -= 1
                 if not left[edge] and isinstance(edge, Node):
                     ready.append(edge)
-    needed = set(targets)
+    needed: set[Any] = set()
     for node in reversed(order):
-        if any(edge in needed for edge in node.edges):
+        if any(edge in targets or edge in needed for edge in node.edges):
             needed.add(node)
     return needed
 
@@ -431,7 +460,7 @@ def _run(roots: Sequence[Tensor], dys: Sequence[Tensor], targets: set[Any] | Non
             if dy is not None:
                 hooks = node._hooks if leaf else node.hooks
                 if hooks:
-                    dy = _hooked(hooks, dy)
+                    dy = _hooked(hooks, dy, node)
                 if leaf if targets is None else node in targets:
                     found[node] = dy
             if leaf or (stop and node in targets):  # type: ignore[operator]
@@ -441,7 +470,7 @@ def _run(roots: Sequence[Tensor], dys: Sequence[Tensor], targets: set[Any] | Non
             for edge, dx in zip(node.edges, dxs):
                 if edge is None:
                     continue
-                if dx is not None and (needed is None or edge in needed):
+                if dx is not None and (needed is None or edge in needed or edge in targets):  # type: ignore[operator]
                     if not record and isinstance(edge, Tensor):
                         dx = _owned(dx, dy, dxs)
                     _deliver(dy_of, edge, dx, node)
@@ -487,7 +516,11 @@ def _deliver(dy_of: dict[Any, Any], edge: Any, dx: Tensor, node: Node) -> None:
         return
     shape = edge.shape
     if dx.data.shape != shape:
-        dx = OPS["sum_to"](dx, shape=shape)
+        try:
+            dx = OPS["sum_to"](dx, shape=shape)
+        except (ValueError, IndexError):
+            raise RuntimeError(f"{node.op.name}: its vjp returned a gradient of shape {dx.shape} "
+                               f"for an input of shape {shape}") from None
     before = dy_of.get(edge)
     dy_of[edge] = dx if before is None else OPS["add"](before, dx)
 
@@ -496,10 +529,18 @@ def _add(a: Tensor | None, b: Tensor) -> Tensor:
     return b if a is None else OPS["add"](a, b)
 
 
-def _hooked(hooks: list[Any], dy: Any) -> Any:
+def _hooked(hooks: list[Any], dy: Any, owner: Node | Tensor) -> Any:
     for hook in list(hooks):
         new = hook(dy)
-        dy = dy if new is None else new
+        if new is None:
+            continue
+        tensor = isinstance(new, Tensor)
+        if not tensor or new.shape != dy.shape or new.dtype != dy.dtype:
+            got = f"{new.dtype} of shape {new.shape}" if tensor else type(new).__name__
+            name = owner.name if isinstance(owner, Node) else "a leaf"
+            raise RuntimeError(f"a hook on {name} returned {got}: expected None or a Tensor like "
+                               f"the gradient, {dy.dtype} of shape {dy.shape}")
+        dy = new
     return dy
 
 
@@ -623,8 +664,9 @@ class Tensor:
     requires_grad: bool = False
     grad: Tensor | None = None
     grad_fn: Node | None = None
-    _version: list[int] | None = None        # [clock of the last in-place write], shared with views
+    _version: list[Any] | None = None        # [clock of the last in-place write, views …]
     _hooks: list[Any] | None = None
+    _retained: Handle | None = None          # of retain_grad's hook
     __array_priority__ = 1000
 
     if TYPE_CHECKING:                        # what the ops and the loops below the class set
@@ -715,6 +757,8 @@ class Tensor:
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         name = _UFUNCS.get(ufunc.__name__)
+        if method == "__call__" and isinstance(kwargs.get("out", (None,))[0], ndarray):
+            return ufunc(*[x.numpy() if isinstance(x, Tensor) else x for x in inputs], **kwargs)
         if method != "__call__" or kwargs or name is None:
             raise TypeError(f"numpy.{ufunc.__name__} (method {method!r}) of a Tensor: use nbgrad's "
                             "ops, or tensor.detach().numpy()")
@@ -748,6 +792,9 @@ class Tensor:
         _share_version(self, out)
         return out
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if not self.data.ndim else super().__format__(spec)
+
     def __bool__(self) -> bool:
         if self.data.size != 1:
             raise RuntimeError("Boolean value of Tensor with more than one value is ambiguous")
@@ -771,7 +818,7 @@ class Tensor:
         out = _new(type(self))
         memo[id(self)] = out
         for name, value in vars(self).items():
-            if name not in ("_hooks", "_version", "grad", "data"):
+            if name not in ("_hooks", "_retained", "_version", "grad", "data"):
                 setattr(out, name, value)
         out.data = self.data.copy(order="K")
         out.grad = None if self.grad is None else self.grad.detach().clone()
@@ -790,8 +837,9 @@ class Tensor:
         return self
 
     def backward(self, gradient: Any = None, retain_graph: bool | None = None,
-                 create_graph: bool = False) -> None:
-        """Add ∂self/∂leaf, contracted with ``gradient`` (1 for a scalar), to the leaves' ``.grad``.
+                 create_graph: bool = False, inputs: Any = None) -> None:
+        """Add ∂self/∂leaf, contracted with ``gradient`` (1 for a scalar), to the leaves' ``.grad``;
+        with ``inputs`` (a Tensor or several) only to theirs.
 
         The graph is freed unless ``retain_graph`` (default: ``create_graph``); ``create_graph``
         records the gradients themselves. Raises RuntimeError on a second call without it, and if
@@ -801,24 +849,26 @@ class Tensor:
         dy = _cotangent(self, gradient, "backward")
         if self.grad_fn is None and gradient is not None and not create_graph:
             dy = _wrap(dy.data.copy())
-        _run((self,), (dy,), None, retain=retain, record=create_graph)
+        wanted = (inputs,) if isinstance(inputs, Tensor) else inputs
+        targets = None if wanted is None else {x.grad_fn or x for x in wanted}
+        found = _run((self,), (dy,), targets, retain=retain, record=create_graph)
+        for x in wanted or ():
+            if (x.grad_fn or x) in found:
+                _accumulate(x, found[x.grad_fn or x], create_graph)
 
     def retain_grad(self) -> None:
         """Keep ``.grad`` of this non-leaf, too."""
         if not self.requires_grad:
             raise RuntimeError("can't retain_grad on Tensor that has requires_grad=False")
-        if self.grad_fn is None or vars(self).get("_retains"):
+        if self.grad_fn is None or self._retained is not None:
             return
-        import weakref
-
         ref = weakref.ref(self)
-        self._retains = True
 
         def keep(dy: Tensor) -> None:
             t = ref()
             if t is not None:
                 t.grad = dy if t.grad is None else _add(t.grad, dy)
-        self.register_hook(keep)
+        self._retained = self.register_hook(keep)
 
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> Handle:
         """Call ``hook(dy)`` when this tensor's gradient is known; what it returns replaces dy."""
@@ -832,13 +882,25 @@ class Tensor:
         return Handle(getattr(owner, name), hook)
 
     # dtype
-    def to(self, dtype: Any) -> Tensor:
-        """This tensor as another dtype; itself if it has it already."""
-        if dtype == "cpu":
+    def to(self, *args: Any, dtype: Any = None, device: Any = None) -> Tensor:
+        """This tensor as another dtype (or that of another tensor); itself if it has it already.
+        The one device is "cpu"."""
+        for arg in args:
+            if isinstance(arg, Tensor):
+                dtype = arg.dtype
+            elif isinstance(arg, str) and not hasattr(np, arg):
+                device = arg
+            else:
+                dtype = arg
+        check_device(device)
+        if dtype is None:
             return self
         dtype = _dtype(dtype)
         y: Tensor = self if dtype == self.data.dtype else OPS["cast"](self, dtype=dtype)
         return y
+
+    def cpu(self) -> Tensor:
+        return self
 
     def float(self) -> Tensor:
         return self.to(np.float32)
@@ -865,7 +927,11 @@ class Tensor:
             raise RuntimeError(f"{name}: result type {new.dtype} can't be cast to the desired "
                                f"output type {self.dtype}")
         if new.requires_grad:
+            retained, self._retained = self._retained, None
             self.grad_fn, self.requires_grad = new.grad_fn, True
+            if retained is not None:             # it follows the tensor to its new value
+                retained.remove()
+                self.retain_grad()
         np.copyto(self.data, new.data, casting="same_kind")
         bump(self)
         return self
@@ -880,7 +946,8 @@ class Tensor:
             raise RuntimeError("a leaf Variable that requires grad is being used in an in-place "
                                "operation.")
         grads = self.requires_grad or any(isinstance(o, Tensor) and o.requires_grad for o in others)
-        if grads and self._version is not None and len(self._version) > 1:
+        seen = [r() for r in (self._version or ())[1:]]
+        if grads and any(t is not None and t is not self for t in seen):
             raise RuntimeError(f"{name}: this tensor shares memory with a view, and an in-place "
                                "write that requires grad would not reach the other; use the "
                                "out-of-place op")
@@ -1035,7 +1102,14 @@ def _array(data: Any, dtype: Any = None, copy: bool | None = None) -> Array:
     return np.array(array, dtype, order="K", copy=copy if fit else True)
 
 
-def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+def check_device(device: Any) -> None:
+    """Raise RuntimeError unless it is None or "cpu", the one device there is."""
+    if device is not None and str(device) != "cpu":
+        raise RuntimeError(f"device {device!r} is not there: the one device is 'cpu'")
+
+
+def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, *,
+           device: Any = None) -> Tensor:
     """A new Tensor that owns a copy of ``data``.
 
     Python floats become float32, arrays keep their dtype. Raises TypeError for what is no number,
@@ -1046,6 +1120,7 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     tensor([[1, 2],
             [3, 4]])
     """
+    check_device(device)
     return Tensor(data, dtype, requires_grad)
 
 

@@ -26,7 +26,11 @@ _serving: dict[type, ModuleType] = {np.ndarray: cpu}
 
 def kernels(x: Any) -> Any:
     """The kernel module for where the tensor ``x`` lives."""
-    return _serving[type(x.data)]
+    try:
+        return _serving[type(x.data)]
+    except KeyError:
+        raise TypeError(f"Tensor.data must be a NumPy array, got {type(x.data).__name__}: assign "
+                        "other.data, or use x.copy_(other) under no_grad()") from None
 
 
 @contextmanager

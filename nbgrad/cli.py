@@ -10,7 +10,8 @@ import dataclasses
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(args, "threads", None) is not None:
             from nbgrad.backend import set_num_threads
 
-            set_num_threads(args.threads)
+            with _options():
+                set_num_threads(args.threads)
         args.run(args)
         sys.stdout.flush()
     except _Exit as e:
@@ -75,8 +77,12 @@ def _compare(args: argparse.Namespace) -> None:
 
     config = _config(args, norm=args.norm)
     seeds = args.seeds or [3]
+    if len(seeds) == 1 and seeds[0] < 1:
+        raise _Exit(2, f"--seeds: expected how many, at least 1, or which ones, got {seeds[0]}")
     lrs = args.lr or defaults(config.model, config.optimizer)["lrs"]
-    study = Study(config, ("none", args.norm), lrs, range(seeds[0]) if len(seeds) == 1 else seeds)
+    with _options():
+        study = Study(config, ("none", args.norm), lrs,
+                      range(seeds[0]) if len(seeds) == 1 else seeds)
     task = load_task(config)
     folder = new_folder(args.out, "compare")
     _note_missing()
@@ -107,14 +113,16 @@ def _train(args: argparse.Namespace) -> None:
     from nbgrad.train.loop import Interrupted
     from nbgrad.train.progress import progress
     from nbgrad.train.runs import new_folder, resumed, started
-    from nbgrad.train.setup import load_task
+    from nbgrad.train.setup import CLASSES, load_task
+    from nbgrad.train.study import diverged
 
     if args.resume:
         given = sorted(_given(args) - {"epochs", "root"}) + (["out"] if args.out else [])
         if given:
             raise _Exit(2, "--resume goes on with the run's own settings: leave out "
                         + ", ".join("--" + name.replace("_", "-") for name in given))
-        one, config = resumed(args.resume, root=args.root, epochs=args.epochs)
+        with _options():
+            one, config = resumed(args.resume, root=args.root, epochs=args.epochs)
     else:
         config = _config(args, lr=args.lr, seed=args.seed, norm=args.norm)
         task = load_task(config)
@@ -130,7 +138,11 @@ def _train(args: argparse.Namespace) -> None:
         for log in (*one.logs, *one.step_logs):
             log.close()
     accuracy = one.history["test/accuracy"]
-    ended = "diverged: the loss is not finite" if one.diverged else f"{100 * accuracy[-1]:.2f} %"
+    ended = f"{100 * accuracy[-1]:.2f} %"
+    if one.diverged:
+        ended = "diverged: the loss is not finite"
+    elif diverged(one, len(CLASSES[config.data])):
+        ended = f"diverged: the loss is above that of guessing ({ended})"
     print(f"test accuracy after {one.epoch} epochs: {ended}; best: {100 * max(accuracy):.2f} %")
     print(one.folder)
 
@@ -141,6 +153,8 @@ def _eval(args: argparse.Namespace) -> None:
     from nbgrad.train.runs import restored
     from nbgrad.train.setup import in_order, load_task
 
+    if args.batch_size is not None and args.batch_size < 1:
+        raise _Exit(2, f"--batch-size: expected at least 1, got {args.batch_size}")
     model, config, _ = restored(args.checkpoint)
     task = load_task(config.but(root=args.root or config.root))
     test = in_order(task.test, args.batch_size or config.batch_size)
@@ -168,7 +182,8 @@ def _graph(args: argparse.Namespace) -> None:
     from nbgrad import graph
     from nbgrad.train.setup import sample_loss
 
-    model, loss = sample_loss(_config(args, norm=args.norm), args.samples)
+    with _options():
+        model, loss = sample_loss(_config(args, norm=args.norm), args.samples)
     graph.show(loss, dict(model.named_parameters()))
 
 
@@ -214,7 +229,23 @@ def _config(args: argparse.Namespace, **settings: Any) -> Config:
     fields = {f.name for f in dataclasses.fields(Config)}
     suited = {k: v for k, v in defaults(model, optimizer).items() if k in fields}
     own = {k: getattr(args, k) for k in _given(args) - {"lr", "seed", "norm"}}
-    return Config(**{**suited, **own, **{k: v for k, v in settings.items() if v is not None}})
+    with _options():
+        return Config(**{**suited, **own, **{k: v for k, v in settings.items() if v is not None}})
+
+
+@contextmanager
+def _options() -> Iterator[None]:
+    """An error that begins with a setting's name begins with that of its option."""
+    try:
+        yield
+    except ValueError as e:
+        name, colon, rest = str(e).partition(": ")
+        fields = {f.name: f.name for f in dataclasses.fields(Config)}
+        names = {**fields, "samples": "samples", "seeds": "seeds", "lrs": "lr",
+                 "set_num_threads": "threads"}
+        if name not in names:
+            raise
+        raise _Exit(2, f"--{names[name].replace('_', '-')}: {rest}") from e
 
 
 def _parser() -> argparse.ArgumentParser:

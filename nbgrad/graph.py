@@ -101,10 +101,9 @@ def _line(node: Node, names: _Names) -> str:
     shapes = node.shape if parts else (node.shape,)
     shape = ", ".join(_type(s, node.dtype) for s in shapes)
     kept = [f"{name} {_size(a.nbytes)}" for name, a in saved(node)]
-    if node.vjp is None:
-        kept = ["freed"]
+    kept_text = "freed" if node.vjp is None else "keeps " + ", ".join(kept) if kept else ""
     return (f"{names.node(node)}: {shape} = {node.name}({', '.join(arguments)})"
-            + (f"    keeps {', '.join(kept)}" if kept else ""))
+            + (f"    {kept_text}" if kept_text else ""))
 
 
 def text(t: Tensor, names: Mapping[str, Tensor] | None = None) -> str:
@@ -123,6 +122,8 @@ def text(t: Tensor, names: Mapping[str, Tensor] | None = None) -> str:
     lines = [_line(node, table) for node in order]
     leaves = [f"{table.edge(leaf)}: {_type(leaf.shape, leaf.dtype)}" for leaf in table.leaves]
     total = f"keeps {_size(saved_bytes(t))} alive in {len(order)} nodes"
+    if any(edge is None for node in order for edge in node.edges):
+        leaves.insert(0, "_: an input that needs no gradient")
     return "\n".join([*leaves, *lines, total])
 
 

@@ -45,8 +45,9 @@ def gradcheck(fn: Callable[..., Any], inputs: Tensor | Sequence[Any], *, order: 
         raise ValueError("gradcheck: expected mode 'full' or 'fast' and order >= 1, got "
                          f"{mode!r} and {order}")
     args = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    leaves = _leaves(fn, args)
-    run = _Check(order, mode, eps, atol, rtol, nondet_tol, allow_zero, np.random.default_rng(seed))
+    names, leaves = _leaves(fn, args)
+    run = _Check(names, order, mode, eps, atol, rtol, nondet_tol, allow_zero,
+                 np.random.default_rng(seed))
     buffers = [(b, b.data.copy()) for b in getattr(fn, "buffers", list)()]
     try:
         with enable_grad():
@@ -66,9 +67,12 @@ def gradgradcheck(fn: Callable[..., Any], inputs: Tensor | Sequence[Any], **opti
     return gradcheck(fn, inputs, **{"order": 2, **options})
 
 
-def _leaves(fn: Callable[..., Any], args: Sequence[Any]) -> list[Tensor]:
-    named = dict(getattr(fn, "named_parameters", list)())
-    leaves = [x for x in (*args, *named.values()) if isinstance(x, Tensor) and x.requires_grad]
+def _leaves(fn: Callable[..., Any], args: Sequence[Any]) -> tuple[list[str], list[Tensor]]:
+    """What is checked: names for messages, and the tensors."""
+    found = {f"input {i}": x for i, x in enumerate(args)}
+    found |= {f"parameter {n}": p for n, p in getattr(fn, "named_parameters", list)()}
+    found = {n: x for n, x in found.items() if isinstance(x, Tensor) and x.requires_grad}
+    leaves = list(found.values())
     if not leaves:
         raise ValueError("gradcheck: none of the inputs requires grad: there is nothing to check")
     for x in leaves:
@@ -77,7 +81,7 @@ def _leaves(fn: Callable[..., Any], args: Sequence[Any]) -> list[Tensor]:
                             "finite differences of float32 are noise")
         if not x.data.flags.writeable:
             raise TypeError(f"gradcheck: an input of shape {x.shape} is read-only")
-    return leaves
+    return [f"{n} of shape {x.shape}" for n, x in found.items()], leaves
 
 
 def _differentiable(out: Any) -> tuple[Tensor, ...]:
@@ -92,33 +96,48 @@ def _differentiable(out: Any) -> tuple[Tensor, ...]:
 class _Check:
     """The settings of one call, and the comparison."""
 
-    def __init__(self, order: int, mode: str, eps: float, atol: float, rtol: float,
-                 nondet_tol: float, allow_zero: bool, rng: np.random.Generator) -> None:
-        self.order, self.mode, self.eps, self.atol, self.rtol = order, mode, eps, atol, rtol
-        self.nondet_tol, self.allow_zero, self.rng = nondet_tol, allow_zero, rng
+    def __init__(self, names: list[str], order: int, mode: str, eps: float, atol: float,
+                 rtol: float, nondet_tol: float, allow_zero: bool,
+                 rng: np.random.Generator) -> None:
+        self.names, self.order, self.mode, self.eps = names, order, mode, eps
+        self.atol, self.rtol, self.nondet_tol = atol, rtol, nondet_tol
+        self.allow_zero, self.rng = allow_zero, rng
 
     def check(self, f: Outputs, leaves: list[Tensor], order: int) -> None:
         us = [self._random(y) for y in f()]
-        dxs = self._gradients(f, us, leaves)
-        again = self._gradients(f, us, leaves)
-        for i, (a, b) in enumerate(zip(dxs, again)):
+        dxs = self._gradients(f, us, leaves, order)
+        again = self._gradients(f, us, leaves, order)
+        for name, a, b in zip(self.names, dxs, again):
             apart = np.max(np.abs(a - b), initial=0.0)
             if not apart <= self.nondet_tol:
                 raise GradcheckError(
-                    f"order {order}: two runs give gradients of input {i} that differ by "
+                    f"order {order}: two runs give gradients of {name} that differ by "
                     f"{apart:.3g}: the function is not deterministic")
         if order == 1 and not self.allow_zero:
-            self._not_vacuous(dxs, leaves)
-        (self._full if self.mode == "full" else self._fast)(f, us, leaves, dxs, order)
+            self._not_vacuous(dxs)
+        # what a projection is rounded to, over 2 eps: a difference quotient knows no better. Of a
+        # value that cancelled to zero, the terms are unknown: taken to be of order 1
+        size = sum(float(np.sum(np.abs(u.data * y.data))) for u, y in zip(us, f()))
+        noise = 1e-9 * (max(size, 1.0) if self.allow_zero else size)
+        quotients = self._full if self.mode == "full" else self._fast
+        for name, x, dx in zip(self.names, leaves, dxs):
+            quotients(f, us, x, dx, noise, f"order {order}: gradient of {name}")
         if order < self.order:
+            self.names = self.names + [f"the cotangent of output {i} (order {order})"
+                                       for i in range(len(us))]
             self.check(*self._derivative(f, us, leaves), order + 1)
 
     def _random(self, y: Tensor) -> Tensor:
         return as_tensor(self.rng.standard_normal(y.shape))
 
-    @staticmethod
-    def _gradients(f: Outputs, us: list[Tensor], leaves: list[Tensor]) -> list[Any]:
+    def _gradients(self, f: Outputs, us: list[Tensor], leaves: list[Tensor],
+                   order: int) -> list[Any]:
         found = grad(f(), leaves, us, allow_unused=True)
+        for name, d in zip(self.names, found):
+            if d is None and order == 1 and not self.allow_zero:
+                raise GradcheckError(
+                    f"{name} has no gradient: it is not used, or a vjp on the way returned None. "
+                    "Pass allow_zero=True if that is right")
         return [np.zeros(x.shape) if d is None else d.data for d, x in zip(found, leaves)]
 
     @staticmethod
@@ -135,58 +154,50 @@ class _Check:
     def _projected(self, f: Outputs, us: list[Tensor]) -> float:
         return sum(float(np.vdot(u.data, y.data)) for u, y in zip(us, f(), strict=True))
 
-    def _difference(self, f: Outputs, us: list[Tensor], move: Callable[[float], None]) -> float:
-        move(self.eps)
-        up = self._projected(f, us)
-        move(-2 * self.eps)
-        down = self._projected(f, us)
-        move(self.eps)
-        return (up - down) / (2 * self.eps)
+    def _difference(self, f: Outputs, us: list[Tensor], x: Tensor, at: Any, step: Any) -> float:
+        """Central difference along ``step`` at elements ``at``; x comes back whatever f does."""
+        before = np.array(x.data[at])
+        try:
+            x.data[at] = before + self.eps * step
+            up = self._projected(f, us)
+            x.data[at] = before - self.eps * step
+            return (up - self._projected(f, us)) / (2 * self.eps)
+        finally:
+            x.data[at] = before
 
-    def _full(self, f: Outputs, us: list[Tensor], leaves: list[Tensor], dxs: list[Any],
-              order: int) -> None:
-        for i, (x, dx) in enumerate(zip(leaves, dxs)):
-            numeric = np.zeros(x.shape)
-            for at in np.ndindex(x.shape):
-                before = x.data[at]
+    def _full(self, f: Outputs, us: list[Tensor], x: Tensor, dx: Any, noise: float,
+              what: str) -> None:
+        numeric = np.zeros(x.shape)
+        for at in np.ndindex(x.shape):
+            numeric[at] = self._difference(f, us, x, at, 1.0)
+        self._compare(dx, numeric, noise, what)
 
-                def move(step: float, x: Tensor = x, at: Any = at) -> None:
-                    x.data[at] += step
-                numeric[at] = self._difference(f, us, move)
-                x.data[at] = before
-            self._compare(dx, numeric, order, f"input {i} of shape {x.shape}")
+    def _fast(self, f: Outputs, us: list[Tensor], x: Tensor, dx: Any, noise: float,
+              what: str) -> None:
+        v = self.rng.standard_normal(x.shape)
+        numeric = self._difference(f, us, x, ..., v)
+        self._compare(np.vdot(dx, v), numeric, noise, f"{what}, along a random direction,")
 
-    def _fast(self, f: Outputs, us: list[Tensor], leaves: list[Tensor], dxs: list[Any],
-              order: int) -> None:
-        for i, (x, dx) in enumerate(zip(leaves, dxs)):
-            v, before = self.rng.standard_normal(x.shape), x.data.copy()
-
-            def move(step: float, x: Tensor = x, v: Any = v) -> None:
-                x.data[...] += step * v
-            numeric = self._difference(f, us, move)
-            x.data[...] = before
-            self._compare(np.vdot(dx, v), numeric, order,
-                          f"input {i} of shape {x.shape}, along a random direction")
-
-    def _compare(self, analytic: Any, numeric: Any, order: int, where: str) -> None:
+    def _compare(self, analytic: Any, numeric: Any, noise: float, what: str) -> None:
         a, n = np.asarray(analytic), np.asarray(numeric)
         scale = np.max(np.abs(n), initial=0.0)
-        # the difference quotient itself is uncertain by about 1e-10: rounding of ⟨u, y⟩ over 2 eps
-        bound = self.rtol * np.maximum(np.abs(a), np.abs(n)) + self.atol * scale + 1e-9
+        bound = self.rtol * np.maximum(np.abs(a), np.abs(n)) + self.atol * scale + noise
         bad = ~(np.abs(a - n) <= bound)
         if bad.any():
             at = np.unravel_index(np.argmax(np.where(bad, np.abs(a - n), -1.0)), a.shape)
+            nothing = np.max(np.abs(a)) <= 1e-6 * scale
             raise GradcheckError(
-                f"order {order}: gradient of {where} differs from finite differences at "
-                f"{tuple(map(int, at))}: analytic {a[at]:.10g}, numeric {n[at]:.10g}; "
-                f"{int(bad.sum())} of {a.size} elements are off")
+                f"{what} differs from finite differences at {tuple(map(int, at))}: "
+                f"analytic {a[at]:.10g}, numeric {n[at]:.10g}; "
+                f"{int(bad.sum())} of {a.size} elements are off"
+                + (f". Beside the differences it is zero: {_CONSTANT}" if nothing else ""))
 
-    @staticmethod
-    def _not_vacuous(dxs: list[Any], leaves: list[Tensor]) -> None:
-        for i, (dx, x) in enumerate(zip(dxs, leaves)):
-            if x.data.size and np.max(np.abs(dx)) <= 1e-12:
-                raise GradcheckError(
-                    f"the gradient of input {i} of shape {x.shape} is zero everywhere: the check "
-                    "is vacuous. If the function sums a normalised tensor, the sum is constant: "
-                    "return the tensor itself, gradcheck projects it on random cotangents. Pass "
-                    "allow_zero=True if zero is right")
+    def _not_vacuous(self, dxs: list[Any]) -> None:
+        for name, dx in zip(self.names, dxs):
+            if dx.size and np.max(np.abs(dx)) <= 1e-12:
+                raise GradcheckError(f"the gradient of {name} is zero everywhere: the check is "
+                                     f"vacuous. {_CONSTANT}. Pass allow_zero=True if zero is right")
+
+
+_CONSTANT = ("If the function sums a normalised tensor, the sum is constant: return the tensor "
+             "itself, gradcheck projects it on random cotangents")

@@ -475,3 +475,108 @@ def test_an_error_deep_in_the_graph_leaves_every_grad_as_it_was():
         y.backward()
     assert x.grad is None
     assert late.grad is None
+
+
+# ----------------------------------------------------------------------------- found by users' eyes
+
+@pytest.mark.parametrize(("answer", "said"), [
+    (lambda dy: nbgrad.ones(5, dtype=np.float64), r"float64 of shape \(5,\)"),
+    (lambda dy: dy.float(), "float32"), (lambda dy: "no", "str"),
+    (lambda dy: dy.sum(), r"float64 of shape \(\)")])
+@pytest.mark.parametrize("interior", [False, True])
+def test_a_hook_that_returns_something_else_raises(answer, said, interior):
+    x = leaf([1.0, 2.0])
+    y = x * x
+    (y if interior else x).register_hook(answer)
+    with pytest.raises(RuntimeError, match=f"a hook on .* returned {said}"):
+        y.sum().backward()
+    assert x.grad is None
+
+
+def test_grad_of_an_interior_tensor_leaves_its_own_history_alone():
+    x = leaf([1.0, 2.0])
+    h = x.exp()
+    dh, = grad((h * h).sum(), h)
+    np.testing.assert_array_equal(values(dh), 2 * values(h))
+    h.sum().backward()
+    np.testing.assert_allclose(values(x.grad), np.exp([1.0, 2.0]))
+
+
+def test_retain_grad_follows_an_in_place_write():
+    x = leaf([1.0, 2.0])
+    y = x * 2
+    y.retain_grad()
+    y.mul_(3)
+    y.sum().backward()
+    np.testing.assert_array_equal(values(y.grad), [1, 1])
+    np.testing.assert_array_equal(values(x.grad), [6, 6])
+
+
+def test_set_grad_enabled_decorates():
+    @set_grad_enabled(False)
+    def f(x):
+        return x * 2
+    assert nbgrad.is_grad_enabled()
+    assert not f(leaf(1.0)).requires_grad
+    assert not f(leaf(1.0)).requires_grad
+    assert nbgrad.is_grad_enabled()
+
+
+def test_no_grad_on_a_generator_function_holds_within_its_steps_only():
+    @no_grad()
+    def steps(x):
+        for _ in range(2):
+            yield x * 2
+    for y in steps(leaf(1.0)):
+        assert not y.requires_grad
+        assert nbgrad.is_grad_enabled()
+
+
+def test_backward_to_chosen_inputs():
+    x, w = leaf([1.0, 2.0]), leaf([3.0, 4.0])
+    (x * w).sum().backward(inputs=[x])
+    np.testing.assert_array_equal(values(x.grad), values(w))
+    assert w.grad is None
+
+
+def test_a_view_that_is_gone_does_not_hinder_in_place_writes():
+    b = nbgrad.zeros(2, 3, dtype=np.float64)
+    b.detach()
+    x = leaf([1.0, 2.0, 3.0])
+    b.add_(x)
+    y = (x * 1).reshape(1, 3)
+    y.add_(1)
+    (b.sum() + y.sum()).backward()
+    np.testing.assert_array_equal(values(x.grad), [3, 3, 3])
+    view = b[0]
+    with pytest.raises(RuntimeError, match="shares memory with a view"):
+        b.add_(x)
+    assert view.shape == (3,)
+
+
+def test_pytorchs_names_of_tensor_arguments():
+    x = leaf([[1.0, 2.0]])
+    np.testing.assert_array_equal(values(nbgrad.add(input=x, other=x)), [[2, 4]])
+    np.testing.assert_array_equal(values(nbgrad.sum(input=x)), 3)
+    np.testing.assert_array_equal(values(nbgrad.linear(input=x, weight=x)), [[5]])
+
+
+def test_devices_and_dtypes_of_to():
+    x = leaf([1.0])
+    assert x.to("cpu") is x.to(device="cpu") is x.cpu() is x
+    assert x.to("cpu", np.float32).dtype == x.to("float32").dtype == np.float32
+    with pytest.raises(RuntimeError, match="device 'cuda' is not there"):
+        x.to("cuda")
+    with pytest.raises(RuntimeError, match="device 'cuda' is not there"):
+        tensor([1.0], device="cuda")
+
+
+def test_data_that_is_a_tensor_is_refused_where_it_is_used():
+    w = leaf([1.0])
+    w.data = tensor([2.0])
+    with pytest.raises(TypeError, match=r"Tensor\.data must be a NumPy array, got Tensor"):
+        w * 2
+    p = leaf([1.0, 2.0])
+    p.data -= 0.5 * tensor(np.array([1.0, 1.0]))
+    np.testing.assert_array_equal(values(p), [0.5, 1.5])
+    assert f"{tensor(1.5):.2f}" == "1.50"

@@ -19,6 +19,7 @@ def build():
 def test_the_graph_as_a_program():
     loss, names = build()
     assert graph.text(loss, names).splitlines() == [
+        "_: an input that needs no gradient",
         "w: float32[2, 3]",
         "b: float32[2]",
         "gamma: float32[2]",

@@ -33,7 +33,8 @@ class DataLoader:
 
     Without `collate_fn`, rows of a TensorDataset (or Subsets of one) are gathered with one indexing
     per tensor; other samples go through `default_collate`. A batch of tuples is a list, as in
-    PyTorch. Keywords after `shuffle` are keyword-only.
+    PyTorch. Keywords after `shuffle` are keyword-only. `pin_memory` is accepted for PyTorch's sake
+    and has no effect: there is no device to copy to.
 
     Raises:
         ValueError: batch_size, num_workers or prefetch out of range, `sampler` with `shuffle`.
@@ -57,6 +58,7 @@ class DataLoader:
         generator: random.Generator | None = None,
         collate_fn: Callable[[Sequence[Any]], Any] | None = None,
         num_workers: int = 0,
+        pin_memory: bool = False,
         prefetch: int = 2,
     ) -> None:
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):

@@ -13,7 +13,7 @@ from nbgrad.autograd import Tensor
 
 from .linear import init_weight_and_bias
 from .module import Module
-from .parameter import Parameter
+from .parameter import Parameter, check_sizes
 
 __all__ = ["Conv2d"]
 
@@ -53,7 +53,8 @@ class Conv2d(Module):
         self.reset_parameters()
 
     def _check(self) -> None:
-        if self.groups <= 0:
+        check_sizes("Conv2d", in_channels=self.in_channels, out_channels=self.out_channels)
+        if not isinstance(self.groups, (int, np.integer)) or self.groups <= 0:
             raise ValueError(f"Conv2d: groups must be a positive integer, got {self.groups}")
         for name in ("in_channels", "out_channels"):
             if getattr(self, name) % self.groups:

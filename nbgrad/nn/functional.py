@@ -1,5 +1,10 @@
-"""The ops under the names of ``torch.nn.functional``."""
+"""The ops under the names of ``torch.nn.functional``, and one_hot."""
 
+from __future__ import annotations
+
+import numpy as np
+
+from nbgrad.autograd import Tensor, as_tensor
 from nbgrad.ops import (
     adaptive_avg_pool2d,
     avg_pool2d,
@@ -27,4 +32,28 @@ from nbgrad.ops import (
 
 __all__ = ["adaptive_avg_pool2d", "avg_pool2d", "batch_norm", "conv2d", "cross_entropy", "dropout",
            "elu", "gelu", "layer_norm", "leaky_relu", "linear", "log_softmax", "max_pool2d",
-           "mse_loss", "nll_loss", "pad", "relu", "sigmoid", "silu", "softmax", "softplus", "tanh"]
+           "mse_loss", "nll_loss", "one_hot", "pad", "relu", "sigmoid", "silu", "softmax", "softplus", "tanh"]
+
+
+def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """y[…, c] = 1 where x = c, else 0.      x: (…) ints from 0  y: (…, num_classes), int64
+
+    ``num_classes=-1``: one more than the largest. Raises TypeError for other dtypes, ValueError for
+    a class below 0 or from ``num_classes`` on.
+
+    >>> import nbgrad
+    >>> one_hot(nbgrad.tensor([2, 0])).tolist()
+    [[0, 0, 1], [1, 0, 0]]
+    """
+    x = tensor.data
+    if x.dtype.kind not in "iu":
+        raise TypeError(f"one_hot: expected a tensor of integers, got {x.dtype}")
+    if num_classes == -1:
+        if not x.size:
+            raise ValueError("one_hot: Can not infer total number of classes from empty tensor.")
+        num_classes = int(x.max()) + 1
+    if num_classes < 0 or (x.size and not 0 <= x.min() <= x.max() < num_classes):
+        raise ValueError(f"one_hot: Class values must be from 0 to num_classes - 1, got "
+                         f"num_classes={num_classes}"
+                         + (f" and classes {x.min()} to {x.max()}" if x.size else ""))
+    return as_tensor((x[..., None] == np.arange(num_classes)).astype(np.int64))

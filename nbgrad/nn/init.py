@@ -21,13 +21,17 @@ Array = np.ndarray[Any, Any]
 
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0,
              generator: Generator | None = None) -> Tensor:
-    """U(a, b)."""
+    """U(a, b). Raises ValueError unless a ≤ b."""
+    if not a <= b:
+        raise ValueError(f"uniform_: expected a <= b, got a={a} and b={b}")
     return _write("uniform_", tensor, _rng(generator).uniform(a, b, tensor.shape))
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0,
             generator: Generator | None = None) -> Tensor:
     """N(mean, std²). Raises ValueError for a negative std."""
+    if not std >= 0:
+        raise ValueError(f"normal_: expected std >= 0, got {std}")
     return _write("normal_", tensor, _rng(generator).normal(mean, std, tensor.shape))
 
 

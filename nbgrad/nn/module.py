@@ -73,20 +73,31 @@ class Module(Tree):
         fn(self)
         return self
 
-    def to(self, target: Any) -> Self:
-        """Convert floating point parameters, buffers and gradients to a dtype, in place; a device
-        name moves everything. Raises TypeError for other dtypes."""
-        device = isinstance(target, str) and target.partition(":")[0] in ("cpu", "cuda")
-        if not device and np.dtype(target).kind != "f":
+    def to(self, *args: Any, device: Any = None, dtype: Any = None,
+           non_blocking: bool = False) -> Self:
+        """Convert floating point parameters, buffers and gradients to a dtype, in place. The only
+        device is "cpu". Raises TypeError for other dtypes, RuntimeError for other devices."""
+        for target in args:
+            device, dtype = (target, dtype) if _is_device(target) else (device, target)
+        if device is not None and str(device).partition(":")[0] != "cpu":
+            raise RuntimeError(f"nn.Module.to: the only device is cpu, got {device}")
+        return self if dtype is None else self._convert(np.dtype(dtype))
+
+    def _convert(self, dtype: np.dtype[Any]) -> Self:
+        if dtype.kind != "f":
             raise TypeError("nn.Module.to only accepts floating point dtypes, "
-                            f"but got desired dtype={np.dtype(target)}")
+                            f"but got desired dtype={dtype}")
         tensors: list[Tensor] = [*self.parameters(), *self.buffers()]
         tensors += [t.grad for t in tensors if t.grad is not None]
-        tensors = [t for t in tensors if device or t.dtype.kind == "f"]
+        tensors = [t for t in tensors if t.dtype.kind == "f"]
         with no_grad():
-            converted = [t.detach().to(target).data for t in tensors]
+            converted = [t.detach().to(dtype).data for t in tensors]
         for t, array in zip(tensors, converted):
             t.data = array
+        return self
+
+    def cpu(self) -> Self:
+        """This module: everything is there."""
         return self
 
     def float(self) -> Self:
@@ -161,3 +172,14 @@ class Module(Tree):
 
 def _indent(text: str) -> str:
     return text.replace("\n", "\n  ")
+
+
+def _is_device(target: Any) -> bool:
+    """A string that is no dtype's name: "cpu", "cuda:0"."""
+    if not isinstance(target, str):
+        return False
+    try:
+        np.dtype(target)
+    except TypeError:
+        return True
+    return False

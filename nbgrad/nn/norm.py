@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from nbgrad.autograd import Tensor, as_tensor
 
 from . import init
 from .module import Module
-from .parameter import Parameter
+from .parameter import Parameter, check_sizes
 
 __all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "Normalization"]
 
@@ -32,7 +33,7 @@ class _BatchNorm(Normalization):
 
     Buffers: running_mean, running_var, num_batches_tracked (int64; state dicts without it load).
     Raises ValueError for a wrong number of dimensions, a wrong C, or one value per channel in
-    training.
+    training, and, at construction, for negative ``num_features`` or ``eps``.
     """
 
     weight: Parameter | None
@@ -47,6 +48,8 @@ class _BatchNorm(Normalization):
                  affine: bool = True, track_running_stats: bool = True, *, bias: bool = True,
                  dtype: Any = np.float32) -> None:
         super().__init__()
+        check_sizes(type(self).__name__, num_features=num_features)
+        _check_eps(self, eps)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         C, track = num_features, track_running_stats
@@ -75,6 +78,8 @@ class _BatchNorm(Normalization):
             init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{type(self).__name__}: expected a Tensor, got {type(x).__name__}")
         if x.ndim not in self._ndims:
             expected = " or ".join(f"{n}D" for n in self._ndims)
             raise ValueError(f"expected {expected} input (got {x.ndim}D input)")
@@ -96,6 +101,11 @@ class _BatchNorm(Normalization):
         return (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
                 f"affine={self.affine}, bias={self.bias is not None}, "
                 f"track_running_stats={self.track_running_stats}")
+
+
+def _check_eps(owner: Normalization, eps: Any) -> None:
+    if not isinstance(eps, Real) or not eps >= 0:   # NaN too
+        raise ValueError(f"{type(owner).__name__}: eps must not be negative, got {eps}")
 
 
 def _documented(shape: str) -> str:
@@ -132,7 +142,10 @@ class LayerNorm(Normalization):
                  elementwise_affine: bool = True, bias: bool = True, *,
                  dtype: Any = np.float32) -> None:
         super().__init__()
-        shape = (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
+        shape = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+        for n in shape:
+            check_sizes("LayerNorm", normalized_shape=n)
+        _check_eps(self, eps)
         self.normalized_shape = tuple(shape)
         self.eps, self.elementwise_affine = eps, elementwise_affine
         for name, wanted in (("weight", elementwise_affine), ("bias", elementwise_affine and bias)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from nbgrad.autograd import Tensor, as_tensor
 
 __all__ = ["Parameter"]
@@ -29,3 +31,10 @@ class Parameter(Tensor):
 
     def __repr__(self) -> str:
         return f"Parameter containing:\n{super().__repr__()}"
+
+
+def check_sizes(owner: str, **sizes: Any) -> None:
+    """Raise ValueError unless all are ints of at least 0."""
+    for name, n in sizes.items():
+        if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 0:
+            raise ValueError(f"{owner}: {name} must be an int of at least 0, got {n!r}")

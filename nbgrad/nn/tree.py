@@ -169,3 +169,12 @@ class Tree:
         if not isinstance(param, Parameter):
             raise AttributeError(f"`{name}` is not an nn.Parameter of {type(module).__name__}")
         return param
+
+    def get_buffer(self, target: str) -> Tensor:
+        """The buffer with this dotted name."""
+        path, _, name = target.rpartition(".")
+        module = self.get_submodule(path)
+        buffer = getattr(module, name, None)
+        if buffer is None or module._kinds.get(name) not in (BUFFER, TRANSIENT):
+            raise AttributeError(f"`{name}` is not a buffer of {type(module).__name__}")
+        return buffer

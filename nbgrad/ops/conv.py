@@ -5,53 +5,60 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from nbgrad.autograd import Tensor, op
 from nbgrad.backend import kernels
 from nbgrad.ops.reduce import sum
-from nbgrad.ops.shape import pad
+from nbgrad.ops.shape import checked, pad, squeeze, unsqueeze
 
 Pair = tuple[int, int]
 
 
 def pair(value: Any, name: str, op_name: str, low: int = 1) -> Pair:
     """An int or a pair of ints, each at least ``low``."""
-    both = (value, value) if isinstance(value, int) else tuple(value)
+    both = tuple(value) if isinstance(value, (tuple, list, str)) else (value,)
     if len(both) == 1:
         both *= 2
-    if len(both) != 2 or any(not isinstance(v, int) or v < low for v in both):
-        raise ValueError(f"{op_name}: expected {name} to be an int or two ints >= {low}, got "
-                         f"{value!r}")
-    return both
+    whole = all(isinstance(v, (int, np.integer)) for v in both)
+    if len(both) != 2 or not whole or min(both) < low:
+        error = ValueError if whole or isinstance(value, str) else TypeError
+        raise error(f"{op_name}: expected {name} to be an int or two ints >= {low}, got {value!r}")
+    return int(both[0]), int(both[1])
 
 
-def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
-           dilation: Any = 1, groups: int = 1) -> Any:
+def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1,
+           padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Any:
     """y[n, o, p, q] = b[o] + Σ_{c,i,j} x[n, c, p·s + i·d − pad, q·s + j·d − pad] w[o, c, i, j]
 
-    x: (N, C, H, W)  weight: (O, C/groups, I, J)  bias: (O,)  y: (N, O, P, Q),
+    x: (N, C, H, W) or (C, H, W)  weight: (O, C/groups, I, J)  bias: (O,)  y: (N, O, P, Q),
     P = ⌊(H + 2 padding − dilation (I − 1) − 1) / stride⌋ + 1. ``padding`` may be "valid" (none) or
     "same" (P = H; an odd zero goes below and right). Keeps x and weight. y has channels-last
     memory. Raises RuntimeError where sizes do not fit.
     """
+    input, weight = checked(input, "conv2d"), checked(weight, "conv2d")
+    if input.ndim == 3:
+        return squeeze(conv2d(unsqueeze(input, 0), weight, bias, stride, padding, dilation, groups),
+                       0)
     if not groups >= 1:
         raise ValueError(f"conv2d: expected groups >= 1, got {groups}")
-    _check(x, weight, bias, groups)
+    _check(input, weight, bias, groups)
     stride, dilation = pair(stride, "stride", "conv2d"), pair(dilation, "dilation", "conv2d")
     if padding == "same":
         if stride != (1, 1):
             raise ValueError("conv2d: padding='same' is not supported for strided convolutions")
         (ph, below), (pw, right) = [divmod(d * (k - 1), 2)
                                     for d, k in zip(dilation, weight.shape[2:])]
-        x, padding = pad(x, (0, right, 0, below)) if below or right else x, (ph, pw)
+        input, padding = pad(input, (0, right, 0, below)) if below or right else input, (ph, pw)
     padding = pair(0 if padding == "valid" else padding, "padding", "conv2d", 0)
     size = [n + 2 * p - d * (k - 1) - 1
-            for n, p, d, k in zip(x.shape[2:], padding, dilation, weight.shape[2:])]
+            for n, p, d, k in zip(input.shape[2:], padding, dilation, weight.shape[2:])]
     if min(size) < 0:
-        padded = tuple(n + 2 * p for n, p in zip(x.shape[2:], padding))
+        padded = tuple(n + 2 * p for n, p in zip(input.shape[2:], padding))
         raise RuntimeError(
             f"conv2d: Calculated padded input size per channel: {padded}. Kernel size: "
             f"{weight.shape[2:]}. Kernel size can't be greater than actual input size")
-    return _conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation,
+    return _conv2d(input, weight, bias, stride=stride, padding=padding, dilation=dilation,
                    groups=groups)
 
 
@@ -68,8 +75,8 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, /, stride: Pa
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
     if x.ndim != 4 or weight.ndim != 4:
-        raise RuntimeError("conv2d: Expected 4D (batched) input and weight, got input of size: "
-                           f"{x.shape} and weight of size: {weight.shape}")
+        raise RuntimeError("conv2d: Expected 3D (unbatched) or 4D (batched) input and 4D weight, "
+                           f"got input of size: {x.shape} and weight of size: {weight.shape}")
     O, C = weight.shape[0], weight.shape[1] * groups
     if x.shape[1] != C or O % groups:
         raise RuntimeError(f"Given groups={groups}, weight of size {weight.shape}, expected "

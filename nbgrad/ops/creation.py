@@ -32,24 +32,24 @@ def full(size: Any, fill_value: Any, dtype: Any = None, requires_grad: bool = Fa
     return _made(np.full(_shape((size,)), fill_value, _dtype(dtype)), dtype, requires_grad)
 
 
-def zeros_like(x: Tensor, dtype: Any = None) -> Tensor:
+def zeros_like(input: Tensor, dtype: Any = None) -> Tensor:
     """All 0, of x's shape, dtype and memory order."""
-    return _made(np.zeros_like(x.data, dtype), dtype or x.dtype, False)
+    return _made(np.zeros_like(input.data, dtype), dtype or input.dtype, False)
 
 
-def ones_like(x: Tensor, dtype: Any = None) -> Tensor:
+def ones_like(input: Tensor, dtype: Any = None) -> Tensor:
     """All 1, of x's shape, dtype and memory order."""
-    return _made(np.ones_like(x.data, dtype), dtype or x.dtype, False)
+    return _made(np.ones_like(input.data, dtype), dtype or input.dtype, False)
 
 
-def empty_like(x: Tensor, dtype: Any = None) -> Tensor:
+def empty_like(input: Tensor, dtype: Any = None) -> Tensor:
     """Whatever was in memory, of x's shape, dtype and memory order."""
-    return _made(np.empty_like(x.data, dtype), dtype or x.dtype, False)
+    return _made(np.empty_like(input.data, dtype), dtype or input.dtype, False)
 
 
-def full_like(x: Tensor, fill_value: Any, dtype: Any = None) -> Tensor:
+def full_like(input: Tensor, fill_value: Any, dtype: Any = None) -> Tensor:
     """All ``fill_value``, of x's shape, dtype and memory order."""
-    return _made(np.full_like(x.data, fill_value, dtype), dtype or x.dtype, False)
+    return _made(np.full_like(input.data, fill_value, dtype), dtype or input.dtype, False)
 
 
 def arange(start: Any, end: Any = None, step: Any = 1, dtype: Any = None,

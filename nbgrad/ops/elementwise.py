@@ -15,6 +15,9 @@ from nbgrad.autograd import Op, Tensor, as_tensor, composition, op, promoted
 from nbgrad.backend import kernels
 
 
+_BOOL = np.dtype(np.bool_)
+
+
 def _same(dy: Tensor) -> Tensor:
     return dy
 
@@ -40,7 +43,10 @@ def add(a: Tensor, b: Tensor, /, alpha: Any = 1) -> Any:
 
 @op(promote=True)
 def sub(a: Tensor, b: Tensor, /, alpha: Any = 1) -> Any:
-    """y = a − α b.   ∂a = ∂y,   ∂b = −α ∂y.   Broadcasts."""
+    """y = a − α b.   ∂a = ∂y,   ∂b = −α ∂y.   Broadcasts. Raises RuntimeError for two bools."""
+    if a.data.dtype is _BOOL:
+        raise RuntimeError("sub: Subtraction, the `-` operator, with two bool tensors is not "
+                           "supported; use `^`, or `~` to invert a mask")
     if alpha == 1:
         return kernels(a).sub(a.data, b.data), (_same, _neg)
     return kernels(a).sub(a.data, _times(b, alpha)), (_same, lambda dy: dy * -alpha)
@@ -65,10 +71,29 @@ def mul(a: Tensor, b: Tensor, /) -> Any:
 
 
 @op(promote=True)
-def div(a: Tensor, b: Tensor, /) -> Any:
-    """y = a / b.   ∂a = ∂y / b,   ∂b = −∂y a / b².   Broadcasts; integers give float32."""
+def div(a: Tensor, b: Tensor, /, rounding_mode: str | None = None) -> Any:
+    """y = a / b.   ∂a = ∂y / b,   ∂b = −∂y a / b².   Broadcasts; integers give float32.
+
+    Rounded towards 0 by "trunc", down by "floor": integers stay integers, and ∂a = ∂b = 0."""
+    if rounding_mode is not None:
+        return _rounded(a.data, b.data, rounding_mode), (_nothing, _nothing)
     return (kernels(a).div(_real(a), _real(b)),
             (lambda dy: div(dy, b), lambda dy: neg(mul(div(dy, b), div(a, b)))))
+
+
+def _rounded(a: Any, b: Any, mode: str) -> Any:
+    if mode not in ("trunc", "floor"):
+        raise RuntimeError("div expected rounding_mode to be one of None, 'trunc', or 'floor' but "
+                           f"found {mode!r}")
+    if mode == "trunc" and a.dtype.kind == "f":
+        with np.errstate(all="ignore"):
+            return np.trunc(a / b)
+    down = _divided(np.floor_divide)(a, b)
+    return down if mode == "floor" else down + ((a < 0) != (b < 0)) * (down * b != a)
+
+
+def _nothing(dy: Tensor) -> Any:
+    return mask(dy, keep=False)
 
 
 @op(promote=True)
@@ -147,8 +172,16 @@ def _step(name: str, doc: str) -> Op:
 sign = _step("sign", "y = −1, 0 or 1, NaN of NaN (PyTorch: 0).   ∂x = 0.")
 floor = _step("floor", "y = ⌊x⌋.   ∂x = 0.")
 ceil = _step("ceil", "y = ⌈x⌉.   ∂x = 0.")
-round = _step("round", "y = x rounded, half to even.   ∂x = 0.")
 trunc = _step("trunc", "y = x without its fraction.   ∂x = 0.")
+
+
+@op
+def round(x: Tensor, /, *, decimals: int = 0) -> Any:
+    """y = x rounded to so many decimals, half to even.   ∂x = 0."""
+    if not isinstance(decimals, int):
+        raise TypeError(f"round: expected decimals to be an int, got {decimals!r}")
+    y = np.round(x.data, decimals) if decimals else kernels(x).round(x.data)
+    return y, (_nothing,)
 
 
 @op(name="clamp", method=False)
@@ -161,14 +194,14 @@ def _clamp(x: Tensor, min: Tensor | None = None, max: Tensor | None = None, /) -
                lambda dy: mask(dy, (x.data > high) | (low > high)))
 
 
-def clamp(x: Tensor, min: Any = None, max: Any = None) -> Any:
+def clamp(input: Tensor, min: Any = None, max: Any = None) -> Any:
     """y = min(max(x, low), high).   ∂y goes to x in the bounds and on them, else to the bound."""
     if min is None and max is None:
         raise ValueError("clamp: at least one of min or max must be given")
-    x, *bounds = _clamp._convert((x, min, max))  # type: ignore[assignment]
+    input, *bounds = _clamp._convert((input, min, max))  # type: ignore[assignment]
     for bound in bounds:
-        x = x if bound is None else promoted(x, bound)[0]
-    return _clamp(x, *[bound if bound is None else bound.to(x.dtype) for bound in bounds])
+        input = input if bound is None else promoted(input, bound)[0]
+    return _clamp(input, *[bound if bound is None else bound.to(input.dtype) for bound in bounds])
 
 
 @op(name="where", method=False)
@@ -183,15 +216,17 @@ def mask(x: Tensor, /, keep: Any) -> Any:
     return np.where(keep, x.data, x.dtype.type(0)), (lambda dy: mask(dy, keep),)
 
 
-def where(condition: Any, x: Any, y: Any) -> Any:
-    """x where condition, y elsewhere.   ∂y goes to the one that was taken.   Broadcasts."""
+def where(condition: Any, input: Any, other: Any) -> Any:
+    """input where condition, other elsewhere.   ∂y goes to the one that was taken.   Broadcasts."""
     condition = as_tensor(condition)
     if condition.dtype != np.bool_:
         raise TypeError(f"where: expected condition to be a boolean tensor, got {condition.dtype}")
-    if not isinstance(x, Tensor) and not isinstance(y, Tensor):
-        x = as_tensor(x)
-    x, y = _where._convert((x, y))
-    return _where(*promoted(x, y), condition=condition.data)
+    if not isinstance(input, Tensor) and not isinstance(other, Tensor):
+        input = as_tensor(input)
+    a, b = _where._convert((input, other))
+    if a is None or b is None:
+        raise TypeError("where: expected two Tensors, arrays or numbers, got None")
+    return _where(*promoted(a, b), condition=condition.data)
 
 
 # -------------------------------------------------------------------------------------- activations
@@ -201,14 +236,17 @@ def _activation(name: str, keeps: str, slope: Callable[..., Tensor], doc: str,
     """y = f(x) by a fused kernel, ∂x by another; ``slope(k, *numbers)`` is f' in elementary ops,
     from which the derivatives of the second kernel are recorded when they are asked for."""
     names, kernel = [n for n, _ in defaults], name + "_backward"
+    in_place = name in ("relu", "silu", "leaky_relu", "elu")
 
     def backward(dy: Tensor, k: Tensor, /, **settings: Any) -> Any:
         numbers = [settings[n] for n in names]
         return (getattr(kernels(dy), kernel)(dy.data, k.data, *numbers),
                 composition(lambda dy, k: dy * slope(k, *numbers), dy, k))
 
-    def fn(x: Tensor, /, *args: Any, **settings: Any) -> Any:
-        settings = {**dict(defaults), **dict(zip(names, args)), **settings}
+    def fn(x: Tensor, /, **settings: Any) -> Any:
+        settings = {**dict(defaults), **settings}
+        if in_place:                         # accepted for PyTorch's sake, without effect
+            settings.pop("inplace", None)
         unknown = set(settings) - set(names)
         if unknown:
             raise TypeError(f"{name}() got an unexpected argument {unknown.pop()!r}")
@@ -222,7 +260,7 @@ def _activation(name: str, keeps: str, slope: Callable[..., Tensor], doc: str,
     fn.__doc__, backward.__doc__ = doc, f"∂x of {name}."
     back = Op(backward, kernel, method=False)
     made = Op(fn, name, saves_output=keeps == "y")
-    made.settings, made.variadic = names, False
+    made.settings = [*names, "inplace"] if in_place else names
     return made
 
 
@@ -268,11 +306,11 @@ _gelu_tanh = _activation("gelu_tanh", "x", _gelu_tanh_slope,
                          "y = x (1 + tanh(√(2/π)(x + 0.044715 x³)))/2.")
 
 
-def gelu(x: Tensor, approximate: str = "none") -> Any:
+def gelu(input: Tensor, approximate: str = "none") -> Any:
     """y = x Φ(x), or its tanh approximation.   Hendrycks & Gimpel 2016."""
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
-    return _gelu(x) if approximate == "none" else _gelu_tanh(x)
+    return _gelu(input) if approximate == "none" else _gelu_tanh(input)
 
 
 # ---------------------------------------------------------------------------- comparisons and logic
@@ -321,7 +359,13 @@ bitwise_not = _test("bitwise_not", np.bitwise_not)
 isnan, isinf = _test("isnan", np.isnan), _test("isinf", np.isinf)
 isfinite = _test("isfinite", np.isfinite)
 
-setattr(Tensor, "clamp", clamp)  # noqa: B010 (mypy knows no such attribute)
+def _where_method(self: Tensor, condition: Any, other: Any) -> Any:
+    """self where condition, other elsewhere."""
+    return where(condition, self, other)
+
+
+for _name, _f in {"clamp": clamp, "where": _where_method}.items():
+    setattr(Tensor, _name, _f)
 
 __all__ = ["abs", "add", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "ceil", "clamp",
            "cos", "div", "elu", "eq", "erf", "exp", "expm1", "floor", "floor_divide", "ge", "gelu",

@@ -9,16 +9,17 @@ import numpy as np
 from nbgrad.autograd import Tensor, as_tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import exp, neg
-from nbgrad.ops.reduce import mean, sum
-from nbgrad.ops.shape import _axis as axis_of, unsqueeze
+from nbgrad.ops.reduce import given_back, mean, sum, taken
+from nbgrad.ops.shape import _axis as axis_of, checked, unsqueeze
 
 
 @op(saves_output=True)
-def softmax(x: Tensor, /, dim: int) -> Any:
-    """y = e^x / Σ e^x along dim.   ∂x = y (∂y − Σ ∂y y).   Keeps y."""
-    axis = _axis(x, dim, "softmax")
-    return (kernels(x).softmax(x.data, axis=axis),
-            (lambda dy, y: softmax_backward(dy, y, axis=axis),))
+def softmax(x: Tensor, /, dim: int, *, dtype: Any = None) -> Any:
+    """y = e^x / Σ e^x along dim, of x as ``dtype``.   ∂x = y (∂y − Σ ∂y y).   Keeps y."""
+    before, data = x.data.dtype, taken(x, dtype)
+    axis = _axis(data, dim, "softmax")
+    return (kernels(x).softmax(data, axis=axis),
+            (lambda dy, y: given_back(softmax_backward(dy, y, axis=axis), before),))
 
 
 @op(method=False)
@@ -29,11 +30,12 @@ def softmax_backward(dy: Tensor, y: Tensor, /, axis: int) -> Any:
 
 
 @op(saves_output=True)
-def log_softmax(x: Tensor, /, dim: int) -> Any:
-    """y = x − log Σ e^x along dim.   ∂x = ∂y − e^y Σ ∂y.   Keeps y."""
-    axis = _axis(x, dim, "log_softmax")
-    return (kernels(x).log_softmax(x.data, axis=axis),
-            (lambda dy, y: log_softmax_backward(dy, y, axis=axis),))
+def log_softmax(x: Tensor, /, dim: int, *, dtype: Any = None) -> Any:
+    """y = x − log Σ e^x along dim, of x as ``dtype``.   ∂x = ∂y − e^y Σ ∂y.   Keeps y."""
+    before, data = x.data.dtype, taken(x, dtype)
+    axis = _axis(data, dim, "log_softmax")
+    return (kernels(x).log_softmax(data, axis=axis),
+            (lambda dy, y: given_back(log_softmax_backward(dy, y, axis=axis), before),))
 
 
 @op(method=False)
@@ -43,7 +45,7 @@ def log_softmax_backward(dy: Tensor, y: Tensor, /, axis: int) -> Any:
             composition(lambda dy, y: dy - exp(y) * sum(dy, axis, True), dy, y))
 
 
-def _axis(x: Tensor, dim: Any, name: str) -> int:
+def _axis(x: Any, dim: Any, name: str) -> int:
     if dim is None or x.dtype.kind != "f":
         raise ValueError(f"{name}: expected a floating input and a dim, got {x.dtype} and "
                          f"dim={dim}")
@@ -130,8 +132,9 @@ def _reduction(reduction: str, name: str) -> None:
                          "sum")
 
 
-def cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
-                  reduction: str = "mean", label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None,
+                  ignore_index: int = -100, reduction: str = "mean",
+                  label_smoothing: float = 0.0) -> Tensor:
     """−Σ_c q_c log softmax(x)_c along dim 1, q the target class (smoothed) or class probabilities.
 
     x: (N, C, *) or (C,)   target: (N, *) integers, or x's shape   weight: (C,)
@@ -140,16 +143,16 @@ def cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None = None, ignor
     _reduction(reduction, "cross_entropy")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
-    target = as_tensor(target)
+    input, target = (checked(t, "cross_entropy") for t in (input, target))
     if target.dtype.kind == "f":
-        return _soft_cross_entropy(x, target, weight, reduction, label_smoothing)
-    t = _classes(x, target, weight, ignore_index, "cross_entropy")
-    rows = x if x.ndim > 1 else unsqueeze(x, 0)
-    y = _cross_entropy(rows, target=t if x.ndim > 1 else t.reshape(1),
-                       weight=None if weight is None else weight.data.astype(x.dtype),
+        return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
+    t = _classes(input, target, weight, ignore_index, "cross_entropy")
+    rows = input if input.ndim > 1 else unsqueeze(input, 0)
+    y = _cross_entropy(rows, target=t if input.ndim > 1 else t.reshape(1),
+                       weight=None if weight is None else weight.data.astype(input.dtype),
                        ignore_index=ignore_index, reduction=reduction,
                        label_smoothing=label_smoothing)
-    return y.reshape(()) if x.ndim == 1 and reduction == "none" else y  # type: ignore[no-any-return]
+    return y.reshape(()) if input.ndim == 1 and reduction == "none" else y  # type: ignore[no-any-return]
 
 
 def _soft_cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None, reduction: str,
@@ -171,32 +174,32 @@ def _reduced(losses: Tensor, reduction: str) -> Tensor:
     return losses if reduction == "none" else (mean if reduction == "mean" else sum)(losses)
 
 
-def nll_loss(x: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
+def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100,
              reduction: str = "mean") -> Tensor:
     """−w[t] x[t] along dim 1 for log-probabilities x: (N, C, *), target: (N, *).
 
     The mean is weighted."""
     _reduction(reduction, "nll_loss")
-    target = as_tensor(target)
-    t = _classes(x, target, weight, ignore_index, "nll_loss")
-    rows = x if x.ndim > 1 else unsqueeze(x, 0)
-    q = _target_weights(rows, t if x.ndim > 1 else t.reshape(1),
+    input, target = (checked(t, "nll_loss") for t in (input, target))
+    t = _classes(input, target, weight, ignore_index, "nll_loss")
+    rows = input if input.ndim > 1 else unsqueeze(input, 0)
+    q = _target_weights(rows, t if input.ndim > 1 else t.reshape(1),
                         None if weight is None else weight.data, ignore_index, 0.0)
     losses = neg(sum(rows * as_tensor(q), 1))
     if reduction != "mean":
-        return _reduced(losses if x.ndim > 1 else losses.reshape(()), reduction)
+        return _reduced(losses if input.ndim > 1 else losses.reshape(()), reduction)
     with np.errstate(all="ignore"):
         return sum(losses) * float(np.float64(1) / q.sum(dtype=np.float64))  # type: ignore[no-any-return]
 
 
-def mse_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """(x − target)², elementwise, then reduced. Raises ValueError where the shapes differ."""
     _reduction(reduction, "mse_loss")
-    target = as_tensor(target)
-    if x.shape != target.shape:
-        raise ValueError(f"mse_loss: expected a target of the input's size {x.shape}, got "
+    input, target = (checked(t, "mse_loss") for t in (input, target))
+    if input.shape != target.shape:
+        raise ValueError(f"mse_loss: expected a target of the input's size {input.shape}, got "
                          f"{target.shape}")
-    d = x - target
+    d = input - target
     return _reduced(d * d, reduction)
 
 

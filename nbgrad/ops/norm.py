@@ -12,7 +12,7 @@ from nbgrad.autograd import Tensor, bump, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.reduce import mean as mean_of, sum
-from nbgrad.ops.shape import reshape
+from nbgrad.ops.shape import checked, reshape
 
 
 def _data(t: Tensor | None) -> Any:
@@ -85,7 +85,7 @@ def batch_norm_inference_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /
     return (dx, dgamma.astype(x.dtype), dbeta.astype(x.dtype)), composition(again, dy, x, gamma)
 
 
-def batch_norm(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
                weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
                momentum: float = 0.1, eps: float = 1e-5) -> Tensor:
     """y = γ (x − μ) / √(σ² + ε) + β per channel.      x: (N, C, *)   weight γ, bias β: (C,)
@@ -94,21 +94,22 @@ def batch_norm(x: Tensor, running_mean: Tensor | None, running_var: Tensor | Non
     ``momentum`` towards μ and the unbiased variance. Evaluation: the running arrays. Keeps x, γ, μ,
     1/σ. Raises ValueError for one value per channel in training and for sizes that do not fit.
     """
-    _check(x, running_mean, running_var, weight, bias, training, eps)
+    input = checked(input, "batch_norm")
+    _check(input, running_mean, running_var, weight, bias, training, eps)
     if not training:
         assert running_mean is not None
         assert running_var is not None
         mu = running_mean.data.astype(np.float64)
         with np.errstate(all="ignore"):
             invstd = 1 / np.sqrt(running_var.data.astype(np.float64) + eps)
-        return batch_norm_inference(x, weight, bias, mean=mu, invstd=invstd)  # type: ignore[no-any-return]
-    n = x.data.size // x.shape[1] if x.shape[1] else 0
+        return batch_norm_inference(input, weight, bias, mean=mu, invstd=invstd)  # type: ignore[no-any-return]
+    n = input.data.size // input.shape[1] if input.shape[1] else 0
     if n == 1:
         raise ValueError("Expected more than 1 value per channel when training, got input size "
-                         f"{list(x.shape)}")
-    y, mean, var = _batch_norm(x, weight, bias, eps=eps)
+                         f"{list(input.shape)}")
+    y, mean, var = _batch_norm(input, weight, bias, eps=eps)
     if n and running_mean is not None and running_var is not None:
-        kernels(x).batch_norm_update(running_mean.data, running_var.data, mean.data, var.data,
+        kernels(input).batch_norm_update(running_mean.data, running_var.data, mean.data, var.data,
                                      momentum=momentum, count=n)
         bump(running_mean)
         bump(running_var)
@@ -127,12 +128,19 @@ def _check(x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | 
         raise ValueError(f"batch_norm: eps must be positive, got {eps}")
     given = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
     for name, t in given.items():
-        if t is not None and t.shape != (x.shape[1],):
-            raise ValueError(f"batch_norm: {name} should contain {x.shape[1]} elements not "
-                             f"{t.numel()} (shape {t.shape})")
-        if t is not None and t.dtype != x.dtype:
+        if t is None:
+            continue
+        if not isinstance(t, Tensor):
+            raise TypeError(f"batch_norm: expected {name} to be a Tensor, got {type(t).__name__}")
+        if t.shape != (x.shape[1],):
+            raise ValueError(f"batch_norm: {name} should contain {x.shape[1]} elements, one per "
+                             f"channel, in a shape of ({x.shape[1]},), got shape {t.shape}")
+        if t.dtype != x.dtype:
             raise ValueError(f"batch_norm: expected {name} of dtype {x.dtype}, the input's, got "
                              f"{t.dtype}")
+        if training and name.startswith("running") and not t.data.flags.writeable:
+            raise ValueError(f"batch_norm: {name} is to be updated in training, but is a read-only "
+                             "array or an expanded view")
 
 
 # -------------------------------------------------------------------------------------------- layer
@@ -170,30 +178,31 @@ def _backward_of_layer(dy: Tensor, x: Tensor, gamma: Tensor | None, dims: int,
     return dx, sum(dy * xhat, rows) if rows else dy * xhat, sum(dy, rows) if rows else dy
 
 
-def layer_norm(x: Tensor, normalized_shape: Any, weight: Tensor | None = None,
+def layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None,
                bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """y = γ (x − μ) / √(σ² + ε) + β, μ and (biased) σ² over the last dims, ``normalized_shape``.
 
     weight γ, bias β: normalized_shape. Keeps x, γ, μ, 1/σ. Raises RuntimeError if x does not end in
     normalized_shape.   Ba, Kiros & Hinton 2016.
     """
+    input = checked(input, "layer_norm")
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    fits = 0 < len(shape) <= x.ndim and x.shape[-len(shape):] == shape
-    if not fits or x.dtype.kind != "f":
+    fits = 0 < len(shape) <= input.ndim and input.shape[-len(shape):] == shape
+    if not fits or input.dtype.kind != "f":
         raise RuntimeError(f"Given normalized_shape={list(shape)}, expected a floating input with "
-                           f"shape [*, {', '.join(map(str, shape))}], but got {x.dtype} input of "
-                           f"size {list(x.shape)}")
+                           f"shape [*, {', '.join(map(str, shape))}], but got {input.dtype} input "
+                           f"of size {list(input.shape)}")
     for name, t in (("weight", weight), ("bias", bias)):
-        if t is not None and (t.shape != shape or t.dtype != x.dtype):
+        if t is not None and (t.shape != shape or t.dtype != input.dtype):
             raise RuntimeError(f"layer_norm: Expected {name} to be of same shape as "
-                               f"normalized_shape and of {x.dtype}, but got {name} of shape "
+                               f"normalized_shape and of {input.dtype}, but got {name} of shape "
                                f"{list(t.shape)} and {t.dtype} and normalized_shape = "
                                f"{list(shape)}")
     if not eps >= 0:
         raise ValueError(f"layer_norm: eps must not be negative, got {eps}")
     if not math.prod(shape):
-        return x * 1
-    return _layer_norm(x, weight, bias, dims=len(shape), eps=eps)  # type: ignore[no-any-return]
+        return input * 1
+    return _layer_norm(input, weight, bias, dims=len(shape), eps=eps)  # type: ignore[no-any-return]
 
 
 __all__ = ["batch_norm", "layer_norm"]

@@ -7,13 +7,14 @@ from typing import Any
 from nbgrad.autograd import Tensor, op
 from nbgrad.backend import kernels
 from nbgrad.ops.conv import Pair, pair
+from nbgrad.ops.shape import checked, squeeze, unsqueeze
 
 
 def _geometry(x: Tensor, name: str, kernel_size: Any, stride: Any, padding: Any,
               dilation: Any = 1) -> dict[str, Pair]:
     if x.ndim != 4 or x.dtype.kind != "f":
-        raise RuntimeError(f"{name}: Expected a floating 4D (N, C, H, W) input, got {x.dtype} of "
-                           f"size {x.shape}")
+        raise RuntimeError(f"{name}: Expected a floating 4D (N, C, H, W) or 3D (C, H, W) input, got "
+                           f"{x.dtype} of size {x.shape}")
     k, d = pair(kernel_size, "kernel_size", name), pair(dilation, "dilation", name)
     s = k if stride is None or stride == () else pair(stride, "stride", name)
     p = pair(padding, "padding", name, 0)
@@ -50,12 +51,20 @@ def max_pool2d_gather(x: Tensor, /, indices: Any) -> Any:
             (lambda dy: max_pool2d_backward(dy, indices=indices, input_size=shape),))
 
 
-def max_pool2d(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-               ceil_mode: bool = False, return_indices: bool = False) -> Any:
+def _batched(x: Tensor, name: str) -> Tensor:
+    x = checked(x, name)
+    return unsqueeze(x, 0) if x.ndim == 3 else x
+
+
+def max_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
+               dilation: Any = 1, ceil_mode: bool = False, return_indices: bool = False) -> Any:
     """y = the largest of each window (the first of equal ones, NaN if there is one); stride
     defaults to kernel_size.   ∂y goes to that element. Keeps the indices, not x."""
+    x = _batched(input, "max_pool2d")
     how = _geometry(x, "max_pool2d", kernel_size, stride, padding, dilation)
     y, indices = _max_pool2d(x, **how, ceil_mode=ceil_mode)
+    if input.ndim == 3:
+        y, indices = squeeze(y, 0), squeeze(indices, 0)
     return (y, indices) if return_indices else y
 
 
@@ -73,16 +82,18 @@ def avg_pool2d_backward(dy: Tensor, /, input_size: tuple[int, ...], **how: Any) 
             (lambda dx: _avg_pool2d(dx, **how),))
 
 
-def avg_pool2d(x: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
+def avg_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
                ceil_mode: bool = False, count_include_pad: bool = True,
                divisor_override: int | None = None) -> Any:
     """y = the mean of each window; zeros of the padding count if ``count_include_pad``."""
+    x = _batched(input, "avg_pool2d")
     how: dict[str, Any] = _geometry(x, "avg_pool2d", kernel_size, stride, padding)
     del how["dilation"]
     if divisor_override is not None and not divisor_override:
         raise RuntimeError("avg_pool2d: divisor must be not zero")
-    return _avg_pool2d(x, **how, ceil_mode=ceil_mode, count_include_pad=count_include_pad,
-                       divisor_override=divisor_override)
+    y = _avg_pool2d(x, **how, ceil_mode=ceil_mode, count_include_pad=count_include_pad,
+                    divisor_override=divisor_override)
+    return squeeze(y, 0) if input.ndim == 3 else y
 
 
 @op(name="adaptive_avg_pool2d", method=False)
@@ -100,15 +111,18 @@ def adaptive_avg_pool2d_backward(dy: Tensor, /, input_size: tuple[int, ...]) -> 
             (lambda dx: _adaptive_avg_pool2d(dx, output_size=size),))
 
 
-def adaptive_avg_pool2d(x: Tensor, output_size: Any) -> Any:
+def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Any:
     """y: (N, C, P, Q), each the mean of x over rows ⌊pH/P⌋ … ⌈(p+1)H/P⌉ and columns likewise.
     A size of None keeps the input's."""
+    x = _batched(input, "adaptive_avg_pool2d")
     if x.ndim != 4 or x.dtype.kind != "f" or 0 in x.shape[2:]:
-        raise RuntimeError("adaptive_avg_pool2d: Expected a floating 4D (N, C, H, W) input with "
-                           f"non-zero H and W, got {x.dtype} of size {x.shape}")
+        raise RuntimeError("adaptive_avg_pool2d: Expected a floating 4D (N, C, H, W) or 3D "
+                           f"(C, H, W) input with non-zero H and W, got {x.dtype} of size "
+                           f"{input.shape}")
     sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
     sizes = tuple(n if s is None else s for s, n in zip(sizes, x.shape[2:]))
-    return _adaptive_avg_pool2d(x, output_size=pair(sizes, "output_size", "adaptive_avg_pool2d", 0))
+    y = _adaptive_avg_pool2d(x, output_size=pair(sizes, "output_size", "adaptive_avg_pool2d", 0))
+    return squeeze(y, 0) if input.ndim == 3 else y
 
 
 __all__ = ["adaptive_avg_pool2d", "avg_pool2d", "max_pool2d"]

@@ -10,6 +10,7 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, _dtype, as_tensor, op
 from nbgrad.backend import kernels
+from nbgrad.ops.shape import checked
 
 
 class Generator:
@@ -106,9 +107,11 @@ def normal(mean: float, std: float, size: Sequence[int], generator: Generator | 
     return _made(z * std + mean, dtype, False)
 
 
-def randint(low: int, high: int | None = None, size: Sequence[int] = (),
+def randint(low: int = 0, high: Any = None, size: Sequence[int] = (),
             generator: Generator | None = None, dtype: Any = np.int64) -> Tensor:
-    """Integers from low (0 if one number is given) to high − 1."""
+    """Integers from low (0 if one number is given) to high − 1; ``randint(high, size)`` as well."""
+    if isinstance(high, (tuple, list)):
+        high, size = None, high
     low, high = (0, low) if high is None else (low, high)
     if not low < high:
         raise ValueError(f"randint: expected low < high, got {low} and {high}")
@@ -122,11 +125,21 @@ def randperm(n: int, generator: Generator | None = None, dtype: Any = np.int64) 
     return _made(_rng(generator).permutation(n), dtype, False)
 
 
-def bernoulli(p: Tensor, generator: Generator | None = None) -> Tensor:
+def rand_like(input: Tensor, *, generator: Generator | None = None, dtype: Any = None) -> Tensor:
+    """Uniform on [0, 1), of x's shape and dtype."""
+    return rand(input.shape, generator=generator, dtype=dtype or input.dtype)
+
+
+def randn_like(input: Tensor, *, generator: Generator | None = None, dtype: Any = None) -> Tensor:
+    """Normal with mean 0 and variance 1, of x's shape and dtype."""
+    return randn(input.shape, generator=generator, dtype=dtype or input.dtype)
+
+
+def bernoulli(input: Tensor, generator: Generator | None = None) -> Tensor:
     """1 with probability p, else 0, elementwise."""
-    if p.data.size and not (p.data.min() >= 0 and p.data.max() <= 1):
+    if input.data.size and not (input.data.min() >= 0 and input.data.max() <= 1):
         raise ValueError("bernoulli: expected probabilities in [0, 1]")
-    return as_tensor((_rng(generator).random(p.shape) < p.data).astype(p.dtype))
+    return as_tensor((_rng(generator).random(input.shape) < input.data).astype(input.dtype))
 
 
 @op(name="dropout", method=False)
@@ -138,17 +151,20 @@ def _dropout(x: Tensor, /, p: float, generator: Generator | None) -> Any:
     return np.where(keep, y, x.dtype.type(0)), (lambda dy: dy * kept,)
 
 
-def dropout(x: Tensor, p: float = 0.5, training: bool = True,
+def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,
             generator: Generator | None = None) -> Tensor:
-    """y = x / (1 − p) with probability 1 − p, else 0; x itself in evaluation.
+    """y = x / (1 − p) with probability 1 − p, else 0; x itself in evaluation. ``inplace`` has no
+    effect.
 
     Srivastava et al. 2014."""
+    input = checked(input, "dropout")
     if not (isinstance(p, (int, float)) and 0 <= p <= 1 and not math.isnan(p)):
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     if not training or p == 0:
-        return x
-    return _dropout(x, p=p, generator=generator)  # type: ignore[no-any-return]
+        return input
+    return _dropout(input, p=p, generator=generator)  # type: ignore[no-any-return]
 
 
 __all__ = ["Generator", "bernoulli", "default_generator", "dropout", "get_rng_state", "manual_seed",
-           "normal", "rand", "randint", "randn", "randperm", "set_rng_state", "uniform"]
+           "normal", "rand", "rand_like", "randint", "randn", "randn_like", "randperm", "set_rng_state",
+           "uniform"]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, as_tensor, op
+from nbgrad.autograd import Tensor, _dtype, as_tensor, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import abs, exp, log, mask, pow, sqrt, where
 from nbgrad.ops.shape import _axis as axis_of, broadcast_to, flip, gather, reshape, unsqueeze
@@ -35,6 +35,22 @@ def axes_of(dim: Any, ndim: int, name: str) -> tuple[int, ...] | None:
 builtin_max = max
 
 
+def taken(x: Tensor, dtype: Any) -> Any:
+    """x's array, as ``dtype`` where one is given."""
+    return x.data if dtype is None else x.data.astype(_dtype(dtype), copy=False)
+
+
+def given_back(dx: Tensor, dtype: Any) -> Tensor:
+    """A gradient in the dtype that its input had before ``taken``."""
+    return dx if dx.data.dtype is dtype else dx.to(dtype)
+
+
+def _dims(dim: Any, axis: Any, name: str) -> Any:
+    if axis is not None and dim is not None:
+        raise TypeError(f"{name}: got dim={dim} and axis={axis}, two names of one thing")
+    return dim if axis is None else axis
+
+
 def _spread(dy: Tensor, shape: tuple[int, ...], axes: tuple[int, ...] | None,
             keepdim: bool) -> Tensor:
     """A reduced tensor back over the shape that it was reduced from."""
@@ -48,11 +64,13 @@ def _count(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> int:
 
 
 @op
-def sum(x: Tensor, /, dim: Any = None, keepdim: bool = False) -> Any:
-    """y = Σ x over dim (all by default).   ∂x = ∂y, spread."""
-    axes, shape = axes_of(dim, x.ndim, "sum"), x.shape
-    return (kernels(x).sum(x.data, axes=axes, keepdims=keepdim),
-            (lambda dy: _spread(dy, shape, axes, keepdim),))
+def sum(x: Tensor, /, dim: Any = None, keepdim: bool = False, *, dtype: Any = None,
+        axis: Any = None) -> Any:
+    """y = Σ x over dim (all by default), of x as ``dtype``.   ∂x = ∂y, spread."""
+    axes, shape, before = axes_of(_dims(dim, axis, "sum"), x.ndim, "sum"), x.shape, x.data.dtype
+    y = kernels(x).sum(taken(x, dtype), axes=axes, keepdims=keepdim)
+    y = y if dtype is None else np.asarray(y, _dtype(dtype))
+    return y, (lambda dy: _spread(given_back(dy, before), shape, axes, keepdim),)
 
 
 @op(method=False)
@@ -65,37 +83,44 @@ def sum_to(x: Tensor, /, shape: tuple[int, ...]) -> Any:
 
 
 @op
-def mean(x: Tensor, /, dim: Any = None, keepdim: bool = False) -> Any:
-    """y = Σ x / n over dim.   ∂x = ∂y / n, spread.   NaN of nothing. Floating point only."""
-    _floating(x, "mean")
-    axes, shape = axes_of(dim, x.ndim, "mean"), x.shape
+def mean(x: Tensor, /, dim: Any = None, keepdim: bool = False, *, dtype: Any = None,
+         axis: Any = None) -> Any:
+    """y = Σ x / n over dim, of x as ``dtype``.   ∂x = ∂y / n, spread.   NaN of nothing. Floating
+    point only."""
+    data, before = taken(x, dtype), x.data.dtype
+    _floating(data, "mean")
+    axes, shape = axes_of(_dims(dim, axis, "mean"), x.ndim, "mean"), x.shape
     n = _count(shape, axes)
     with np.errstate(all="ignore"):
-        y = kernels(x).sum(x.data, axes=axes, keepdims=keepdim) / x.dtype.type(n)
-    return y, (lambda dy: _spread(dy / n, shape, axes, keepdim),)
+        y = kernels(x).sum(data, axes=axes, keepdims=keepdim) / data.dtype.type(n)
+    return y, (lambda dy: _spread(given_back(dy, before) / n, shape, axes, keepdim),)
 
 
-def _floating(x: Tensor, name: str) -> None:
+def _floating(x: Any, name: str) -> None:
     if x.dtype.kind != "f":
         raise RuntimeError(f"{name}(): could not infer output dtype. Input dtype must be either a "
                            f"floating point or complex dtype. Got: {x.dtype}")
 
 
-def var(x: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *,
+def var(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *,
         correction: int = 1) -> Tensor:
     """y = Σ (x − mean)² / (n − correction), in two passes.   ``unbiased=False`` is correction 0."""
-    _floating(x, "var")
-    axes = axes_of(dim, x.ndim, "var")
+    _floating(input, "var")
+    axes = axes_of(dim, input.ndim, "var")
     correction = correction if unbiased is None else int(unbiased)
-    d = x - mean(x, axes, True)
-    n = builtin_max(_count(x.shape, axes) - correction, 0)
+    d = input - mean(input, axes, True)
+    n = builtin_max(_count(input.shape, axes) - correction, 0)
     return sum(d * d, axes, keepdim) / n  # type: ignore[no-any-return]
 
 
-def std(x: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *,
+def std(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *,
         correction: int = 1) -> Tensor:
-    """y = √var."""
-    return sqrt(var(x, dim, unbiased, keepdim, correction=correction))  # type: ignore[no-any-return]
+    """y = √var.   The gradient where var is 0 is 0."""
+    v = var(input, dim, unbiased, keepdim, correction=correction)
+    zero = v.data == 0
+    if not zero.any():
+        return sqrt(v)  # type: ignore[no-any-return]
+    return mask(sqrt(where(zero, 1.0, v)), ~zero)  # type: ignore[no-any-return]
 
 
 def _extreme(name: str, doc: str) -> Any:
@@ -138,22 +163,22 @@ def _argument(x: Tensor, axis: int, arg: Any, name: str) -> Any:
     return arg(x.data, axis=axis, keepdims=True)
 
 
-def max(x: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
+def max(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     """The largest element; with ``dim``, (values, indices) along it; for a tensor, ``maximum``."""
     if isinstance(dim, Tensor):
         from nbgrad.ops.elementwise import maximum
 
-        return maximum(x, dim)
-    return amax(x) if dim is None else _along(x, dim, keepdim, np.argmax, "max")
+        return maximum(input, dim)
+    return amax(input) if dim is None else _along(input, dim, keepdim, np.argmax, "max")
 
 
-def min(x: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
+def min(input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
     """The smallest element; with ``dim``, (values, indices) along it; for a tensor, ``minimum``."""
     if isinstance(dim, Tensor):
         from nbgrad.ops.elementwise import minimum
 
-        return minimum(x, dim)
-    return amin(x) if dim is None else _along(x, dim, keepdim, np.argmin, "min")
+        return minimum(input, dim)
+    return amin(input) if dim is None else _along(input, dim, keepdim, np.argmin, "min")
 
 
 def _arg(name: str, arg: Any) -> Any:
@@ -185,16 +210,21 @@ def any(x: Tensor, /, dim: Any = None, keepdim: bool = False) -> Any:
 
 
 @op(saves_output=True)
-def prod(x: Tensor, /, dim: Any = None, keepdim: bool = False) -> Any:
-    """y = Π x over dim.   ∂x = ∂y × product of the others, also where some x are 0."""
+def prod(x: Tensor, /, dim: Any = None, keepdim: bool = False, *, dtype: Any = None,
+         axis: Any = None) -> Any:
+    """y = Π x over dim, of x as ``dtype``.   ∂x = ∂y × product of the others, also where some x
+    are 0."""
+    dim, shape, before = _dims(dim, axis, "prod"), x.shape, x.data.dtype
     axes = None if dim is None or not x.ndim else (axis_of(dim, x.ndim, "prod"),)
-    shape = x.shape
-    y = kernels(x).prod(x.data, axes=axes, keepdims=keepdim)
+    y = kernels(x).prod(taken(x, dtype), axes=axes, keepdims=keepdim)
+    y = y if dtype is None else np.asarray(y, _dtype(dtype))
 
     def vjp(dy: Tensor, y: Tensor) -> Tensor:
         if (x.data != 0).all():
-            return _spread(dy * y, shape, axes, keepdim) / x
-        return _spread(dy, shape, axes, keepdim) * _product_of_others(x, axes)
+            dx = _spread(dy * y, shape, axes, keepdim) / x
+        else:
+            dx = _spread(dy, shape, axes, keepdim) * _product_of_others(x, axes)
+        return given_back(dx, before)
     return y, (vjp,)
 
 
@@ -210,13 +240,14 @@ def _product_of_others(x: Tensor, axes: tuple[int, ...] | None) -> Tensor:
     return reshape(others.permute(*order), x.shape)
 
 
-def logsumexp(x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+def logsumexp(input: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
     """y = log Σ e^x over dim, shifted by the largest so that it does not overflow."""
-    axes = axes_of(dim, x.ndim, "logsumexp")
-    top = kernels(x).max(x.data, axes=axes, keepdims=True) if _count(x.shape, axes) else 0
-    top = np.where(np.isfinite(top), top, 0).astype(x.dtype)
-    y = log(sum(exp(x - as_tensor(top)), axes, True)) + as_tensor(top)
-    kept = tuple(n for i, n in enumerate(x.shape) if axes is not None and i not in axes)
+    axes = axes_of(dim, input.ndim, "logsumexp")
+    n = _count(input.shape, axes)
+    top: Any = kernels(input).max(input.data, axes=axes, keepdims=True) if n else 0
+    top = np.where(np.isfinite(top), top, 0).astype(input.dtype)
+    y = log(sum(exp(input - as_tensor(top)), axes, True)) + as_tensor(top)
+    kept = tuple(n for i, n in enumerate(input.shape) if axes is not None and i not in axes)
     return y if keepdim else reshape(y, kept)
 
 
@@ -231,18 +262,18 @@ def _norm2(x: Tensor, /, dim: Any, keepdim: bool) -> Any:
     return y, (vjp,)
 
 
-def norm(x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Tensor:
+def norm(input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Tensor:
     """y = (Σ |x|^p)^(1/p) over dim; p may be inf.   The gradient of the 2-norm at 0 is 0."""
-    _floating(x, "norm")
+    _floating(input, "norm")
     if p in (2, "fro"):
-        return _norm2(x, dim=dim, keepdim=keepdim)  # type: ignore[no-any-return]
+        return _norm2(input, dim=dim, keepdim=keepdim)  # type: ignore[no-any-return]
     if p == math.inf:
-        return amax(abs(x), dim, keepdim)  # type: ignore[no-any-return]
+        return amax(abs(input), dim, keepdim)  # type: ignore[no-any-return]
     if p == 1:
-        return sum(abs(x), dim, keepdim)  # type: ignore[no-any-return]
+        return sum(abs(input), dim, keepdim)  # type: ignore[no-any-return]
     if not isinstance(p, (int, float)) or p <= 0:
         raise ValueError(f"norm: expected p > 0, inf or 'fro', got {p!r}")
-    return pow(sum(pow(abs(x), p), dim, keepdim), 1 / p)  # type: ignore[no-any-return]
+    return pow(sum(pow(abs(input), p), dim, keepdim), 1 / p)  # type: ignore[no-any-return]
 
 
 @op

@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import OPS, Tensor, as_tensor, op
+from nbgrad.autograd import OPS, Tensor, _constant, as_tensor, op
+
+
+def checked(x: Any, name: str) -> Tensor:
+    """x as a Tensor. Raises TypeError for what is none, and no array or number."""
+    return x if isinstance(x, Tensor) else _constant(x, None, name)
 
 
 def _axis(dim: Any, ndim: int, name: str) -> int:
@@ -57,37 +62,38 @@ def _reshape(x: Tensor, /, shape: tuple[int, ...]) -> Any:
     return x.data.reshape(shape), (lambda dy: _reshape(dy, shape=before),)
 
 
-def reshape(x: Tensor, *shape: Any) -> Tensor:
+def reshape(input: Tensor, *shape: Any) -> Tensor:
     """y = x's elements in row-major order in another shape; one size may be −1. A view where it
     can be."""
     sizes = _ints(shape)
     known = math.prod(s for s in sizes if s != -1)
-    n = x.data.size
+    n = input.data.size
     if sizes.count(-1) > 1 or any(s < -1 for s in sizes):
         raise ValueError(f"reshape: invalid shape {sizes}: sizes are >= 0, and at most one is -1")
     if (n != known) if -1 not in sizes else (known == 0 or n % known):
         raise RuntimeError(f"shape '{list(sizes)}' is invalid for input of size {n}")
-    return _reshape(x, shape=sizes)  # type: ignore[no-any-return]
+    return _reshape(input, shape=sizes)  # type: ignore[no-any-return]
 
 
-def view(x: Tensor, *shape: Any) -> Tensor:
+def view(input: Tensor, *shape: Any) -> Tensor:
     """``reshape`` that raises RuntimeError where it would have to copy."""
-    y = reshape(x, *shape)
-    if x.data.size and not np.shares_memory(x.data, y.data):
+    y = reshape(input, *shape)
+    if input.data.size and not np.shares_memory(input.data, y.data):
         raise RuntimeError("view size is not compatible with input tensor's size and stride (at "
                            "least one dimension spans across two contiguous subspaces). Use "
                            ".reshape(...) instead.")
     return y
 
 
-def flatten(x: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """The dims from start to end as one."""
-    if not x.ndim:
-        return reshape(x, (1,))
-    a, b = _axis(start_dim, x.ndim, "flatten"), _axis(end_dim, x.ndim, "flatten")
+    if not input.ndim:
+        return reshape(input, (1,))
+    a, b = _axis(start_dim, input.ndim, "flatten"), _axis(end_dim, input.ndim, "flatten")
     if a > b:
         raise RuntimeError("flatten() has invalid args: start_dim cannot come after end_dim")
-    return reshape(x, x.shape[:a] + (math.prod(x.shape[a:b + 1]),) + x.shape[b + 1:])
+    n = math.prod(input.shape[a:b + 1])
+    return reshape(input, input.shape[:a] + (n,) + input.shape[b + 1:])
 
 
 @op(name="permute", view=True, method=False)
@@ -96,12 +102,12 @@ def _permute(x: Tensor, /, dims: Any) -> Any:
     return x.data.transpose(dims), (lambda dy: _permute(dy, dims=back),)
 
 
-def permute(x: Tensor, *dims: Any) -> Tensor:
+def permute(input: Tensor, *dims: Any) -> Tensor:
     """y[i_{d0}, i_{d1}, …] with the dims in another order. A view."""
-    order = tuple(_axis(d, x.ndim, "permute") for d in _ints(dims))
-    if sorted(order) != list(range(x.ndim)):
-        raise RuntimeError(f"permute: expected each of {x.ndim} dims once, got {_ints(dims)}")
-    return _permute(x, dims=order)  # type: ignore[no-any-return]
+    order = tuple(_axis(d, input.ndim, "permute") for d in _ints(dims))
+    if sorted(order) != list(range(input.ndim)):
+        raise RuntimeError(f"permute: expected each of {input.ndim} dims once, got {_ints(dims)}")
+    return _permute(input, dims=order)  # type: ignore[no-any-return]
 
 
 @op(view=True)
@@ -116,16 +122,17 @@ def mT(x: Tensor) -> Tensor:
     return transpose(x, -2, -1)  # type: ignore[no-any-return]
 
 
-def squeeze(x: Tensor, dim: Any = None) -> Tensor:
+def squeeze(input: Tensor, dim: Any = None) -> Tensor:
     """Without its dims of size 1: all, or those named."""
-    dims = range(x.ndim) if dim is None else [_axis(d, x.ndim, "squeeze") for d in _ints((dim,))]
-    return reshape(x, tuple(n for i, n in enumerate(x.shape) if n != 1 or i not in dims))
+    named = range(input.ndim) if dim is None else _ints((dim,))
+    dims = [_axis(d, input.ndim, "squeeze") for d in named]
+    return reshape(input, tuple(n for i, n in enumerate(input.shape) if n != 1 or i not in dims))
 
 
-def unsqueeze(x: Tensor, dim: int) -> Tensor:
+def unsqueeze(input: Tensor, dim: int) -> Tensor:
     """With a dim of size 1 at ``dim``."""
-    at = _axis(dim, x.ndim + 1, "unsqueeze")
-    return reshape(x, x.shape[:at] + (1,) + x.shape[at:])
+    at = _axis(dim, input.ndim + 1, "unsqueeze")
+    return reshape(input, input.shape[:at] + (1,) + input.shape[at:])
 
 
 @op(name="broadcast_to", view=True, method=False)
@@ -139,16 +146,16 @@ def _broadcast_to(x: Tensor, /, shape: tuple[int, ...]) -> Any:
     return y, (lambda dy: OPS["sum_to"](dy, shape=before),)
 
 
-def broadcast_to(x: Tensor, shape: Any) -> Tensor:
+def broadcast_to(input: Tensor, shape: Any) -> Tensor:
     """y = x repeated along dims of size 1 and new leading dims, without a copy (read-only)."""
-    return _broadcast_to(x, shape=tuple(shape))  # type: ignore[no-any-return]
+    return _broadcast_to(input, shape=tuple(shape))  # type: ignore[no-any-return]
 
 
-def expand(x: Tensor, *sizes: Any) -> Tensor:
+def expand(input: Tensor, *sizes: Any) -> Tensor:
     """``broadcast_to``; −1 keeps a size."""
     shape = _ints(sizes)
-    lead = len(shape) - x.ndim
-    return broadcast_to(x, tuple(x.shape[i - lead] if s == -1 and i >= lead else s
+    lead = len(shape) - input.ndim
+    return broadcast_to(input, tuple(input.shape[i - lead] if s == -1 and i >= lead else s
                                  for i, s in enumerate(shape)))
 
 
@@ -187,11 +194,11 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return cat([unsqueeze(x, dim) for x in xs], dim if dim >= 0 else dim + xs[0].ndim + 1)
 
 
-def split(x: Tensor, split_size_or_sections: int | Sequence[int],
+def split(tensor: Tensor, split_size_or_sections: int | Sequence[int],
           dim: int = 0) -> tuple[Tensor, ...]:
     """Views of pieces along dim: of one size (the last may be smaller), or of the sizes given."""
-    axis = _axis(dim, x.ndim, "split")
-    n, size = x.shape[axis], split_size_or_sections
+    axis = _axis(dim, tensor.ndim, "split")
+    n, size = tensor.shape[axis], split_size_or_sections
     if isinstance(size, int):
         if size <= 0:
             raise ValueError(f"split: expected split_size to be positive, got {size}")
@@ -201,21 +208,22 @@ def split(x: Tensor, split_size_or_sections: int | Sequence[int],
         if sum(sizes) != n or min(sizes, default=0) < 0:
             raise ValueError(f"split: sizes {sizes} do not sum to {n}, the size of dim {axis}")
     ends = np.cumsum(sizes).tolist()
-    return tuple(getitem(x, (*(slice(None),) * axis, slice(b - s, b))) for s, b in zip(sizes, ends))
+    before = (slice(None),) * axis
+    return tuple(getitem(tensor, (*before, slice(b - s, b))) for s, b in zip(sizes, ends))
 
 
-def chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+def chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """At most ``chunks`` pieces of equal size along dim; the last may be smaller."""
     if chunks < 1:
         raise ValueError(f"chunk: expects chunks to be greater than 0, got {chunks}")
-    n = x.shape[_axis(dim, x.ndim, "chunk")]
-    return split(x, max(-(-n // chunks), 1), dim)
+    n = input.shape[_axis(dim, input.ndim, "chunk")]
+    return split(input, max(-(-n // chunks), 1), dim)
 
 
-def unbind(x: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
+def unbind(input: Tensor, dim: int = 0) -> tuple[Tensor, ...]:
     """The slices along dim, each without it."""
-    axis = _axis(dim, x.ndim, "unbind")
-    return tuple(getitem(x, (*(slice(None),) * axis, i)) for i in range(x.shape[axis]))
+    axis = _axis(dim, input.ndim, "unbind")
+    return tuple(getitem(input, (*(slice(None),) * axis, i)) for i in range(input.shape[axis]))
 
 
 # ----------------------------------------------------------------------------------------- indexing
@@ -239,7 +247,11 @@ def _is_basic(index: Any) -> bool:
 def getitem(x: Tensor, /, index: Any) -> Any:
     """y = x[index], by NumPy's rules.   ∂x = ∂y added there. A view for slices and integers."""
     index, shape = _index(index), x.shape
-    return x.data[index], (lambda dy: index_add(dy, index=index, shape=shape),)
+    try:
+        y = x.data[index]
+    except IndexError as e:
+        raise IndexError(f"getitem: {e}, for a tensor of shape {shape}") from None
+    return y, (lambda dy: index_add(dy, index=index, shape=shape),)
 
 
 @op(method=False)
@@ -267,14 +279,14 @@ def index_put(x: Tensor, value: Tensor, /, index: Any) -> Any:
     return y, (dx, lambda dy: getitem(dy, index=index))
 
 
-def index_select(x: Tensor, dim: int, index: Any) -> Tensor:
+def index_select(input: Tensor, dim: int, index: Any) -> Tensor:
     """The slices of x along dim that the 1-d index names."""
     index = as_tensor(index)
     if index.ndim > 1 or index.dtype.kind not in "iu":
         raise IndexError("index_select(): Index is supposed to be a vector of integers, got "
                          f"{index.ndim} dims of {index.dtype}")
-    axis = _axis(dim, x.ndim, "index_select")
-    return getitem(x, (*(slice(None),) * axis, index.data.reshape(-1)))  # type: ignore[no-any-return]
+    axis = _axis(dim, input.ndim, "index_select")
+    return getitem(input, (*(slice(None),) * axis, index.data.reshape(-1)))  # type: ignore[no-any-return]
 
 
 def _grid(index: Any, axis: int) -> tuple[Any, ...]:
@@ -284,53 +296,53 @@ def _grid(index: Any, axis: int) -> tuple[Any, ...]:
     return tuple(grid)
 
 
-def gather(x: Tensor, dim: int, index: Any) -> Tensor:
+def gather(input: Tensor, dim: int, index: Any) -> Tensor:
     """y[i, j, k] = x[index[i, j, k], j, k] for dim 0, and so on.   ∂x = ∂y added there."""
-    index, axis = as_tensor(index), _axis(dim, x.ndim, "gather")
-    sizes = enumerate(zip(index.shape, x.shape))
-    if index.ndim != x.ndim or any(m > n for d, (m, n) in sizes if d != axis):
+    index, axis = as_tensor(index), _axis(dim, input.ndim, "gather")
+    sizes = enumerate(zip(index.shape, input.shape))
+    if index.ndim != input.ndim or any(m > n for d, (m, n) in sizes if d != axis):
         raise RuntimeError(f"gather(): Expected index {index.shape} to be no larger than self "
-                           f"{x.shape} apart from dimension {axis}")
+                           f"{input.shape} apart from dimension {axis}")
     if index.dtype.kind not in "iu":
         raise IndexError(f"gather(): Expected an integer index, got {index.dtype}")
-    n = x.shape[axis]
+    n = input.shape[axis]
     if index.data.size and not (index.data.min() >= 0 and index.data.max() < n):
         raise IndexError(f"gather(): index out of bounds for dimension {axis} with size {n}")
-    return getitem(x, _grid(index.data, axis))  # type: ignore[no-any-return]
+    return getitem(input, _grid(index.data, axis))  # type: ignore[no-any-return]
 
 
-def flip(x: Tensor, dims: Any) -> Tensor:
+def flip(input: Tensor, dims: Any) -> Tensor:
     """Reversed along dims."""
-    axes = {_axis(d, x.ndim, "flip") for d in _ints((dims,))}
+    axes = {_axis(d, input.ndim, "flip") for d in _ints((dims,))}
     back, whole = slice(None, None, -1), slice(None)
-    return getitem(x, tuple(back if i in axes else whole for i in range(x.ndim)))  # type: ignore[no-any-return]
+    return getitem(input, tuple(back if i in axes else whole for i in range(input.ndim)))  # type: ignore[no-any-return]
 
 
-def roll(x: Tensor, shifts: Any, dims: Any = None) -> Tensor:
+def roll(input: Tensor, shifts: Any, dims: Any = None) -> Tensor:
     """Moved by ``shifts`` along dims; what leaves at one end enters at the other. Without dims,
     in row-major order."""
     if dims is None:
-        return reshape(roll(flatten(x), shifts, 0), x.shape)
-    steps, axes = _ints((shifts,)), [_axis(d, x.ndim, "roll") for d in _ints((dims,))]
+        return reshape(roll(flatten(input), shifts, 0), input.shape)
+    steps, axes = _ints((shifts,)), [_axis(d, input.ndim, "roll") for d in _ints((dims,))]
     if len(steps) != len(axes):
         raise ValueError(f"roll: shifts and dims must align, got {steps} and {_ints((dims,))}")
     for step, axis in zip(steps, axes):
-        x = index_select(x, axis, np.roll(np.arange(x.shape[axis]), step))
-    return x
+        input = index_select(input, axis, np.roll(np.arange(input.shape[axis]), step))
+    return input
 
 
-def repeat(x: Tensor, *sizes: Any) -> Tensor:
+def repeat(input: Tensor, *sizes: Any) -> Tensor:
     """x tiled so many times along each dim."""
     times = _ints(sizes)
     if min(times, default=0) < 0:
         raise ValueError(f"repeat: expected sizes >= 0, got {times}")
-    if len(times) < x.ndim:
+    if len(times) < input.ndim:
         raise RuntimeError("Number of dimensions of repeat dims can not be smaller than number of "
                            "dimensions of tensor")
-    shape = (1,) * (len(times) - x.ndim) + x.shape
+    shape = (1,) * (len(times) - input.ndim) + input.shape
     pairs = [k for r, n in zip(times, shape) for k in (r, n)]
     ones = [k for n in shape for k in (1, n)]
-    tiled = broadcast_to(reshape(x, ones), pairs)
+    tiled = broadcast_to(reshape(input, ones), pairs)
     return reshape(tiled, tuple(r * n for r, n in zip(times, shape)))
 
 
@@ -340,25 +352,25 @@ def _pad(x: Tensor, /, widths: Any, value: Any) -> Any:
     return np.pad(x.data, widths, constant_values=value), (lambda dy: getitem(dy, inner),)
 
 
-def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
+def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
     """x with ``pad = (left, right, top, bottom, …)`` added from the last dim on; negative ones
     crop."""
     if mode != "constant":
         raise ValueError(f"pad: only mode 'constant' is there, got {mode!r}")
-    if len(pad) % 2 or len(pad) > 2 * x.ndim:
-        raise ValueError(f"pad: expected an even number of widths, at most {2 * x.ndim}, got "
+    if len(pad) % 2 or len(pad) > 2 * input.ndim:
+        raise ValueError(f"pad: expected an even number of widths, at most {2 * input.ndim}, got "
                          f"{len(pad)}")
-    widths = [(0, 0)] * x.ndim
+    widths = [(0, 0)] * input.ndim
     for i in range(len(pad) // 2):
-        widths[x.ndim - 1 - i] = (pad[2 * i], pad[2 * i + 1])
-    crop = tuple(slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(widths, x.shape))
-    y = x if min(pad, default=0) >= 0 else getitem(x, crop)
-    if any(max(-a, 0) + max(-b, 0) > n for (a, b), n in zip(widths, x.shape)):
-        raise RuntimeError(f"pad: {tuple(pad)} crops more than there is of shape {x.shape}")
+        widths[input.ndim - 1 - i] = (pad[2 * i], pad[2 * i + 1])
+    crop = tuple(slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(widths, input.shape))
+    y = input if min(pad, default=0) >= 0 else getitem(input, crop)
+    if any(max(-a, 0) + max(-b, 0) > n for (a, b), n in zip(widths, input.shape)):
+        raise RuntimeError(f"pad: {tuple(pad)} crops more than there is of shape {input.shape}")
     return _pad(y, widths=tuple((max(a, 0), max(b, 0)) for a, b in widths), value=value)  # type: ignore[no-any-return]
 
 
-def masked_fill(x: Tensor, mask: Any, value: Any) -> Tensor:
+def masked_fill(input: Tensor, mask: Any, value: Any) -> Tensor:
     """x with ``value`` where mask."""
     from nbgrad.ops.elementwise import where
 
@@ -366,7 +378,7 @@ def masked_fill(x: Tensor, mask: Any, value: Any) -> Tensor:
     if mask.dtype != np.bool_:
         raise RuntimeError("masked_fill only supports boolean masks, but got mask with dtype "
                            f"{mask.dtype}")
-    return where(mask, value, x)  # type: ignore[no-any-return]
+    return where(mask, value, input)  # type: ignore[no-any-return]
 
 
 def _triangle(x: Tensor, diagonal: int) -> Any:
@@ -378,19 +390,19 @@ def _triangle(x: Tensor, diagonal: int) -> Any:
     return np.broadcast_to(np.tri(rows, columns, diagonal, dtype=bool), x.shape)
 
 
-def tril(x: Tensor, diagonal: int = 0) -> Tensor:
+def tril(input: Tensor, diagonal: int = 0) -> Tensor:
     """The lower triangle of the last two dims, 0 elsewhere."""
-    return OPS["mask"](x, keep=_triangle(x, diagonal))  # type: ignore[no-any-return]
+    return OPS["mask"](input, keep=_triangle(input, diagonal))  # type: ignore[no-any-return]
 
 
-def triu(x: Tensor, diagonal: int = 0) -> Tensor:
+def triu(input: Tensor, diagonal: int = 0) -> Tensor:
     """The upper triangle of the last two dims, 0 elsewhere."""
-    return OPS["mask"](x, keep=~_triangle(x, diagonal - 1))  # type: ignore[no-any-return]
+    return OPS["mask"](input, keep=~_triangle(input, diagonal - 1))  # type: ignore[no-any-return]
 
 
-def contiguous(x: Tensor) -> Tensor:
+def contiguous(input: Tensor) -> Tensor:
     """x in row-major memory."""
-    return x if x.data.flags.c_contiguous else OPS["contiguous"](x)
+    return input if input.data.flags.c_contiguous else OPS["contiguous"](input)
 
 
 @op(name="contiguous", method=False)

@@ -22,7 +22,8 @@ class Adam(Optimizer):
     """
 
     _decoupled = False
-    _state_names = ("step", "exp_avg", "exp_avg_sq")
+    _buffers = ("exp_avg", "exp_avg_sq")
+    _state_names = ("step", *_buffers)
 
     def __init__(self, params: Params, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
                  eps: float = 1e-8, weight_decay: float = 0, *, maximize: bool = False) -> None:

@@ -12,12 +12,13 @@ from nbgrad.autograd import Tensor, enable_grad
 
 __all__ = ["Optimizer", "Params"]
 
-Params = Iterable[Tensor] | Iterable[dict[str, Any]]
+Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
 Array = np.ndarray[Any, Any]
 
 
 class Optimizer:
-    """Base class. ``params``: Tensors, or groups ``{"params": Tensors, option: value, …}``.
+    """Base class. ``params``: Tensors, or groups ``{"params": Tensors, option: value, …}``; in
+    place of Tensors also (name, Tensor) pairs, whose names the group keeps as ``param_names``.
 
     ``param_groups`` holds the options of each group, read at every step; ``state[p]`` a dict of
     arrays and numbers. A subclass defines ``_update(group)`` and may extend ``_check(group)``.
@@ -25,6 +26,7 @@ class Optimizer:
     """
 
     _state_names: tuple[str, ...] = ()              # what loaded state must have
+    _buffers: tuple[str, ...] = ()                  # state arrays of the parameter's shape
 
     def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
         if isinstance(params, (Tensor, Mapping, str)):
@@ -51,13 +53,14 @@ class Optimizer:
             raise TypeError("optimizer parameters need to be organized in ordered collections, but "
                             "the ordering of tensors in sets will change between runs: use a list")
         params = [params] if isinstance(params, Tensor) else list(params)
+        names, params = _named(params)
         for p in params:
             _check_parameter(p)
         taken = [p for group in self.param_groups for p in group["params"]] + params
         if len(set(taken)) < len(taken):
             raise ValueError("some parameters appear in more than one parameter group, "
                              "or twice in one")
-        group = {**self.defaults, **param_group, "params": params}
+        group = {**self.defaults, **param_group, "params": params, **names}
         self._check(group)
         self.param_groups.append(group)
 
@@ -73,14 +76,43 @@ class Optimizer:
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient, in place. ``closure`` computes the loss and
-        the gradients first, and its value is returned."""
+        the gradients first, and its value is returned.
+
+        Raises TypeError or ValueError, before anything has changed, where a gradient is not a
+        Tensor, or it or the state is not of its parameter's shape."""
         loss = None
         if closure is not None:
             with enable_grad():
                 loss = closure()
+        self._check_step()
         for group in self.param_groups:
             self._update(group)
         return loss
+
+    def _check_step(self) -> None:
+        """Kernels trust the shapes: they would read and write beyond a smaller array."""
+        state, buffers = self.state, self._buffers
+        for group in self.param_groups:
+            for p in group["params"]:
+                g = p.grad
+                if g is None:
+                    continue
+                if not isinstance(g, Tensor):
+                    raise TypeError(f"{type(self).__name__}: expected a Tensor as the gradient of "
+                                    f"a parameter of shape {p.shape}, got {type(g).__name__}")
+                shape = p.data.shape
+                if g.data.shape != shape:
+                    raise self._misfit("the gradient", g, p)
+                own = state.get(p)
+                if own:
+                    for name in buffers:
+                        buf = own.get(name)
+                        if buf is not None and buf.shape != shape:
+                            raise self._misfit(name, buf, p)
+
+    def _misfit(self, name: str, x: Any, p: Tensor) -> ValueError:
+        return ValueError(f"{type(self).__name__}: {name} of a parameter of shape {p.shape} has "
+                          f"shape {x.shape}")
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, or fill them with zeros."""
@@ -123,7 +155,7 @@ class Optimizer:
             if p is None:
                 raise ValueError(f"loaded state dict has state for parameter {i}, "
                                  "which no group lists")
-            missing = set(self._state_names) - set(values)
+            missing = {name for name in self._state_names if values.get(name) is None}
             if missing:
                 raise ValueError(f"loaded state dict: {type(self).__name__} needs "
                                  f"{sorted(missing)} for parameter {i}")
@@ -136,6 +168,17 @@ class Optimizer:
             lines.append(f"Parameter Group {i}")
             lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
         return "\n".join([*lines, ")"])
+
+
+def _named(params: list[Any]) -> tuple[dict[str, list[str]], list[Any]]:
+    """(name, Tensor) pairs apart: what the group keeps of the names, and the Tensors."""
+    pairs = [p for p in params if isinstance(p, tuple)]
+    if not pairs:
+        return {}, params
+    if len(pairs) < len(params) or not all(len(p) == 2 and isinstance(p[0], str) for p in pairs):
+        raise ValueError("all optimizer params should be with or without names: some param names "
+                         "are missing")
+    return {"param_names": [name for name, _ in pairs]}, [p for _, p in pairs]
 
 
 def _check_parameter(p: Any) -> None:
@@ -163,12 +206,14 @@ def _matching(own: list[dict[str, Any]], saved: list[dict[str, Any]]) -> list[di
 
 
 def _copied(name: str, value: Any, p: Tensor) -> Any:
-    """Scalars as Python numbers; arrays in p's dtype and memory order, of p's shape."""
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
+    """The step as a number; arrays in p's dtype and memory order, of p's shape."""
+    if value is None and name != "step":            # PyTorch's SGD without momentum
+        return None
     array = np.asarray(value.detach() if hasattr(value, "detach") else value)
     if name == "step":
-        return int(array)
+        if array.size != 1 or not 0 <= array < 2**63:
+            raise ValueError(f"loaded state dict: step must be a number of at least 0, got {value}")
+        return int(array.item())
     if array.shape != p.shape:
         raise ValueError(f"loaded state dict: {name} has shape {array.shape}, "
                          f"its parameter {p.shape}")

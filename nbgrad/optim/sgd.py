@@ -21,6 +21,8 @@ class SGD(Optimizer):
     ``maximize`` climbs: g ← −g. State per parameter: momentum_buffer.
     """
 
+    _buffers = ("momentum_buffer",)
+
     def __init__(self, params: Params, lr: float = 1e-3, momentum: float = 0, dampening: float = 0,
                  weight_decay: float = 0, nesterov: bool = False, *,
                  maximize: bool = False) -> None:

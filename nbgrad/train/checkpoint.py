@@ -9,6 +9,7 @@ that after a crash the name holds either the old checkpoint or the new one, whol
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import zlib
@@ -84,6 +85,32 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: not a readable checkpoint (no dictionary inside)")
     return state
+
+
+def checked(progress: dict[str, Any], batches: int) -> dict[str, Any]:
+    """Where a run stands, its epochs having ``batches`` batches; raises ValueError if no run can
+    stand there."""
+    for name, most in (("epoch", 2**63), ("batch", batches), ("step", 2**63)):
+        n = progress[name]
+        if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n <= most:
+            raise ValueError(f"progress: {name} {str(n)[:20]} of at most {most}")
+    best, sums = float(progress["best"]), {k: float(v) for k, v in progress["sums"].items()}
+    if math.isnan(best) or not all(map(math.isfinite, sums.values())):
+        raise ValueError("progress: best or sums are not finite")
+    return {**progress, "best": best, "sums": sums, "diverged": bool(progress["diverged"])}
+
+
+def columns(history: dict[str, Any], epochs: int, metrics: set[str]) -> dict[str, list[float]]:
+    """A history as lists; raises ValueError unless all have ``epochs`` numbers and, after the first
+    epoch, all metrics are there."""
+    missing = metrics - history.keys() if epochs else set()
+    if missing:
+        raise ValueError(f"history: no {', '.join(sorted(missing))}")
+    for name, column in history.items():
+        if column.shape != (epochs,) or column.dtype.kind not in "iuf":
+            raise ValueError(f"history: expected {epochs} numbers of {name}, got {column.dtype} of "
+                             f"shape {column.shape}")
+    return {name: column.tolist() for name, column in history.items()}
 
 
 def remove_stale(folder: str | os.PathLike[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,9 +72,9 @@ class Config:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, "
-                                 f"got {getattr(self, name)!r}")
+                                 f"got {_short(getattr(self, name))}")
         if not isinstance(self.root, str | None):
-            raise ValueError(f"root: expected the path of a folder, got {self.root!r}")
+            raise ValueError(f"root: expected the path of a folder, got {_short(self.root)}")
         _number(self, "lr", low=0.0, low_excluded=True)
         _number(self, "momentum", low=0.0, high=1.0)
         _number(self, "dropout", low=0.0, high=1.0)
@@ -105,7 +106,7 @@ class Config:
         names = {f.name for f in dataclasses.fields(cls)}
         if not isinstance(fields, dict) or not fields.keys() <= names:
             unknown = sorted(map(str, set(fields) - names)) if isinstance(fields, dict) else fields
-            raise ValueError(f"Config: unknown fields {unknown}")
+            raise ValueError(f"Config: unknown fields {_short(unknown)}")
         return cls(**fields)
 
     def to_json(self) -> str:
@@ -127,14 +128,22 @@ def _number(c: Config, name: str, *, low: float, high: float = math.inf,
             low_excluded: bool = False) -> None:
     x = getattr(c, name)
     good = isinstance(x, int | float) and not isinstance(x, bool) and low <= x < high
+    good = good and x <= sys.float_info.max         # an int may be larger
     if not good or (low_excluded and x == low):
         limits = f"above {low:g}" if low_excluded else f"from {low:g}"
         limits += f" to {high:g} ({high:g} excluded)" if high < math.inf else ""
-        raise ValueError(f"{name}: expected a number {limits}, got {x!r}")
+        raise ValueError(f"{name}: expected a number {limits}, got {_short(x)}")
 
 
 def _integer(c: Config, name: str, low: int) -> None:
     x = getattr(c, name)
-    if not isinstance(x, int) or isinstance(x, bool) or x < low:
+    if not isinstance(x, int) or isinstance(x, bool) or not low <= x < 2**63:
         why = " (batch norm needs two samples)" if name == "batch_size" and low == 2 else ""
-        raise ValueError(f"{name}: expected a whole number of at least {low}{why}, got {x!r}")
+        raise ValueError(f"{name}: expected a whole number of at least {low}{why}, "
+                         f"got {_short(x)}")
+
+
+def _short(x: Any) -> str:
+    """repr, of which at most 60 characters."""
+    text = repr(x)
+    return text if len(text) <= 60 else f"{text[:57]}..."

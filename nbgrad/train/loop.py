@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import signal
 import threading
@@ -20,7 +21,7 @@ from nbgrad.nn.functional import cross_entropy
 from nbgrad.nn.utils import clip_grad_norm_
 from nbgrad.ops.random import default_generator
 from nbgrad.train import checkpoint
-from nbgrad.train.checkpoint import CheckpointError
+from nbgrad.train.checkpoint import CheckpointError, checked, columns
 from nbgrad.train.evaluation import evaluate
 from nbgrad.train.metrics import Log, grad_norm, norm_statistics
 from nbgrad.train.progress import Silent
@@ -185,23 +186,33 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a ``state_dict()``; raises CheckpointError if it does not fit this run."""
+        """Go on from a ``state_dict()``. Raises CheckpointError, and leaves everything as it was,
+        if that does not fit this run."""
+        before = copy.deepcopy(self.state_dict())
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.schedule is not None:
-                self.schedule.load_state_dict(state["schedule"])
-            self.train.load_state_dict(state["loader"])
-            default_generator.set_state(state["generator"])
-            progress = state["progress"]
-            self.epoch, self.batch = int(progress["epoch"]), int(progress["batch"])
-            self.step = int(progress["step"])
-            self.best, self.diverged = float(progress["best"]), bool(progress["diverged"])
-            self.sums = {k: float(progress["sums"][k]) for k in self.sums}
-            self.history = {k: v.tolist() for k, v in state["history"].items()}
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError) as e:
-            reason = " ".join(str(e).split())
+            progress = checked(state["progress"], len(self.train))
+            metrics = {"train/loss", "train/accuracy", "seconds"}
+            metrics |= {"test/loss", "test/accuracy"} if self.test is not None else set()
+            history = columns(state["history"], progress["epoch"], metrics)
+            self._load(state, progress, history)
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError,
+                OverflowError) as e:
+            self._load(before, before["progress"], self.history)
+            reason = " ".join(f"{e}".split())
+            reason = f"{reason} is missing" if isinstance(e, KeyError) else reason
             raise CheckpointError(f"the checkpoint does not fit this run: {reason}") from e
+
+    def _load(self, state: dict[str, Any], progress: dict[str, Any],
+              history: dict[str, list[float]]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])
+        self.train.load_state_dict(state["loader"])
+        default_generator.set_state(state["generator"])
+        self.epoch, self.batch, self.step = (progress[k] for k in ("epoch", "batch", "step"))
+        self.best, self.diverged = progress["best"], progress["diverged"]
+        self.sums, self.history = {k: progress["sums"][k] for k in self.sums}, history
 
 
 class Signals:

@@ -64,7 +64,8 @@ class CsvLog:
 
 
 class TensorBoardLog:
-    """Rows of numbers as TensorBoard scalars in ``folder`` (view: ``tensorboard --logdir``).
+    """Rows of numbers as TensorBoard scalars in ``folder`` (view: ``tensorboard --logdir``);
+    values that are not finite are left out.
 
     Raises ModuleNotFoundError, with the command that installs it, where tensorboardX is missing.
     """
@@ -81,7 +82,8 @@ class TensorBoardLog:
     def write(self, row: Mapping[str, float]) -> None:
         step = int(row["step"])
         for name, value in row.items():
-            if name not in ("step", "epoch"):
+            # tensorboardX prints a line for every NaN.
+            if name not in ("step", "epoch") and math.isfinite(value):
                 self._writer.add_scalar(name, value, step)
 
     def flush(self) -> None:

@@ -43,15 +43,18 @@ def predict(model: Module, paths: list[str], *, shape: tuple[int, int, int], mea
     channel, like the training images were. ``invert``: 1 − x, for dark ink on light paper where the
     training images (as MNIST's and the digits') are light on dark.
 
-    Raises FileNotFoundError, or DataError for what is no readable image.
+    Raises FileNotFoundError, DataError for what is no readable image, and ValueError where the
+    model's answer is not finite.
     """
     images = np.stack([fit(read_image(path), shape) for path in paths])
     images = 1.0 - images if invert else images
-    x = (images - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
     dtype = next(iter(model.parameters())).dtype
     model.eval()
-    with no_grad():
+    with np.errstate(over="ignore", invalid="ignore"), no_grad():
+        x = (images - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
         p = softmax(model(Tensor(x.astype(dtype))), 1).data.astype(np.float64)
+    if not np.isfinite(p).all():
+        raise ValueError("predict: the network's answer is not finite")
     return [Prediction(str(path), row) for path, row in zip(paths, p)]
 
 

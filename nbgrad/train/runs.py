@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,12 @@ from nbgrad.train.checkpoint import CheckpointError
 from nbgrad.train.config import Config
 from nbgrad.train.loop import Trainer
 from nbgrad.train.metrics import CsvLog, Log, TensorBoardLog
-from nbgrad.train.setup import Task, build_model, load_task, trainer, warm_up
+from nbgrad.train.setup import SHAPES, Task, build_model, load_task, trainer, warm_up
 
 __all__ = ["new_folder", "restored", "resumed", "started", "write_json"]
 
 Path_ = str | os.PathLike[str]
+_SMALLEST = sys.float_info.min      # below, 1 / std is inf
 
 
 def new_folder(out: Path_ | None, command: str) -> Path:
@@ -56,14 +59,15 @@ def resumed(path: Path_, *, root: str | None = None, epochs: int | None = None,
     """A Trainer that goes on from a checkpoint (a folder: from its last one), in the same folder.
 
     Raises FileNotFoundError, CheckpointError, ValueError for other ``epochs`` where the schedule
-    was laid out for a number, and what the data raise.
+    was laid out for a number or where more are done already, and what the data raise.
     """
     file = _file(path, "last", "best")
     state = checkpoint.load(file)
     config = _config(file, state)
     if epochs not in (None, config.epochs) and config.schedule != "constant":
         raise ValueError(f"epochs: the {config.schedule} schedule was laid out for {config.epochs}")
-    config = config.but(root=root or config.root, epochs=epochs or config.epochs)
+    config = config.but(root=root or config.root,
+                        epochs=config.epochs if epochs is None else epochs)
     checkpoint.remove_stale(file.parent)
     task = load_task(config)
     one = trainer(config, task, folder=file.parent, **settings)
@@ -71,15 +75,20 @@ def resumed(path: Path_, *, root: str | None = None, epochs: int | None = None,
         one.load_state_dict(state)
     except CheckpointError as e:
         raise CheckpointError(f"{file}: {e}") from e
+    if one.epoch + (one.batch > 0) > config.epochs:
+        raise ValueError(f"epochs: {config.epochs} are fewer than the {one.epoch} that the run has "
+                         f"done{' and the one it is in' if one.batch else ''}")
     warm_up(config, task)
     return _with_logs(one, file.parent, one.step), config
 
 
 def restored(path: Path_) -> tuple[Module, Config, dict[str, Any]]:
-    """The network of a checkpoint (a folder: of its best one), its Config, and the whole state."""
+    """The network of a checkpoint (a folder: of its best one), its Config, and the whole state,
+    whose "mean" and "std" are good to standardise by."""
     file = _file(path, "best", "last")
     state = checkpoint.load(file)
     config = _config(file, state)
+    _check_standardisation(file, state, SHAPES[config.data][0])
     model = build_model(config)
     try:
         model.load_state_dict(state["model"])
@@ -115,6 +124,17 @@ def _file(path: Path_, *names: str) -> Path:
         return Path(path)
     found = [Path(path, f"{name}.safetensors") for name in names]
     return next((file for file in found if file.exists()), found[0])
+
+
+def _check_standardisation(file: Path, state: dict[str, Any], channels: int) -> None:
+    for name in ("mean", "std"):
+        values = state.get(name)
+        good = (isinstance(values, list) and len(values) == channels
+                and all(isinstance(v, float) and math.isfinite(v) for v in values))
+        if not good or (name == "std" and min(values) < _SMALLEST):  # type: ignore[type-var, arg-type]
+            raise CheckpointError(f"{file}: {name} of the images: expected {channels} finite "
+                                  f"number{'s' * (channels > 1)}"
+                                  f"{' above 0' if name == 'std' else ''}")
 
 
 def _config(file: Path, state: dict[str, Any]) -> Config:

@@ -18,7 +18,7 @@ from nbgrad.train.progress import Silent
 from nbgrad.train.report import LEVELS, epochs_to, finding, summarize
 from nbgrad.train.setup import Task, trainer, warm_up
 
-__all__ = ["Study", "compare"]
+__all__ = ["Study", "compare", "diverged"]
 
 FORMAT = "nbgrad-compare-1"
 
@@ -137,16 +137,19 @@ def details(study: Study, task: Task) -> str:
     return ", ".join(parts)
 
 
+def diverged(one: Trainer, classes: int) -> bool:
+    """Whether the loss stopped being finite, or ended above ln(classes), that of guessing."""
+    return one.diverged or one.history["train/loss"][-1] > math.log(classes)
+
+
 def _record(config: Config, one: Trainer, task: Task) -> dict[str, Any]:
-    """One run's results. It counts as diverged when its loss stopped being finite, or ended above
-    ln(classes), that of guessing."""
+    """One run's results."""
     curves = {name: [v if math.isfinite(v) else None for v in column]
               for name, column in one.history.items()}
     accuracy = one.history["test/accuracy"]
-    above = one.history["train/loss"][-1] > math.log(task.classes)
     return {
         "norm": config.norm, "lr": config.lr, "seed": config.seed,
-        "diverged": bool(one.diverged or above),
+        "diverged": diverged(one, task.classes),
         "epochs_to": {f"{level:g}": epochs_to(accuracy, level) for level in LEVELS},
         "final_accuracy": accuracy[-1], "best_accuracy": max(accuracy),
         "seconds": sum(one.history["seconds"]), "curves": curves,
