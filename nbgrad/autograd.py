@@ -18,6 +18,7 @@ import inspect
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -182,14 +183,15 @@ class Op:
         if len(inputs) != self.arity and not self.variadic:
             inputs, settings = self._bind(inputs, settings)
         edges: list[Any] = []
-        wanted = 0
+        wanted, record = 0, _mode.recording
         for x in inputs:
             if isinstance(x, Tensor):
-                if x.requires_grad:
-                    wanted += 1
-                    edges.append(x.grad_fn or x)
-                else:
-                    edges.append(None)
+                if record:
+                    if x.requires_grad:
+                        wanted += 1
+                        edges.append(x.grad_fn or x)
+                    else:
+                        edges.append(None)
             elif x is None:
                 edges.append(None)
             else:
@@ -200,7 +202,7 @@ class Op:
                 return self(p, q, **settings)
         result = self.fn(*inputs, **settings)
         y, vjp = result[0], result[1]
-        if not wanted or vjp is None or not _mode.recording:
+        if not wanted or vjp is None:
             out = _wrap(y)
         else:
             node = _new(Node)
@@ -379,7 +381,7 @@ def _unmodified(node: Node) -> bool:
             if isinstance(value, Tensor):
                 if value._version is not None and value._version[0] > node.clock:
                     return False
-            elif callable(value) or type(value) in (list, tuple):
+            elif type(value) in (FunctionType, list, tuple):
                 return False                 # tensors may hide in there
     y = node.output
     return y is None or y._version is None or y._version[0] <= node.clock
@@ -546,9 +548,12 @@ def _hooked(hooks: list[Any], dy: Any, owner: Node | Tensor) -> Any:
 
 def _owned(dx: Tensor, dy: Any, dxs: Sequence[Any]) -> Tensor:
     """A leaf keeps its gradient, and users scale it in place: it must not be somebody else's."""
-    if dx is dy or isinstance(dx.data.base, ndarray) or sum(d is dx for d in dxs) > 1:
-        return _wrap(dx.data.copy(order="K"))
-    return dx
+    shared = dx is dy or isinstance(dx.data.base, ndarray)
+    others = 0
+    for d in dxs:
+        if d is dx:
+            others += 1
+    return _wrap(dx.data.copy(order="K")) if shared or others > 1 else dx
 
 
 def _accumulate(leaf: Tensor, dy: Tensor, record: bool) -> None:

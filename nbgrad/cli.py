@@ -239,13 +239,12 @@ def _options() -> Iterator[None]:
     try:
         yield
     except ValueError as e:
-        name, colon, rest = str(e).partition(": ")
-        fields = {f.name: f.name for f in dataclasses.fields(Config)}
-        names = {**fields, "samples": "samples", "seeds": "seeds", "lrs": "lr",
-                 "set_num_threads": "threads"}
-        if name not in names:
+        name, _, rest = str(e).partition(": ")
+        name = {"lrs": "lr", "set_num_threads": "threads"}.get(name, name)
+        fields = {f.name for f in dataclasses.fields(Config)}
+        if name not in fields | {"samples", "seeds", "threads"}:
             raise
-        raise _Exit(2, f"--{names[name].replace('_', '-')}: {rest}") from e
+        raise _Exit(2, f"--{name.replace('_', '-')}: {rest}") from e
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -185,6 +185,24 @@ def test_another_number_of_epochs_needs_a_constant_schedule(tmp_path, capsys):
     assert "laid out for 1" in fails(capsys, "train", "--resume", tmp_path / "r", "--epochs", "2")
 
 
+@pytest.mark.parametrize(("epochs", "message"), [
+    ("1", "--epochs: 1 are fewer than the 2 that the run has done"),
+    ("0", "--epochs: expected a whole number of at least 1, got 0"),
+])
+def test_a_run_cannot_go_back_to_fewer_epochs(epochs, message, trained, capsys):
+    before = (trained / "epochs.csv").read_bytes()
+    assert message in fails(capsys, "train", "--resume", trained, "--epochs", epochs)
+    assert (trained / "epochs.csv").read_bytes() == before
+
+
+def test_a_loss_above_guessing_is_said_to_diverge_without_noise(tmp_path):
+    argv = ["train", "--lr", "1e30", "--epochs", "1", "--quiet", "--out", tmp_path / "r"]
+    text = subprocess.run([*PYTHON, *argv], capture_output=True, text=True, timeout=300)
+    assert text.returncode == 0
+    assert text.stderr == ""
+    assert "after 1 epochs: diverged: the loss is" in text.stdout
+
+
 def test_eval_compares_statistics(trained, capsys):
     out, _ = ok(capsys, "eval", trained / "last.safetensors", "--statistics", "running", "batch",
                 "population", "--batch-size", "360")
@@ -216,6 +234,43 @@ def test_a_damaged_checkpoint_is_one_line(damage, trained, tmp_path, capsys):
         checkpoint.save(path, state)
     for command in (["eval", path], ["train", "--resume", path], ["predict", path, "x.png"]):
         assert "c.safetensors" in fails(capsys, *command)
+
+
+@pytest.mark.parametrize("change", [
+    {"mean": None}, {"mean": [0.1, 0.2, 0.3]}, {"mean": "a"}, {"std": [0.0]}, {"std": [1e-320]},
+    {"mean": [float("nan")]}, {"config": {"dropout": 10**400}},
+])
+def test_a_crafted_checkpoint_predicts_nothing(change, trained, tmp_path, capsys):
+    state = checkpoint.load(trained / "best.safetensors")
+    path = checkpoint.save(tmp_path / "c.safetensors", {**state, **change})
+    err = fails(capsys, "predict", path, png(tmp_path / "x.png", np.zeros((8, 8))))
+    assert "c.safetensors" in err
+    assert len(err) < 300 + len(str(path))
+
+
+def test_a_network_without_a_finite_answer_predicts_nothing(trained, tmp_path, capsys):
+    state = checkpoint.load(trained / "best.safetensors")
+    next(iter(state["model"].values())).data[...] = np.nan
+    path = checkpoint.save(tmp_path / "c.safetensors", state)
+    err = fails(capsys, "predict", path, png(tmp_path / "x.png", np.zeros((8, 8))))
+    assert "the network's answer is not finite" in err
+
+
+@pytest.mark.parametrize("change", [
+    {"progress": {"epoch": -5}}, {"progress": {"batch": 10**9}}, {"progress": {"step": 1.5}},
+    {"progress": {"best": float("nan")}}, {"progress": {"epoch": 10**400}},
+    {"history": {"test/accuracy": np.zeros((1000, 2))}}, {"history": {"seconds": np.zeros(3)}},
+    {"history": None},
+])
+def test_progress_that_no_run_can_have_is_refused_with_the_files_name(change, trained, tmp_path,
+                                                                     capsys):
+    state = checkpoint.load(trained / "last.safetensors")
+    for part, values in change.items():
+        state[part] = {} if values is None else {**state[part], **values}
+    path = checkpoint.save(tmp_path / "c.safetensors", state)
+    err = fails(capsys, "train", "--resume", path)
+    assert "c.safetensors: the checkpoint does not fit this run: " + part in err
+    assert len(err) < 300 + len(str(path))
 
 
 def finished(process, number):
@@ -393,16 +448,21 @@ def test_info_tells_versions_and_machine(capsys):
     ([], "the following arguments are required: COMMAND"),
     (["fly"], "invalid choice: 'fly'"),
     (["compare", "--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
-    (["compare", "--lr", "-1"], "lr: expected a number above 0, got -1.0"),
-    (["compare", "--seeds", "0"], "seeds: expected one or more"),
-    (["compare", "--lr", "1", "1"], "lrs: expected one or more different values"),
+    (["compare", "--lr", "-1"], "error: --lr: expected a number above 0, got -1.0"),
+    (["compare", "--seeds", "0"], "error: --seeds: expected how many, at least 1, or which ones"),
+    (["compare", "--seeds", "-1"], "which ones, got -1"),
+    (["compare", "--seeds", "3", "3"], "error: --seeds: expected one or more different values"),
+    (["compare", "--lr", "1", "1"], "error: --lr: expected one or more different values"),
+    (["compare", "--weight-decay", "-1"], "error: --weight-decay: expected a number"),
     (["compare", "--data", "mnist"], "root"),
     (["compare", "--data", "mnist", "--root", "/nonexistent"], "'/nonexistent'"),
     (["train", "--batch-size", "1"], "batch norm needs two samples"),
     (["train", "--resume", "/nonexistent/x"], "no checkpoint at /nonexistent/x"),
-    (["train", "--threads", "0"], "set_num_threads"),
+    (["train", "--threads", "0"], "error: --threads: expected 1 to"),
+    (["train", "--lr", "1e999"], "error: --lr: expected a number above 0, got inf"),
     (["eval", "/nonexistent"], "no checkpoint at"),
-    (["graph", "--samples", "1"], "samples: expected at least 2"),
+    (["eval", "/nonexistent", "--batch-size", "0"], "error: --batch-size: expected at least 1"),
+    (["graph", "--samples", "1"], "error: --samples: expected at least 2"),
     (["info", "--what"], "unrecognized arguments: --what"),
 ])
 def test_bad_input_is_one_line(argv, message, capsys, tmp_path, monkeypatch):

@@ -244,6 +244,12 @@ def test_bad_settings_are_refused(settings):
         DataLoader([1, 2], **settings)
 
 
+def test_pin_memory_is_accepted_and_changes_nothing():
+    data = TensorDataset(np.arange(5))
+    for pin in (False, True):
+        assert [b.tolist() for (b,) in DataLoader(data, 2, pin_memory=pin)] == [[0, 1], [2, 3], [4]]
+
+
 def test_a_dataset_needs_length_and_samples():
     with pytest.raises(TypeError, match="got generator"):
         DataLoader(i for i in range(3))

@@ -135,6 +135,12 @@ def test_constants_and_bad_arguments():
         init.calculate_gain("leaky_relu", True)
     with pytest.raises(TypeError, match="normal_: expected a floating point tensor, got int64"):
         init.normal_(nbgrad.tensor([1, 2]))
+    before = t.tolist()
+    with pytest.raises(ValueError, match="normal_: expected std >= 0, got -1"):
+        init.normal_(t, std=-1)
+    with pytest.raises(ValueError, match="uniform_: expected a <= b, got a=1 and b=0"):
+        init.uniform_(t, 1, 0)
+    assert t.tolist() == before
 
 
 def test_filling_a_parameter_keeps_it_a_leaf_and_bumps_its_version():

@@ -109,6 +109,13 @@ def test_get_submodule_and_parameter_by_dotted_name():
         model.get_parameter("0.fc")
 
 
+def test_get_buffer_by_dotted_name():
+    model = nn.Sequential(nn.BatchNorm1d(2))
+    assert model.get_buffer("0.running_mean") is model[0].running_mean
+    with pytest.raises(AttributeError, match=r"`weight` is not a buffer of BatchNorm1d"):
+        model.get_buffer("0.weight")
+
+
 def test_load_state_dict_copies_values_and_casts_dtypes():
     block = Block()
     fc, weight = block.fc, np.arange(6.0).reshape(3, 2)
@@ -191,6 +198,15 @@ def test_conversion_moves_floats_gradients_and_keeps_identity():
     assert block.to("cpu").to(nbgrad.float64).scale.dtype == np.float64
     with pytest.raises(TypeError, match="only accepts floating point"):
         block.to(np.int64)
+    assert block.cpu() is block.to(device="cpu") is block
+    assert block.to("cpu", nbgrad.float32).scale.dtype == np.float32
+    assert block.to(dtype="float64").scale.dtype == np.float64
+    for settings in ({"device": "cuda"}, {"device": "cuda:0", "dtype": np.float32}):
+        with pytest.raises(RuntimeError, match="the only device is cpu, got cuda"):
+            block.to(**settings)
+    with pytest.raises(RuntimeError, match="the only device is cpu, got cuda"):
+        block.to("cuda")
+    assert block.scale.dtype == np.float64
 
 
 def test_modes_freezing_and_zero_grad_reach_everything():

@@ -259,4 +259,75 @@ def test_parameters_to_vector_and_back():
 
 def test_functional_names_are_the_ops():
     for name in nn.functional.__all__:
-        assert getattr(nn.functional, name) is getattr(nbgrad.ops, name)
+        if name != "one_hot":
+            assert getattr(nn.functional, name) is getattr(nbgrad.ops, name)
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: nn.Linear(-1, 4), "Linear: in_features must be an int of at least 0, got -1"),
+    (lambda: nn.Linear(2, 1.5), "Linear: out_features must be an int of at least 0, got 1.5"),
+    (lambda: nn.Conv2d(-3, 2, 1), "Conv2d: in_channels must be an int of at least 0, got -3"),
+    (lambda: nn.Conv2d(3, -2, 1), "Conv2d: out_channels must be an int of at least 0, got -2"),
+    (lambda: nn.BatchNorm1d(-3), "BatchNorm1d: num_features must be an int of at least 0, got -3"),
+    (lambda: nn.LayerNorm((2, -3)), "LayerNorm: normalized_shape must be an int of at least 0"),
+    (lambda: nn.LayerNorm(2.5), "LayerNorm: normalized_shape must be an int of at least 0"),
+    (lambda: nn.BatchNorm1d(3, eps=-1), "BatchNorm1d: eps must not be negative, got -1"),
+    (lambda: nn.BatchNorm2d(3, eps=float("nan")), "BatchNorm2d: eps must not be negative, got nan"),
+    (lambda: nn.LayerNorm(3, eps=None), "LayerNorm: eps must not be negative, got None"),
+])
+def test_bad_sizes_and_eps_are_refused_at_construction(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(("layer", "name"), [
+    (nn.Linear(2, 2), "linear"), (nn.Conv2d(1, 1, 1), "conv2d"), (nn.LayerNorm(2), "layer_norm"),
+    (nn.BatchNorm1d(2), "BatchNorm1d"),
+])
+def test_a_layer_of_no_tensor_says_so(layer, name):
+    with pytest.raises(TypeError, match=f"{name}: expected .*Tensor.*None"):
+        layer(None)
+
+
+@pytest.mark.parametrize(("dim", "sizes"), [(1, (2, 3)), (-1, (3, -1)), (0, [2, 2]), (1, (1, 6))])
+def test_unflatten_equals_pytorch(dim, sizes):
+    torch = pytest.importorskip("torch")
+    x = np.arange(24.0).reshape(4, 6)
+    expected = torch.nn.Unflatten(dim, tuple(sizes))(torch.tensor(x)).numpy()
+    np.testing.assert_array_equal(nn.Unflatten(dim, sizes)(nbgrad.tensor(x)).data, expected)
+
+
+def test_unflatten_refuses_what_does_not_multiply_up():
+    x = nbgrad.zeros(2, 6)
+    assert nn.Sequential(nn.Flatten(), nn.Unflatten(1, (1, 2, 3)))(x).shape == (2, 1, 2, 3)
+    for sizes in ((4, -1), (2, 2), (0, -1), (5,)):
+        with pytest.raises(RuntimeError, match=r"don't multiply up to the size of dim 1 \(6\)"):
+            nn.Unflatten(1, sizes)(x)
+    with pytest.raises(IndexError, match="dim 2 is out of range"):
+        nn.Unflatten(2, (2, 3))(x)
+    with pytest.raises(TypeError, match="must be a tuple of ints"):
+        nn.Unflatten(1, 6)
+    with pytest.raises(ValueError, match="one of which may be -1"):
+        nn.Unflatten(1, (-1, -1))
+
+
+@pytest.mark.parametrize("classes", [-1, 4, 7])
+def test_one_hot_equals_pytorch(classes):
+    torch = pytest.importorskip("torch")
+    x = np.array([[0, 3], [1, 1], [2, 0]])
+    y = nn.functional.one_hot(nbgrad.tensor(x), classes)
+    expected = torch.nn.functional.one_hot(torch.tensor(x), classes).numpy()
+    assert y.dtype == expected.dtype
+    np.testing.assert_array_equal(y.data, expected)
+
+
+def test_one_hot_refuses_what_is_no_class():
+    one_hot = nn.functional.one_hot
+    assert one_hot(nbgrad.zeros(0, dtype=nbgrad.int64), 3).shape == (0, 3)
+    for x, classes in (([-1, 0], 3), ([3], 3), ([-1], -1)):
+        with pytest.raises(ValueError, match="Class values must be from 0 to num_classes - 1"):
+            one_hot(nbgrad.tensor(x), classes)
+    with pytest.raises(ValueError, match="from empty tensor"):
+        one_hot(nbgrad.zeros(0, dtype=nbgrad.int64))
+    with pytest.raises(TypeError, match="expected a tensor of integers, got float32"):
+        one_hot(nbgrad.tensor([1.0]))

@@ -240,6 +240,67 @@ def test_bad_arguments_raise(make, error, message):
         make(nn.Parameter(np.ones(2)))
 
 
+def bad_gradient(p, sgd):
+    p.grad = nbgrad.tensor(np.ones(2))
+
+
+def array_gradient(p, sgd):
+    p.grad = np.ones(4000)
+
+
+def other_data(p, sgd):
+    p.data = np.ones(9000)
+    p.grad = nbgrad.tensor(np.ones(9000))
+
+
+@pytest.mark.parametrize("make", [lambda p: optim.SGD(p, lr=1.0, momentum=0.9), optim.Adam],
+                         ids=["sgd", "adam"])
+@pytest.mark.parametrize(("breaks", "error", "message"), [
+    (bad_gradient, ValueError, r"gradient of a parameter of shape \(4000,\) has shape \(2,\)"),
+    (array_gradient, TypeError, r"a Tensor as the gradient .* \(4000,\), got ndarray"),
+    (other_data, ValueError, r"of a parameter of shape \(9000,\) has shape \(4000,\)"),
+])
+def test_what_does_not_fit_a_parameter_is_refused_before_any_step(make, breaks, error, message):
+    first, p = nn.Parameter(np.ones(3)), nn.Parameter(np.ones(4000))
+    optimizer = make([{"params": [first]}, {"params": [p]}])
+    for q in (first, p):
+        q.grad = nbgrad.ones_like(q)
+    optimizer.step()
+    breaks(p, optimizer)
+    before = [first.data.copy(), p.data.copy()]
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    np.testing.assert_array_equal(first.data, before[0])
+    np.testing.assert_array_equal(p.data, before[1])
+
+
+def test_named_parameters_are_the_parameters():
+    model = nn.Linear(2, 1)
+    sgd = optim.SGD(model.named_parameters(), lr=0.5)
+    assert sgd.param_groups[0]["param_names"] == ["weight", "bias"]
+    assert sgd.param_groups[0]["params"] == [model.weight, model.bias]
+    weight = model.weight.data.copy()
+    model.weight.grad = nbgrad.ones(1, 2)
+    sgd.step()
+    np.testing.assert_array_equal(model.weight.data, weight - np.float32(0.5))
+    sgd.load_state_dict(sgd.state_dict())
+    with pytest.raises(ValueError, match="some param names are missing"):
+        optim.SGD([("weight", model.weight), model.bias])
+
+
+@pytest.mark.parametrize("change", [{"exp_avg": 1.0}, {"exp_avg": None}, {"step": -1},
+                                    {"step": np.ones(2)}])
+def test_hostile_state_of_adam_is_refused(change):
+    p = nn.Parameter(np.ones(2))
+    adam = optim.Adam([p])
+    p.grad = nbgrad.tensor(np.ones(2))
+    adam.step()
+    state = adam.state_dict()
+    state["state"][0].update(change)
+    with pytest.raises(ValueError, match="loaded state dict"):
+        adam.load_state_dict(state)
+
+
 def test_param_groups_exempt_biases_and_normalization():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3),
                           nn.LayerNorm((1, 3)))

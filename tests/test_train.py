@@ -185,6 +185,21 @@ def test_a_checkpoint_of_another_network_is_refused_and_nothing_changes(tmp_path
         run().load_state_dict({"model": state["model"]})
 
 
+@pytest.mark.parametrize("part", ["optimizer", "schedule", "loader", "generator", "progress",
+                                  "history"])
+def test_a_state_of_which_one_part_does_not_fit_changes_nothing(part):
+    other, one = run("adam"), run("adam")
+    other.fit(2)
+    one.fit(1)
+    before, state = arrays(one), other.state_dict()
+    for broken in ({k: v for k, v in state.items() if k != part}, {**state, part: {"x": 1}}):
+        with pytest.raises(checkpoint.CheckpointError, match="does not fit this run"):
+            one.load_state_dict(broken)
+        assert_same(before, arrays(one))
+    one.fit(2)
+    assert one.history["train/loss"] == other.history["train/loss"]     # and it goes on
+
+
 def test_best_is_the_highest_test_accuracy(tmp_path):
     one = run(folder=tmp_path)
     history = one.fit(6)
@@ -297,6 +312,15 @@ def test_tensorboard_files_hold_the_history(tmp_path):
                 for name, column in history.items() for i in range(2)
                 if name not in ("epoch", "step")}
     assert found == expected
+
+
+def test_tensorboard_gets_finite_values_only(tmp_path, capfd):
+    pytest.importorskip("tensorboardX")
+    log = TensorBoardLog(tmp_path)
+    log.write({"step": 1, "a": math.nan, "b": math.inf, "c": 2.0})
+    log.close()
+    assert scalars(tmp_path) == {(1, "c"): 2.0}
+    assert capfd.readouterr().err == ""
 
 
 def test_missing_tensorboard_says_what_to_install(tmp_path, monkeypatch):
@@ -428,6 +452,10 @@ def test_a_config_survives_json():
     ({"placement": "preact"}, "'preact' is resnet20's"),
     ({"clip_grad": 0.0}, "clip_grad: expected a number above 0"),
     ({"root": 3}, "root: expected the path of a folder"),
+    ({"dropout": 10**400}, r"dropout: expected a number from 0 .*, got 10{56}\.\.\.$"),
+    ({"lr": 10**400}, r"lr: expected a number above 0, got 10{56}\.\.\.$"),
+    ({"epochs": 10**400}, r"epochs: expected a whole number of at least 1, got 10{56}\.\.\.$"),
+    ({"data": "x" * 1000}, r"got 'x{56}\.\.\.$"),
 ])
 def test_a_wrong_setting_is_named(changes, message):
     with pytest.raises(ValueError, match=message):

@@ -104,7 +104,7 @@ class _BatchNorm(Normalization):
 
 
 def _check_eps(owner: Normalization, eps: Any) -> None:
-    if not isinstance(eps, Real) or not eps >= 0:   # NaN too
+    if not isinstance(eps, Real) or not float(eps) >= 0:    # NaN too
         raise ValueError(f"{type(owner).__name__}: eps must not be negative, got {eps}")
 
 

@@ -4,12 +4,14 @@ from nbgrad.ops import (  # the modules by other names: `matmul` and `norm` belo
     conv as _conv,
     creation as _creation,
     elementwise as _elementwise,
+    inplace as _inplace,
     loss as _loss,
     matmul as _matmul,
     norm as _norm,
     pool as _pool,
     random as _random,
     reduce as _reduce,
+    selection as _selection,
     shape as _shape,
 )
 from nbgrad.ops.conv import *  # noqa: F403
@@ -21,8 +23,10 @@ from nbgrad.ops.norm import *  # noqa: F403
 from nbgrad.ops.pool import *  # noqa: F403
 from nbgrad.ops.random import *  # noqa: F403
 from nbgrad.ops.reduce import *  # noqa: F403
+from nbgrad.ops.selection import *  # noqa: F403
 from nbgrad.ops.shape import *  # noqa: F403
 
-_FILES = (_conv, _creation, _elementwise, _loss, _matmul, _norm, _pool, _random, _reduce, _shape)
+_FILES = (_conv, _creation, _elementwise, _inplace, _loss, _matmul, _norm, _pool, _random, _reduce,
+          _selection, _shape)
 
 __all__ = [name for module in _FILES for name in module.__all__]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, _dtype
+from nbgrad.autograd import Tensor, _dtype, as_tensor
 from nbgrad.ops.random import _made, _shape
 
 
@@ -81,5 +81,28 @@ def eye(n: int, m: int | None = None, dtype: Any = np.float32) -> Tensor:
     return _made(np.eye(n, m), dtype, False)
 
 
-__all__ = ["arange", "empty", "empty_like", "eye", "full", "full_like", "linspace", "ones",
-           "ones_like", "zeros", "zeros_like"]
+def from_numpy(ndarray: np.ndarray[Any, Any]) -> Tensor:
+    """A Tensor that shares the array's memory. Raises TypeError for anything else."""
+    if not isinstance(ndarray, np.ndarray):
+        raise TypeError(f"from_numpy: expected np.ndarray (got {type(ndarray).__name__})")
+    return as_tensor(ndarray)
+
+
+def is_tensor(obj: Any) -> bool:
+    """Whether it is a Tensor."""
+    return isinstance(obj, Tensor)
+
+
+def _new(name: str, create: Any) -> Any:
+    def f(self: Tensor, *args: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+        return create(*args, dtype=dtype or self.dtype, requires_grad=requires_grad)  # type: ignore[no-any-return]
+    f.__name__ = f.__qualname__ = "new_" + name
+    f.__doc__ = f"``{name}`` of this tensor's dtype."
+    return f
+
+
+for _name, _create in {"zeros": zeros, "ones": ones, "empty": empty, "full": full}.items():
+    setattr(Tensor, f"new_{_name}", _new(_name, _create))
+
+__all__ = ["arange", "empty", "empty_like", "eye", "from_numpy", "full", "full_like", "is_tensor",
+           "linspace", "ones", "ones_like", "zeros", "zeros_like"]

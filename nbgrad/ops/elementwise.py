@@ -14,7 +14,6 @@ import numpy as np
 from nbgrad.autograd import Op, Tensor, as_tensor, composition, op, promoted
 from nbgrad.backend import kernels
 
-
 _BOOL = np.dtype(np.bool_)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from nbgrad.autograd import Tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.reduce import sum
-from nbgrad.ops.shape import mT, reshape, unsqueeze
+from nbgrad.ops.shape import checked, mT, reshape, unsqueeze
 
 
 @op(promote=True)
@@ -53,6 +53,40 @@ def _with_vectors(a: Tensor, b: Tensor) -> Any:
     return y, (da, db)
 
 
+def mm(input: Tensor, mat2: Tensor) -> Tensor:
+    """``matmul`` of two matrices, no broadcasting."""
+    return _product(input, mat2, 2, "mm")
+
+
+def bmm(input: Tensor, mat2: Tensor) -> Tensor:
+    """``matmul`` of two batches (B, M, K) and (B, K, N), no broadcasting."""
+    if checked(input, "bmm").shape[:1] != checked(mat2, "bmm").shape[:1]:
+        raise RuntimeError(f"bmm: expected equal batch sizes, got shapes {input.shape} and "
+                           f"{mat2.shape}")
+    return _product(input, mat2, 3, "bmm")
+
+
+def dot(input: Tensor, tensor: Tensor) -> Tensor:
+    """Σ a b of two vectors of one length."""
+    return _product(input, tensor, 1, "dot")
+
+
+def _product(a: Tensor, b: Tensor, ndim: int, name: str) -> Tensor:
+    a, b = checked(a, name), checked(b, name)
+    if a.ndim != ndim or b.ndim != ndim:
+        raise RuntimeError(f"{name}: expected two {ndim}D tensors, got shapes {a.shape} and "
+                           f"{b.shape}")
+    return matmul(a, b)  # type: ignore[no-any-return]
+
+
+def outer(input: Tensor, vec2: Tensor) -> Tensor:
+    """yᵢⱼ = aᵢ bⱼ of two vectors."""
+    a, b = checked(input, "outer"), checked(vec2, "outer")
+    if a.ndim != 1 or b.ndim != 1:
+        raise RuntimeError(f"outer: expected two 1D tensors, got shapes {a.shape} and {b.shape}")
+    return unsqueeze(a, 1) * b
+
+
 @op
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, /) -> Any:
     """y = x wᵀ + b.   ∂x = ∂y w,   ∂w = ∂yᵀ x,   ∂b = Σ ∂y.
@@ -60,6 +94,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, /) -> Any:
     x: (…, K)  w: (N, K)  b: (N,)  y: (…, N). Keeps x and w. Raises RuntimeError if the sizes do
     not fit.
     """
+    if x is None or weight is None:
+        raise TypeError("linear: expected input and weight to be Tensors, got None")
     if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
         raise RuntimeError("linear: " + _mismatch(x.shape, weight.shape[::-1]))
     if bias is not None and bias.shape != weight.shape[:1]:
@@ -82,4 +118,7 @@ def linear_backward(dy: Tensor, x: Tensor, weight: Tensor, /, input_gradient: bo
     return grads, composition(again, dy, x, weight)
 
 
-__all__ = ["linear", "matmul"]
+for _f in (mm, bmm, dot, outer):
+    setattr(Tensor, _f.__name__, _f)
+
+__all__ = ["bmm", "dot", "linear", "matmul", "mm", "outer"]

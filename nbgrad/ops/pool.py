@@ -13,8 +13,8 @@ from nbgrad.ops.shape import checked, squeeze, unsqueeze
 def _geometry(x: Tensor, name: str, kernel_size: Any, stride: Any, padding: Any,
               dilation: Any = 1) -> dict[str, Pair]:
     if x.ndim != 4 or x.dtype.kind != "f":
-        raise RuntimeError(f"{name}: Expected a floating 4D (N, C, H, W) or 3D (C, H, W) input, got "
-                           f"{x.dtype} of size {x.shape}")
+        raise RuntimeError(f"{name}: Expected a floating 4D (N, C, H, W) or 3D (C, H, W) input, "
+                           f"got {x.dtype} of size {x.shape}")
     k, d = pair(kernel_size, "kernel_size", name), pair(dilation, "dilation", name)
     s = k if stride is None or stride == () else pair(stride, "stride", name)
     p = pair(padding, "padding", name, 0)

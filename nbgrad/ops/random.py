@@ -166,5 +166,5 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
 
 
 __all__ = ["Generator", "bernoulli", "default_generator", "dropout", "get_rng_state", "manual_seed",
-           "normal", "rand", "rand_like", "randint", "randn", "randn_like", "randperm", "set_rng_state",
-           "uniform"]
+           "normal", "rand", "rand_like", "randint", "randn", "randn_like", "randperm",
+           "set_rng_state", "uniform"]

@@ -117,6 +117,14 @@ def transpose(x: Tensor, /, dim0: int, dim1: int) -> Any:
     return (x.data.swapaxes(a, b) if x.ndim else x.data), (lambda dy: transpose(dy, a, b),)
 
 
+def t(input: Tensor) -> Tensor:
+    """A matrix transposed; a vector or number as it is. A view."""
+    if input.ndim > 2:
+        raise RuntimeError("t() expects a tensor with <= 2 dimensions, but self is "
+                           f"{input.ndim}D")
+    return transpose(input, 0, 1) if input.ndim == 2 else OPS["alias"](input)  # type: ignore[no-any-return]
+
+
 def mT(x: Tensor) -> Tensor:
     """The last two dims exchanged."""
     return transpose(x, -2, -1)  # type: ignore[no-any-return]
@@ -159,6 +167,21 @@ def expand(input: Tensor, *sizes: Any) -> Tensor:
                                  for i, s in enumerate(shape)))
 
 
+def expand_as(self: Tensor, other: Tensor) -> Tensor:
+    """``expand`` to other's shape."""
+    return expand(self, other.shape)
+
+
+def view_as(self: Tensor, other: Tensor) -> Tensor:
+    """``view`` in other's shape."""
+    return view(self, other.shape)
+
+
+def type_as(self: Tensor, other: Tensor) -> Tensor:
+    """This tensor in other's dtype."""
+    return self.to(other.dtype)
+
+
 @op(name="cat", method=False)
 def _cat(*xs: Tensor, dim: Any) -> Any:
     ends = np.cumsum([x.shape[dim] for x in xs]).tolist()
@@ -183,6 +206,9 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
                                "the list")
     dtype = np.result_type(*[x.dtype for x in xs])
     return _cat(*[x.to(dtype) for x in xs], dim=axis)  # type: ignore[no-any-return]
+
+
+concat = cat
 
 
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -412,9 +438,10 @@ def _contiguous(x: Tensor, /) -> Any:
 
 for _f in (reshape, view, flatten, permute, squeeze, unsqueeze, expand, split, chunk, unbind,
            index_select, gather, flip, roll, repeat, masked_fill, tril, triu, contiguous,
-           broadcast_to):
+           broadcast_to, t, expand_as, view_as, type_as):
     setattr(Tensor, _f.__name__, _f)
 
-__all__ = ["broadcast_to", "cat", "chunk", "clone", "contiguous", "expand", "flatten", "flip",
-           "gather", "index_select", "masked_fill", "pad", "permute", "repeat", "reshape", "roll",
-           "split", "squeeze", "stack", "transpose", "tril", "triu", "unbind", "unsqueeze", "view"]
+__all__ = ["broadcast_to", "cat", "chunk", "clone", "concat", "contiguous", "expand", "flatten",
+           "flip", "gather", "index_select", "masked_fill", "pad", "permute", "repeat", "reshape",
+           "roll", "split", "squeeze", "stack", "t", "transpose", "tril", "triu", "unbind",
+           "unsqueeze", "view"]

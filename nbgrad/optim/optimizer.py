@@ -103,7 +103,7 @@ class Optimizer:
                 shape = p.data.shape
                 if g.data.shape != shape:
                     raise self._misfit("the gradient", g, p)
-                own = state.get(p)
+                own = state.get(p) if state else None
                 if own:
                     for name in buffers:
                         buf = own.get(name)

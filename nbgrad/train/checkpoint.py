@@ -93,7 +93,7 @@ def checked(progress: dict[str, Any], batches: int) -> dict[str, Any]:
     for name, most in (("epoch", 2**63), ("batch", batches), ("step", 2**63)):
         n = progress[name]
         if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n <= most:
-            raise ValueError(f"progress: {name} {str(n)[:20]} of at most {most}")
+            raise ValueError(f"progress: expected {name} from 0 to {most}, got {str(n)[:20]}")
     best, sums = float(progress["best"]), {k: float(v) for k, v in progress["sums"].items()}
     if math.isnan(best) or not all(map(math.isfinite, sums.values())):
         raise ValueError("progress: best or sums are not finite")

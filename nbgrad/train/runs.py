@@ -131,7 +131,7 @@ def _check_standardisation(file: Path, state: dict[str, Any], channels: int) -> 
         values = state.get(name)
         good = (isinstance(values, list) and len(values) == channels
                 and all(isinstance(v, float) and math.isfinite(v) for v in values))
-        if not good or (name == "std" and min(values) < _SMALLEST):  # type: ignore[type-var, arg-type]
+        if not good or (name == "std" and min(state[name]) < _SMALLEST):
             raise CheckpointError(f"{file}: {name} of the images: expected {channels} finite "
                                   f"number{'s' * (channels > 1)}"
                                   f"{' above 0' if name == 'std' else ''}")
