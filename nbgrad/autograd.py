@@ -193,6 +193,8 @@ class Op:
                     else:
                         edges.append(None)
             elif x is None:
+                if inputs[0] is None:
+                    raise TypeError(f"{self.name}: expected a Tensor, got None")
                 edges.append(None)
             else:
                 return self(*self._convert(inputs), **settings)
@@ -339,13 +341,16 @@ def bump(t: Tensor) -> None:
 
 
 def _share_version(base: Tensor, view: Tensor) -> None:
-    """Memory that two tensors see has one version, which knows the tensors: [clock, refs …]."""
+    """Memory that several tensors see has one version, which knows the tensors: [clock, when to
+    look for dead ones, refs …]."""
     version = base._version
     if version is None:
         version = base._version = [0]
-    if len(version) > 8:
-        version[1:] = [r for r in version[1:] if r() is not None]
-    version.append(weakref.ref(base))
+    if len(version) == 1:
+        version += [16, weakref.ref(base)]
+    if len(version) > version[1]:
+        version[2:] = [r for r in version[2:] if r() is not None]
+        version[1] = max(16, 2 * len(version))
     version.append(weakref.ref(view))
     view._version = version
 
@@ -937,6 +942,8 @@ class Tensor:
             if retained is not None:             # it follows the tensor to its new value
                 retained.remove()
                 self.retain_grad()
+        elif _mode.recording and self.grad_fn is not None:     # nothing of the old value is left
+            self.grad_fn, self.requires_grad = None, False
         np.copyto(self.data, new.data, casting="same_kind")
         bump(self)
         return self
@@ -951,7 +958,7 @@ class Tensor:
             raise RuntimeError("a leaf Variable that requires grad is being used in an in-place "
                                "operation.")
         grads = self.requires_grad or any(isinstance(o, Tensor) and o.requires_grad for o in others)
-        seen = [r() for r in (self._version or ())[1:]]
+        seen = [r() for r in (self._version or ())[2:]]
         if grads and any(t is not None and t is not self for t in seen):
             raise RuntimeError(f"{name}: this tensor shares memory with a view, and an in-place "
                                "write that requires grad would not reach the other; use the "
@@ -974,7 +981,9 @@ class Tensor:
         return self._in_place("div", other)
 
     def clamp_(self, min: Any = None, max: Any = None) -> Tensor:
-        return self._in_place("clamp", min, max)
+        self._writable("clamp_", min, max)
+        x = OPS["clone"](self) if _mode.recording else self     # the vjp looks at what x was
+        return self._write(OPS["clamp"](x, min, max), "clamp_")
 
     def zero_(self) -> Tensor:
         return self.fill_(0)
@@ -1031,19 +1040,16 @@ def _plain(x: Any) -> Any:
 
 
 def _operator(name: str, reverse: bool = False) -> Any:
-    found: list[Op] = []                    # ops are filed after Tensor: look up once, at first use
+    """A method for Python's operator; its op, which is filed after Tensor, is found at first use."""
+    op: Any = None
 
     def forward(self: Tensor, other: Any) -> Any:
-        if not found:
-            found.append(OPS[name])
-        if other is None:
-            return NotImplemented
-        try:
-            return found[0](self, other)
-        except TypeError:
-            if isinstance(other, _OPERANDS):
-                raise
-            return NotImplemented
+        nonlocal op
+        if isinstance(other, _OPERANDS):
+            if op is None:
+                op = OPS[name]
+            return op(self, other)
+        return NotImplemented
 
     def backward(self: Tensor, other: Any) -> Any:
         return OPS[name](other, self) if isinstance(other, _OPERANDS) else NotImplemented

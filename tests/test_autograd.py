@@ -580,3 +580,35 @@ def test_data_that_is_a_tensor_is_refused_where_it_is_used():
     p.data -= 0.5 * tensor(np.array([1.0, 1.0]))
     np.testing.assert_array_equal(values(p), [0.5, 1.5])
     assert f"{tensor(1.5):.2f}" == "1.50"
+
+
+def test_dead_views_are_forgotten():
+    x = nbgrad.zeros(10)
+    for i in range(10_000):
+        x[i % 10]
+    assert len(x._version) < 50
+
+
+def test_a_copied_constant_cuts_the_history():
+    a = leaf([1.0, 2.0])
+    x = a * 2
+    x.copy_(tensor(np.array([5.0, 6.0])))
+    assert not x.requires_grad
+    y = (x * a).sum()
+    y.backward()
+    np.testing.assert_array_equal(values(a.grad), [5, 6])
+
+
+def test_clamp_in_place_is_recorded():
+    a = leaf([1.0, 5.0])
+    x = a * 2
+    x.clamp_(0, 4)
+    x.sum().backward()
+    np.testing.assert_array_equal(values(x), [2, 4])
+    np.testing.assert_array_equal(values(a.grad), [2, 0])
+
+
+def test_none_is_no_tensor():
+    for name in ("exp", "sum", "relu", "matmul"):
+        with pytest.raises(TypeError, match="None"):
+            getattr(nbgrad, name)(None, *[leaf([1.0])] * (name == "matmul"))

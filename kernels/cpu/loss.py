@@ -9,16 +9,21 @@ from functools import lru_cache
 import numpy as np
 
 from ..formulas import exp
-from .columns import add, total
+from ..quiet import silent
+from ..reference import loss as reference
 from .jit import device, kernel, prange
 from .memory import empty_like
+from .reduce import LANES, sum_row
 
 __all__ = ["cross_entropy", "cross_entropy_backward", "log_softmax", "log_softmax_backward",
            "softmax", "softmax_backward"]
 
 BLOCK = 2048               # elements of a block: 8 KB of float32, twice (shifted, exponentials)
-LANES = 64
-SHORT = 64                 # rows up to here are summed one by one
+SMALL = 1 << 14            # elements of a gradient that NumPy's four passes find in L1 and L2
+NARROW = 8                 # columns up to here are copied into rows
+FEW = 8                    # classes up to here: NumPy (3 classes: 173 us, 425 by columns)
+PEAKS = 32                 # maxima of a row that are kept side by side
+STRIP = 256                # columns at a time where classes are not next to each other
 
 
 def _dense(x):
@@ -50,34 +55,25 @@ def _block_rows(C):
 
 
 @device
-def _sum(row, zero, acc):
-    if row.size <= SHORT:
-        s = 0.0
-        for c in range(row.size):
-            s += row[c]
-        return s
-    acc[:] = 0.0
-    add(row, zero, acc)
-    return total(acc)
-
-
-@device
-def _peak(row):
+def _peak(row, acc):
     """The maximum, of comparisons that NaN never wins: it comes back in the exponentials."""
     top = row[0]
     n = row.size
-    if n <= SHORT:
+    if n < PEAKS:
         for c in range(1, n):
             top = row[c] if row[c] > top else top
         return top
-    acc = row[:LANES].copy()
-    for k in range(1, n // LANES):
-        part = row[k * LANES:k * LANES + LANES]
-        for j in range(LANES):
+    for j in range(PEAKS):
+        acc[j] = row[j]
+    for k in range(1, n // PEAKS):
+        part = row[k * PEAKS:k * PEAKS + PEAKS]
+        for j in range(PEAKS):
             acc[j] = part[j] if part[j] > acc[j] else acc[j]
-    for j in range(LANES):
+    for j in range(PEAKS // 2):
+        acc[j] = acc[j + PEAKS // 2] if acc[j + PEAKS // 2] > acc[j] else acc[j]
+    for j in range(PEAKS // 2):
         top = acc[j] if acc[j] > top else top
-    for c in range(n // LANES * LANES, n):
+    for c in range(n // PEAKS * PEAKS, n):
         top = row[c] if row[c] > top else top
     return top
 
@@ -86,7 +82,7 @@ def _peak(row):
 def _load(x, r, row):
     B = x.shape[2]
     if B == 1:
-        source = x[r, :, 0]
+        source = x.reshape(-1)[r * row.size:(r + 1) * row.size]
         for c in range(row.size):
             row[c] = source[c]
     else:
@@ -98,47 +94,101 @@ def _load(x, r, row):
 def _shift_exp(x, first, d, e, sums):
     """Rows from `first`: d = x − max, e = e^d, sums = Σ e."""
     C = d.shape[1]
-    zero, acc = np.zeros(LANES), np.empty(LANES)
+    acc, side = np.empty(LANES), np.empty(PEAKS, d.dtype)
     for k in range(d.shape[0]):
         row = d[k]
         _load(x, first + k, row)
-        top = _peak(row)
+        top = _peak(row, side)
         for c in range(C):
             row[c] -= top
     a, b = d.reshape(-1), e.reshape(-1)
     for i in range(a.size):
         b[i] = exp(a[i])
     for k in range(d.shape[0]):
-        sums[k] = _sum(e[k], zero, acc)
+        sums[k] = sum_row(e[k], acc)
 
 
 @kernel
 def _softmax(x, block, logarithm, y):
-    A, C, B = x.shape
-    R = A * B
+    """y (R, C) of x (R, C, 1)."""
+    R, C = y.shape
     for t in prange((R + block - 1) // block):
         first = t * block
         rows = min(block, R - first)
         d, e, sums = np.empty((rows, C), x.dtype), np.empty((rows, C), x.dtype), np.empty(rows)
         _shift_exp(x, first, d, e, sums)
+        by = np.empty(rows, x.dtype)                         # float32: no detour over float64
         for k in range(rows):
-            a, b = (first + k) // B, (first + k) % B
+            by[k] = math.log(sums[k]) if logarithm else 1 / sums[k]
+        for k in range(rows):
+            s, out, source = by[k], y[first + k], d[k] if logarithm else e[k]
             if logarithm:
-                s = math.log(sums[k])
                 for c in range(C):
-                    y[a, c, b] = d[k, c] - s
+                    out[c] = source[c] - s
             else:
                 for c in range(C):
-                    y[a, c, b] = e[k, c] / sums[k]
+                    out[c] = source[c] * s
+
+
+@kernel
+def _softmax_columns(x, logarithm, y):
+    """As _softmax for B > 1: STRIP columns at a time, which vectorise."""
+    A, C, B = x.shape
+    strips = (B + STRIP - 1) // STRIP
+    for t in prange(A * strips):
+        a, b0 = t // strips, t % strips * STRIP
+        n = min(STRIP, B - b0)
+        top, sums, shift = x[a, 0, b0:b0 + n].copy(), np.zeros(n), np.empty(n, x.dtype)
+        for c in range(1, C):
+            row = x[a, c, b0:b0 + n]
+            for j in range(n):
+                top[j] = row[j] if row[j] > top[j] else top[j]
+        e = np.empty(n, x.dtype)
+        for c in range(C):
+            row, out = x[a, c, b0:b0 + n], y[a, c, b0:b0 + n]
+            for j in range(n):
+                e[j] = exp(row[j] - top[j])
+            for j in range(n):
+                sums[j] += e[j]
+                out[j] = row[j] - top[j] if logarithm else e[j]
+        for j in range(n):
+            shift[j] = math.log(sums[j]) if logarithm else 1 / sums[j]
+        for c in range(C):
+            out = y[a, c, b0:b0 + n]
+            for j in range(n):
+                out[j] = out[j] - shift[j] if logarithm else out[j] * shift[j]
+
+
+def _rows(x):
+    """(A, C, B) as (A B, C)."""
+    A, C, B = x.shape
+    return (x if B == 1 else np.ascontiguousarray(x.transpose(0, 2, 1))).reshape(A * B, C)
+
+
+def _put_rows(rows, x):
+    """Rows written back to x (A, C, B)."""
+    A, C, B = x.shape
+    x[...] = rows.reshape(A, B, C).transpose(0, 2, 1)
 
 
 def _forward(x, axis, logarithm):
     x, order = _dense(x)
-    y = empty_like(x)
     if x.size == 0:
+        return empty_like(x)
+    x3 = _classes(x, order, axis)
+    C, B = x3.shape[1:]
+    if B > NARROW and C <= FEW:
+        return (reference.log_softmax if logarithm else reference.softmax)(x, axis=axis)
+    y = empty_like(x)
+    y3 = _classes(y, order, axis)
+    if B > NARROW:
+        _softmax_columns(x3, logarithm, y3, work=8 * x.nbytes)
         return y
-    x3, y3 = _classes(x, order, axis), _classes(y, order, axis)
-    _softmax(x3, _block_rows(x3.shape[1]), logarithm, y3, work=8 * x.nbytes)
+    rows = _rows(x3)
+    out = y3.reshape(rows.shape) if B == 1 else np.empty_like(rows)
+    _softmax(rows[:, :, None], _block_rows(C), logarithm, out, work=8 * x.nbytes)
+    if B > 1:
+        _put_rows(out, y3)
     return y
 
 
@@ -154,38 +204,68 @@ def log_softmax(x, *, axis):
 
 @kernel
 def _softmax_backward(dy, y, block, logarithm, dx):
-    A, C, B = y.shape
-    R = A * B
+    """Of rows (R, C)."""
+    R, C = y.shape
     for t in prange((R + block - 1) // block):
-        d, p, product = np.empty(C, y.dtype), np.empty(C, y.dtype), np.empty(C, y.dtype)
-        zero, acc = np.zeros(LANES), np.empty(LANES)
+        product, total = np.empty(C, y.dtype), np.empty(1, y.dtype)
+        acc = np.empty(LANES)
         for r in range(t * block, min(R, (t + 1) * block)):
-            a, b = r // B, r % B
-            _load(dy, r, d)
-            _load(y, r, p)
+            d, p, out = dy[r], y[r], dx[r]
             if logarithm:
-                s = _sum(d, zero, acc)
+                total[0] = sum_row(d, acc)
+                s = total[0]
                 for c in range(C):
-                    product[c] = exp(p[c])
-                for c in range(C):
-                    dx[a, c, b] = d[c] - product[c] * s
+                    out[c] = d[c] - exp(p[c]) * s
             else:
                 for c in range(C):
                     product[c] = d[c] * p[c]
-                s = _sum(product, zero, acc)
+                total[0] = sum_row(product, acc)
+                s = total[0]
                 for c in range(C):
-                    dx[a, c, b] = p[c] * (d[c] - s)
+                    out[c] = p[c] * (d[c] - s)
+
+
+@kernel
+def _softmax_backward_columns(dy, y, logarithm, dx):
+    """As _softmax_backward for B > 1: STRIP columns at a time, which vectorise."""
+    A, C, B = y.shape
+    strips = (B + STRIP - 1) // STRIP
+    for t in prange(A * strips):
+        a, b0 = t // strips, t % strips * STRIP
+        n = min(STRIP, B - b0)
+        sums, s = np.zeros(n), np.empty(n, y.dtype)
+        for c in range(C):
+            d, p = dy[a, c, b0:b0 + n], y[a, c, b0:b0 + n]
+            for j in range(n):
+                sums[j] += d[j] if logarithm else d[j] * p[j]
+        for j in range(n):
+            s[j] = sums[j]
+        for c in range(C):
+            d, p, out = dy[a, c, b0:b0 + n], y[a, c, b0:b0 + n], dx[a, c, b0:b0 + n]
+            for j in range(n):
+                out[j] = d[j] - exp(p[j]) * s[j] if logarithm else p[j] * (d[j] - s[j])
 
 
 def _backward(dy, y, axis, logarithm):
+    if y.size <= SMALL and dy.strides == y.strides and dy.dtype == y.dtype:
+        f = reference.log_softmax_backward if logarithm else reference.softmax_backward
+        return silent().run(f, dy, y, axis=axis)
     y, order = _dense(y)
     dx = empty_like(y)
     if y.size == 0:
         return dx
     y3 = _classes(y, order, axis)
     dy = dy if dy.dtype == y.dtype else dy.astype(y.dtype)
-    _softmax_backward(_classes(dy, order, axis), y3, _block_rows(y3.shape[1]), logarithm,
-                      _classes(dx, order, axis), work=6 * y.nbytes)
+    dy3, dx3 = _classes(dy, order, axis), _classes(dx, order, axis)
+    C, B = y3.shape[1:]
+    if B > NARROW:
+        _softmax_backward_columns(dy3, y3, logarithm, dx3, work=6 * y.nbytes)
+        return dx
+    rows = _rows(y3)
+    out = dx3.reshape(rows.shape) if B == 1 else np.empty_like(rows)
+    _softmax_backward(_rows(dy3), rows, _block_rows(C), logarithm, out, work=6 * y.nbytes)
+    if B > 1:
+        _put_rows(out, dx3)
     return dx
 
 

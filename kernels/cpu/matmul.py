@@ -1,9 +1,9 @@
 """Matrix products: tiles of y stay in registers (simd.py) while k runs.
 
 b is read in panels of two vectors, K values long; a needs no packing, since a tile reads it one
-element per row, with any row and column step. BLAS is called for small products only: its threads
-and these would fight for the cores (with a second process running, OpenBLAS' two threads took 43 ms
-for a product of 0.1 ms).
+element per row, with any row and column step. BLAS is called for small and for thin products only:
+its threads and these would fight for the cores (with a second process running, OpenBLAS' two
+threads took 43 ms for a product of 0.1 ms).
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ BLOCK = 8 * ROWS        # rows of y per task, fewer where that makes too few tas
 TASKS = 16
 FEW_ROWS = 2 * BLOCK    # rows of y up to which each task packs for itself: no panel leaves L1
 IN_PLACE = 1 << 18      # bytes of a row-major b that are read where they are: a quarter of L2
-TINY = 1 << 18          # multiply-adds: up to here BLAS uses one thread, called in 3 us, this in 7
+TINY = 1 << 18          # multiply-adds: up to here BLAS uses one thread; 64³: 6 us, this 7
 
 
 @kernel
@@ -95,8 +95,18 @@ def _block(M, panels, tasks):
 
 
 def _is_ours(a, b):
-    return a.ndim == 2 == b.ndim and a.dtype == b.dtype and a.dtype in _NO_BIAS and (
-        a.shape[0] * a.shape[1] * b.shape[1] > TINY)
+    if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype or a.dtype not in _NO_BIAS:
+        return False
+    (M, K), N = a.shape, b.shape[1]
+    return M * K * N > TINY and not _is_thin(M, N, K, b)
+
+
+def _is_thin(M, N, K, b):
+    """Products that read or write memory more than they multiply, one core, BLAS against this:
+    1000 × 1000 by a vector 54 us, 300; (1000, 8) (8, 1000) 240, 306; (8, 10⁵) (10⁵, 8) 461, 840.
+    Six rows by a row-major b 436, 644 (float64), but by a column-major one 2.0 times this."""
+    few = 1 if b.flags.f_contiguous else 12
+    return few >= M or N * b.itemsize <= 16 or K <= 8 or M * N <= 256
 
 
 @quiet
@@ -125,18 +135,18 @@ def linear(x, weight, bias=None):
     if _is_ours(rows, weight.T):
         y = _matmul(rows, weight.T, None if bias is None else np.ascontiguousarray(bias))
     else:
-        y = np.matmul(rows, weight.T)
+        y = np.matmul(_operand(rows), _operand(weight.T))
         if bias is not None:
             y += bias
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], weight.shape[0])
 
 
 def linear_backward(dy, x, weight, *, input_gradient):
-    """dx = dy w (zeros unless asked for),  dw = dyᵀ x,  db = Σ dy over rows."""
+    """dx = dy w (0 unless asked for),  dw = dyᵀ x,  db = Σ dy over rows."""
     rows = dy if dy.ndim == 2 else dy.reshape(-1, dy.shape[-1])
     inputs = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     if input_gradient:
         dx = matmul(rows, weight).reshape(x.shape)
     else:
-        dx = np.broadcast_to(x.dtype.type(0), x.shape)
+        dx = np.zeros((), x.dtype)
     return dx, matmul(rows.T, inputs), sum(rows, axes=0, keepdims=False)

@@ -21,11 +21,11 @@ def linear(x, weight, bias=None):
 
 
 def linear_backward(dy, x, weight, *, input_gradient):
-    """dx = dy w (zeros unless asked for),  dw = dyᵀ x,  db = Σ dy over rows."""
+    """dx = dy w (0 unless asked for),  dw = dyᵀ x,  db = Σ dy over rows."""
     rows = dy.reshape(-1, dy.shape[-1])
     if input_gradient:
         dx = matmul(rows, weight).reshape(x.shape)
     else:
-        dx = np.broadcast_to(x.dtype.type(0), x.shape)
+        dx = np.zeros((), x.dtype)
     dweight = matmul(rows.T, x.reshape(-1, x.shape[-1]))
     return dx, dweight, rows.sum(0, dtype=np.float64).astype(dy.dtype)

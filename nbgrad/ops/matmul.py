@@ -109,7 +109,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, /) -> Any:
 
 @op(method=False)
 def linear_backward(dy: Tensor, x: Tensor, weight: Tensor, /, input_gradient: bool) -> Any:
-    """∂x (zeros unless asked for), ∂w and ∂b of linear."""
+    """∂x (0 unless asked for), ∂w and ∂b of linear."""
     grads = kernels(dy).linear_backward(dy.data, x.data, weight.data, input_gradient=input_gradient)
 
     def again(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Any, ...]:
