@@ -1040,7 +1040,7 @@ def _plain(x: Any) -> Any:
 
 
 def _operator(name: str, reverse: bool = False) -> Any:
-    """A method for Python's operator; its op, which is filed after Tensor, is found at first use."""
+    """A method for Python's operator. Ops are filed after Tensor: its own is found at first use."""
     op: Any = None
 
     def forward(self: Tensor, other: Any) -> Any:

@@ -145,8 +145,6 @@ def linear_backward(dy, x, weight, *, input_gradient):
     """dx = dy w (0 unless asked for),  dw = dyᵀ x,  db = Σ dy over rows."""
     rows = dy if dy.ndim == 2 else dy.reshape(-1, dy.shape[-1])
     inputs = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-    if input_gradient:
-        dx = matmul(rows, weight).reshape(x.shape)
-    else:
-        dx = np.zeros((), x.dtype)
+    nothing = np.zeros((), x.dtype)
+    dx = matmul(rows, weight).reshape(x.shape) if input_gradient else nothing
     return dx, matmul(rows.T, inputs), sum(rows, axes=0, keepdims=False)

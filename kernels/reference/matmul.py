@@ -23,9 +23,7 @@ def linear(x, weight, bias=None):
 def linear_backward(dy, x, weight, *, input_gradient):
     """dx = dy w (0 unless asked for),  dw = dyᵀ x,  db = Σ dy over rows."""
     rows = dy.reshape(-1, dy.shape[-1])
-    if input_gradient:
-        dx = matmul(rows, weight).reshape(x.shape)
-    else:
-        dx = np.zeros((), x.dtype)
+    nothing = np.zeros((), x.dtype)
+    dx = matmul(rows, weight).reshape(x.shape) if input_gradient else nothing
     dweight = matmul(rows.T, x.reshape(-1, x.shape[-1]))
     return dx, dweight, rows.sum(0, dtype=np.float64).astype(dy.dtype)
