@@ -36,16 +36,18 @@ class _Owner:
     def __init__(self, block, shape, dtype):
         self.block = block
         self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str,
-                                    "data": (_aligned(block), False)}
+                                    "data": (block[1], False)}
 
     def __del__(self, finalizing=sys.is_finalizing):
         if not finalizing():              # the module's names are gone by then
             _give(self.block)
 
 
-def _aligned(block):
-    address = block.ctypes.data
-    return address + (-address) % ALIGN
+def _new_block(size):
+    """Memory of that size, and where in it an aligned array begins."""
+    memory = np.empty(size + ALIGN, np.uint8)
+    address = memory.ctypes.data
+    return memory, address + (-address) % ALIGN
 
 
 def _take(size):
@@ -56,15 +58,15 @@ def _take(size):
             _idle -= size
             return blocks.pop()
     try:
-        return np.empty(size + ALIGN, np.uint8)
+        return _new_block(size)
     except MemoryError:
         empty_cache()
-        return np.empty(size + ALIGN, np.uint8)
+        return _new_block(size)
 
 
 def _give(block):
     global _idle
-    size = block.size - ALIGN
+    size = block[0].size - ALIGN
     with _lock:
         if _idle + size <= KEEP_BYTES:
             _idle += size
@@ -84,6 +86,8 @@ def empty_like(x, dtype=None):
     """An uninitialised array of x's shape, in x's memory order where x is dense."""
     if x.nbytes < SMALLEST:
         return np.empty_like(x, dtype, subok=False)
+    if x.flags.c_contiguous:
+        return empty(x.shape, dtype or x.dtype)
     order = sorted(range(x.ndim), key=lambda i: -abs(x.strides[i]) if x.shape[i] > 1 else 0)
     out = empty([x.shape[i] for i in order], dtype or x.dtype)
     return out.transpose(np.argsort(order))

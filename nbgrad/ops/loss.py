@@ -62,10 +62,11 @@ def _cross_entropy(x: Tensor, /, target: Any, weight: Any, ignore_index: int, re
     losses, weights = kernels(x).cross_entropy(x.data, target, weight, **how)
     y, share = losses, 1.0
     if reduction == "mean":
-        n = float(weights.sum(dtype=np.float64))
+        n = float(np.add.reduce(weights, axis=None, dtype=np.float64))
         share = 1 / n if n else np.nan                           # PyTorch's mean of nothing
     if reduction != "none":
-        y = np.asarray(losses.sum(dtype=np.float64) * share, x.dtype)
+        total = np.add.reduce(losses, axis=None, dtype=np.float64)
+        y = np.asarray(total * share, x.dtype)
     return y, (lambda dy: cross_entropy_backward(dy, x, target=target, weight=weight, share=share,
                                                  **how),)
 
@@ -75,7 +76,9 @@ def cross_entropy_backward(dy: Tensor, x: Tensor, /, target: Any, weight: Any, s
                            ignore_index: int, label_smoothing: float) -> Any:
     """∂x of cross_entropy; dy: the target's shape, or () if the losses were summed and scaled by
     ``share``."""
-    dloss = np.broadcast_to(dy.data * dy.dtype.type(share), target.shape)
+    dloss = dy.data * dy.dtype.type(share)
+    if not dy.data.ndim:
+        dloss = np.full(target.shape, dloss)
     dx = kernels(x).cross_entropy_backward(dloss, x.data, target, weight, ignore_index=ignore_index,
                                            label_smoothing=label_smoothing)
 
