@@ -9,8 +9,9 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, op
 from nbgrad.backend import kernels
+from nbgrad.ops.indexing import pad
 from nbgrad.ops.reduce import sum
-from nbgrad.ops.shape import checked, pad, squeeze, unsqueeze
+from nbgrad.ops.shape import checked, squeeze, unsqueeze
 
 Pair = tuple[int, int]
 

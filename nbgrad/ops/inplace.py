@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import OPS, Tensor, bump, is_grad_enabled
+from nbgrad.ops.indexing import masked_fill
 from nbgrad.ops.random import Generator, normal, uniform
-from nbgrad.ops.shape import masked_fill
 
 
 def _in_place(name: str) -> Callable[..., Tensor]:

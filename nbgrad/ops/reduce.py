@@ -10,7 +10,8 @@ import numpy as np
 from nbgrad.autograd import Tensor, _dtype, as_tensor, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import abs, exp, log, mask, pow, sqrt, where
-from nbgrad.ops.shape import _axis as axis_of, broadcast_to, flip, gather, reshape, unsqueeze
+from nbgrad.ops.indexing import flip, gather
+from nbgrad.ops.shape import _axis as axis_of, broadcast_to, reshape, unsqueeze
 
 
 class Reduced(NamedTuple):

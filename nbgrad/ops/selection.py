@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor
-from nbgrad.ops.shape import _axis, broadcast_to, checked, gather, getitem
+from nbgrad.ops.indexing import gather, getitem
+from nbgrad.ops.shape import _axis, broadcast_to, checked
 
 
 class Ordered(NamedTuple):
