@@ -61,11 +61,6 @@ class Conv(NamedTuple):
         """One channel in and one out per group."""
         return self.G == self.C == self.O and self.G > 1
 
-    @property
-    def pointwise(self):
-        """1 × 1, stride 1, no padding: a matrix product over pixels."""
-        return (self.I, self.J, self.sh, self.sw, self.ph, self.pw) == (1, 1, 1, 1, 0, 0)
-
 
 class Pool(NamedTuple):
     """A 2-d max pooling: x (N, C, H, W), windows (I, J), y (N, C, P, Q)."""
