@@ -27,8 +27,8 @@ from ..quiet import quiet
 __all__ = ["Kernel", "cache_dir", "device", "get_num_threads", "kernel", "machine", "notify",
            "prange", "set_num_threads", "threading_layer"]
 
-# A parallel region costs 1.5 us entered hot, more when the workers sleep; 1 MB is about 35 us of one
-# core at 29 GB/s. Below, two cores win little and lose much on a machine that has other work.
+# A parallel region costs 1.5 us entered hot, more when the workers sleep; 1 MB is about 35 us of
+# one core at 29 GB/s. Below, two cores win little and lose much where the machine has other work.
 PARALLEL_BYTES = 1 << 20
 LARGE_BYTES = 1 << 25                # 1 ms and more: worth sharing out even if a worker comes late
 STALL_SECONDS, SLOW_BYTES_PER_SECOND, CALM_SECONDS = 2e-3, 2e9, 0.3
