@@ -1,4 +1,4 @@
-"""Matrix products: tiles of y stay in registers (simd.py) while k runs.
+"""Matrix products: tiles of y stay in registers (microkernel.py) while k runs.
 
 b is read in panels of two vectors, K values long; a needs no packing, since a tile reads it one
 element per row, with any row and column step. BLAS is called for small and for thin products only:
@@ -11,8 +11,9 @@ import numpy as np
 from ..quiet import quiet
 from . import memory
 from .jit import kernel, prange
+from .microkernel import ROWS
 from .reduce import sum
-from .simd import ROWS, VECTOR
+from .simd import VECTOR
 from .tiles import columns, fill, pack
 
 __all__ = ["linear", "linear_backward", "matmul"]

@@ -1,154 +1,253 @@
-"""The tile of a matrix product: ROWS × 2 vectors of C stay in registers while k runs.
+"""Vectors: one register of float32 or float64, as a value that kernels compute with.
 
-LLVM's vectoriser does not keep such a tile in registers, so this loop is written in vectors. With
-AVX-512: 12 × 2 sums, two vectors of b and a broadcast from memory, of 32 registers; 85 GFLOP/s on
-one core of Zen 4 (K = 144).
+LLVM's vectoriser neither reassociates sums nor keeps several of them in registers, so loops that
+live on either are written in vectors: ``load``, ``store``, ``+ - * /``, ``fma``, ``where``. A loop
+over n values takes whole vectors and one ``load_part`` … ``store_part`` for the rest. The width is
+the host's: 64 bytes with AVX-512, else 32; LLVM splits a vector that is wider than the machine's.
+
+Vectors live in registers: they are locals of a device function, never arguments of a ``prange``.
+They are values: ``a = a + b``, not ``+=``, which would change other names of an array with the JIT
+off.
 """
+
+import operator
 
 import numpy as np
 from llvmlite import binding, ir
 from numba import config, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.core.datamodel import models
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, register_model
 
-__all__ = ["FEW", "ROWS", "VECTOR", "add_few", "add_few_half", "add_half_tile", "add_row",
-           "add_row_half", "add_tile", "transpose"]
+from ..formulas import device
 
-VECTOR, ROWS = (64, 12) if binding.get_host_cpu_features().get("avx512f") else (32, 6)
+__all__ = ["VECTOR", "absolute", "fma", "greater", "lanes", "load", "load_part", "maximum",
+           "splat", "store", "store_part", "stream", "total", "where"]
 
-
-def _step(builder, real, lanes, a, row, b, sums):
-    """One k: sums[r][v] + a[r · row] b[v]."""
-    vector, i32, i64 = ir.VectorType(real, lanes), ir.IntType(32), ir.IntType(64)
-    nothing, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(i32, lanes), None)
-    size = VECTOR // lanes
-    fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3),
-                                         f"llvm.fma.v{lanes}f{8 * size}")
-    bs = [builder.load(builder.gep(b, [i64(v * lanes)], source_etype=real), align=size, typ=vector)
-          for v in range(len(sums[0]))]
-    new = []
-    for r in range(len(sums)):
-        at = builder.gep(a, [builder.mul(row, i64(r))], source_etype=real)
-        one = builder.insert_element(nothing, builder.load(at, align=size, typ=real), i32(0))
-        splat = builder.shuffle_vector(one, nothing, first)
-        new.append([builder.call(fma, [splat, v, old]) for v, old in zip(bs, sums[r])])
-    return new
+VECTOR = 64 if binding.get_host_cpu_features().get("avx512f") else 32
 
 
-def _loop(builder, real, lanes, start, a, row, step, b, ldb, K):
-    """start + the sums over k = 0 … K − 1, K ≥ 1, of a[r · row + k · step] b[k · ldb + v]."""
-    vector, i64 = ir.VectorType(real, lanes), ir.IntType(64)
-    before, body = builder.block, builder.append_basic_block("k")
-    after = builder.append_basic_block("sums")
-    builder.branch(body)
-    builder.position_at_end(body)
-    k = builder.phi(i64)
-    sums = [[builder.phi(vector) for _ in row] for row in start]
-    at_a = builder.gep(a, [builder.mul(k, step)], source_etype=real)
-    at_b = builder.gep(b, [builder.mul(k, ldb)], source_etype=real)
-    new = _step(builder, real, lanes, at_a, row, at_b, sums)
-    following = builder.add(k, i64(1))
-    builder.cbranch(builder.icmp_signed("<", following, K), body, after)
-    k.add_incoming(i64(0), before)
-    k.add_incoming(following, body)
-    for old_row, start_row, new_row in zip(sums, start, new):
-        for old, first, value in zip(old_row, start_row, new_row):
-            old.add_incoming(first, before)
-            old.add_incoming(value, body)
-    builder.position_at_end(after)
-    return new
+@device
+def lanes(x):
+    """Values of an array's dtype in one vector."""
+    return VECTOR // x.itemsize
 
 
-def _pointers(context, builder, signature, args, real):
-    """data(i, offset): where the array that is argument i has that element."""
-    def data(i, offset):
-        p = context.make_array(signature.args[i])(context, builder, args[i]).data
-        return builder.gep(p, [offset], source_etype=real)
-    return data
+class Vector(types.Type):
+    """So many values of ``real``, or of truth values about such."""
+
+    def __init__(self, real, mask=False):
+        self.real, self.mask = real, mask
+        self.lanes = VECTOR * 8 // real.bitwidth
+        super().__init__(name=f"Vector({real}, {self.lanes}, mask={mask})")
 
 
-def _rows_of(data, i, at, ld, shape, lanes, builder):
-    """Where each vector of the tile of c stands, c being argument i."""
-    i64 = ir.IntType(64)
-    return [[data(i, builder.add(at, builder.add(builder.mul(ld, i64(r)), i64(v * lanes))))
-             for v in range(shape[1])] for r in range(shape[0])]
+@register_model(Vector)
+class _Model(models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, _ir(fe_type))
 
 
-def _store(builder, sums, places, size):
-    for row, row_places in zip(sums, places):
-        for value, place in zip(row, row_places):
-            builder.store(value, builder.bitcast(place, value.type.as_pointer()), align=size)
+def _ir(vector):
+    real = {32: ir.FloatType(), 64: ir.DoubleType()}[vector.real.bitwidth]
+    return ir.VectorType(ir.IntType(1) if vector.mask else real, vector.lanes)
 
 
-def _adding(rows, vectors):
-    """The intrinsic of a tile of so many rows and vectors that is added to c where it stands."""
-    @intrinsic
-    def add(typingctx, a, at, row, step, K, b, bt, ldb, c, ct, ldc):
-        def codegen(context, builder, signature, args):
-            real, size = context.get_data_type(a.dtype), a.dtype.bitwidth // 8
-            lanes = VECTOR // size
-            vector = ir.VectorType(real, lanes)
-            data = _pointers(context, builder, signature, args, real)
-            places = _rows_of(data, 8, args[9], args[10], (rows, vectors), lanes, builder)
-            start = [[builder.load(p, align=size, typ=vector) for p in row] for row in places]
-            sums = _loop(builder, real, lanes, start, data(0, args[1]), args[2], args[3],
-                         data(5, args[6]), args[7], args[4])
-            _store(builder, sums, places, size)
-            return context.get_dummy_value()
+def _operator(f, emit):
+    """The operator f between two vectors of one kind."""
+    @infer_global(f)
+    class _(AbstractTemplate):
+        def generic(self, args, kws):
+            a = args[0]
+            if len(args) == 2 and isinstance(a, Vector) and not a.mask and a == args[1]:
+                return signature(a, *args)
+            return None
 
-        n = types.intp
-        return types.void(a, n, n, n, n, b, n, n, c, n, n), codegen
-    return add
+    @lower_builtin(f, Vector, Vector)
+    def _(context, builder, sig, args):
+        return emit(builder, *args)
 
 
-def _adding_in_numpy(rows, vectors):
-    """The same with the JIT off."""
-    def add(a, at, row, step, K, b, bt, ldb, c, ct, ldc):
-        r, k, v = np.arange(rows)[:, None], np.arange(K), np.arange(vectors * VECTOR // a.itemsize)
-        c[ct + r * ldc + v] += a[at + r * row + k * step] @ b[bt + k[:, None] * ldb + v]
-    return add
+for _f, _name in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"),
+                  (operator.truediv, "fdiv")):
+    _operator(_f, lambda builder, a, b, name=_name: getattr(builder, name)(a, b))
 
 
-# add_tile(a, at, row, step, K, b, bt, ldb, c, ct, ldc):
-#     c[ct + r · ldc + v] += Σ_k a[at + r · row + k · step] b[bt + k · ldb + v]
-# for ROWS, 4 or 1 rows and two vectors or one: the rest of a matrix is cut into the smaller ones.
-FEW = 4
-_make = _adding_in_numpy if config.DISABLE_JIT else _adding
-add_tile, add_half_tile = _make(ROWS, 2), _make(ROWS, 1)
-add_few, add_few_half = _make(FEW, 2), _make(FEW, 1)
-add_row, add_row_half = _make(1, 2), _make(1, 1)
+def _constant(vector, value):
+    return ir.Constant(vector, [value] * vector.count)
+
+
+def _call(builder, name, result, args):
+    """The LLVM intrinsic of that name."""
+    kind = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+def _suffix(vector):
+    return f"v{vector.lanes}f{vector.real.bitwidth}"
+
+
+def _place(context, builder, array_type, array, index):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [index])
+
+
+def _first(builder, vector, n):
+    """Mask of the first n lanes."""
+    i32 = ir.IntType(32)
+    count = ir.VectorType(i32, vector.lanes)
+    n = builder.trunc(n, i32)
+    one = builder.insert_element(ir.Constant(count, ir.Undefined), n, i32(0))
+    every = builder.shuffle_vector(one, one, ir.Constant(count, None))
+    return builder.icmp_signed("<", ir.Constant(count, list(range(vector.lanes))), every)
 
 
 @intrinsic
-def transpose(typingctx, x, at, ldx, y, yt, ldy):
-    """y[yt + k · ldy + j] = x[at + j · ldx + k] for a square of a vector's lanes, in registers."""
-    def codegen(context, builder, signature, args):
-        real, size, i64 = context.get_data_type(x.dtype), x.dtype.bitwidth // 8, ir.IntType(64)
-        n = VECTOR // size
-        data, vector = _pointers(context, builder, signature, args, real), ir.VectorType(real, n)
-        rows = [builder.load(data(0, builder.add(args[1], builder.mul(args[2], i64(j)))),
-                             align=size, typ=vector) for j in range(n)]
-        places = [data(3, builder.add(args[4], builder.mul(args[5], i64(j)))) for j in range(n)]
-        _store(builder, [_interleaved(builder, rows, n)], [places], size)
+def load(typingctx, x, i):
+    """x[i], x[i + 1], …: one vector of a contiguous axis."""
+    def codegen(context, builder, sig, args):
+        place = _place(context, builder, x, args[0], args[1])
+        return builder.load(place, align=x.dtype.bitwidth // 8, typ=_ir(sig.return_type))
+    return Vector(x.dtype)(x, types.intp), codegen
+
+
+@intrinsic
+def load_part(typingctx, x, i, n):
+    """The first n lanes of load(x, i), zeros behind; reads nothing else."""
+    def codegen(context, builder, sig, args):
+        vector = sig.return_type
+        place = _place(context, builder, x, args[0], args[1])
+        align = ir.Constant(ir.IntType(32), x.dtype.bitwidth // 8)
+        return _call(builder, f"llvm.masked.load.{_suffix(vector)}.p0", _ir(vector),
+                     [place, align, _first(builder, vector, args[2]), _constant(_ir(vector), 0.0)])
+    return Vector(x.dtype)(x, types.intp, types.intp), codegen
+
+
+def _storing(name, **metadata):
+    @intrinsic
+    def f(typingctx, y, i, v):
+        def codegen(context, builder, sig, args):
+            place = _place(context, builder, y, args[0], args[1])
+            place = builder.bitcast(place, _ir(v).as_pointer())
+            made = builder.store(args[2], place,
+                                 align=VECTOR if metadata else y.dtype.bitwidth // 8)
+            for key, value in metadata.items():
+                made.set_metadata(key, builder.module.add_metadata([ir.IntType(32)(value)]))
+            return context.get_dummy_value()
+        return types.void(y, types.intp, v), codegen
+    f.__name__ = name
+    return f
+
+
+store = _storing("store")                         # y[i], y[i + 1], … = v
+stream = _storing("stream", nontemporal=1)        # the same past the caches; y + i is aligned
+
+
+@intrinsic
+def store_part(typingctx, y, i, v, n):
+    """The first n lanes of store(y, i, v); writes nothing else."""
+    def codegen(context, builder, sig, args):
+        place = _place(context, builder, y, args[0], args[1])
+        align = ir.Constant(ir.IntType(32), y.dtype.bitwidth // 8)
+        _call(builder, f"llvm.masked.store.{_suffix(v)}.p0", ir.VoidType(),
+              [args[2], place, align, _first(builder, v, args[3])])
         return context.get_dummy_value()
-
-    n = types.intp
-    return types.void(x, n, n, y, n, n), codegen
+    return types.void(y, types.intp, v, types.intp), codegen
 
 
-def _interleaved(builder, rows, n):
-    """A transpose is log2(n) rounds of merging row i with row i + n/2, element by element."""
-    low = [i // 2 + n * (i % 2) for i in range(n)]
-    lanes = ir.VectorType(ir.IntType(32), n)
-    masks = [ir.Constant(lanes, [i + s for i in low]) for s in (0, n // 2)]
-    for _ in range(n.bit_length() - 1):
-        rows = [builder.shuffle_vector(rows[i // 2], rows[i // 2 + n // 2], masks[i % 2])
-                for i in range(n)]
-    return rows
+@intrinsic
+def splat(typingctx, s):
+    """The scalar s in every lane."""
+    def codegen(context, builder, sig, args):
+        vector, i32 = _ir(sig.return_type), ir.IntType(32)
+        one = builder.insert_element(ir.Constant(vector, ir.Undefined), args[0], i32(0))
+        return builder.shuffle_vector(one, one,
+                                      ir.Constant(ir.VectorType(i32, vector.count), None))
+    return Vector(s)(s), codegen
 
 
-if config.DISABLE_JIT:
-    def transpose(x, at, ldx, y, yt, ldy):
-        """The same in NumPy."""
-        i = np.arange(VECTOR // x.itemsize)
-        y[yt + i[:, None] * ldy + i] = x[at + i * ldx + i[:, None]]
+@intrinsic
+def fma(typingctx, a, b, c):
+    """a b + c, rounded once."""
+    def codegen(context, builder, sig, args):
+        return _call(builder, f"llvm.fma.{_suffix(a)}", args[0].type, args)
+    return a(a, a, a), codegen
+
+
+@intrinsic
+def absolute(typingctx, a):
+    """|a|."""
+    def codegen(context, builder, sig, args):
+        return _call(builder, f"llvm.fabs.{_suffix(a)}", args[0].type, args)
+    return a(a), codegen
+
+
+@intrinsic
+def greater(typingctx, a, b):
+    """a > b in each lane; false for NaN."""
+    def codegen(context, builder, sig, args):
+        return builder.fcmp_ordered(">", *args)
+    return Vector(a.real, True)(a, b), codegen
+
+
+@intrinsic
+def where(typingctx, mask, a, b):
+    """a where the mask is true, else b."""
+    def codegen(context, builder, sig, args):
+        return builder.select(*args)
+    return a(mask, a, b), codegen
+
+
+@intrinsic
+def maximum(typingctx, a, b):
+    """The larger of a and b; NaN where either is."""
+    def codegen(context, builder, sig, args):
+        x, y = args
+        larger = builder.select(builder.fcmp_ordered(">", x, y), x, y)
+        return builder.select(builder.fcmp_unordered("uno", x, x), x, larger)
+    return a(a, b), codegen
+
+
+@intrinsic
+def total(typingctx, a):
+    """The sum of the lanes, halves first: the same order on every machine of this width."""
+    def codegen(context, builder, sig, args):
+        v, n, i32 = args[0], a.lanes, ir.IntType(32)
+        while n > 1:
+            n //= 2
+            halves = [ir.Constant(ir.VectorType(i32, n), list(range(at, at + n))) for at in (0, n)]
+            v = builder.fadd(*(builder.shuffle_vector(v, v, half) for half in halves))
+        return builder.extract_element(v, i32(0))
+    return a.real(a), codegen
+
+
+if config.DISABLE_JIT:                            # the same in NumPy
+    def load(x, i):
+        return x[i:i + lanes(x)].copy()
+
+    def load_part(x, i, n):
+        v = np.zeros(lanes(x), x.dtype)
+        v[:n] = x[i:i + n]
+        return v
+
+    def store_part(y, i, v, n):
+        y[i:i + n] = v[:n]
+
+    def store(y, i, v):
+        y[i:i + v.size] = v
+
+    stream = store
+
+    def splat(s):
+        return np.full(lanes(s), s)
+
+    def fma(a, b, c):
+        return (a.astype(np.longdouble) * b + c).astype(a.dtype)
+
+    absolute, greater, maximum, where = np.abs, np.greater, np.maximum, np.where
+
+    def total(a):
+        while a.size > 1:
+            a = a[:a.size // 2] + a[a.size // 2:]
+        return a[0]

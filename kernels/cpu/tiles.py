@@ -1,4 +1,4 @@
-"""Strips of a matrix product: what matmul and conv build from the tiles of simd.py.
+"""Strips of a matrix product: what matmul and conv build from the tiles of microkernel.py.
 
 Matrices are one axis in memory with an offset and steps, so that a convolution's windows are read
 where they lie.
@@ -7,10 +7,9 @@ where they lie.
 import numpy as np
 
 from .jit import device
-from .simd import (
+from .microkernel import (
     FEW,
     ROWS,
-    VECTOR,
     add_few,
     add_few_half,
     add_half_tile,
@@ -19,6 +18,7 @@ from .simd import (
     add_tile,
     transpose,
 )
+from .simd import VECTOR
 
 __all__ = ["columns", "fill", "pack", "panels"]
 
