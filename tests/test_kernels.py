@@ -316,26 +316,49 @@ def test_optimizer_steps(shape, dtype, normal):
         start = [np.abs(normal(dtype, *shape)) for _ in range(count)]
         state = [[np.array(a) for a in start] for _ in range(2)]
         for kernels, (p, *rest) in zip((cpu, reference), state):
-            rest = rest or ([None] if name == "sgd_step" else [])
-            getattr(kernels, name)(p, g, *rest, **settings)
+            states = [[a] for a in rest] or [None]
+            getattr(kernels, name)([p], [g], *states, **settings)
         close(*(tuple(s) for s in state))
 
     sgd = {"lr": 0.1, "weight_decay": 0.01}
-    both("sgd_step", 1, **sgd, momentum=0, dampening=0, nesterov=False, first=True)
+    both("sgd_step", 1, **sgd, momentum=0, dampening=0, nesterov=False, first=[True])
     for nesterov in (False, True):
         for first in (False, True):
-            both("sgd_step", 2, **sgd, momentum=0.9, dampening=0.1, nesterov=nesterov, first=first)
+            both("sgd_step", 2, **sgd, momentum=0.9, dampening=0.1, nesterov=nesterov,
+                 first=[first])
     for decoupled in (False, True):
         both("adam_step", 3, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1,
-             decoupled=decoupled, step=3)
+             decoupled=decoupled, steps=[3])
 
 
 def test_optimizer_steps_write_through_strides(normal):
     p, g = normal(np.float32, 6, 4).T, normal(np.float32, 4, 6)
     want = p - np.float32(0.1) * g
-    cpu.sgd_step(p, g, None, lr=0.1, momentum=0, dampening=0, weight_decay=0, nesterov=False,
-                 first=True)
+    cpu.sgd_step([p], [g], None, lr=0.1, momentum=0, dampening=0, weight_decay=0, nesterov=False,
+                 first=[True])
     close(p, want)
+
+
+def test_optimizer_steps_of_many_arrays(normal):
+    """Sizes around a task's, both dtypes, some for the first time, read-only gradients."""
+    sizes = [1, 0, 32767, 32768, 32769, 100_000, 3]
+    dtypes = [np.float32] * 5 + [np.float64] * 2
+    ps, bufs, gs = ([normal(d, n) for n, d in zip(sizes, dtypes)] for _ in range(3))
+    for g in gs:
+        g.flags.writeable = False
+    first = [i % 2 == 0 for i in range(len(sizes))]
+    for name, states, settings in (
+            ("sgd_step", [bufs], {"momentum": 0.9, "dampening": 0.1, "nesterov": True,
+                                  "first": first}),
+            ("adam_step", [bufs, [np.abs(b) for b in bufs]], {
+                "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "decoupled": False,
+                "steps": [1 + i for i in range(len(sizes))]})):
+        both = [[[a.copy() for a in arrays] for arrays in (ps, *states)] for _ in range(2)]
+        for kernels, (p, *rest) in zip((cpu, reference), both):
+            getattr(kernels, name)(p, gs, *rest, lr=0.1, weight_decay=0.01, **settings)
+        for ours, want in zip(*both):
+            for a, b in zip(ours, want):
+                close(a, b)
 
 
 def large(normal):
@@ -349,8 +372,8 @@ def large(normal):
 
     def adam():
         state = [p.copy(), p * 0, p * 0]
-        cpu.adam_step(state[0], g, *state[1:], lr=0.1, beta1=0.9, beta2=0.9, eps=1e-8,
-                      weight_decay=0.1, decoupled=True, step=1)
+        cpu.adam_step(*([a] for a in (state[0], g, *state[1:])), lr=0.1, beta1=0.9, beta2=0.9,
+                      eps=1e-8, weight_decay=0.1, decoupled=True, steps=[1])
         return tuple(state)
 
     return {

@@ -41,21 +41,23 @@ class Adam(Optimizer):
                 raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
 
     def _update(self, group: dict[str, Any]) -> None:
-        lr, (beta1, beta2), eps = group["lr"], group["betas"], group["eps"]
-        weight_decay, maximize = group["weight_decay"], group["maximize"]
-        decoupled = self._decoupled
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            g = p.grad.data
-            own = self.state.get(p)
-            if own is None:
-                own = self.state[p] = {"step": 0, "exp_avg": np.zeros_like(p.data),
-                                       "exp_avg_sq": np.zeros_like(p.data)}
-            own["step"] = step = own["step"] + 1
-            kernels(p).adam_step(p.data, -g if maximize else g, own["exp_avg"], own["exp_avg_sq"],
-                                 lr=lr, beta1=beta1, beta2=beta2, eps=eps,
-                                 weight_decay=weight_decay, decoupled=decoupled, step=step)
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        for p in params:
+            if p not in self.state:
+                self.state[p] = {"step": 0, "exp_avg": np.zeros_like(p.data),
+                                 "exp_avg_sq": np.zeros_like(p.data)}
+        states = [self.state[p] for p in params]
+        for own in states:
+            own["step"] += 1
+        kernels(params[0]).adam_step(
+            [p.data for p in params], self._gradients(params, group),
+            [own["exp_avg"] for own in states], [own["exp_avg_sq"] for own in states],
+            lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
+            weight_decay=group["weight_decay"], decoupled=self._decoupled,
+            steps=[own["step"] for own in states], plans=self._plans_of(group))
+        for p in params:
             bump(p)
 
 

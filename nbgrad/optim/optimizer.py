@@ -35,6 +35,7 @@ class Optimizer:
         self.defaults = defaults
         self.state: dict[Tensor, dict[str, Any]] = {}
         self.param_groups: list[dict[str, Any]] = []
+        self._plans: dict[int, dict[Any, Any]] = {}     # what the kernels keep between steps
         groups: list[Any] = list(params)
         if not groups:
             raise ValueError("optimizer got an empty parameter list")
@@ -73,6 +74,14 @@ class Optimizer:
     def _update(self, group: dict[str, Any]) -> None:
         """Step for the parameters of one group that have a gradient."""
         raise TypeError(f"{type(self).__name__} does not define _update(group)")
+
+    def _gradients(self, params: list[Tensor], group: dict[str, Any]) -> list[Any]:
+        """The arrays to descend along."""
+        gs = [p.grad.data for p in params if p.grad is not None]
+        return [np.asarray(-g) for g in gs] if group["maximize"] else gs
+
+    def _plans_of(self, group: dict[str, Any]) -> dict[Any, Any]:
+        return self._plans.setdefault(id(group), {})
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient, in place. ``closure`` computes the loss and
@@ -160,7 +169,7 @@ class Optimizer:
                 raise ValueError(f"loaded state dict: {type(self).__name__} needs "
                                  f"{sorted(missing)} for parameter {i}")
             state[p] = {name: _copied(name, value, p) for name, value in values.items()}
-        self.param_groups, self.state = groups, state
+        self.param_groups, self.state, self._plans = groups, state, {}
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]

@@ -38,22 +38,21 @@ class SGD(Optimizer):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
 
     def _update(self, group: dict[str, Any]) -> None:
-        lr, momentum, dampening = group["lr"], group["momentum"], group["dampening"]
-        weight_decay, nesterov = group["weight_decay"], group["nesterov"]
-        maximize = group["maximize"]
-        state, buf, first = self.state, None, False
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            g = p.grad.data
-            if momentum:
-                own = state.get(p)
-                buf = own.get("momentum_buffer") if own else None
-                first = buf is None
-                if first:
-                    buf = np.empty_like(p.data)
-                    state[p] = {"momentum_buffer": buf}
-            kernels(p).sgd_step(p.data, -g if maximize else g, buf, lr=lr, momentum=momentum,
-                                dampening=dampening, weight_decay=weight_decay, nesterov=nesterov,
-                                first=first)
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        bufs, first = None, [False] * len(params)
+        if group["momentum"]:
+            state = self.state
+            first = [p not in state for p in params]
+            for p, new in zip(params, first):
+                if new:
+                    state[p] = {"momentum_buffer": np.empty_like(p.data)}
+            bufs = [state[p]["momentum_buffer"] for p in params]
+        kernels(params[0]).sgd_step(
+            [p.data for p in params], self._gradients(params, group), bufs, lr=group["lr"],
+            momentum=group["momentum"], dampening=group["dampening"],
+            weight_decay=group["weight_decay"], nesterov=group["nesterov"], first=first,
+            plans=self._plans_of(group))
+        for p in params:
             bump(p)
