@@ -123,6 +123,18 @@ def test_momentum_buffer_is_not_the_gradient():
     assert sgd.state[p]["momentum_buffer"].tolist() == [1.0, 1.0]
 
 
+def test_a_buffer_that_a_state_dict_leaves_out_starts_at_the_first_step():
+    """PyTorch writes momentum_buffer=None for parameters that had no gradient yet."""
+    p = nbgrad.tensor([1.0, 2.0], requires_grad=True)
+    optimizer = optim.SGD([p], lr=0.5, momentum=0.9)
+    state = optimizer.state_dict()
+    optimizer.load_state_dict({**state, "state": {0: {"momentum_buffer": None}}})
+    for _ in range(2):
+        p.grad = nbgrad.tensor([1.0, -1.0])
+        optimizer.step()
+    np.testing.assert_allclose(p.detach().numpy(), [1 - 0.5 - 0.95, 2 + 0.5 + 0.95], rtol=1e-6)
+
+
 def test_transposed_parameters_and_gradients():
     rng = np.random.default_rng(0)
     p = nn.Parameter(rng.normal(size=(4, 3)).T)

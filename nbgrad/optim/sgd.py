@@ -41,14 +41,15 @@ class SGD(Optimizer):
         params = [p for p in group["params"] if p.grad is not None]
         if not params:
             return
-        bufs, first = None, [False] * len(params)
+        bufs: list[Any] | None = None
+        first = [False] * len(params)
         if group["momentum"]:
-            state = self.state
-            first = [p not in state for p in params]
-            for p, new in zip(params, first):
-                if new:
-                    state[p] = {"momentum_buffer": np.empty_like(p.data)}
-            bufs = [state[p]["momentum_buffer"] for p in params]
+            bufs = [self.state.get(p, {}).get("momentum_buffer") for p in params]
+            first = [buf is None for buf in bufs]
+            for i, p in enumerate(params):
+                if first[i]:
+                    bufs[i] = np.empty_like(p.data)
+                    self.state[p] = {"momentum_buffer": bufs[i]}
         kernels(params[0]).sgd_step(
             [p.data for p in params], self._gradients(params, group), bufs, lr=group["lr"],
             momentum=group["momentum"], dampening=group["dampening"],
