@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _PACKAGES = ("autograd", "backend", "data", "graph", "models", "nn", "ops", "optim", "testing",
              "train", "viz")
 _DTYPES = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
-_HOMES = ("autograd", "ops", "backend")
+_HOMES = ("autograd", "ops", "backend", "nn.fusion")
 
 
 def __getattr__(name: str) -> Any:

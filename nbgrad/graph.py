@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from nbgrad.autograd import Node, Tensor, _Part, saved_tensors
+from nbgrad.autograd import Node, Remade, Tensor, _Part, saved_tensors
 
 __all__ = ["dot", "nodes", "saved", "saved_bytes", "show", "text"]
 
@@ -35,7 +35,8 @@ def nodes(t: Tensor) -> list[Node]:
 def saved(node: Node) -> Iterator[tuple[str, Any]]:
     """Names and arrays that the node's vjp keeps alive."""
     for name, value in saved_tensors(node):
-        yield name, value.data if isinstance(value, Tensor) else value
+        if not isinstance(value, Remade):
+            yield name, value.data if isinstance(value, Tensor) else value
 
 
 def _memory(array: Any) -> tuple[int, int]:
@@ -101,6 +102,7 @@ def _line(node: Node, names: _Names) -> str:
     shapes = node.shape if parts else (node.shape,)
     shape = ", ".join(_type(s, node.dtype) for s in shapes)
     kept = [f"{name} {_size(a.nbytes)}" for name, a in saved(node)]
+    kept += [f"{name} made again" for name, t in saved_tensors(node) if isinstance(t, Remade)]
     kept_text = "freed" if node.vjp is None else "keeps " + ", ".join(kept) if kept else ""
     return (f"{names.node(node)}: {shape} = {node.name}({', '.join(arguments)})"
             + (f"    {kept_text}" if kept_text else ""))

@@ -17,6 +17,7 @@ from typing import Any
 
 from nbgrad import nn, ops
 from nbgrad.autograd import Tensor
+from nbgrad.nn.fusion import normalized
 
 __all__ = ["BasicBlock", "ResNet", "create", "lenet", "mlp", "resnet20"]
 
@@ -131,10 +132,12 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         short, act = self.shortcut(x), self.act
         if self.placement == "preact":
-            return short + self.conv2(act(self.norm2(self.conv1(act(self.norm1(x))))))
+            h = self.conv1(normalized(self.norm1, act, x))
+            return short + self.conv2(normalized(self.norm2, act, h))
         if self.placement == "after":
             return self.norm2(act(short + self.conv2(self.norm1(act(self.conv1(x))))))
-        return act(short + self.norm2(self.conv2(act(self.norm1(self.conv1(x))))))
+        h = normalized(self.norm1, act, self.conv1(x))
+        return normalized(self.norm2, act, self.conv2(h), short)
 
 
 class ResNet(nn.Module):

@@ -6,6 +6,7 @@ from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Va
 from operator import index
 from typing import Any, Self
 
+from . import fusion
 from .module import Module, _indent
 from .parameter import Parameter
 from .tree import MODULE, PARAMETER
@@ -101,9 +102,8 @@ class Sequential(_List):
             self.extend(modules)
 
     def forward(self, x: Any) -> Any:
-        for name in self._kinds:
-            x = self.__dict__[name](x)
-        return x
+        own = self.__dict__
+        return fusion.run([own[name] for name in self._kinds], x)
 
     def __getitem__(self, i: Any) -> Any:
         if isinstance(i, slice):

@@ -77,25 +77,50 @@ class _BatchNorm(Normalization):
         if self.bias is not None:
             init.zeros_(self.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, residual: Tensor | None = None,
+                activation: str | None = None) -> Tensor:
+        """With ``residual`` and ``activation="relu"``: max(y + residual, 0), in one kernel."""
         if not isinstance(x, Tensor):
             raise TypeError(f"{type(self).__name__}: expected a Tensor, got {type(x).__name__}")
         if x.ndim not in self._ndims:
             expected = " or ".join(f"{n}D" for n in self._ndims)
             raise ValueError(f"expected {expected} input (got {x.ndim}D input)")
-        tracked = self.num_batches_tracked
-        update = self.training and self.track_running_stats and tracked is not None
-        momentum = self.momentum
-        if momentum is None:
-            momentum = 1.0 / (float(tracked.data) + 1.0) if update else 0.0  # type: ignore[union-attr]
-        mean, var = self.running_mean, self.running_var
-        if self.training and not self.track_running_stats:
-            mean = var = None
-        y = ops.batch_norm(x, mean, var, self.weight, self.bias, momentum=momentum, eps=self.eps,
-                           training=self.training or self.running_mean is None)
-        if update:                                  # after the op: a rejected batch is not counted
-            tracked.data += 1  # type: ignore[union-attr]
+        mean, var = self._running()
+        y = ops.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps,
+                           training=self.training or self.running_mean is None,
+                           momentum=self._momentum(), residual=residual, activation=activation)
+        self._count()
         return y
+
+    def follows(self, x: Any, linear: Any) -> bool:
+        """Whether ``of_linear`` says what this module would say of linear(x)."""
+        return self.training and isinstance(x, Tensor) and x.ndim == 2 and 2 in self._ndims
+
+    def of_linear(self, x: Tensor, linear: Any, activation: str | None) -> Tensor:
+        """activation(self(linear(x))) as one op."""
+        mean, var = self._running()
+        y = ops.linear_batch_norm(x, linear.weight, linear.bias, mean, var, self.weight, self.bias,
+                                  self._momentum(), self.eps, activation)
+        self._count()
+        return y
+
+    def _running(self) -> tuple[Tensor | None, Tensor | None]:
+        """The running statistics that this call reads or moves."""
+        if self.training and not self.track_running_stats:
+            return None, None
+        return self.running_mean, self.running_var
+
+    def _momentum(self) -> float:
+        if self.momentum is not None:
+            return self.momentum
+        tracked = self.num_batches_tracked
+        counts = self.training and self.track_running_stats and tracked is not None
+        return 1.0 / (float(tracked.data) + 1.0) if counts else 0.0  # type: ignore[union-attr]
+
+    def _count(self) -> None:
+        """After the op, so that a rejected batch is not counted."""
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.data += 1
 
     def extra_repr(self) -> str:
         return (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, op
+from nbgrad.autograd import Tensor, kept, op
 from nbgrad.backend import kernels
 from nbgrad.ops.indexing import pad
 from nbgrad.ops.reduce import sum
@@ -34,7 +34,7 @@ def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: An
 
     x: (N, C, H, W) or (C, H, W)  weight: (O, C/groups, I, J)  bias: (O,)  y: (N, O, P, Q),
     P = ⌊(H + 2 padding − dilation (I − 1) − 1) / stride⌋ + 1. ``padding`` may be "valid" (none) or
-    "same" (P = H; an odd zero goes below and right). Keeps x and weight. y has channels-last
+    "same" (P = H; an odd zero goes below and right). Keeps x (see ``autograd.kept``) and weight. y has channels-last
     memory. Raises RuntimeError where sizes do not fit.
     """
     input, weight = checked(input, "conv2d"), checked(weight, "conv2d")
@@ -68,7 +68,7 @@ def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, /, stride: Pa
             padding: Pair = (0, 0), dilation: Pair = (1, 1), groups: int = 1) -> Any:
     how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     y = kernels(x).conv2d(x.data, weight.data, None if bias is None else bias.data, **how)
-    input_size, kernel_size = x.shape, weight.shape[2:]
+    input_size, kernel_size, x = x.shape, weight.shape[2:], kept(x)
     return y, (lambda dy: conv2d_input(dy, weight, input_size=input_size, **how),
                lambda dy: conv2d_weight(dy, x, kernel_size=kernel_size, **how),
                lambda dy: sum(dy, (0, 2, 3)))

@@ -94,6 +94,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, /) -> Any:
     x: (…, K)  w: (N, K)  b: (N,)  y: (…, N). Keeps x and w. Raises RuntimeError if the sizes do
     not fit.
     """
+    check_linear(x, weight, bias)
+    y = kernels(x).linear(x.data, weight.data, None if bias is None else bias.data)
+    return y, lambda dy: linear_backward(dy, x, weight, input_gradient=x.requires_grad)
+
+
+def check_linear(x: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> None:
+    """Raise what ``linear`` raises for sizes and dtypes that do not fit."""
     if x is None or weight is None:
         raise TypeError("linear: expected input and weight to be Tensors, got None")
     if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
@@ -103,8 +110,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, /) -> Any:
     if not x.dtype == weight.dtype == (weight if bias is None else bias).dtype:
         raise RuntimeError(f"linear: expected one dtype, got x {x.dtype}, weight {weight.dtype}"
                            + ("" if bias is None else f", bias {bias.dtype}"))
-    y = kernels(x).linear(x.data, weight.data, None if bias is None else bias.data)
-    return y, lambda dy: linear_backward(dy, x, weight, input_gradient=x.requires_grad)
 
 
 @op(method=False)

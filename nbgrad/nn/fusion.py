@@ -1,0 +1,164 @@
+"""What runs as one op where the modules stand side by side, and batch norm folded into weights."""
+
+# mypy: no-warn-return-any
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from nbgrad.autograd import Tensor, no_grad
+
+from .activation import ReLU, Sigmoid, Tanh
+from .conv import Conv2d
+from .linear import Identity, Linear
+from .module import Module
+from .norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .parameter import Parameter
+
+__all__ = ["fuse"]                               # what `import nbgrad` shows
+
+_ACTIVATIONS: dict[type, str] = {ReLU: "relu", Sigmoid: "sigmoid", Tanh: "tanh"}
+_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
+
+
+def _plain(module: Any) -> bool:
+    """Whether nobody watches or replaces this module's call."""
+    return module._hooks is None and "forward" not in vars(module)
+
+
+def activation_of(module: Any) -> str | None:
+    """The name of the activation that this module is, if its call can become part of another's."""
+    name = _ACTIVATIONS.get(type(module))
+    return name if name is not None and _plain(module) else None
+
+
+def run(modules: Sequence[Any], x: Any) -> Any:
+    """modules in turn. A batch norm takes the ReLU that follows into its kernel, and in training a
+    linear layer the batch norm and the activation: the same numbers with fewer passes and nodes.
+    Modules with hooks are called one by one."""
+    i = 0
+    while i < len(modules):
+        used, x = _step(modules, i, x)
+        i += used
+    return x
+
+
+def normalized(norm: Any, act: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """act(norm(x) + residual), as one op where norm is a batch norm and act a ReLU."""
+    if type(norm) in _NORMS and _plain(norm) and activation_of(act) == "relu":
+        return norm.forward(x, residual=residual, activation="relu")
+    y = norm(x)
+    return act(y if residual is None else y + residual)
+
+
+def _step(modules: Sequence[Any], i: int, x: Any) -> tuple[int, Any]:
+    """How many modules from the i-th on were run as one, and their value."""
+    module, kind = modules[i], type(modules[i])
+    if i + 1 < len(modules) and (kind is Linear or kind in _NORMS) and _plain(module):
+        following = modules[i + 1]
+        if kind is not Linear:
+            if activation_of(following) == "relu":
+                return 2, module.forward(x, activation="relu")
+        elif type(following) is BatchNorm1d and _plain(following) and following.follows(x, module):
+            act = activation_of(modules[i + 2]) if i + 2 < len(modules) else None
+            return 2 + (act is not None), following.of_linear(x, module, act)
+    return 1, module(x)
+
+
+def fuse(model: Module, *example: Tensor) -> Module:
+    """A copy of a model in evaluation mode, with each batch norm folded into the Conv2d or Linear
+    that feeds it: w' = w γ/σ,  b' = (b − μ) γ/σ + β, in float64, rounded once.
+
+    Pairs are neighbours in a Sequential; with ``example`` inputs, the model is run on them, and all
+    pairs where a batch norm's input is the output of a layer are found, however ``forward`` is
+    written. Values then agree with the model's up to rounding, and with an example this is checked.
+    The folded model is for inference: training it would train other parameters.
+
+    Raises ValueError if a batch norm is in training mode or has no running statistics, and
+    RuntimeError if the example's output changes (a layer whose output has a second use).
+
+    >>> from nbgrad import nn
+    >>> nn.fuse(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU()).eval())
+    Sequential(
+      (0): Linear(in_features=2, out_features=3, bias=True)
+      (1): Identity()
+      (2): ReLU()
+    )
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _NORMS) and (module.training or module.running_mean is None):
+            raise ValueError(f"fuse: {name or 'the model'} normalizes with the batch's statistics; "
+                             "call model.eval() first, with running statistics tracked")
+    fused = copy.deepcopy(model)
+    pairs = dict(_neighbours(fused))
+    if example:
+        pairs |= _observed(fused, example)
+    homes = {id(child): (parent, name) for parent in fused.modules()
+             for name, child in parent.named_children()}
+    for norm, layer in pairs.items():
+        _fold(layer, norm)
+        parent, name = homes[id(norm)]
+        setattr(parent, name, Identity())
+    if example:
+        _compare(model, fused, example)
+    return fused
+
+
+def _neighbours(model: Module) -> Iterator[tuple[Any, Any]]:
+    from .container import Sequential
+
+    for parent in model.modules():
+        if isinstance(parent, Sequential):
+            children = list(parent)
+            for layer, norm in zip(children, children[1:]):
+                if type(layer) in (Conv2d, Linear) and isinstance(norm, _NORMS):
+                    yield norm, layer
+
+
+def _observed(model: Module, example: tuple[Tensor, ...]) -> dict[Any, Any]:
+    """{norm: layer} where, in one run, the norm's only input was the layer's only output."""
+    made: dict[int, tuple[Any, Any]] = {}
+    calls: dict[Any, int] = {}
+    pairs: dict[Any, Any] = {}
+
+    def watch(module: Any, args: Any, y: Any) -> None:
+        calls[module] = calls.get(module, 0) + 1
+        if isinstance(module, _NORMS) and id(args[0]) in made:
+            pairs[module] = made[id(args[0])][0]
+        elif type(module) in (Conv2d, Linear):
+            made[id(y)] = module, y                 # y stays alive, so that its id stays its own
+
+    handles = [m.register_forward_hook(watch) for m in model.modules()]
+    try:
+        with no_grad():
+            model(*example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {norm: layer for norm, layer in pairs.items() if calls[norm] == calls[layer] == 1}
+
+
+def _fold(layer: Any, norm: Any) -> None:
+    mean, var = (t.data.astype(np.float64) for t in (norm.running_mean, norm.running_var))
+    scale = 1 / np.sqrt(var + norm.eps)
+    if norm.weight is not None:
+        scale *= norm.weight.data
+    w, dtype = layer.weight.data, layer.weight.dtype
+    shift = (0.0 if layer.bias is None else layer.bias.data) - mean
+    shift = shift * scale + (0.0 if norm.bias is None else norm.bias.data)
+    layer.weight = Parameter((w * scale.reshape(-1, *[1] * (w.ndim - 1))).astype(dtype))
+    layer.bias = Parameter(shift.astype(dtype))
+
+
+def _compare(model: Module, fused: Module, example: tuple[Tensor, ...]) -> None:
+    """The outputs agree to 1e-3 of their size: rounding stays far below, a wrong pair does not."""
+    with no_grad():
+        y, new = model(*example).data, fused(*example).data
+    off = np.abs(y - new).max(initial=0)
+    if not off <= 1e-3 * np.abs(y).max(initial=0):
+        raise RuntimeError(f"fuse: the example's output changed by {off:.3g}: the output of a "
+                           "layer before a batch norm is used elsewhere, too")

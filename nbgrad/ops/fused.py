@@ -1,0 +1,97 @@
+"""Linear layer, batch norm and activation as one op: one node where the parts record three, and two
+calls of the engine in a step instead of six."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbgrad.autograd import OPS, Tensor, as_tensor, bump, composition, op
+from nbgrad.backend import kernels
+from nbgrad.ops import norm
+from nbgrad.ops.matmul import check_linear, linear, matmul
+from nbgrad.ops.reduce import sum
+from nbgrad.ops.shape import checked, mT
+
+__all__ = ["linear_batch_norm"]
+
+ACTIVATIONS = (None, "relu", "sigmoid", "tanh")
+
+
+def _data(t: Tensor | None) -> Any:
+    return None if t is None else t.data
+
+
+@op(name="linear_batch_norm", method=False, saves_output=True)
+def _linear_batch_norm(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None,
+                       beta: Tensor | None, /, *, eps: float, activation: str | None,
+                       running: Any = None) -> Any:
+    """y = φ(γ ẑ + β), ẑ = (z − μ)/√(σ² + ε), z = x wᵀ + b; μ and σ² of z's columns.
+
+    The vjp is that of φ, batch_norm and linear in turn.
+    """
+    k = kernels(x)
+    z = k.linear(x.data, weight.data, _data(bias))
+    mean, var, momentum = running or (None, None, None)
+    norm.check_batch(z, mean, var, gamma, beta)
+    moved = None if mean is None else (mean.data, var.data, momentum)
+    y, mu, _, invstd = k.batch_norm(z, _data(gamma), _data(beta), eps=eps,
+                                    relu=activation == "relu", running=moved)
+    if activation in ("sigmoid", "tanh"):
+        y = getattr(k, activation)(y)
+    need = x.requires_grad
+    return y, lambda dy, y: linear_batch_norm_backward(
+        dy, x, weight, bias, gamma, beta, z=z, y=y.data, mean=mu, invstd=invstd, eps=eps,
+        activation=activation, input_gradient=need)
+
+
+@op(method=False)
+def linear_batch_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
+                               gamma: Tensor | None, beta: Tensor | None, /, *, z: Any, y: Any,
+                               mean: Any, invstd: Any, eps: float, activation: str | None,
+                               input_gradient: bool) -> Any:
+    """∂x (0 unless asked for), ∂w, ∂b, ∂γ and ∂β of linear_batch_norm."""
+    k, du, masked = kernels(dy), dy.data, activation == "relu"
+    if activation in ("sigmoid", "tanh"):
+        du = getattr(k, f"{activation}_backward")(du, y)
+    dz, dgamma, dbeta, _ = k.batch_norm_backward(du, z, _data(gamma), mean, invstd,
+                                                 y=y if masked else None, relu=masked)
+    grads = k.linear_backward(dz, x.data, weight.data, input_gradient=input_gradient)
+
+    def again(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None,
+              beta: Tensor | None) -> tuple[Any, ...]:
+        z = linear(x, weight, bias)
+        y = norm.batch_norm(z, None, None, gamma, beta, True, eps=eps)
+        if activation is not None:
+            dy = OPS[activation + "_backward"](dy, OPS[activation](y))
+        dz, dgamma, dbeta, _ = norm.backward_of_batch(dy, z, gamma, None, None, eps, False)
+        return matmul(dz, weight), matmul(mT(dz), x), sum(dz, 0), dgamma, dbeta
+    return (*grads, dgamma, dbeta), composition(again, dy, x, weight, bias, gamma, beta)
+
+
+def linear_batch_norm(input: Tensor, weight: Tensor, bias: Tensor | None,
+                      running_mean: Tensor | None, running_var: Tensor | None,
+                      gamma: Tensor | None = None, beta: Tensor | None = None,
+                      momentum: float = 0.1, eps: float = 1e-5,
+                      activation: str | None = None) -> Tensor:
+    """φ(batch_norm(linear(x, w, b))) in training, as one op with the values of the three.
+
+    x: (N, K)  w: (C, K)  b, γ, β and the running arrays, which move as in ``batch_norm``: (C,).
+    φ: None, "relu", "sigmoid" or "tanh". Keeps x, w, γ, z = x wᵀ + b, y, μ, 1/σ. Raises what
+    ``linear`` and ``batch_norm`` raise. ``nn.Sequential`` calls it where its modules follow each
+    other like this.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError("linear_batch_norm: expected activation to be one of "
+                         f"{', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
+    if checked(input, "linear_batch_norm").ndim != 2:
+        raise ValueError(f"linear_batch_norm: expected x of shape (N, K), got {input.shape}")
+    check_linear(input, weight, bias)
+    running = None if running_mean is None else (running_mean, running_var, momentum)
+    y = _linear_batch_norm(input, weight, bias, gamma, beta, eps=eps, activation=activation,
+                           running=running)
+    if y.grad_fn is not None:
+        del y.grad_fn.settings["running"]
+    if running_mean is not None and running_var is not None:
+        bump(running_mean)
+        bump(running_var)
+    return y  # type: ignore[no-any-return]
