@@ -1,272 +1,369 @@
-"""Loops of batch normalization: float64 sums over fixed blocks, merged in index order.
+"""Loops of batch normalization over dense memory: statistics, then y; sums, then dx.
 
-A block is what stays in L2 while it is read twice: its mean, then the squares about it; Chan's
-formula (Chan, Golub & LeVeque 1979) merges blocks. Everything is a sum over *columns*: contiguous
-memory read W values at a time into W float64 accumulators, so that LLVM vectorises without
-reassociating. In rows × channels memory, column j belongs to channel j mod C; in a plane of
-(N, C, S) all columns belong to one. Normalising is done in float64 as well, rounded once: exact
-(x − mean) at any offset and no overflow at any float32 scale, and still limited by memory.
+Sums are taken in the array's dtype over chunks in which one accumulator takes at most 128 values,
+about a pivot close to the chunk's mean; chunks are merged in float64 in index order by Chan's
+formula (Chan, Golub & LeVeque 1979). The pivot is the mean so far. Where it lies more than 2 standard
+deviations from the chunk's mean, cancellation would cost digits: the chunk is read again about its
+own mean. What leaves the range of float32 (squares of 1e20, say) makes a kernel return True: the
+caller does it in float64.
+
+A *task* is a tile of channels and a block of rows. If one block holds all rows of its tile, it is
+small enough to be in a cache still when it is read the second time, and the task does all; else
+sums come from all tasks first, and the second pass goes backwards, from what was read last.
 """
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from .columns import add, add_products, add_squares, fold, normalize, normalize_backward, repeat
-from .jit import device, kernel, prange
-from .memory import empty, empty_like
+from .columns import (
+    HI,
+    INV,
+    MEAN_DY,
+    PAST,
+    WRITE,
+    add_products,
+    add_squares,
+    inner,
+    normalize,
+    normalize_backward,
+)
+from .jit import kernel, prange
+from .simd import VECTOR, pointer
 
-__all__ = ["BLOCK", "LANES", "backward", "flat", "flat_as", "forward", "layout", "vector"]
+__all__ = ["Plan", "backward", "forward", "plan"]
 
-BLOCK = 1 << 15            # elements: 128 KB of float32, of 1 MB of L2: room for dy and dx
-LANES = 64                 # columns at least: 8 vectors of float64 hide the latency of the adds
-TILE = 1024                # channels at most per task of rows × channels
-
-_EMPTY = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
+ADDS = 128                 # values per accumulator and chunk
+LINE = 1024                # columns of a tile
+RUN = 256                  # values of a plane from which on it is a matrix of its own
+BLOCK_BYTES = 1 << 19
+SLAB_BYTES = 1 << 22       # what one task reads twice: two cores' share of a 16 MB cache and more
 
 
 class Plan(NamedTuple):
-    """How (N, C, S) is cut: tasks of `rows` × `tile` channels; S = 1 is rows × channels."""
+    """How (N, C, S) memory is cut. A segment is S values of one channel, or a piece of them."""
 
-    N: int
+    N: int                 # segments per channel
     C: int
-    S: int
-    rows: int
-    tile: int
-    width: int
-
-    @property
-    def blocks(self):
-        return -(-self.N // self.rows)
-
-    @property
-    def tiles(self):
-        return -(-self.C // self.tile)
-
-
-def _plan(N, C, S):
-    if S == 1:
-        tile = max(1, min(C, TILE))
-        width = tile if C > TILE else tile * max(1, LANES // tile)
-        return Plan(N, C, 1, max(64, BLOCK // tile), tile, width)
-    rows = max(1, min(N, BLOCK // S))
-    return Plan(N, C, S, rows, max(1, BLOCK // (rows * S)), LANES)
+    S: int                 # values of a channel that lie together
+    pieces: int            # segments that they are cut into
+    length: int            # values of a segment, the last piece apart
+    tile: int              # channels per task
+    together: int          # channels whose columns make one row
+    inner: int             # columns of a channel that lie together
+    W: int                 # columns held
+    chunk: int             # segments summed in the array's dtype
+    rows: int              # segments per block
+    blocks: int
+    tiles: int
+    back: bool             # the second pass goes backwards
+    aligned: bool          # every vector begins at a multiple of vectors
 
 
-def _is_rows(x):
-    """Channels-last memory, or a matrix: channel is the fastest axis."""
-    return x.ndim == 2 or x.transpose(0, *range(2, x.ndim), 1).flags.c_contiguous
+@lru_cache(1 << 12)
+def plan(N, C, S, itemsize):
+    """Plan for memory of that shape: S values of a channel, C channels, N times."""
+    lanes = VECTOR // itemsize
+    size = C * S * itemsize * N
+    if C == 1 or S >= RUN:
+        N, S = (1, N * S) if C == 1 else (N, S)
+        W = 4 * lanes
+        length = min(S, ADDS * W)
+        pieces = -(-S // length)
+        N, together, inner, chunk = N * pieces, 1, W, max(1, ADDS * W // length)
+    else:
+        pieces, length, inner = 1, S, S
+        unit = lanes // math.gcd(S, lanes)
+        together = C if C * S <= LINE else min(C, max(unit, LINE // S // unit * unit))
+        W, chunk = together * S, ADDS
+        repeat = lanes // math.gcd(W, lanes)
+        repeat *= -(-4 * lanes // (repeat * W))
+        if together == C and repeat * W <= 2 * LINE:
+            W, chunk = repeat * W, repeat * ADDS
+    return _cut(N, C, S, pieces, length, together, inner, W, chunk, size, itemsize)
 
 
-def layout(x):
-    """x dense in memory, its plan, and whether it is rows × channels."""
-    if x.ndim == 2:
-        x = x if x.flags.c_contiguous else np.ascontiguousarray(x)
-        return x, _plan(*x.shape, 1), True
-    N, C = x.shape[:2]
-    S = math.prod(x.shape[2:])
-    if C == 1 or S == 1:
-        x = x if x.flags.c_contiguous else np.ascontiguousarray(x)
-        return x, _plan(N * S, C, 1), False
-    if _is_rows(x):
-        return x, _plan(N * S, C, 1), True
-    if x.flags.c_contiguous:
-        return x, _plan(N, C, S), False
-    dense = empty_like(x)
-    if not (_is_rows(dense) or dense.flags.c_contiguous):
-        dense = empty(x.shape, x.dtype)
-    dense[...] = x
-    return layout(dense)
+def _cut(N, C, S, pieces, length, together, inner, W, chunk, size, itemsize):
+    """Tiles and blocks: whole tiles where they are small and there are enough of them."""
+    slab = N * length * itemsize
+    tiles = -(-C // together)
+    if size <= 1 << 20:
+        tile, rows = C if together == 1 else together, N
+    elif slab * together <= SLAB_BYTES and tiles >= min(16, size >> 19):
+        tile, rows = max(together, min(BLOCK_BYTES // 2 // slab, -(-C // 16))), N
+    else:
+        tile, rows = together, max(1, BLOCK_BYTES // (length * together * itemsize))
+        rows = rows if rows < chunk else rows // chunk * chunk
+    if together > 1:
+        tile = together
+    lanes = VECTOR // itemsize
+    aligned = W % lanes == 0 and (S if together == 1 else C * S) % lanes == 0
+    return Plan(N, C, S, pieces, length, tile, together, inner, W, chunk, rows, -(-N // rows),
+                -(-C // tile), size > 1 << 22, aligned)
 
 
-def flat(x, rows):
-    """The memory of a dense x as one axis."""
-    return (x.transpose(0, *range(2, x.ndim), 1) if rows and x.ndim > 2 else x).reshape(-1)
+@inner
+def _values(plan, m):
+    """Values of one channel in the first m segments."""
+    return m // plan.pieces * plan.S + min(m % plan.pieces * plan.length, plan.S)
 
 
-def flat_as(a, x, rows):
-    """Memory of `a` in the same order as x's, as one axis."""
-    if rows and x.ndim > 2:
-        a = a.transpose(0, *range(2, a.ndim), 1)
-    return (a if a.flags.c_contiguous else np.ascontiguousarray(a)).reshape(-1)
+@inner
+def _spread(values, v, channels, plan, table, line):
+    """Line of the table: the value of each column's channel, found from values[v] on."""
+    at, inner, reach = line * plan.W, plan.inner, channels * plan.inner
+    for first in range(at, at + plan.W if channels == plan.together else at + 1, reach):
+        for c in range(channels):
+            for k in range(first + c * inner, first + (c + 1) * inner):
+                table[k] = values[v + c]
 
 
-def vector(a, dtype):
-    """A (C,) array of that dtype; an empty one stands for None."""
-    if a is None:
-        return _EMPTY[dtype]
-    return a if a.dtype == dtype and a.flags.c_contiguous else np.ascontiguousarray(a, dtype)
+@inner
+def _fold(table, line, channels, plan, out, v):
+    """The sum of the columns of each channel, from out[v] on."""
+    at, inner, reach = line * plan.W, plan.inner, channels * plan.inner
+    for c in range(channels):
+        out[v + c] = 0.0
+    for first in range(at, at + plan.W if channels == plan.together else at + 1, reach):
+        for c in range(channels):
+            for k in range(first + c * inner, first + (c + 1) * inner):
+                out[v + c] += table[k]
 
 
-@device
-def _segment(plan, n, c, rows, channels):
-    """Memory of rows n.. of channels c..: start, step, count and length of its contiguous runs."""
-    if plan.S > 1:
-        return (n * plan.C + c) * plan.S, plan.C * plan.S, rows, plan.S
-    if channels == plan.C:
-        return n * plan.C, 0, 1, rows * plan.C
-    return n * plan.C + c, plan.C, rows, channels
+@inner
+def _settle(work, channels, n, before, mean, m2, b, final):
+    """Merge a chunk: n values per channel that, taken about the pivot, add up to s and their squares
+    to q. False if a pivot was too far (unless final): the pivots are the chunk's means then."""
+    far = False
+    for c in range(channels):
+        d = work[channels + c] / n
+        q = work[2 * channels + c] - d * d * n
+        work[channels + c], work[2 * channels + c] = d, q
+        far |= d * d * n > 4.0 * q
+    w = n / (before + n)
+    for c in range(channels):
+        work[c] += work[channels + c]
+        if final or not far:
+            d, q = work[c] - mean[b + c], work[2 * channels + c]
+            mean[b + c] += d * w
+            m2[b + c] += (0.0 if q < 0.0 else q) + d * d * w * before
+    return final or not far
 
 
-@device
-def _columns(plan, t):
-    """Task t: block, its first row, its rows, first channel, last channel, channels at a time."""
-    tiles = (plan.C + plan.tile - 1) // plan.tile
-    b, c0 = t // tiles, t % tiles * plan.tile
-    n = b * plan.rows
-    c1 = min(c0 + plan.tile, plan.C)
-    return b, n, min(plan.rows, plan.N - n), c0, c1, (1 if plan.S > 1 else c1 - c0)
+@inner
+def _statistics(x, plan, first, last, c, channels, table, work, mean, m2, b):
+    """Mean and sum of squares about it of a block of segments, from mean[b] and m2[b] on."""
+    start = (first // plan.pieces * plan.C + c) * plan.S + first % plan.pieces * plan.length
+    for k in range(channels):
+        v = np.float64(x[start + k * plan.S])
+        mean[b + k] = v if abs(v) < math.inf else 0.0
+        m2[b + k] = 0.0
+    p = pointer(x)
+    m, size, before = first, min(16, plan.chunk), 0
+    while m < last:
+        end = min(last, m + size)
+        n = _values(plan, end) - _values(plan, m)
+        for k in range(channels):
+            work[k] = mean[b + k]
+        for final in range(2):
+            for k in range(channels):
+                work[k] = x.dtype.type(work[k])
+            _spread(work, 0, channels, plan, table, HI)
+            for k in range(2 * plan.W):
+                table[k] = 0
+            add_squares(p, p, p, p, plan, m, end, False, c, channels, table, 0)
+            _fold(table, 0, channels, plan, work, channels)
+            _fold(table, 1, channels, plan, work, 2 * channels)
+            if _settle(work, channels, n, before, mean, m2, b, final == 1):
+                break
+        m, size, before = end, plan.chunk, before + n
 
 
-@device
-def _width(plan, channels):
-    """Columns for so many channels: the last tile of many channels is narrower."""
-    return plan.width if plan.S > 1 or channels == plan.tile else channels
+@inner
+def _constants(plan, gamma, beta, mean, invstd, c, channels, table, work):
+    """Lines HI, LO, SCALE and SHIFT of the table for the channels from c on."""
+    for k in range(channels):
+        hi = table.dtype.type(mean[c + k])
+        work[k] = hi
+        work[channels + k] = mean[c + k] - hi if abs(hi) < math.inf else 0.0
+        work[2 * channels + k] = invstd[c + k] * gamma[c + k] if gamma.size else invstd[c + k]
+        work[3 * channels + k] = beta[c + k] if beta.size else 0.0
+    for line in range(4):
+        _spread(work, line * channels, channels, plan, table, HI + line)
 
 
-@device
-def _block_stats(x, plan, t, mean, m2):
-    """Mean and sum of squares about it of one task, into mean[b, c] and m2[b, c]."""
-    b, n, rows, c0, c1, step_c = _columns(plan, t)
-    W = _width(plan, step_c)
-    pivot, acc = np.empty(W), np.empty(W)
-    for c in range(c0, c1, step_c):
-        start, step, count, length = _segment(plan, n, c, rows, step_c)
-        first = x[start:start + step_c]
-        block_mean, block_m2 = mean[b, c:c + step_c], m2[b, c:c + step_c]
-        for j in range(step_c):
-            block_mean[j] = first[j] if np.isfinite(first[j]) else 0.0
-        repeat(block_mean, step_c, pivot)
-        acc[:] = 0.0
-        for i in range(count):
-            add(x[start + i * step:start + i * step + length], pivot, acc)
-        fold(acc, step_c, block_m2)
-        for j in range(step_c):
-            block_mean[j] += block_m2[j] / (rows * plan.S)
-        repeat(block_mean, step_c, pivot)
-        acc[:] = 0.0
-        for i in range(count):
-            add_squares(x[start + i * step:start + i * step + length], pivot, acc)
-        fold(acc, step_c, block_m2)
+@inner
+def _merge(plan, block_mean, block_m2, eps, c0, c1, mean, var, invstd):
+    """Statistics of channels c0 … c1 from those of their blocks, in order."""
+    total = _values(plan, plan.N)
+    for c in range(c0, c1):
+        m = s = 0.0
+        for b in range(plan.blocks):
+            before = _values(plan, b * plan.rows)
+            n = _values(plan, min(plan.N, (b + 1) * plan.rows)) - before
+            d, w = block_mean[b * plan.C + c] - m, n / (before + n)
+            m += d * w
+            s += block_m2[b * plan.C + c] + d * d * w * before
+        mean[c], var[c], invstd[c] = m, s / total, 1.0 / math.sqrt(s / total + eps)
 
 
-@device
-def _merge(plan, block_mean, block_m2, mean, var):
-    """Chan's formula over the blocks in order; the weights are those of whole blocks."""
-    mean[:] = 0.0
-    var[:] = 0.0
-    for b in range(block_mean.shape[0]):
-        before = b * plan.rows
-        rows = min(plan.rows, plan.N - before)
-        w = rows / (before + rows)
-        f = w * before * plan.S
-        m, s = block_mean[b], block_m2[b]
-        for c in range(plan.C):
-            d = m[c] - mean[c]
-            mean[c] += d * w
-            var[c] += s[c] + d * d * f
-    for c in range(plan.C):
-        var[c] /= max(1, plan.N * plan.S)
+@inner
+def _lost(x, var, invstd, eps):
+    """Whether float32 is not enough: squares overflowed, or underflowed where eps does not hide
+    it, or constants would."""
+    bad = False
+    if x.itemsize == 4:
+        for c in range(invstd.size):
+            bad |= invstd[c] < 1e-12 or invstd[c] > 1e12
+            bad |= not var[c] < math.inf or (eps < 1e-20 and var[c] < 1e-30)
+    return bad
 
 
-@device
-def _block_normalize(x, plan, t, gamma, beta, mean, invstd, y):
-    _, n, rows, c0, c1, step_c = _columns(plan, t)
-    W = _width(plan, step_c)
-    m, scale, shift, a = np.empty(W), np.empty(W), np.empty(W), np.empty(step_c)
-    for c in range(c0, c1, step_c):
-        start, step, count, length = _segment(plan, n, c, rows, step_c)
-        repeat(mean[c:c + step_c], step_c, m)
-        for j in range(step_c):
-            a[j] = invstd[c + j] * gamma[c + j] if gamma.size else invstd[c + j]
-        repeat(a, step_c, scale)
-        for j in range(step_c):
-            a[j] = beta[c + j] if beta.size else 0.0
-        repeat(a, step_c, shift)
-        for i in range(count):
-            at = start + i * step
-            normalize(x[at:at + length], m, scale, shift, y[at:at + length])
-
-
-@kernel
-def forward(x, gamma, beta, eps, plan, tasks, collect, y, mean, var, invstd):
-    """Statistics of x (if collect), then y where it is not empty."""
-    if collect:
-        blocks = (plan.N + plan.rows - 1) // plan.rows
-        block_mean, block_m2 = np.empty((blocks, plan.C)), np.empty((blocks, plan.C))
-        for t in prange(tasks):
-            _block_stats(x, plan, t, block_mean, block_m2)
-        _merge(plan, block_mean, block_m2, mean, var)
-        for c in range(plan.C):
-            invstd[c] = 1.0 / math.sqrt(var[c] + eps)
-    if y.size:
-        for t in prange(tasks):
-            _block_normalize(x, plan, tasks - 1 - t, gamma, beta, mean, invstd, y)
-
-
-@device
-def _block_products(dy, x, plan, t, mean, sum_dy, sum_dx):
-    b, n, rows, c0, c1, step_c = _columns(plan, t)
-    W = _width(plan, step_c)
-    m, s, p = np.empty(W), np.empty(W), np.empty(W)
-    for c in range(c0, c1, step_c):
-        start, step, count, length = _segment(plan, n, c, rows, step_c)
-        repeat(mean[c:c + step_c], step_c, m)
-        s[:] = 0.0
-        p[:] = 0.0
-        for i in range(count):
-            at = start + i * step
-            add_products(dy[at:at + length], x[at:at + length], m, s, p)
-        fold(s, step_c, sum_dy[b, c:c + step_c])
-        fold(p, step_c, sum_dx[b, c:c + step_c])
-
-
-@device
-def _block_backward(dy, x, plan, t, gamma, mean, invstd, sum_dy, sum_dy_xhat, dx):
-    _, n, rows, c0, c1, step_c = _columns(plan, t)
-    W, total = _width(plan, step_c), plan.N * plan.S
-    m, scale, shift, slope, a = np.empty(W), np.empty(W), np.empty(W), np.empty(W), np.empty(step_c)
-    for c in range(c0, c1, step_c):
-        start, step, count, length = _segment(plan, n, c, rows, step_c)
-        repeat(mean[c:c + step_c], step_c, m)
-        for j in range(step_c):
-            a[j] = invstd[c + j] * gamma[c + j] if gamma.size else invstd[c + j]
-        repeat(a, step_c, scale)
-        for j in range(step_c):
-            a[j] = sum_dy[c + j] / total
-        repeat(a, step_c, shift)
-        for j in range(step_c):
-            a[j] = sum_dy_xhat[c + j] / total * invstd[c + j]
-        repeat(a, step_c, slope)
-        for i in range(count):
-            at = start + i * step
-            normalize_backward(dy[at:at + length], x[at:at + length], m, scale, shift, slope,
-                                dx[at:at + length])
-
-
-@device
-def _sum_blocks(blocks, out):
-    out[:] = 0.0
-    for b in range(blocks.shape[0]):
-        row = blocks[b]
-        for c in range(out.size):
-            out[c] += row[c]
+@inner
+def _forward_task(x, residual, gamma, beta, eps, plan, t, collect, option, y, mean, var, invstd,
+                  block_mean, block_m2):
+    """Statistics, and y if they are known after that."""
+    b, c0 = t // plan.tiles, t % plan.tiles * plan.tile
+    first, c1 = b * plan.rows, min(c0 + plan.tile, plan.C)
+    last = min(first + plan.rows, plan.N)
+    table, work = np.empty(6 * plan.W, x.dtype), np.empty(4 * plan.together, np.float64)
+    for c in range(c0, c1, plan.together):
+        channels = min(c1 - c, plan.together)
+        if collect:
+            _statistics(x, plan, first, last, c, channels, table, work, block_mean, block_m2,
+                        b * plan.C + c)
+            if plan.blocks > 1:
+                continue
+            _merge(plan, block_mean, block_m2, eps, c, c + channels, mean, var, invstd)
+        if y.size:
+            _constants(plan, gamma, beta, mean, invstd, c, channels, table, work)
+            normalize(pointer(x), pointer(residual), pointer(x), pointer(y), plan, first, last,
+                      True, c, channels, table, option)
 
 
 @kernel
-def backward(dy, x, gamma, mean, invstd, plan, tasks, collect, sum_dy, sum_dy_xhat, dx):
-    """Σdy and Σ dy x̂ (if collect), then dx where it is not empty."""
-    if collect:
-        blocks = (plan.N + plan.rows - 1) // plan.rows
-        block_dy, block_dx = np.empty((blocks, plan.C)), np.empty((blocks, plan.C))
+def forward(x, residual, gamma, beta, running_mean, running_var, momentum, eps, plan, collect,
+            option, y, mean, var, invstd):
+    """mean, var and invstd of x (if ``collect``), then y where it is not empty. True if float32 is
+    not enough: nothing holds then."""
+    if not collect and _lost(x, invstd, invstd, 1.0):
+        return True
+    tasks, blocks = plan.tiles * plan.blocks, plan.blocks if collect else 0
+    block_mean, block_m2 = np.empty(blocks * plan.C), np.empty(blocks * plan.C)
+    for phase in range(2 if blocks > 1 else 1):
         for t in prange(tasks):
-            _block_products(dy, x, plan, t, mean, block_dy, block_dx)
-        _sum_blocks(block_dy, sum_dy)
-        _sum_blocks(block_dx, sum_dy_xhat)
+            u = np.int64(t)              # a prange counts in uint64, which with int64 gives float64
+            if phase == 1 and plan.back:
+                u = tasks - 1 - u
+            _forward_task(x, residual, gamma, beta, eps, plan, u, collect and phase == 0, option,
+                          y, mean, var, invstd, block_mean, block_m2)
+        if phase == 0 and blocks > 1:
+            _merge(plan, block_mean, block_m2, eps, 0, plan.C, mean, var, invstd)
+        if phase == 0 and collect and _lost(x, var, invstd, eps):
+            return True
+    n = _values(plan, plan.N)
+    for c in range(running_mean.size):
+        new = var[c] * (n / (n - 1.0))
+        running_mean[c] = (1.0 - momentum) * running_mean[c] + momentum * mean[c]
+        running_var[c] = (1.0 - momentum) * running_var[c] + momentum * new
+    return False
+
+
+@inner
+def _sums(x, dy, y, dz, plan, first, last, c, channels, table, work, option, sum_dy, sum_p, b):
+    """Sums of dy and of dy x̂ of a block, chunk by chunk."""
+    for k in range(channels):
+        sum_dy[b + k] = sum_p[b + k] = 0.0
+    m = first
+    while m < last:
+        end = min(last, m + plan.chunk)
+        for k in range(2 * plan.W):
+            table[k] = 0
+        add_products(pointer(x), pointer(dy), pointer(dz), pointer(y), plan, m, end, False, c,
+                     channels, table, option)
+        _fold(table, 0, channels, plan, work, 0)
+        _fold(table, 1, channels, plan, work, channels)
+        for k in range(channels):
+            sum_dy[b + k] += work[k]
+            sum_p[b + k] += work[channels + k]
+        m = end
+
+
+@inner
+def _slopes(plan, gamma, invstd, sum_dy, sum_p, c, channels, table, work):
+    """Lines MEAN_DY, SLOPE and REST of the table for the channels from c on."""
+    n = _values(plan, plan.N)
+    for k in range(channels):
+        mean, scale = sum_dy[c + k] / n, invstd[c + k]
+        if gamma.size:
+            scale *= gamma[c + k]
+        hi = table.dtype.type(mean)
+        work[k], work[channels + k] = hi, sum_p[c + k] / n * -scale
+        work[2 * channels + k] = (hi - mean) * scale if abs(hi) < math.inf else 0.0
+    for line in range(3):
+        _spread(work, line * channels, channels, plan, table, MEAN_DY + line)
+
+
+@inner
+def _total(plan, block_dy, block_p, c0, c1, sum_dy, sum_p, dgamma, dbeta):
+    """Sums over the blocks of channels c0 … c1, in order."""
+    for c in range(c0, c1):
+        s = p = 0.0
+        for b in range(plan.blocks):
+            s += block_dy[b * plan.C + c]
+            p += block_p[b * plan.C + c]
+        sum_dy[c], sum_p[c], dbeta[c], dgamma[c] = s, p, s, p
+
+
+@inner
+def _backward_task(x, dy, y, gamma, beta, mean, invstd, plan, t, collect, option, dz, block_dy,
+                   block_p, sum_dy, sum_p, dgamma, dbeta, dx):
+    """Sums, and dx if they are known after that."""
+    b, c0 = t // plan.tiles, t % plan.tiles * plan.tile
+    first, c1 = b * plan.rows, min(c0 + plan.tile, plan.C)
+    last = min(first + plan.rows, plan.N)
+    table, work = np.empty(10 * plan.W, x.dtype), np.empty(4 * plan.together, np.float64)
+    source, rest = pointer(dy), option
+    if option & WRITE:
+        source, rest = pointer(dz), option & PAST
+    for c in range(c0, c1, plan.together):
+        channels = min(c1 - c, plan.together)
+        _constants(plan, gamma, beta, mean, invstd, c, channels, table, work)
+        _spread(invstd, c, channels, plan, table, INV)
+        if collect:
+            _sums(x, dy, y, dz, plan, first, last, c, channels, table, work, option, block_dy,
+                  block_p, b * plan.C + c)
+            if plan.blocks > 1:
+                continue
+            _total(plan, block_dy, block_p, c, c + channels, sum_dy, sum_p, dgamma, dbeta)
+        if dx.size:
+            _slopes(plan, gamma, invstd, sum_dy, sum_p, c, channels, table, work)
+            normalize_backward(pointer(x), source, pointer(dx), pointer(y), plan, first, last, True,
+                               c, channels, table, rest)
+
+
+@kernel
+def backward(x, dy, y, gamma, beta, mean, invstd, plan, collect, option, dz, sum_dy, sum_p, dgamma,
+             dbeta, dx):
+    """Σ dy and Σ dy x̂ of the masked dy (if ``collect``), then dx where it is not empty. True if
+    float32 is not enough: nothing holds then."""
+    if _lost(x, invstd, invstd, 1.0):
+        return True
+    tasks, blocks = plan.tiles * plan.blocks, plan.blocks if collect else 0
+    block_dy, block_p = np.empty(blocks * plan.C), np.empty(blocks * plan.C)
+    for phase in range(2 if blocks > 1 else 1):
+        for t in prange(tasks):
+            u = np.int64(t)              # a prange counts in uint64, which with int64 gives float64
+            if phase == 1 and plan.back:
+                u = tasks - 1 - u
+            _backward_task(x, dy, y, gamma, beta, mean, invstd, plan, u, collect and phase == 0,
+                           option, dz, block_dy, block_p, sum_dy, sum_p, dgamma, dbeta, dx)
+        if phase == 0 and blocks > 1:
+            _total(plan, block_dy, block_p, 0, plan.C, sum_dy, sum_p, dgamma, dbeta)
+    bad = False
+    if collect and x.itemsize == 4:
         for c in range(plan.C):
-            sum_dy_xhat[c] *= invstd[c]
-    if dx.size:
-        for t in prange(tasks):
-            _block_backward(dy, x, plan, tasks - 1 - t, gamma, mean, invstd, sum_dy, sum_dy_xhat,
-                            dx)
+            bad |= not abs(sum_dy[c]) + abs(sum_p[c]) < math.inf
+    return bad

@@ -1,192 +1,226 @@
-"""Batch and layer normalization. x is (N, C, *S); sums and statistics are float64.
+"""Batch and layer normalization. x is (N, C, *S); statistics are float64.
 
 A channel of equal values gives exactly β at any size and offset, and results do not depend on the
 number of threads.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
-from .batch_norm import BLOCK, LANES, backward, flat, flat_as, forward, layout, vector
-from .columns import add, add_squares, total
-from .jit import kernel, prange
-from .memory import empty_like
+from .batch_norm import backward, forward, plan
+from .columns import ADD, BY_X, BY_Y, PAST, RELU, WRITE
+from .jit import kernel
+from .layer_norm import layer_norm, layer_norm_backward
+from .memory import empty, empty_like
 
 __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
            "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats",
            "batch_norm_update", "layer_norm", "layer_norm_backward"]
 
-
-def _channels(*arrays):
-    """Statistics as contiguous float64 that may be written: kernels take them as outputs too."""
-    return [a if a.dtype == np.float64 and a.flags.carray else np.array(a, np.float64)
-            for a in arrays]
+STREAM_BYTES = 1 << 24     # outputs beyond half of a 32 MB cache go past it
+_NONE = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
 
 
-def _run_forward(x, gamma, beta, eps, stats, *, collect, apply):
-    """Lay x out, run the kernel, return y in x's memory order (None unless apply)."""
-    x, plan, rows = layout(x)
-    y = empty_like(x) if apply else None
-    out = flat(y, rows) if apply else vector(None, x.dtype)
-    if x.size:
-        forward(flat(x, rows), vector(gamma, x.dtype), vector(beta, x.dtype), eps, plan,
-                 plan.blocks * plan.tiles, collect, out, *stats, work=2 * x.nbytes)
+def _contiguous(shape, strides, step):
+    for n, s in zip(shape[::-1], strides[::-1]):
+        if n != 1 and s != step:
+            return False
+        step *= n
+    return True
+
+
+@lru_cache(1 << 12)
+def _order(shape, strides, itemsize):
+    """Axes in their order in memory (None if they are), and the plan; None if x is not dense."""
+    N, C, *S = shape
+    S = math.prod(S)
+    if _contiguous(shape, strides, itemsize):
+        return None, plan(N, C, S, itemsize)
+    axes = 0, *range(2, len(shape)), 1
+    if _contiguous([shape[i] for i in axes], [strides[i] for i in axes], itemsize):
+        return axes, plan(N * S, C, 1, itemsize)
+    return None
+
+
+def _dense(x):
+    """x, or a copy of it, and what _order says."""
+    order = _order(x.shape, x.strides, x.itemsize)
+    if order is not None:
+        return x, order
+    dense = empty_like(x)
+    if _order(dense.shape, dense.strides, dense.itemsize) is None:
+        dense = empty(x.shape, x.dtype)
+    dense[...] = x
+    return dense, _order(dense.shape, dense.strides, dense.itemsize)
+
+
+def _flat(x, axes):
+    """The memory of a dense x as one axis."""
+    return x.reshape(-1) if axes is None else x.transpose(axes).reshape(-1)
+
+
+def _flat_as(a, x, axes):
+    """The values of ``a``, which has x's shape, in the order of x's memory."""
+    if a is x:
+        return _flat(x, axes)
+    if a.dtype != x.dtype or a.strides != x.strides:
+        order = _order(a.shape, a.strides, x.itemsize) if a.dtype == x.dtype else None
+        if order is None or order[0] != axes:
+            copy = empty_like(x)
+            copy[...] = a
+            a = copy
+    return _flat(a, axes)
+
+
+def _vector(a, dtype):
+    """A (C,) array of that dtype; an empty one stands for None."""
+    if a is None:
+        return _NONE[dtype]
+    return a if a.dtype == dtype and a.flags.c_contiguous else np.ascontiguousarray(a, dtype)
+
+
+def _writable(a, dtype):
+    """One contiguous (C,) array of that dtype, copied where need be; kernels are compiled once."""
+    return a if a.dtype == dtype and a.flags.carray else np.array(a, dtype)
+
+
+def _wide(*arrays):
+    return [None if a is None else a.astype(np.float64) for a in arrays]
+
+
+def _narrow(a, x):
+    """``a`` as an array like x."""
+    out = empty_like(x)
+    with np.errstate(all="ignore"):
+        out[...] = a
+    return out
+
+
+def _past(y, how):
+    return PAST if how.aligned and y.nbytes > STREAM_BYTES else 0
+
+
+def _run_forward(x, gamma, beta, residual, stats, eps=1.0, relu=False, running=None, *, collect,
+                 apply=True):
+    """y (None unless apply), and stats, if collect. float32 that overflows is done in float64."""
+    x, (axes, how) = _dense(x)
+    dtype, none = x.dtype, _NONE[x.dtype]
+    y = empty_like(x) if apply else none
+    if not x.size:
+        return y
+    option = relu * RELU | (residual is not None) * ADD | _past(y, how)
+    mean, var, momentum = (none, none, 0.0) if running is None else running
+    if forward(_flat(x, axes), none if residual is None else _flat_as(residual, x, axes),
+               _vector(gamma, dtype), _vector(beta, dtype), mean, var, momentum, eps, how, collect,
+               option, _flat(y, axes) if apply else y, *stats, work=2 * x.nbytes):
+        if collect:
+            _run_forward(x.astype(np.float64), None, None, None, stats, eps, collect=True,
+                         apply=False)
+            _run_update(running, stats, x)
+            return apply and _run_forward(x, gamma, beta, residual, stats, relu=relu, collect=False)
+        return _narrow(_run_forward(*_wide(x, gamma, beta, residual), stats, relu=relu,
+                                    collect=False), x)
     return y
 
 
+def _run_update(running, stats, x):
+    if running is not None:
+        mean, var, momentum = running
+        batch_norm_update(mean, var, *stats[:2], momentum=momentum, count=x.size // x.shape[1])
+
+
 def _new_stats(x, eps):
-    mean, var, invstd = np.empty((3, x.shape[1]))
-    if x.size == 0:
-        mean[:], var[:] = 0, 0
-        invstd[:] = 1 / math.sqrt(eps) if eps else math.inf
-    return mean, var, invstd
+    stats = np.empty((3, x.shape[1]))
+    if not x.size:
+        stats[:2] = 0
+        stats[2] = 1 / math.sqrt(eps) if eps else math.inf
+    return stats
 
 
 def batch_norm_stats(x):
     """mean = Σx / n,  var = Σ(x − mean)² / n: float64 (C,); 0 and 0 of nothing. Reads x once."""
     stats = _new_stats(x, 1.0)
-    _run_forward(x, None, None, 1.0, stats, collect=True, apply=False)
-    return stats[:2]
+    _run_forward(x, None, None, None, stats, 0.0, collect=True, apply=False)
+    return stats[0], stats[1]
 
 
-def batch_norm_elemt(x, gamma, beta, mean, invstd):
-    """y = (x − mean) invstd γ + β."""
-    mean, invstd = _channels(mean, invstd)
-    return _run_forward(x, gamma, beta, 1.0, (mean, mean, invstd), collect=False, apply=True)
+def batch_norm_elemt(x, gamma, beta, mean, invstd, residual=None, *, relu=False):
+    """y = (x − mean) invstd γ + β [+ residual], not below 0 with relu."""
+    stats = np.empty((3, x.shape[1]))
+    stats[0], stats[2] = mean, invstd
+    return _run_forward(x, gamma, beta, residual, stats, relu=relu, collect=False)
 
 
-def batch_norm(x, gamma, beta, *, eps):
-    """y, mean, var, invstd = 1 / √(var + eps), from the statistics of x. Reads x twice."""
+def batch_norm(x, gamma, beta, residual=None, *, eps, relu=False, running=None):
+    """y, mean, var, invstd = 1 / √(var + eps), from the statistics of x; y = x̂ γ + β [+ residual],
+    not below 0 with relu. ``running`` = (mean, var, momentum): see batch_norm_update.
+
+    Reads x twice; the second time from a cache, if a channel or all of x fits."""
     stats = _new_stats(x, eps)
-    return _run_forward(x, gamma, beta, eps, stats, collect=True, apply=True), *stats
+    if running is not None and not (running[0].flags.carray and running[1].flags.carray):
+        y = _run_forward(x, gamma, beta, residual, stats, eps, relu, collect=True)
+        _run_update(running, stats, x)
+    else:
+        y = _run_forward(x, gamma, beta, residual, stats, eps, relu, running, collect=True)
+    return y, stats[0], stats[1], stats[2]
 
 
-def _run_backward(dy, x, gamma, mean, invstd, sums, *, collect, apply):
-    x, plan, rows = layout(x)
-    dx = empty_like(x) if apply else None
-    out = flat(dx, rows) if apply else vector(None, x.dtype)
-    if x.size:
-        dy = dy if dy.dtype == x.dtype else dy.astype(x.dtype)
-        backward(flat_as(dy, x, rows), flat(x, rows), vector(gamma, x.dtype), mean, invstd, plan,
-                  plan.blocks * plan.tiles, collect, *sums, out, work=3 * x.nbytes)
-    return dx
+def _run_backward(dy, x, gamma, mean, invstd, sums, *, beta=None, y=None, relu=False, written=False,
+                  collect=True, apply=True):
+    """dx, dγ, dβ and the masked dy, if ``written``, else None. float32 that overflows is done in
+    float64."""
+    x, (axes, how) = _dense(x)
+    dtype, none = x.dtype, _NONE[x.dtype]
+    dx, dz = empty_like(x) if apply else none, empty_like(x) if written else none
+    dgamma, dbeta = np.empty(x.shape[1], dtype), np.empty(x.shape[1], dtype)
+    flat = _flat(x, axes)
+    option = relu * (BY_X if y is None else BY_Y) | written * WRITE | _past(dx, how)
+    if backward(flat, _flat_as(dy, x, axes), flat if y is None else _flat_as(y, x, axes),
+                _vector(gamma, dtype), _vector(beta, dtype), _writable(mean, np.float64),
+                _writable(invstd, np.float64), how, collect, option,
+                _flat(dz, axes) if written else none, *sums, dgamma, dbeta,
+                _flat(dx, axes) if apply else none, work=3 * x.nbytes):
+        if relu and y is None:
+            y = batch_norm_elemt(x, gamma, beta, mean, invstd, relu=True)
+        out = _run_backward(*_wide(dy, x, gamma), mean, invstd, sums, y=y, relu=relu,
+                            written=written, collect=collect, apply=apply)
+        return [a if a is None else _narrow(a, b) for a, b in zip(out, (x, dgamma, dbeta, x))]
+    return dx, dgamma, dbeta, dz if written else None
 
 
 def batch_norm_backward_reduce(dy, x, mean, invstd):
     """Σdy and Σ dy x̂: float64 (C,)."""
     sums = np.zeros((2, x.shape[1]))
-    _run_backward(dy, x, None, *_channels(mean, invstd), sums, collect=True, apply=False)
+    if x.size:
+        _run_backward(dy, x, None, mean, invstd, sums, apply=False)
     return sums[0], sums[1]
 
 
 def batch_norm_backward_elemt(dy, x, gamma, mean, invstd, sum_dy, sum_dy_xhat):
     """dx = γ invstd (dy − Σdy / n − x̂ Σ(dy x̂) / n); without the sums, dx = γ invstd dy."""
     if sum_dy is None:
-        mean = np.zeros(x.shape[1])
-        return batch_norm_elemt(dy, gamma, None, mean, invstd)
-    sums = _channels(sum_dy, sum_dy_xhat)
-    return _run_backward(dy, x, gamma, *_channels(mean, invstd), sums, collect=False, apply=True)
+        return batch_norm_elemt(dy, gamma, None, 0.0, invstd)
+    if not x.size:
+        return empty_like(x)
+    sums = np.array([sum_dy, sum_dy_xhat], np.float64)
+    return _run_backward(dy, x, gamma, mean, invstd, sums, collect=False)[0]
 
 
-def batch_norm_backward(dy, x, gamma, mean, invstd):
-    """dx, dγ = Σ dy x̂, dβ = Σ dy. Reads x and dy twice."""
-    sums = np.zeros((2, x.shape[1]))
-    dx = _run_backward(dy, x, gamma, *_channels(mean, invstd), sums, collect=True, apply=True)
-    dbeta, dgamma = sums.astype(x.dtype)
-    return dx, dgamma, dbeta
+def batch_norm_backward(dy, x, gamma, mean, invstd, *, beta=None, y=None, relu=False,
+                        residual=False):
+    """dx, dγ = Σ dy x̂, dβ = Σ dy, and the residual's gradient (None unless ``residual``).
 
-
-def _gain(a, shape, dtype, missing):
-    """γ or β as one axis; ones or zeros for None."""
-    D = math.prod(shape)
-    return np.full(D, missing, dtype) if a is None else np.ascontiguousarray(a, dtype).reshape(D)
-
-
-@kernel
-def _layer_forward(x, gamma, beta, eps, block, y, mean, invstd):
-    """Each row of x (R, D): statistics, then y = (x − mean) invstd γ + β."""
-    R, D = x.shape
-    for b in prange((R + block - 1) // block):
-        pivot, acc = np.empty(min(D, LANES)), np.empty(min(D, LANES))
-        for r in range(b * block, min(R, (b + 1) * block)):
-            row, out = x[r], y[r]
-            m = np.float64(row[0]) if np.isfinite(row[0]) else 0.0
-            pivot[:] = m
-            acc[:] = 0.0
-            add(row, pivot, acc)
-            m += total(acc) / D
-            pivot[:] = m
-            acc[:] = 0.0
-            add_squares(row, pivot, acc)
-            s = 1.0 / math.sqrt(total(acc) / D + eps)
-            mean[r], invstd[r] = m, s
-            for j in range(D):
-                out[j] = (row[j] - m) * s * gamma[j] + beta[j]
-
-
-def layer_norm(x, gamma, beta, *, dims, eps):
-    """y = x̂ γ + β with the statistics of each row (the last dims axes); mean, invstd: (rows,)."""
-    lead, shape = x.shape[:x.ndim - dims], x.shape[x.ndim - dims:]
-    R, D = math.prod(lead), math.prod(shape)
-    mean, invstd = np.zeros(R), np.full(R, 1 / math.sqrt(eps) if eps else math.inf)
-    y = empty_like(x)
-    if x.size:
-        rows = np.ascontiguousarray(x).reshape(R, D)
-        out = y.reshape(R, D) if y.flags.c_contiguous else empty_like(rows)
-        _layer_forward(rows, _gain(gamma, shape, x.dtype, 1), _gain(beta, shape, x.dtype, 0), eps,
-                       max(1, BLOCK // D), out, mean, invstd, work=2 * x.nbytes)
-        if not y.flags.c_contiguous:
-            y[...] = out.reshape(x.shape)
-    return y, mean, invstd
-
-
-@kernel
-def _layer_backward(dy, x, gamma, mean, invstd, block, dx, dgamma, dbeta):
-    """Rows of dx, and the sums dγ and dβ of each block of rows."""
-    R, D = x.shape
-    for b in prange((R + block - 1) // block):
-        d, xhat, product = np.empty(D), np.empty(D), np.empty(D)
-        zero = np.zeros(min(D, LANES))
-        acc_d, acc_x = np.empty(min(D, LANES)), np.empty(min(D, LANES))
-        sum_x, sum_d = dgamma[b], dbeta[b]
-        sum_x[:] = 0.0
-        sum_d[:] = 0.0
-        for r in range(b * block, min(R, (b + 1) * block)):
-            m, s, row_dy, row_x, out = mean[r], invstd[r], dy[r], x[r], dx[r]
-            for j in range(D):
-                xhat[j] = (row_x[j] - m) * s
-                d[j] = row_dy[j]
-                sum_x[j] += d[j] * xhat[j]
-                sum_d[j] += d[j]
-                d[j] *= gamma[j]
-                product[j] = d[j] * xhat[j]
-            acc_d[:] = 0.0
-            acc_x[:] = 0.0
-            add(d, zero, acc_d)
-            add(product, zero, acc_x)
-            a, c = total(acc_d) / D, total(acc_x) / D
-            for j in range(D):
-                out[j] = (d[j] - a - xhat[j] * c) * s
-
-
-def layer_norm_backward(dy, x, gamma, mean, invstd, *, dims):
-    """dx = invstd (g − mean(g) − x̂ mean(g x̂)) with g = γ dy;  dγ = Σ dy x̂, dβ = Σ dy over rows."""
-    shape = x.shape[x.ndim - dims:]
-    D = math.prod(shape)
-    dx = empty_like(x)
-    if x.size == 0:
-        return dx, np.zeros(shape, x.dtype), np.zeros(shape, x.dtype)
-    rows = np.ascontiguousarray(x).reshape(-1, D)
-    block = max(64, BLOCK // D)
-    sums = np.empty((2, -(-len(rows) // block), D))
-    out = dx.reshape(rows.shape) if dx.flags.c_contiguous else empty_like(rows)
-    _layer_backward(np.ascontiguousarray(dy, x.dtype).reshape(rows.shape), rows,
-                    _gain(gamma, shape, x.dtype, 1), *_channels(mean, invstd), block, out, *sums,
-                    work=3 * x.nbytes)
-    if not dx.flags.c_contiguous:
-        dx[...] = out.reshape(x.shape)
-    return dx, *(s.reshape(shape).astype(x.dtype) for s in sums.sum(1))
+    With relu, dy counts where y > 0, or, without y (and no residual), where x̂ γ + β does. The
+    residual's gradient is that dy; dy itself without relu. Reads x and dy twice."""
+    C = x.shape[1]
+    if not x.size:
+        zeros = np.zeros(C, x.dtype), np.zeros(C, x.dtype)
+        return empty_like(x), *zeros, empty_like(x) if residual else None
+    dx, dgamma, dbeta, dz = _run_backward(dy, x, gamma, mean, invstd, np.empty((2, C)), beta=beta,
+                                          y=y, relu=relu, written=residual and relu)
+    return dx, dgamma, dbeta, dy if residual and not relu else dz
 
 
 @kernel

@@ -23,7 +23,7 @@ from numba.extending import intrinsic, lower_builtin, register_model
 from ..formulas import device
 
 __all__ = ["VECTOR", "absolute", "fma", "greater", "lanes", "load", "load_part", "maximum",
-           "splat", "store", "store_part", "stream", "total", "where"]
+           "pointer", "prefetch", "splat", "store", "store_part", "stream", "total", "where"]
 
 VECTOR = 64 if binding.get_host_cpu_features().get("avx512f") else 32
 
@@ -89,8 +89,17 @@ def _suffix(vector):
 
 
 def _place(context, builder, array_type, array, index):
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(data, [index])
+    if not isinstance(array_type, types.CPointer):
+        array = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(array, [index])
+
+
+@intrinsic
+def pointer(typingctx, x):
+    """Where x begins, for load, store and prefetch: functions that take arrays compile slower."""
+    def codegen(context, builder, sig, args):
+        return context.make_array(x)(context, builder, args[0]).data
+    return types.CPointer(x.dtype)(x), codegen
 
 
 def _first(builder, vector, n):
@@ -122,6 +131,18 @@ def load_part(typingctx, x, i, n):
         return _call(builder, f"llvm.masked.load.{_suffix(vector)}.p0", _ir(vector),
                      [place, align, _first(builder, vector, args[2]), _constant(_ir(vector), 0.0)])
     return Vector(x.dtype)(x, types.intp, types.intp), codegen
+
+
+@intrinsic
+def prefetch(typingctx, x, i):
+    """Fetch the cache line of x[i], which may lie outside x. A loop that only reads memory runs at
+    43 GB/s with it and at 30 without (Zen 4); one that also writes has the hardware's."""
+    def codegen(context, builder, sig, args):
+        i32 = ir.IntType(32)                      # a read, to be used soon, of data
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(),
+              [_place(context, builder, x, args[0], args[1]), i32(0), i32(2), i32(1)])
+        return context.get_dummy_value()
+    return types.void(x, types.intp), codegen
 
 
 def _storing(name, **metadata):
@@ -238,6 +259,12 @@ if config.DISABLE_JIT:                            # the same in NumPy
         y[i:i + v.size] = v
 
     stream = store
+
+    def pointer(x):
+        return x
+
+    def prefetch(x, i):
+        pass
 
     def splat(s):
         return np.full(lanes(s), s)

@@ -41,14 +41,16 @@ def batch_norm_stats(x):
     return mean, var
 
 
-def batch_norm_elemt(x, gamma, beta, mean, invstd):
-    """y = (x − mean) invstd γ + β."""
+def batch_norm_elemt(x, gamma, beta, mean, invstd, residual=None, *, relu=False):
+    """y = (x − mean) invstd γ + β [+ residual], not below 0 with relu."""
     C = x.shape[1]
     shift = np.zeros(C) if beta is None else beta
     with np.errstate(all="ignore"):
         xhat = (x - _per_channel(mean, x)) * _per_channel(invstd, x)
-        y = xhat * _per_channel(_scale(gamma, C), x)
-        return (y + _per_channel(shift, x)).astype(x.dtype)
+        y = xhat * _per_channel(_scale(gamma, C), x) + _per_channel(shift, x)
+        if residual is not None:
+            y = y + residual
+        return (np.maximum(y, 0) if relu else y).astype(x.dtype)
 
 
 def batch_norm_backward_reduce(dy, x, mean, invstd):
@@ -71,19 +73,29 @@ def batch_norm_backward_elemt(dy, x, gamma, mean, invstd, sum_dy, sum_dy_xhat):
         return (d * scale).astype(x.dtype)
 
 
-def batch_norm(x, gamma, beta, *, eps):
-    """y, mean, var, invstd = 1 / √(var + eps), from the statistics of x."""
+def batch_norm(x, gamma, beta, residual=None, *, eps, relu=False, running=None):
+    """y, mean, var, invstd = 1 / √(var + eps), from the statistics of x; y = x̂ γ + β [+ residual],
+    not below 0 with relu. ``running`` = (mean, var, momentum): see batch_norm_update."""
     mean, var = batch_norm_stats(x)
     with np.errstate(all="ignore"):
         invstd = 1 / np.sqrt(var + eps)
-    return batch_norm_elemt(x, gamma, beta, mean, invstd), mean, var, invstd
+    if running is not None:
+        batch_norm_update(*running[:2], mean, var, momentum=running[2], count=_count(x))
+    return batch_norm_elemt(x, gamma, beta, mean, invstd, residual, relu=relu), mean, var, invstd
 
 
-def batch_norm_backward(dy, x, gamma, mean, invstd):
-    """dx, dγ = Σ dy x̂, dβ = Σ dy."""
+def batch_norm_backward(dy, x, gamma, mean, invstd, *, beta=None, y=None, relu=False,
+                        residual=False):
+    """dx, dγ = Σ dy x̂, dβ = Σ dy, and the residual's gradient (None unless ``residual``).
+
+    With relu, dy counts where y > 0, or, without y (and no residual), where x̂ γ + β does. The
+    residual's gradient is that dy; dy itself without relu."""
+    if relu:
+        seen = batch_norm_elemt(x, gamma, beta, mean, invstd) if y is None else y
+        dy = np.where(seen > 0, dy, np.zeros((), dy.dtype))
     sums = batch_norm_backward_reduce(dy, x, mean, invstd)
     dx = batch_norm_backward_elemt(dy, x, gamma, mean, invstd, *sums)
-    return dx, sums[1].astype(x.dtype), sums[0].astype(x.dtype)
+    return dx, sums[1].astype(x.dtype), sums[0].astype(x.dtype), dy if residual else None
 
 
 def _rows(x, dims):

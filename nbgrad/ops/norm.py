@@ -10,7 +10,7 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, bump, composition, op
 from nbgrad.backend import kernels
-from nbgrad.ops.elementwise import rsqrt
+from nbgrad.ops.elementwise import relu_backward, rsqrt
 from nbgrad.ops.reduce import mean as mean_of, sum
 from nbgrad.ops.shape import checked, reshape
 
@@ -25,48 +25,85 @@ def _per_channel(t: Any, x: Tensor) -> Any:
 
 # ---------------------------------------------------------------------------------- batch, training
 
-@op(name="batch_norm", method=False)
-def _batch_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, /, eps: float) -> Any:
-    """y = γ x̂ + β,  x̂ = (x − μ) / √(σ² + ε);  μ and σ² of x over every axis but 1.   Also μ and σ².
+def _batch_formula(x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, /,
+                   eps: float, relu: bool = False, running: Any = None) -> Any:
+    """y = γ x̂ + β [+ residual], not below 0 with relu;  x̂ = (x − μ) / √(σ² + ε);  μ and σ² of x over
+    every axis but 1.
 
-    ∂β = Σ ∂y      ∂γ = Σ ∂y x̂      ∂x = γ/σ (∂y − ∂β/m − x̂ ∂γ/m),   m = N·|S|.
-    Ioffe & Szegedy 2015
+    ∂β = Σ g      ∂γ = Σ g x̂      ∂x = γ/σ (g − ∂β/m − x̂ ∂γ/m)      ∂residual = g,
+    g = ∂y, with relu where y > 0;   m = N·|S|.      Ioffe & Szegedy 2015
     """
-    y, mean, var, invstd = kernels(x).batch_norm(x.data, _data(gamma), _data(beta), eps=eps)
+    y, mean, _, invstd = kernels(x).batch_norm(x.data, _data(gamma), _data(beta), _data(residual),
+                                               eps=eps, relu=relu, running=running)
+    if relu and residual is not None:
+        return y, lambda dy, y: batch_norm_backward(dy, x, gamma, None, y, mean=mean, invstd=invstd,
+                                                    eps=eps, relu=True)
+    if relu:
+        return y, lambda dy: (*batch_norm_backward(dy, x, gamma, beta, None, mean=mean,
+                                                   invstd=invstd, eps=eps, relu=True), None)
+    added = residual is not None
+    return y, lambda dy: (*batch_norm_backward(dy, x, gamma, None, None, mean=mean, invstd=invstd,
+                                               eps=eps), dy if added else None)
 
-    def vjp(dy: Tensor) -> Any:
-        return batch_norm_backward(dy, x, gamma, mean=mean, invstd=invstd, eps=eps)
-    return y, vjp, mean, var
+
+_batch_norm = op(name="batch_norm", method=False)(_batch_formula)
+# The same, where the mask needs y: what was added to x̂ γ + β is not kept.
+_batch_norm_add_relu = op(name="batch_norm_add_relu", method=False,
+                          saves_output=True)(_batch_formula)
 
 
 @op(method=False)
-def batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, mean: Any, invstd: Any,
-                        eps: float) -> Any:
-    """∂x, ∂γ and ∂β of batch_norm in training."""
-    grads = kernels(dy).batch_norm_backward(dy.data, x.data, _data(gamma), mean, invstd)
-    return grads, composition(lambda dy, x, gamma: _backward_of_batch(dy, x, gamma, eps),
-                              dy, x, gamma)
+def batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor | None = None,
+                        y: Tensor | None = None, /, *, mean: Any, invstd: Any, eps: float,
+                        relu: bool = False) -> Any:
+    """∂x, ∂γ and ∂β of batch_norm in training, and, where y is given, ∂residual."""
+    added = y is not None
+    grads = kernels(dy).batch_norm_backward(dy.data, x.data, _data(gamma), mean, invstd,
+                                            beta=_data(beta), y=_data(y), relu=relu, residual=added)
+
+    def again(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor | None,
+              y: Tensor | None) -> tuple[Tensor, ...]:
+        return _backward_of_batch(dy, x, gamma, beta, y, eps, relu)
+    return grads if added else grads[:3], composition(again, dy, x, gamma, beta, y)
 
 
-def _backward_of_batch(dy: Tensor, x: Tensor, gamma: Tensor | None,
-                       eps: float) -> tuple[Tensor, ...]:
+def _backward_of_batch(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                       y: Tensor | None, eps: float, relu: bool) -> tuple[Tensor, ...]:
     axes = (0, *range(2, x.ndim))
     xc = x - mean_of(x, axes, True)
     invstd = rsqrt(mean_of(xc * xc, axes, True) + eps)
     xhat = xc * invstd
     scale = invstd if gamma is None else invstd * _per_channel(gamma, x)
+    if relu and y is None:
+        y = xc * scale if beta is None else xc * scale + _per_channel(beta, x)
+    if y is not None:
+        dy = relu_backward(dy, y)
     dx = scale * (dy - mean_of(dy, axes, True) - xhat * mean_of(dy * xhat, axes, True))
-    return dx, sum(dy * xhat, axes), sum(dy, axes)
+    return dx, sum(dy * xhat, axes), sum(dy, axes), dy
 
 
 # -------------------------------------------------------------------------------- batch, evaluation
 
-@op(method=False)
-def batch_norm_inference(x: Tensor, gamma: Tensor | None, beta: Tensor | None, /, mean: Any,
-                         invstd: Any) -> Any:
-    """y = γ (x − μ)/σ + β with given statistics.   ∂x = γ/σ ∂y,  ∂γ = Σ ∂y x̂,  ∂β = Σ ∂y."""
-    y = kernels(x).batch_norm_elemt(x.data, _data(gamma), _data(beta), mean, invstd)
-    return y, lambda dy: batch_norm_inference_backward(dy, x, gamma, mean=mean, invstd=invstd)
+def _inference_formula(x: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                       residual: Tensor | None, /, mean: Any, invstd: Any,
+                       relu: bool = False) -> Any:
+    """y = γ (x − μ)/σ + β [+ residual] with given statistics, not below 0 with relu.
+
+    ∂x = γ/σ g,  ∂γ = Σ g x̂,  ∂β = Σ g,  ∂residual = g;  g = ∂y, with relu where y > 0."""
+    y = kernels(x).batch_norm_elemt(x.data, _data(gamma), _data(beta), mean, invstd,
+                                    _data(residual), relu=relu)
+    added = residual is not None
+
+    def vjp(dy: Tensor, y: Tensor | None = None) -> Any:
+        g = dy if y is None else relu_backward(dy, y)
+        grads = batch_norm_inference_backward(g, x, gamma, mean=mean, invstd=invstd)
+        return (*grads, g if added else None)
+    return y, vjp
+
+
+batch_norm_inference = op(name="batch_norm_inference", method=False)(_inference_formula)
+_batch_norm_inference_relu = op(name="batch_norm_inference_relu", method=False,
+                                saves_output=True)(_inference_formula)
 
 
 @op(method=False)
@@ -87,38 +124,66 @@ def batch_norm_inference_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /
 
 def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
                weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
-               momentum: float = 0.1, eps: float = 1e-5) -> Tensor:
+               momentum: float = 0.1, eps: float = 1e-5, *, residual: Tensor | None = None,
+               activation: str | None = None) -> Tensor:
     """y = γ (x − μ) / √(σ² + ε) + β per channel.      x: (N, C, *)   weight γ, bias β: (C,)
 
     Training: μ and (biased) σ² of this batch; the running arrays, where given, move in place by
-    ``momentum`` towards μ and the unbiased variance. Evaluation: the running arrays. Keeps x, γ, μ,
-    1/σ. Raises ValueError for one value per channel in training and for sizes that do not fit.
+    ``momentum`` towards μ and the unbiased variance. Evaluation: the running arrays. Beyond
+    PyTorch's arguments: ``residual``, of x's shape and dtype, is added, and ``activation="relu"``
+    clips the sum at 0, both in the same pass over memory.
+
+    Keeps x, γ, μ, 1/σ; with relu also β, or with both y. Raises ValueError for one value per channel
+    in training and for sizes that do not fit.
     """
-    input = checked(input, "batch_norm")
+    if type(input) is not Tensor:
+        input = checked(input, "batch_norm")
     _check(input, running_mean, running_var, weight, bias, training, eps)
+    if residual is not None or activation is not None:
+        _check_fused(input, residual, activation)
+    settings = {} if activation is None else {"relu": True}
     if not training:
         assert running_mean is not None
         assert running_var is not None
         mu = running_mean.data.astype(np.float64)
         with np.errstate(all="ignore"):
             invstd = 1 / np.sqrt(running_var.data.astype(np.float64) + eps)
-        return batch_norm_inference(input, weight, bias, mean=mu, invstd=invstd)  # type: ignore[no-any-return]
-    n = input.data.size // input.shape[1] if input.shape[1] else 0
+        infer = _batch_norm_inference_relu if settings else batch_norm_inference
+        return infer(input, weight, bias, residual, mean=mu, invstd=invstd, **settings)  # type: ignore[no-any-return]
+    x = input.data
+    n = x.size // x.shape[1] if x.shape[1] else 0
     if n == 1:
         raise ValueError("Expected more than 1 value per channel when training, got input size "
                          f"{list(input.shape)}")
-    y, mean, var = _batch_norm(input, weight, bias, eps=eps)
-    if n and running_mean is not None and running_var is not None:
-        kernels(input).batch_norm_update(running_mean.data, running_var.data, mean.data, var.data,
-                                     momentum=momentum, count=n)
-        bump(running_mean)
-        bump(running_var)
+    train = _batch_norm_add_relu if settings and residual is not None else _batch_norm
+    if not n or running_mean is None or running_var is None:
+        return train(input, weight, bias, residual, eps=eps, **settings)  # type: ignore[no-any-return]
+    y = train(input, weight, bias, residual, eps=eps, **settings,
+              running=(running_mean.data, running_var.data, momentum))
+    if y.grad_fn is not None:
+        del y.grad_fn.settings["running"]        # what the graph keeps and shows is the function
+    bump(running_mean)
+    bump(running_var)
     return y  # type: ignore[no-any-return]
+
+
+def _check_fused(x: Tensor, residual: Tensor | None, activation: str | None) -> None:
+    if activation not in (None, "relu"):
+        raise ValueError(f"batch_norm: expected activation None or 'relu', got {activation!r}")
+    if residual is None:
+        return
+    if not isinstance(residual, Tensor):
+        raise TypeError("batch_norm: expected residual to be a Tensor, got "
+                        f"{type(residual).__name__}")
+    if residual.shape != x.shape or residual.dtype != x.dtype:
+        raise ValueError(f"batch_norm: expected residual of the input's {x.dtype} and shape "
+                         f"{x.shape}, got {residual.dtype} and {residual.shape}")
 
 
 def _check(x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None,
            bias: Tensor | None, training: bool, eps: float) -> None:
-    if x.ndim < 2 or x.dtype.kind != "f":
+    data = x.data
+    if data.ndim < 2 or data.dtype.kind != "f":
         raise ValueError(f"batch_norm: expected a floating (N, C, *) input, got {x.dtype} of size "
                          f"{list(x.shape)}")
     if (mean is None) != (var is None) or (mean is None and not training):
@@ -126,7 +191,19 @@ def _check(x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | 
                          "and in evaluation to be defined")
     if not eps > 0 and (training or not eps == 0):
         raise ValueError(f"batch_norm: eps must be positive, got {eps}")
-    given = {"running_mean": mean, "running_var": var, "weight": weight, "bias": bias}
+    shape, dtype = data.shape[1:2], data.dtype
+    for t in (mean, var, weight, bias):              # the usual case; which one it is, if it is one
+        if t is not None and not (isinstance(t, Tensor) and t.data.shape == shape
+                                  and t.data.dtype is dtype):
+            _refuse(x, running_mean=mean, running_var=var, weight=weight, bias=bias)
+    if training and mean is not None and var is not None:
+        for name, t in (("running_mean", mean), ("running_var", var)):
+            if not t.data.flags.writeable:
+                raise ValueError(f"batch_norm: {name} is to be updated in training, but is a "
+                                 "read-only array or an expanded view")
+
+
+def _refuse(x: Tensor, **given: Any) -> None:
     for name, t in given.items():
         if t is None:
             continue
@@ -138,9 +215,6 @@ def _check(x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | 
         if t.dtype != x.dtype:
             raise ValueError(f"batch_norm: expected {name} of dtype {x.dtype}, the input's, got "
                              f"{t.dtype}")
-        if training and name.startswith("running") and not t.data.flags.writeable:
-            raise ValueError(f"batch_norm: {name} is to be updated in training, but is a read-only "
-                             "array or an expanded view")
 
 
 # -------------------------------------------------------------------------------------------- layer
