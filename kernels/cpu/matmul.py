@@ -1,145 +1,202 @@
 """Matrix products: tiles of y stay in registers (microkernel.py) while k runs.
 
-b is read in panels of two vectors, K values long; a needs no packing, since a tile reads it one
-element per row, with any row and column step. BLAS is called for small and for thin products only:
-its threads and these would fight for the cores (with a second process running, OpenBLAS' two
-threads took 43 ms for a product of 0.1 ms).
+Two forms. Tiles: each value of a times a row of b; a is read where it lies, with any steps, b in
+panels of two vectors, in place if it is row-major. Dots: where both are contiguous along k, rows of
+a times columns of b, vectors along k; nothing is packed and no column is too few. ``_dots_cost`` and
+``_tiles_cost`` estimate both. BLAS is not called: its threads and these would fight for the cores
+(with a second process running, OpenBLAS' two threads took 43 ms for a product of 0.1 ms).
 """
+
+import math
 
 import numpy as np
 
 from ..quiet import quiet
 from . import memory
-from .jit import kernel, prange
-from .microkernel import ROWS
+from .jit import device, kernel, prange
+from .microkernel import DOTS, ROWS, dots
 from .reduce import sum
 from .simd import VECTOR
-from .tiles import columns, fill, pack
+from .tiles import copy, pack, strip
 
 __all__ = ["linear", "linear_backward", "matmul"]
 
-PART = 128              # k per pass where a task packs for itself: 16 KB, half of L1
-DEPTH = 1024            # k per pass: 96 rows of a (400 KB) and a panel (128 KB) stay in a core's L2
+DEPTH = 512             # k per pass of tiles: 96 rows of a (196 KB) and a panel (64 KB) stay in L2
 BLOCK = 8 * ROWS        # rows of y per task, fewer where that makes too few tasks to share out
-TASKS = 16
-FEW_ROWS = 2 * BLOCK    # rows of y up to which each task packs for itself: no panel leaves L1
+TASKS = 32
+CHUNK = 128             # k per task of packing
 IN_PLACE = 1 << 18      # bytes of a row-major b that are read where they are: a quarter of L2
-TINY = 1 << 18          # multiply-adds: up to here BLAS uses one thread; 64³: 6 us, this 7
+LONG = 2048             # k per pass of dots
+ALIAS = 2048            # bytes: rows that lie a multiple of this apart share a few sets of L1
+
+
+@device
+def _shares(G, M, P):
+    """Blocks of rows and groups of panels that y is cut into: by its shape alone."""
+    blocks = (M + BLOCK - 1) // BLOCK
+    groups = min(P, (TASKS + G * blocks - 1) // (G * blocks))
+    most = (M + ROWS - 1) // ROWS
+    blocks = min(most, max(blocks, (TASKS + G * groups - 1) // (G * groups)))
+    return blocks + (blocks & 1 if blocks < most else 0), groups
+
+
+@device
+def _first(i, parts, M):
+    """Where part i begins: a multiple of four rows."""
+    return M if i == parts else i * M // parts // 4 * 4
+
+
+@device
+def _own(a, at, row, step, m, k):
+    """Rows of a copied to where they do not share sets of L1, with their steps."""
+    lanes = VECTOR // a.itemsize
+    if step == 1:
+        ld = (k + lanes - 1) // lanes * lanes + lanes
+        own = np.empty(m * ld, a.dtype)
+        copy(a, at, row, m, k, own, 0, ld)
+        return own, ld, 1
+    ld = (m + lanes - 1) // lanes * lanes
+    own = np.empty(k * ld, a.dtype)
+    copy(a, at, step, k, m, own, 0, ld)
+    return own, 1, ld
+
+
+@device
+def _block(m, K, N, p0, p1, copies, a, at, row, step, b, bt, ldp, ldb, s, sj, y, yt):
+    """m rows and the panels p0 … p1 of y; panels of b lie ldp apart, their rows ldb."""
+    W = 2 * VECTOR // a.itemsize
+    for k0 in range(0, K, DEPTH):
+        k, x, xt, xr, xs = min(DEPTH, K - k0), a, at + k0 * step, row, step
+        if copies:
+            x, xr, xs = _own(a, xt, row, step, m, k)
+            xt = 0
+        for p in range(p0, p1):
+            n, to, panel = min(W, N - p * W), yt + p * W, bt + p * ldp + k0 * ldb
+            if k0:
+                strip(m, n, k, x, xt, xr, xs, b, panel, ldb, y, to, N, y, to, N)
+            else:
+                strip(m, n, k, x, xt, xr, xs, b, panel, ldb, s, p * W * sj, 0, y, to, N)
 
 
 @kernel
-def _product(a, row, step, b, ldk, ldn, M, N, K, block, bias, packed, y):
-    """y (M, N) = a b + bias. ``packed`` has room for the last panels of b; the others are read in
-    place if b is row-major, else packed by each task for itself, PART values of k at a time."""
+def _tiles(a, b, s, y, packed, G, M, N, K, ga, row, step, gb, ldk, ldn, sj):
+    """y (G, M, N) = a b + s. b is read from its panels in ``packed``, or in place without them."""
     W = 2 * VECTOR // a.itemsize
-    P, blocks = (N + W - 1) // W, (M + block - 1) // block
-    shared = P - packed.size // (K * W)
-    for p in prange(shared, P):
-        pack(b, p * W * ldn, ldk, ldn, min(W, N - p * W), K, packed, (p - shared) * K * W)
-    for t in prange(blocks * P):
-        r0, p = t // P * block, t % P
-        m, j0, n = min(block, M - r0), p * W, min(W, N - p * W)
-        aside = np.empty(0 if n == W or 2 * n == W else m * W, a.dtype)
-        own = np.empty(PART * W if p < shared and ldn != 1 else 0, a.dtype)
-        yt = r0 * N + j0
-        fill(y, yt, m, N, n, bias, j0)
-        depth = PART if own.size else DEPTH
-        for k0 in range(0, K, depth):
-            k, at = min(depth, K - k0), r0 * row + k0 * step
-            if own.size:
-                pack(b, k0 * ldk + j0 * ldn, ldk, ldn, n, k, own, 0)
-                columns(a, at, row, step, m, k, own, 0, W, n, y, yt, N, aside)
-            elif p < shared:
-                columns(a, at, row, step, m, k, b, k0 * ldk + j0, ldk, n, y, yt, N, aside)
-            else:
-                bt = ((p - shared) * K + k0) * W
-                columns(a, at, row, step, m, k, packed, bt, W, n, y, yt, N, aside)
+    P = (N + W - 1) // W
+    ldp, ldb, source = W, ldk, b
+    if packed.size:
+        chunks = (K + CHUNK - 1) // CHUNK
+        for t in prange((G if gb else 1) * P * chunks):
+            p, k0 = t // chunks, t % chunks * CHUNK
+            j0 = p % P * W
+            pack(b, p // P * gb + j0 * ldn + k0 * ldk, ldk, ldn, min(W, N - j0),
+                 min(CHUNK, K - k0), packed, (p * K + k0) * W)
+        ldp, ldb, source, gb = K * W, W, packed, (P * K * W if gb else 0)
+    blocks, groups = _shares(G, M, P)
+    alias = max(row, step) * a.itemsize % ALIAS == 0
+    for t in prange(G * blocks * groups):
+        g, i, q = t // groups // blocks, t // groups % blocks, t % groups
+        r0, p0, p1 = _first(i, blocks, M), q * P // groups, (q + 1) * P // groups
+        m = _first(i + 1, blocks, M) - r0
+        _block(m, K, N, p0, p1, alias and p1 - p0 >= 8, a, g * ga + r0 * row, row, step,
+               source, g * gb, ldp, ldb, s, sj, y, (g * M + r0) * N)
 
 
-def _steps(x):
-    """A matrix as one axis in memory, with its row and column step; a copy if neither is 1."""
-    if x.flags.c_contiguous:
-        return x.reshape(-1), x.shape[1], 1
-    if x.flags.f_contiguous:
-        return x.T.reshape(-1), 1, x.shape[0]
-    return np.ascontiguousarray(x).reshape(-1), x.shape[1], 1
+@device
+def _side(left):
+    return DOTS if left >= DOTS else 2 if left >= 2 else 1
 
 
-_NO_BIAS = {np.dtype(t): np.zeros(0, t) for t in (np.float32, np.float64)}
+@kernel
+def _dots(a, b, s, y, G, M, N, K, ga, lda, gb, ldb, sj):
+    """y (G, M, N) = a b + s where rows of a and columns of b are contiguous."""
+    rows, columns = (M + DOTS - 1) // DOTS, (N + DOTS - 1) // DOTS
+    groups = min(columns, (TASKS + G * rows - 1) // (G * rows))
+    for t in prange(G * rows * groups):
+        g, i, q = t // groups // rows, t // groups % rows, t % groups
+        j0, j1 = q * columns // groups * DOTS, min(N, (q + 1) * columns // groups * DOTS)
+        for k0 in range(0, K, LONG):
+            k, r, j = min(LONG, K - k0), i * DOTS, j0
+            while j < j1:
+                h, w = _side(min(M, (i + 1) * DOTS) - r), _side(j1 - j)
+                at, bt, to = g * ga + r * lda + k0, g * gb + j * ldb + k0, (g * M + r) * N + j
+                if k0:
+                    dots(h, w, k, a, at, lda, b, bt, ldb, y, to, N, 1, y, to, N, 1)
+                else:
+                    dots(h, w, k, a, at, lda, b, bt, ldb, s, j * sj, 0, sj, y, to, N, 1)
+                r += h
+                if r == min(M, (i + 1) * DOTS):
+                    r, j = i * DOTS, j + w
 
 
-def _matmul(a, b, bias=None):
-    """a b + bias for matrices of one float dtype."""
-    (M, K), N = a.shape, b.shape[1]
-    y = memory.empty((M, N), a.dtype)
-    a, row, step = _steps(a)
-    b, ldk, ldn = _steps(b)
-    W = 2 * VECTOR // a.itemsize
-    panels = -(-N // W)
-    block = _block(M, panels, TASKS)
-    if ldn == 1 and b.nbytes <= IN_PLACE:
-        panels = 1 if N % W else 0
-    elif ldn != 1 and M <= FEW_ROWS:
-        panels, block = 0, _block(M, panels, 1)
-    packed = memory.empty((panels * K * W,), a.dtype)
-    _product(a, row, step, b, ldk, ldn, M, N, K, block,
-             _NO_BIAS[a.dtype] if bias is None else bias, packed, y.reshape(-1), work=2 * M * N * K)
+def _flat(x):
+    """Matrices as one axis in memory, with the steps from row to row and column to column; a copy
+    where neither rows nor columns follow one another."""
+    if not x.flags.c_contiguous:
+        t = x.swapaxes(-1, -2)
+        if t.flags.c_contiguous:
+            return t.ravel(), 1, t.shape[-1]
+    return x.ravel(), x.shape[-1], 1
+
+
+_ZEROS = {np.dtype(t): np.zeros(128, t) for t in (np.float32, np.float64)}
+
+
+def _product(a, b, bias=None, lead=()):
+    """a b + bias for (…, M, K) and (…, K, N) of one float dtype, with leading axes or without."""
+    (M, K), N, size, G = a.shape[-2:], b.shape[-1], a.itemsize, math.prod(lead)
+    y = memory.empty((*lead, M, N), a.dtype)
+    if not G * M * N * K:
+        y[...] = 0 if bias is None else bias
+        return y
+    ga, gb = M * K if a.ndim > 2 else 0, K * N if b.ndim > 2 else 0
+    (a, row, step), (b, ldk, ldn) = _flat(a), _flat(b)
+    s, sj = (_ZEROS[a.dtype], 0) if bias is None else (np.ascontiguousarray(bias), 1)
+    work = G * max(2 * M * N * K, size * (M * K + K * N + M * N))
+    lanes = VECTOR // size
+    if (step == 1 or K == 1) and (ldk == 1 or K == 1) and (
+            M * N * (-(-K // lanes) + 5) < K * max(M, 2) * -(-N // lanes) + (K * N // 2 if ldn != 1 else 0)):
+        _dots(a, b, s, y.ravel(), G, M, N, K, ga, row, gb, ldn, sj, work=work)
+        return y
+    if ldn != 1 or (M >= 2 * BLOCK and b.nbytes > IN_PLACE):
+        packed = memory.empty(((G if gb else 1) * -(-N // (2 * lanes)) * K * 2 * lanes,), a.dtype)
+    else:
+        packed = _ZEROS[a.dtype][:0]
+    _tiles(a, b, s, y.ravel(), packed, G, M, N, K, ga, row, step, gb, ldk, ldn, sj, work=work)
     return y
 
 
-def _block(M, panels, tasks):
-    """Rows per task: of the shape alone, so that results do not depend on the number of threads."""
-    block = -(-M // (max(1, round(M / BLOCK)) * ROWS)) * ROWS
-    while block > ROWS and panels * -(-M // block) < tasks:
-        block -= ROWS
-    return block
-
-
 def _is_ours(a, b):
-    if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype or a.dtype not in _NO_BIAS:
-        return False
-    (M, K), N = a.shape, b.shape[1]
-    return M * K * N > TINY and not _is_thin(M, N, K, b)
-
-
-def _is_thin(M, N, K, b):
-    """Products that read or write memory more than they multiply, one core, BLAS against this:
-    1000 × 1000 by a vector 54 us, 300; (1000, 8) (8, 1000) 240, 306; (8, 10⁵) (10⁵, 8) 461, 840.
-    Six rows by a row-major b 436, 644 (float64), but by a column-major one 2.0 times this."""
-    few = 1 if b.flags.f_contiguous else 12
-    return few >= M or N * b.itemsize <= 16 or K <= 8 or M * N <= 256
+    return a.dtype == b.dtype and a.dtype in _ZEROS
 
 
 @quiet
 def matmul(a, b):
     """y = a b for (…, M, K) and (…, K, N); leading axes broadcast."""
-    if _is_ours(a, b):
-        return _matmul(a, b)
-    if a.ndim > 2 == b.ndim and a.size:
-        return matmul(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1])
-    return np.matmul(_operand(a), _operand(b))
+    if not _is_ours(a, b):
+        return np.matmul(a, b)
+    if a.ndim == b.ndim == 2:
+        return _product(a, b)
+    if b.ndim == 2:
+        return _product(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1])
+    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    return _product(*(_spread(x, lead) for x in (a, b)), lead=lead)
 
 
-def _operand(x):
-    """Rows or columns contiguous: NumPy hands anything else to a scalar loop, 100 times slower."""
-    s = x.strides
-    if x.itemsize in (s[-1], s[-2]) and min(s) >= 0:
+def _spread(x, lead):
+    """x with those leading axes, or as one matrix where it is one for all."""
+    if x.ndim == 2 or x.shape[:-2] == lead:
         return x
-    return np.ascontiguousarray(x)
+    if math.prod(x.shape[:-2]) == 1:
+        return x.reshape(x.shape[-2:])
+    return np.broadcast_to(x, lead + x.shape[-2:])
 
 
-@quiet
 def linear(x, weight, bias=None):
     """y = x wᵀ + b for x (…, K), weight (N, K), bias (N,)."""
-    K = x.shape[-1]
-    rows = x if x.ndim == 2 else x.reshape(-1, K)
-    if _is_ours(rows, weight.T):
-        y = _matmul(rows, weight.T, None if bias is None else np.ascontiguousarray(bias))
-    else:
-        y = np.matmul(_operand(rows), _operand(weight.T))
-        if bias is not None:
-            y += bias
-    return y if x.ndim == 2 else y.reshape(*x.shape[:-1], weight.shape[0])
+    if x.ndim == 2:
+        return _product(x, weight.T, bias)
+    return _product(x.reshape(-1, x.shape[-1]), weight.T, bias).reshape(*x.shape[:-1], -1)
 
 
 def linear_backward(dy, x, weight, *, input_gradient):

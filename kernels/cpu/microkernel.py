@@ -1,8 +1,13 @@
-"""The tile of a matrix product: ROWS × 2 vectors of C stay in registers while k runs.
+"""The tiles of a matrix product: sums that stay in registers while k runs.
 
-LLVM's vectoriser does not keep such a tile in registers, so this loop is written in vectors. With
-AVX-512: 12 × 2 sums, two vectors of b and a broadcast from memory, of 32 registers; 85 GFLOP/s on
-one core of Zen 4 (K = 144).
+LLVM's vectoriser does not keep such tiles in registers, so these loops are written in vectors.
+``tile``: a's values, each broadcast, times rows of b; up to 12 × 2 vectors of sums with AVX-512, of
+32 registers. ``dots``: rows of a times rows of b, vectors along k; up to 4 × 4 sums, added up across
+lanes at the end. Four sums keep the multipliers busy (one FMA of 64 bytes per cycle, latency 4, on
+Zen 4), so the lower tiles that an odd rest is cut into are nearly as fast: on one core with a peak
+of 118 GFLOP/s, 12 × 2 reach 115, 6 × 2 113, 4 × 2 110, 2 × 2 97, 1 × 2 52; 4 × 4 dots of 784 105.
+
+Each is one LLVM function per dtype, called from everywhere: its registers are its own.
 """
 
 import numpy as np
@@ -13,125 +18,261 @@ from numba.extending import intrinsic
 
 from .simd import VECTOR
 
-__all__ = ["FEW", "ROWS", "add_few", "add_few_half", "add_half_tile", "add_row",
-           "add_row_half", "add_tile", "transpose"]
+__all__ = ["DOTS", "HEIGHTS", "ROWS", "SIDES", "dots", "tile", "transpose"]
 
 ROWS = 12 if VECTOR == 64 else 6
+HEIGHTS = (ROWS, 6, 4, 3, 2, 1) if ROWS > 6 else (6, 4, 3, 2, 1)      # of tiles
+DOTS = 4 if VECTOR == 64 else 2
+SIDES = tuple(n for n in (1, 2, 4) if n <= DOTS)                      # of dots
+I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
-def _step(builder, real, lanes, a, row, b, sums):
-    """One k: sums[r][v] + a[r · row] b[v]."""
-    vector, i32, i64 = ir.VectorType(real, lanes), ir.IntType(32), ir.IntType(64)
-    nothing, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(i32, lanes), None)
-    size = VECTOR // lanes
-    fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3),
-                                         f"llvm.fma.v{lanes}f{8 * size}")
-    bs = [builder.load(builder.gep(b, [i64(v * lanes)], source_etype=real), align=size, typ=vector)
-          for v in range(len(sums[0]))]
-    new = []
-    for r in range(len(sums)):
-        at = builder.gep(a, [builder.mul(row, i64(r))], source_etype=real)
-        one = builder.insert_element(nothing, builder.load(at, align=size, typ=real), i32(0))
-        splat = builder.shuffle_vector(one, nothing, first)
-        new.append([builder.call(fma, [splat, v, old]) for v, old in zip(bs, sums[r])])
-    return new
+class _Code:
+    """A builder with the vectors of one dtype."""
+
+    def __init__(self, builder, real):
+        self.builder, self.real = builder, real
+        self.size = 4 if isinstance(real, ir.FloatType) else 8
+        self.lanes = VECTOR // self.size
+        self.vector = ir.VectorType(real, self.lanes)
+        self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        self.suffix = f"v{self.lanes}f{8 * self.size}"
+
+    def call(self, name, result, args):
+        kind = ir.FunctionType(result, [a.type for a in args])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name),
+                                 args)
+
+    def at(self, pointer, offset):
+        """pointer + offset values; a number is counted in vectors."""
+        offset = I64(offset * self.lanes) if isinstance(offset, int) else offset
+        return self.builder.gep(pointer, [offset], source_etype=self.real)
+
+    def load(self, pointer, mask=None):
+        if mask is None:
+            return self.builder.load(pointer, align=self.size, typ=self.vector)
+        return self.call(f"llvm.masked.load.{self.suffix}.p0", self.vector,
+                         [pointer, ir.Constant(I32, self.size), mask, self.zero])
+
+    def store(self, value, pointer, mask=None):
+        if mask is None:
+            pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+            self.builder.store(value, pointer, align=self.size)
+        else:
+            self.call(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(),
+                      [value, pointer, ir.Constant(I32, self.size), mask])
+
+    def splat(self, scalar):
+        """A scalar in every lane of a vector."""
+        kind = ir.VectorType(scalar.type, self.lanes)
+        one = self.builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, I32(0))
+        return self.builder.shuffle_vector(one, one,
+                                           ir.Constant(ir.VectorType(I32, self.lanes), None))
+
+    def first(self, n):
+        """Mask of the first n lanes."""
+        every = self.splat(self.builder.trunc(n, I32))
+        counts = ir.Constant(every.type, list(range(self.lanes)))
+        return self.builder.icmp_signed("<", counts, every)
+
+    def fma(self, a, b, c):
+        return self.call(f"llvm.fma.{self.suffix}", self.vector, [a, b, c])
+
+    def loop(self, count, steps, sums, body):
+        """``body(pointers, sums)`` → sums, count ≥ 1 times; steps: (pointer, values per step)."""
+        b, before = self.builder, self.builder.block
+        block, after = b.append_basic_block("k"), b.append_basic_block("sums")
+        b.branch(block)
+        b.position_at_end(block)
+        k = b.phi(I64)
+        olds = [b.phi(start.type) for start in [p for p, _ in steps] + sums]
+        pointers, now = olds[:len(steps)], olds[len(steps):]
+        news = [b.gep(p, [step], source_etype=self.real)
+                for p, (_, step) in zip(pointers, steps)] + body(pointers, now)
+        left = b.sub(k, I64(1))
+        b.cbranch(b.icmp_signed(">", left, I64(0)), block, after)
+        for old, start, new in zip([k, *olds], [count, *[p for p, _ in steps], *sums],
+                                   [left, *news]):
+            old.add_incoming(start, before)
+            old.add_incoming(new, block)
+        b.position_at_end(after)
+        return news[len(steps):]
 
 
-def _loop(builder, real, lanes, start, a, row, step, b, ldb, K):
-    """start + the sums over k = 0 … K − 1, K ≥ 1, of a[r · row + k · step] b[k · ldb + v]."""
-    vector, i64 = ir.VectorType(real, lanes), ir.IntType(64)
-    before, body = builder.block, builder.append_basic_block("k")
-    after = builder.append_basic_block("sums")
-    builder.branch(body)
-    builder.position_at_end(body)
-    k = builder.phi(i64)
-    sums = [[builder.phi(vector) for _ in row] for row in start]
-    at_a = builder.gep(a, [builder.mul(k, step)], source_etype=real)
-    at_b = builder.gep(b, [builder.mul(k, ldb)], source_etype=real)
-    new = _step(builder, real, lanes, at_a, row, at_b, sums)
-    following = builder.add(k, i64(1))
-    builder.cbranch(builder.icmp_signed("<", following, K), body, after)
-    k.add_incoming(i64(0), before)
-    k.add_incoming(following, body)
-    for old_row, start_row, new_row in zip(sums, start, new):
-        for old, first, value in zip(old_row, start_row, new_row):
-            old.add_incoming(first, before)
-            old.add_incoming(value, body)
-    builder.position_at_end(after)
-    return new
+def _tile(code, rows, vectors, masked, m, n, K, a, row, step, b, ldb, s, lds, c, ldc):
+    """The sums of so many rows and vectors; three rows of a share a pointer."""
+    build = code.builder
+    left = build.sub(n, I64((vectors - 1) * code.lanes))
+    masks = [None] * (vectors - 1) + [code.first(left) if masked else None]
+    times = [build.mul(row, I64(i)) for i in range(3)]
+    groups = [(code.at(a, build.mul(row, I64(r))), step) for r in range(0, rows, 3)]
+
+    def places(base, ld):
+        return [[code.at(code.at(base, build.mul(ld, I64(r))), v) for v in range(vectors)]
+                for r in range(rows)]
+
+    def body(pointers, sums):
+        bs = [code.load(code.at(pointers[-1], v), mask) for v, mask in enumerate(masks)]
+        out = []
+        for r in range(rows):
+            at = code.at(pointers[r // 3], times[r % 3])
+            one = code.splat(build.load(at, align=code.size, typ=code.real))
+            out += [code.fma(one, bs[v], sums[r * vectors + v]) for v in range(vectors)]
+        return out
+
+    start = [code.load(p, mask) for line in places(s, lds) for p, mask in zip(line, masks)]
+    sums = iter(code.loop(K, [*groups, (b, ldb)], start, body))
+    for line in places(c, ldc):
+        for p, mask in zip(line, masks):
+            code.store(next(sums), p, mask)
 
 
-def _pointers(context, builder, signature, args, real):
-    """data(i, offset): where the array that is argument i has that element."""
-    def data(i, offset):
-        p = context.make_array(signature.args[i])(context, builder, args[i]).data
-        return builder.gep(p, [offset], source_etype=real)
-    return data
+def _dots(code, rows, columns, m, n, K, a, lda, b, ldb, s, sr, sj, c, cr, cj):
+    """rows × columns sums along k: whole vectors, then a part of one."""
+    build = code.builder
+    whole = build.sdiv(K, I64(code.lanes))
+    some, rest = build.append_basic_block("some"), build.append_basic_block("rest")
+    before, zeros = build.block, [code.zero] * (rows * columns)
+    starts = ([code.at(a, build.mul(lda, I64(r))) for r in range(rows)]
+              + [code.at(b, build.mul(ldb, I64(j))) for j in range(columns)])
+
+    def body(pointers, sums, mask=None):
+        xs = [code.load(p, mask) for p in pointers]
+        return [code.fma(xs[i // columns], xs[rows + i % columns], old)
+                for i, old in enumerate(sums)]
+
+    build.cbranch(build.icmp_signed(">", whole, I64(0)), some, rest)
+    build.position_at_end(some)
+    sums = code.loop(whole, [(p, I64(code.lanes)) for p in starts], zeros, body)
+    behind = build.block
+    build.branch(rest)
+    build.position_at_end(rest)
+    merged = []
+    for new in sums:
+        phi = build.phi(code.vector)
+        phi.add_incoming(code.zero, before)
+        phi.add_incoming(new, behind)
+        merged.append(phi)
+    done = build.mul(whole, I64(code.lanes))
+    sums = _totals(code, body([code.at(p, done) for p in starts], merged,
+                              code.first(build.sub(K, done))))
+    for i, total in enumerate(sums):
+        def place(base, by_row, by_column, i=i):
+            r, j = i // columns, i % columns
+            return code.at(base, build.add(build.mul(by_row, I64(r)), build.mul(by_column, I64(j))))
+        start = build.load(place(s, sr, sj), align=code.size, typ=code.real)
+        build.store(build.fadd(start, total), place(c, cr, cj), align=code.size)
 
 
-def _rows_of(data, i, at, ld, shape, lanes, builder):
-    """Where each vector of the tile of c stands, c being argument i."""
-    i64 = ir.IntType(64)
-    return [[data(i, builder.add(at, builder.add(builder.mul(ld, i64(r)), i64(v * lanes))))
-             for v in range(shape[1])] for r in range(shape[0])]
+def _totals(code, sums):
+    """The sum over the lanes of each vector: halves of two become one, until one is full of sums."""
+    build, n, count = code.builder, code.lanes, len(sums)
+    kind, width = ir.VectorType(I32, code.lanes), code.lanes
+    while width > 1:
+        half = width // 2
+        low = [i // half * width + i % half for i in range(n)]
+        masks = [ir.Constant(kind, [i + s for i in low]) for s in (0, half)]
+        pairs = list(zip(sums[::2], [*sums[1::2], sums[-1]]))
+        sums = [build.fadd(*(build.shuffle_vector(x, y, mask) for mask in masks))
+                for x, y in pairs]
+        width = half
+    return [build.extract_element(sums[i // n], I32(i % n)) for i in range(count)]
 
 
-def _store(builder, sums, places, size):
-    for row, row_places in zip(sums, places):
-        for value, place in zip(row, row_places):
-            builder.store(value, builder.bitcast(place, value.type.as_pointer()), align=size)
+def _function(module, name, real, kinds, shapes, emit):
+    """The LLVM function of that name: a switch over m and n to the loop for that shape."""
+    name = f"nbgrad_{name}_{real}"
+    function = module.globals.get(name)
+    if function is not None:
+        return function
+    pointer = real.as_pointer()
+    function = ir.Function(module, ir.FunctionType(
+        ir.VoidType(), [pointer if kind == "p" else I64 for kind in kinds]), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    build = ir.IRBuilder(function.append_basic_block("entry"))
+    code = _Code(build, real)
+    index, bodies = shapes(code, *function.args[:2])
+    last = build.append_basic_block("none")
+    switch = build.switch(index, last)
+    build.position_at_end(last)
+    build.unreachable()
+    for key, shape in bodies:
+        block = build.append_basic_block("shape")
+        switch.add_case(I64(key), block)
+        build.position_at_end(block)
+        emit(code, *shape, *function.args)
+        build.ret_void()
+    return function
 
 
-def _adding(rows, vectors):
-    """The intrinsic of a tile of so many rows and vectors that is added to c where it stands."""
-    @intrinsic
-    def add(typingctx, a, at, row, step, K, b, bt, ldb, c, ct, ldc):
-        def codegen(context, builder, signature, args):
-            real, size = context.get_data_type(a.dtype), a.dtype.bitwidth // 8
-            lanes = VECTOR // size
-            vector = ir.VectorType(real, lanes)
-            data = _pointers(context, builder, signature, args, real)
-            places = _rows_of(data, 8, args[9], args[10], (rows, vectors), lanes, builder)
-            start = [[builder.load(p, align=size, typ=vector) for p in row] for row in places]
-            sums = _loop(builder, real, lanes, start, data(0, args[1]), args[2], args[3],
-                         data(5, args[6]), args[7], args[4])
-            _store(builder, sums, places, size)
-            return context.get_dummy_value()
-
-        n = types.intp
-        return types.void(a, n, n, n, n, b, n, n, c, n, n), codegen
-    return add
+def _tile_shapes(code, m, n):
+    """Which loop: by rows, by one vector or two, by whether the last is whole. AVX-512 masks at no
+    cost: there the last is always a part."""
+    build, lanes = code.builder, code.lanes
+    wide = build.zext(build.icmp_signed(">", n, I64(lanes)), I64)
+    rest = build.and_(n, I64(0 if VECTOR == 64 else lanes - 1))
+    part = build.zext(build.icmp_signed("!=", rest, I64(0)), I64)
+    index = build.add(build.mul(m, I64(4)), build.add(build.mul(wide, I64(2)), part))
+    return index, [(4 * rows + 2 * wide + part, (rows, 1 + wide, part or VECTOR == 64))
+                   for rows in HEIGHTS for wide in (0, 1)
+                   for part in ((0,) if VECTOR == 64 else (0, 1))]
 
 
-def _adding_in_numpy(rows, vectors):
-    """The same with the JIT off."""
-    def add(a, at, row, step, K, b, bt, ldb, c, ct, ldc):
-        r, k, v = np.arange(rows)[:, None], np.arange(K), np.arange(vectors * VECTOR // a.itemsize)
-        c[ct + r * ldc + v] += a[at + r * row + k * step] @ b[bt + k[:, None] * ldb + v]
-    return add
+def _dots_shapes(code, m, n):
+    index = code.builder.add(code.builder.mul(m, I64(2 * DOTS)), n)
+    return index, [(2 * DOTS * r + j, (r, j)) for r in SIDES for j in SIDES]
 
 
-# add_tile(a, at, row, step, K, b, bt, ldb, c, ct, ldc):
-#     c[ct + r · ldc + v] += Σ_k a[at + r · row + k · step] b[bt + k · ldb + v]
-# for ROWS, 4 or 1 rows and two vectors or one: the rest of a matrix is cut into the smaller ones.
-FEW = 4
-_make = _adding_in_numpy if config.DISABLE_JIT else _adding
-add_tile, add_half_tile = _make(ROWS, 2), _make(ROWS, 1)
-add_few, add_few_half = _make(FEW, 2), _make(FEW, 1)
-add_row, add_row_half = _make(1, 2), _make(1, 1)
+def _place(context, builder, array_type, array, at):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [at])
+
+
+def _calling(name, kinds, shapes, emit):
+    """The code of an intrinsic that calls the function of that name; "p" in ``kinds`` stands for an
+    array and an offset."""
+    def codegen(context, builder, signature, args):
+        real = context.get_data_type(signature.args[kinds.index("p")].dtype)
+        function = _function(builder.module, name, real, kinds, shapes, emit)
+        values, i = [], 0
+        for kind in kinds:
+            values.append(args[i] if kind == "i" else
+                          _place(context, builder, signature.args[i], args[i], args[i + 1]))
+            i += 1 if kind == "i" else 2
+        builder.call(function, values)
+        return context.get_dummy_value()
+    return codegen
+
+
+@intrinsic
+def tile(typingctx, m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc):
+    """c[ct + r ldc + j] = s[st + r lds + j] + Σ_k a[at + r row + k step] b[bt + k ldb + j]
+    for m rows, one of HEIGHTS, and n columns, at most two vectors; K ≥ 1."""
+    i = types.intp
+    return (types.void(i, i, i, a, i, i, i, b, i, i, s, i, i, c, i, i),
+            _calling("tile", "iiipiipipipi", _tile_shapes, _tile))
+
+
+@intrinsic
+def dots(typingctx, m, n, K, a, at, lda, b, bt, ldb, s, st, sr, sj, c, ct, cr, cj):
+    """c[ct + r cr + j cj] = s[st + r sr + j sj] + Σ_k a[at + r lda + k] b[bt + j ldb + k]
+    for m and n of SIDES."""
+    i = types.intp
+    return (types.void(i, i, i, a, i, i, b, i, i, s, i, i, i, c, i, i, i),
+            _calling("dots", "iiipipipiipii", _dots_shapes, _dots))
 
 
 @intrinsic
 def transpose(typingctx, x, at, ldx, y, yt, ldy):
     """y[yt + k · ldy + j] = x[at + j · ldx + k] for a square of a vector's lanes, in registers."""
     def codegen(context, builder, signature, args):
-        real, size, i64 = context.get_data_type(x.dtype), x.dtype.bitwidth // 8, ir.IntType(64)
-        n = VECTOR // size
-        data, vector = _pointers(context, builder, signature, args, real), ir.VectorType(real, n)
-        rows = [builder.load(data(0, builder.add(args[1], builder.mul(args[2], i64(j)))),
-                             align=size, typ=vector) for j in range(n)]
-        places = [data(3, builder.add(args[4], builder.mul(args[5], i64(j)))) for j in range(n)]
-        _store(builder, [_interleaved(builder, rows, n)], [places], size)
+        code = _Code(builder, context.get_data_type(x.dtype))
+        source = _place(context, builder, x, args[0], args[1])
+        rows = [code.load(code.at(source, builder.mul(args[2], I64(j)))) for j in range(code.lanes)]
+        target = _place(context, builder, y, args[3], args[4])
+        for j, value in enumerate(_interleaved(builder, rows, code.lanes)):
+            code.store(value, code.at(target, builder.mul(args[5], I64(j))))
         return context.get_dummy_value()
 
     n = types.intp
@@ -141,7 +282,7 @@ def transpose(typingctx, x, at, ldx, y, yt, ldy):
 def _interleaved(builder, rows, n):
     """A transpose is log2(n) rounds of merging row i with row i + n/2, element by element."""
     low = [i // 2 + n * (i % 2) for i in range(n)]
-    lanes = ir.VectorType(ir.IntType(32), n)
+    lanes = ir.VectorType(I32, n)
     masks = [ir.Constant(lanes, [i + s for i in low]) for s in (0, n // 2)]
     for _ in range(n.bit_length() - 1):
         rows = [builder.shuffle_vector(rows[i // 2], rows[i // 2 + n // 2], masks[i % 2])
@@ -149,8 +290,17 @@ def _interleaved(builder, rows, n):
     return rows
 
 
-if config.DISABLE_JIT:
+if config.DISABLE_JIT:                            # the same in NumPy
+    def tile(m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc):
+        r, k, j = np.arange(m)[:, None], np.arange(K), np.arange(n)
+        c[ct + r * ldc + j] = (s[st + r * lds + j]
+                               + a[at + r * row + k * step] @ b[bt + k[:, None] * ldb + j])
+
+    def dots(m, n, K, a, at, lda, b, bt, ldb, s, st, sr, sj, c, ct, cr, cj):
+        r, k, j = np.arange(m)[:, None], np.arange(K), np.arange(n)
+        c[ct + r * cr + j * cj] = (s[st + r * sr + j * sj]
+                                   + a[at + r * lda + k] @ b[bt + j * ldb + k[:, None]])
+
     def transpose(x, at, ldx, y, yt, ldy):
-        """The same in NumPy."""
         i = np.arange(VECTOR // x.itemsize)
         y[yt + i[:, None] * ldy + i] = x[at + i * ldx + i[:, None]]
