@@ -14,7 +14,7 @@ import numpy as np
 from ..quiet import quiet
 from . import memory
 from .jit import device, kernel, prange
-from .microkernel import DOTS, ROWS, dots
+from .microkernel import DOTS, ROWS, WIDE, dots
 from .reduce import sum
 from .simd import VECTOR
 from .tiles import copy, pack, strip
@@ -25,6 +25,7 @@ DEPTH = 512             # k per pass of tiles: 96 rows of a (196 KB) and a panel
 BLOCK = 8 * ROWS        # rows of y per task, fewer where that makes too few tasks to share out
 TASKS = 32
 CHUNK = 128             # k per task of packing
+ALONE = 1 << 15         # values that one thread packs (3 us) sooner than two meet twice
 IN_PLACE = 1 << 18      # bytes of a row-major b that are read where they are: a quarter of L2
 LONG = 2048             # k per pass of dots
 ALIAS = 2048            # bytes: rows that lie a multiple of this apart share a few sets of L1
@@ -62,9 +63,8 @@ def _own(a, at, row, step, m, k):
 
 
 @device
-def _block(m, K, N, p0, p1, copies, a, at, row, step, b, bt, ldp, ldb, s, sj, y, yt):
+def _block(m, K, N, W, p0, p1, copies, a, at, row, step, b, bt, ldp, ldb, s, sj, y, yt):
     """m rows and the panels p0 … p1 of y; panels of b lie ldp apart, their rows ldb."""
-    W = 2 * VECTOR // a.itemsize
     for k0 in range(0, K, DEPTH):
         k, x, xt, xr, xs = min(DEPTH, K - k0), a, at + k0 * step, row, step
         if copies:
@@ -78,19 +78,32 @@ def _block(m, K, N, p0, p1, copies, a, at, row, step, b, bt, ldp, ldb, s, sj, y,
                 strip(m, n, k, x, xt, xr, xs, b, panel, ldb, s, p * W * sj, 0, y, to, N)
 
 
+@device
+def _pack(t, K, N, b, gb, ldk, ldn, packed):
+    """Task t of packing: CHUNK values of k of one panel."""
+    W = 2 * VECTOR // b.itemsize
+    P, chunks = (N + W - 1) // W, (K + CHUNK - 1) // CHUNK
+    p, k0 = t // chunks, t % chunks * CHUNK
+    j0 = p % P * W
+    pack(b, p // P * gb + j0 * ldn + k0 * ldk, ldk, ldn, min(W, N - j0), min(CHUNK, K - k0),
+         packed, (p * K + k0) * W)
+
+
 @kernel
 def _tiles(a, b, s, y, packed, G, M, N, K, ga, row, step, gb, ldk, ldn, sj):
     """y (G, M, N) = a b + s. b is read from its panels in ``packed``, or in place without them."""
-    W = 2 * VECTOR // a.itemsize
+    lanes = VECTOR // a.itemsize
+    W = WIDE * lanes if M == 1 and packed.size == 0 else 2 * lanes
     P = (N + W - 1) // W
     ldp, ldb, source = W, ldk, b
     if packed.size:
-        chunks = (K + CHUNK - 1) // CHUNK
-        for t in prange((G if gb else 1) * P * chunks):
-            p, k0 = t // chunks, t % chunks * CHUNK
-            j0 = p % P * W
-            pack(b, p // P * gb + j0 * ldn + k0 * ldk, ldk, ldn, min(W, N - j0),
-                 min(CHUNK, K - k0), packed, (p * K + k0) * W)
+        pieces = (G if gb else 1) * P * ((K + CHUNK - 1) // CHUNK)
+        if packed.size <= ALONE:
+            for t in range(pieces):
+                _pack(t, K, N, b, gb, ldk, ldn, packed)
+        else:
+            for t in prange(pieces):
+                _pack(t, K, N, b, gb, ldk, ldn, packed)
         ldp, ldb, source, gb = K * W, W, packed, (P * K * W if gb else 0)
     blocks, groups = _shares(G, M, P)
     alias = max(row, step) * a.itemsize % ALIAS == 0
@@ -98,7 +111,7 @@ def _tiles(a, b, s, y, packed, G, M, N, K, ga, row, step, gb, ldk, ldn, sj):
         g, i, q = t // groups // blocks, t // groups % blocks, t % groups
         r0, p0, p1 = _first(i, blocks, M), q * P // groups, (q + 1) * P // groups
         m = _first(i + 1, blocks, M) - r0
-        _block(m, K, N, p0, p1, alias and p1 - p0 >= 8, a, g * ga + r0 * row, row, step,
+        _block(m, K, N, W, p0, p1, alias and p1 - p0 >= 8, a, g * ga + r0 * row, row, step,
                source, g * gb, ldp, ldb, s, sj, y, (g * M + r0) * N)
 
 
@@ -121,9 +134,9 @@ def _dots(a, b, s, y, G, M, N, K, ga, lda, gb, ldb, sj):
                 h, w = _side(min(M, (i + 1) * DOTS) - r), _side(j1 - j)
                 at, bt, to = g * ga + r * lda + k0, g * gb + j * ldb + k0, (g * M + r) * N + j
                 if k0:
-                    dots(h, w, k, a, at, lda, b, bt, ldb, y, to, N, 1, y, to, N, 1)
+                    dots(h, w, k, a, at, lda, b, bt, ldb, y, to, N, y, to, N)
                 else:
-                    dots(h, w, k, a, at, lda, b, bt, ldb, s, j * sj, 0, sj, y, to, N, 1)
+                    dots(h, w, k, a, at, lda, b, bt, ldb, s, j * sj, 0, y, to, N)
                 r += h
                 if r == min(M, (i + 1) * DOTS):
                     r, j = i * DOTS, j + w
@@ -139,48 +152,63 @@ def _flat(x):
     return x.ravel(), x.shape[-1], 1
 
 
-_ZEROS = {np.dtype(t): np.zeros(128, t) for t in (np.float32, np.float64)}
+_NOTHING = {np.dtype(t): (np.zeros(WIDE * VECTOR, t), np.zeros(0, t)) for t in (np.float32, np.float64)}
 
 
-def _product(a, b, bias=None, lead=()):
-    """a b + bias for (…, M, K) and (…, K, N) of one float dtype, with leading axes or without."""
-    (M, K), N, size, G = a.shape[-2:], b.shape[-1], a.itemsize, math.prod(lead)
-    y = memory.empty((*lead, M, N), a.dtype)
-    if not G * M * N * K:
+def _product(a, b, bias=None):
+    """a b + bias for matrices of one float dtype."""
+    (M, K), N = a.shape, b.shape[1]
+    y = (np.empty if M * N < SMALL else memory.empty)((M, N), a.dtype)
+    return _multiply(a, b, bias, y, 1, M, N, K, 0, 0)
+
+
+def _multiply(a, b, bias, y, G, M, N, K, ga, gb):
+    """y = a b + bias for G matrices that lie ga and gb apart."""
+    work = 2 * G * M * N * K
+    if not work:
         y[...] = 0 if bias is None else bias
         return y
-    ga, gb = M * K if a.ndim > 2 else 0, K * N if b.ndim > 2 else 0
-    (a, row, step), (b, ldk, ldn) = _flat(a), _flat(b)
-    s, sj = (_ZEROS[a.dtype], 0) if bias is None else (np.ascontiguousarray(bias), 1)
-    work = G * max(2 * M * N * K, size * (M * K + K * N + M * N))
-    lanes = VECTOR // size
-    if (step == 1 or K == 1) and (ldk == 1 or K == 1) and (
-            M * N * (-(-K // lanes) + 5) < K * max(M, 2) * -(-N // lanes) + (K * N // 2 if ldn != 1 else 0)):
+    s, packed = _NOTHING[y.dtype]
+    sj = 0
+    if bias is not None:
+        s, sj = np.ascontiguousarray(bias), 1
+    a, row, step = _flat(a)
+    b, ldk, ldn = _flat(b)
+    lanes = VECTOR // y.itemsize
+    if step == 1 and ldk == 1 and _is_for_dots(M, N, K, lanes):
         _dots(a, b, s, y.ravel(), G, M, N, K, ga, row, gb, ldn, sj, work=work)
         return y
-    if ldn != 1 or (M >= 2 * BLOCK and b.nbytes > IN_PLACE):
-        packed = memory.empty(((G if gb else 1) * -(-N // (2 * lanes)) * K * 2 * lanes,), a.dtype)
-    else:
-        packed = _ZEROS[a.dtype][:0]
+    if ldn != 1 or M >= 2 * BLOCK and b.nbytes > IN_PLACE:
+        W = 2 * lanes
+        packed = memory.empty(((G if gb else 1) * -(-N // W) * K * W,), y.dtype)
     _tiles(a, b, s, y.ravel(), packed, G, M, N, K, ga, row, step, gb, ldk, ldn, sj, work=work)
     return y
 
 
-def _is_ours(a, b):
-    return a.dtype == b.dtype and a.dtype in _ZEROS
+def _is_for_dots(M, N, K, lanes):
+    """By cycles: a multiply-add of vectors takes one; a dot's lanes are added up in 6, and packing b
+    takes half a cycle per value."""
+    dots = M * N * (-(-K // lanes) + 6)
+    return dots < K * max(M, 2) * -(-N // lanes) + K * N // 2
 
 
-@quiet
+SMALL = memory.SMALLEST // 8
+_matmul = quiet(np.matmul)
+
+
 def matmul(a, b):
     """y = a b for (…, M, K) and (…, K, N); leading axes broadcast."""
-    if not _is_ours(a, b):
-        return np.matmul(a, b)
-    if a.ndim == b.ndim == 2:
-        return _product(a, b)
+    if a.dtype != b.dtype or a.dtype not in _NOTHING:
+        return _matmul(a, b)
     if b.ndim == 2:
+        if a.ndim == 2:
+            return _product(a, b)
         return _product(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1])
-    lead = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    return _product(*(_spread(x, lead) for x in (a, b)), lead=lead)
+    (M, K), N, lead = a.shape[-2:], b.shape[-1], np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    a, b = _spread(a, lead), _spread(b, lead)
+    y = memory.empty((*lead, M, N), a.dtype)
+    return _multiply(a, b, None, y, math.prod(lead), M, N, K, M * K if a.ndim > 2 else 0,
+                     K * N if b.ndim > 2 else 0)
 
 
 def _spread(x, lead):
@@ -196,7 +224,8 @@ def linear(x, weight, bias=None):
     """y = x wᵀ + b for x (…, K), weight (N, K), bias (N,)."""
     if x.ndim == 2:
         return _product(x, weight.T, bias)
-    return _product(x.reshape(-1, x.shape[-1]), weight.T, bias).reshape(*x.shape[:-1], -1)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return _product(rows, weight.T, bias).reshape(*x.shape[:-1], weight.shape[0])
 
 
 def linear_backward(dy, x, weight, *, input_gradient):

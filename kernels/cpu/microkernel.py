@@ -18,22 +18,24 @@ from numba.extending import intrinsic
 
 from .simd import VECTOR
 
-__all__ = ["DOTS", "HEIGHTS", "ROWS", "SIDES", "dots", "tile", "transpose"]
+__all__ = ["DOTS", "HEIGHTS", "ROWS", "SIDES", "WIDE", "dots", "tile", "transpose",
+           "transpose_part"]
 
 ROWS = 12 if VECTOR == 64 else 6
 HEIGHTS = (ROWS, 6, 4, 3, 2, 1) if ROWS > 6 else (6, 4, 3, 2, 1)      # of tiles
 DOTS = 4 if VECTOR == 64 else 2
+WIDE = 6                                                              # vectors of one row
 SIDES = tuple(n for n in (1, 2, 4) if n <= DOTS)                      # of dots
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
 
 class _Code:
-    """A builder with the vectors of one dtype."""
+    """A builder with the vectors of one dtype, of so many bytes."""
 
-    def __init__(self, builder, real):
+    def __init__(self, builder, real, width=VECTOR):
         self.builder, self.real = builder, real
         self.size = 4 if isinstance(real, ir.FloatType) else 8
-        self.lanes = VECTOR // self.size
+        self.lanes = width // self.size
         self.vector = ir.VectorType(real, self.lanes)
         self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
         self.suffix = f"v{self.lanes}f{8 * self.size}"
@@ -100,10 +102,13 @@ class _Code:
 
 
 def _tile(code, rows, vectors, masked, m, n, K, a, row, step, b, ldb, s, lds, c, ldc):
-    """The sums of so many rows and vectors; three rows of a share a pointer."""
+    """The sums of so many rows and vectors, half a vector being 0; three rows of a share a pointer.
+    The last ``masked`` vectors are parts."""
+    if not vectors:
+        code, vectors = _Code(code.builder, code.real, VECTOR // 2), 1
     build = code.builder
-    left = build.sub(n, I64((vectors - 1) * code.lanes))
-    masks = [None] * (vectors - 1) + [code.first(left) if masked else None]
+    masks = [None if v < vectors - masked else code.first(build.sub(n, I64(v * code.lanes)))
+             for v in range(vectors)]
     times = [build.mul(row, I64(i)) for i in range(3)]
     groups = [(code.at(a, build.mul(row, I64(r))), step) for r in range(0, rows, 3)]
 
@@ -127,7 +132,7 @@ def _tile(code, rows, vectors, masked, m, n, K, a, row, step, b, ldb, s, lds, c,
             code.store(next(sums), p, mask)
 
 
-def _dots(code, rows, columns, m, n, K, a, lda, b, ldb, s, sr, sj, c, cr, cj):
+def _dots(code, rows, columns, m, n, K, a, lda, b, ldb, s, lds, c, ldc):
     """rows × columns sums along k: whole vectors, then a part of one."""
     build = code.builder
     whole = build.sdiv(K, I64(code.lanes))
@@ -154,29 +159,30 @@ def _dots(code, rows, columns, m, n, K, a, lda, b, ldb, s, sr, sj, c, cr, cj):
         phi.add_incoming(new, behind)
         merged.append(phi)
     done = build.mul(whole, I64(code.lanes))
-    sums = _totals(code, body([code.at(p, done) for p in starts], merged,
-                              code.first(build.sub(K, done))))
-    for i, total in enumerate(sums):
-        def place(base, by_row, by_column, i=i):
-            r, j = i // columns, i % columns
-            return code.at(base, build.add(build.mul(by_row, I64(r)), build.mul(by_column, I64(j))))
-        start = build.load(place(s, sr, sj), align=code.size, typ=code.real)
-        build.store(build.fadd(start, total), place(c, cr, cj), align=code.size)
+    sums = body([code.at(p, done) for p in starts], merged, code.first(build.sub(K, done)))
+    for r, total in enumerate(_totals(code, sums, columns)):
+        start = build.load(code.at(s, build.mul(lds, I64(r))), align=code.size, typ=total.type)
+        place = build.bitcast(code.at(c, build.mul(ldc, I64(r))), total.type.as_pointer())
+        build.store(build.fadd(start, total), place, align=code.size)
 
 
-def _totals(code, sums):
-    """The sum over the lanes of each vector: halves of two become one, until one is full of sums."""
+def _totals(code, sums, columns):
+    """The sum over the lanes of each vector: halves of two become one, until it is full of sums.
+    Vectors of so many columns."""
     build, n, count = code.builder, code.lanes, len(sums)
-    kind, width = ir.VectorType(I32, code.lanes), code.lanes
+    kind, width = ir.VectorType(I32, n), n
     while width > 1:
         half = width // 2
         low = [i // half * width + i % half for i in range(n)]
         masks = [ir.Constant(kind, [i + s for i in low]) for s in (0, half)]
-        pairs = list(zip(sums[::2], [*sums[1::2], sums[-1]]))
+        pairs = zip(sums[::2], [*sums[1::2], sums[-1]])
         sums = [build.fadd(*(build.shuffle_vector(x, y, mask) for mask in masks))
                 for x, y in pairs]
         width = half
-    return [build.extract_element(sums[i // n], I32(i % n)) for i in range(count)]
+    parts = [ir.Constant(ir.VectorType(I32, columns), list(range(i % n, i % n + columns)))
+             for i in range(0, count, columns)]
+    return [build.shuffle_vector(sums[r * columns // n], sums[0], part)
+            for r, part in enumerate(parts)]
 
 
 def _function(module, name, real, kinds, shapes, emit):
@@ -207,16 +213,23 @@ def _function(module, name, real, kinds, shapes, emit):
 
 
 def _tile_shapes(code, m, n):
-    """Which loop: by rows, by one vector or two, by whether the last is whole. AVX-512 masks at no
-    cost: there the last is always a part."""
+    """Which loop: by rows, by half a vector, one, two or (for one row) WIDE, by whether the last is
+    whole. AVX-512 masks at no cost: there the last is always a part."""
     build, lanes = code.builder, code.lanes
-    wide = build.zext(build.icmp_signed(">", n, I64(lanes)), I64)
-    rest = build.and_(n, I64(0 if VECTOR == 64 else lanes - 1))
-    part = build.zext(build.icmp_signed("!=", rest, I64(0)), I64)
-    index = build.add(build.mul(m, I64(4)), build.add(build.mul(wide, I64(2)), part))
-    return index, [(4 * rows + 2 * wide + part, (rows, 1 + wide, part or VECTOR == 64))
-                   for rows in HEIGHTS for wide in (0, 1)
-                   for part in ((0,) if VECTOR == 64 else (0, 1))]
+    over = [build.zext(build.icmp_signed(">", n, I64(limit)), I64)
+            for limit in (lanes // 2, lanes, 2 * lanes)]
+    whole = 0 if VECTOR == 64 else lanes - 1
+    part = build.zext(build.icmp_signed("!=", build.and_(n, I64(whole)), I64(0)), I64)
+    index = build.add(build.mul(m, I64(8)), part)
+    for one in over:
+        index = build.add(index, build.mul(one, I64(2)))
+    shapes = [(rows, vectors, masked) for rows in HEIGHTS for vectors in (0, 1, 2)
+              for masked in ((1,) if VECTOR == 64 or not vectors else (0, 1))]
+    cases = [(8 * rows + 2 * vectors + (masked and whole > 0), (rows, vectors, masked))
+             for rows, vectors, masked in shapes]
+    if VECTOR < 64:                               # half a vector that is whole
+        cases += [(8 * rows, (rows, 0, 1)) for rows in HEIGHTS]
+    return index, cases + [(14 + part, (1, WIDE, WIDE)) for part in {0, int(whole > 0)}]
 
 
 def _dots_shapes(code, m, n):
@@ -248,35 +261,55 @@ def _calling(name, kinds, shapes, emit):
 @intrinsic
 def tile(typingctx, m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc):
     """c[ct + r ldc + j] = s[st + r lds + j] + Σ_k a[at + r row + k step] b[bt + k ldb + j]
-    for m rows, one of HEIGHTS, and n columns, at most two vectors; K ≥ 1."""
+    for m rows, one of HEIGHTS, and n columns: at most two vectors, WIDE for m = 1. K ≥ 1."""
     i = types.intp
     return (types.void(i, i, i, a, i, i, i, b, i, i, s, i, i, c, i, i),
             _calling("tile", "iiipiipipipi", _tile_shapes, _tile))
 
 
 @intrinsic
-def dots(typingctx, m, n, K, a, at, lda, b, bt, ldb, s, st, sr, sj, c, ct, cr, cj):
-    """c[ct + r cr + j cj] = s[st + r sr + j sj] + Σ_k a[at + r lda + k] b[bt + j ldb + k]
+def dots(typingctx, m, n, K, a, at, lda, b, bt, ldb, s, st, lds, c, ct, ldc):
+    """c[ct + r ldc + j] = s[st + r lds + j] + Σ_k a[at + r lda + k] b[bt + j ldb + k]
     for m and n of SIDES."""
     i = types.intp
-    return (types.void(i, i, i, a, i, i, b, i, i, s, i, i, i, c, i, i, i),
-            _calling("dots", "iiipipipiipii", _dots_shapes, _dots))
+    return (types.void(i, i, i, a, i, i, b, i, i, s, i, i, c, i, i),
+            _calling("dots", "iiipipipipi", _dots_shapes, _dots))
+
+
+def _square(context, builder, signature, args, m=None, n=None):
+    """Transposes n rows of m values (lanes of both without them). A row that is not there reads the
+    last one, and is written over by it."""
+    code = _Code(builder, context.get_data_type(signature.args[0].dtype))
+    x, at, ldx, y, yt, ldy = args
+    source, target = (_place(context, builder, signature.args[i], *args[i:i + 2]) for i in (0, 3))
+
+    def line(base, ld, i, count):
+        i = I64(i)
+        if count is not None:
+            last = builder.sub(count, I64(1))
+            i = builder.select(builder.icmp_signed("<", i, last), i, last)
+        return code.at(base, builder.mul(ld, i))
+    mask = None if m is None else code.first(m)
+    rows = [code.load(line(source, ldx, j, n), mask) for j in range(code.lanes)]
+    for j, value in reversed(list(enumerate(_interleaved(builder, rows, code.lanes)))):
+        code.store(value, line(target, ldy, j, m))
+    return context.get_dummy_value()
 
 
 @intrinsic
 def transpose(typingctx, x, at, ldx, y, yt, ldy):
     """y[yt + k · ldy + j] = x[at + j · ldx + k] for a square of a vector's lanes, in registers."""
-    def codegen(context, builder, signature, args):
-        code = _Code(builder, context.get_data_type(x.dtype))
-        source = _place(context, builder, x, args[0], args[1])
-        rows = [code.load(code.at(source, builder.mul(args[2], I64(j)))) for j in range(code.lanes)]
-        target = _place(context, builder, y, args[3], args[4])
-        for j, value in enumerate(_interleaved(builder, rows, code.lanes)):
-            code.store(value, code.at(target, builder.mul(args[5], I64(j))))
-        return context.get_dummy_value()
-
     n = types.intp
-    return types.void(x, n, n, y, n, n), codegen
+    return types.void(x, n, n, y, n, n), _square
+
+
+@intrinsic
+def transpose_part(typingctx, x, at, ldx, y, yt, ldy, m, n):
+    """The same for n rows of m values; whole vectors are written, anything behind n."""
+    def codegen(context, builder, signature, args):
+        return _square(context, builder, signature, args[:6], *args[6:])
+    i = types.intp
+    return types.void(x, i, i, y, i, i, i, i), codegen
 
 
 def _interleaved(builder, rows, n):
@@ -296,11 +329,15 @@ if config.DISABLE_JIT:                            # the same in NumPy
         c[ct + r * ldc + j] = (s[st + r * lds + j]
                                + a[at + r * row + k * step] @ b[bt + k[:, None] * ldb + j])
 
-    def dots(m, n, K, a, at, lda, b, bt, ldb, s, st, sr, sj, c, ct, cr, cj):
+    def dots(m, n, K, a, at, lda, b, bt, ldb, s, st, lds, c, ct, ldc):
         r, k, j = np.arange(m)[:, None], np.arange(K), np.arange(n)
-        c[ct + r * cr + j * cj] = (s[st + r * sr + j * sj]
-                                   + a[at + r * lda + k] @ b[bt + j * ldb + k[:, None]])
+        c[ct + r * ldc + j] = (s[st + r * lds + j]
+                               + a[at + r * lda + k] @ b[bt + j * ldb + k[:, None]])
 
     def transpose(x, at, ldx, y, yt, ldy):
         i = np.arange(VECTOR // x.itemsize)
         y[yt + i[:, None] * ldy + i] = x[at + i * ldx + i[:, None]]
+
+    def transpose_part(x, at, ldx, y, yt, ldy, m, n):
+        j, k = np.arange(n), np.arange(m)[:, None]
+        y[yt + k * ldy + j] = x[at + j * ldx + k]
