@@ -23,7 +23,7 @@ from .tiles import copy, pack, strip
 
 __all__ = ["linear", "linear_backward", "matmul"]
 
-DEPTH = 512             # k per pass of tiles: 96 rows of a (196 KB) and a panel (64 KB) stay in L2
+DEPTH = 2048            # bytes of k per pass of tiles: 96 rows of a and a panel stay in L2
 SHALLOW = 16            # the same for one row: so many rows of b are read at once, each to its end
 LONG = 2048             # k per pass of dots
 BLOCK = 8 * ROWS        # rows of y per task, fewer where that makes too few tasks to share out
@@ -41,7 +41,7 @@ def _shares(G, M, K, N, W):
     """Blocks of rows and groups of panels that each y is cut into, by its shape alone. Two blocks
     at least: rows are cut evenly, panels may differ in width."""
     P, most = (N + W - 1) // W, (M + ROWS - 1) // ROWS
-    tasks = (min(TASKS, max(1, (G * M * N * K) >> TASK)) + G - 1) // G
+    tasks = (min(TASKS, max(1, (G * M * N * K) >> (TASK if M > 1 else TASK + 2))) + G - 1) // G
     blocks = (M + BLOCK - 1) // BLOCK
     if tasks > 1:
         blocks = min(most, blocks + (blocks & 1))
@@ -74,14 +74,15 @@ def _own(a, at, row, step, m, k):
 def _tiles(t, blocks, groups, M, K, N, W, a, ga, row, step, b, gb, ldp, ldb, s, sj, y):
     """Task t of y (G, M, N) = a b + s: a block of rows and a group of panels of W columns, which
     lie ldp apart in b, their rows ldb."""
-    g, i, q, P = t, 0, 0, (N + W - 1) // W
-    if blocks * groups > 1:
-        i, q = t // groups, t % groups
+    g, r0, m, p0, p1 = t, 0, M, 0, (N + W - 1) // W
+    if blocks * groups > 1:                       # a division takes as long as ten multiply-adds
+        i, q, P = t // groups, t % groups, p1
         g, i = i // blocks, i % blocks
-    r0, p0, p1 = _first(i, blocks, M), q * P // groups, (q + 1) * P // groups
-    m, at, yt = _first(i + 1, blocks, M) - r0, g * ga + r0 * row, (g * M + r0) * N
+        r0, p0, p1 = _first(i, blocks, M), q * P // groups, (q + 1) * P // groups
+        m = _first(i + 1, blocks, M) - r0
+    at, yt = g * ga + r0 * row, (g * M + r0) * N
     copies = p1 - p0 >= 8 and max(row, step) * a.itemsize % ALIAS == 0
-    depth = DEPTH if M > 1 else SHALLOW
+    depth = DEPTH // a.itemsize if M > 1 else SHALLOW
     for k0 in range(0, K, depth):
         k, x, xt, xr, xs = min(depth, K - k0), a, at + k0 * step, row, step
         if copies:
@@ -201,21 +202,21 @@ def _column_sums(t, dy, M, N, db):
 
 
 @kernel
-def _backward(dy, x, w, s, dx, dw, db):
+def _backward(dy, x, w, s, dx, dw, db, M, N, K):
     """dx = dy w unless it is empty, dw = dyᵀ x, db = Σ dy, all contiguous: one list of tasks."""
-    (M, N), K, lanes, some = dy.shape, x.shape[1], VECTOR // x.itemsize, dx.size
-    dy, x, w, dx, dw = dy.reshape(-1), x.reshape(-1), w.reshape(-1), dx.reshape(-1), dw.reshape(-1)
+    lanes = VECTOR // x.itemsize
     W, V = WIDE * lanes if M == 1 else 2 * lanes, WIDE * lanes if N == 1 else 2 * lanes
     blocks, groups = _shares(1, M, N, K, W)
-    first = blocks * groups if some else 0
     rows, columns = _shares(1, N, M, K, V)
-    for t in prange(first + rows * columns + (N + lanes - 1) // lanes):
+    first = blocks * groups if dx.size else 0
+    second = first + rows * columns
+    for t in prange(second + (N + lanes - 1) // lanes):
         if t < first:
             _tiles(t, blocks, groups, M, N, K, W, dy, 0, N, 1, w, 0, W, K, s, 0, dx)
-        elif t < first + rows * columns:
+        elif t < second:
             _tiles(t - first, rows, columns, N, M, K, V, dy, 0, 1, N, x, 0, V, K, s, 0, dw)
         else:
-            _column_sums(t - first - rows * columns, dy, M, N, db)
+            _column_sums(t - second, dy, M, N, db)
 
 
 # Zeros to start sums from, and no panels.
@@ -341,8 +342,8 @@ def linear_backward(dy, x, weight, *, input_gradient):
         dx = matmul(rows, weight).reshape(x.shape) if input_gradient else nothing
         return dx, matmul(rows.T, inputs), sum(rows, axes=0, keepdims=False)
     s, none = _NOTHING[x.dtype]
-    dx = _empty(M, K, x.dtype) if input_gradient else none.reshape(0, 0)
+    dx = _empty(M, K, x.dtype) if input_gradient else none
     dw, db = _empty(N, K, x.dtype), np.empty(N, x.dtype)
-    _backward(rows, inputs, np.ascontiguousarray(weight), s, dx, dw, db,
+    _backward(rows.ravel(), inputs.ravel(), weight.ravel(), s, dx.ravel(), dw.ravel(), db, M, N, K,
               work=(4 if input_gradient else 2) * M * N * K)
     return dx.reshape(x.shape) if input_gradient else nothing, dw, db
