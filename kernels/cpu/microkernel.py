@@ -1,11 +1,12 @@
 """The tiles of a matrix product: sums that stay in registers while k runs.
 
 LLVM's vectoriser does not keep such tiles in registers, so these loops are written in vectors.
-``tile``: a's values, each broadcast, times rows of b; up to 12 × 2 vectors of sums with AVX-512, of
-32 registers. ``dots``: rows of a times rows of b, vectors along k; up to 4 × 4 sums, added up across
-lanes at the end. Four sums keep the multipliers busy (one FMA of 64 bytes per cycle, latency 4, on
-Zen 4), so the lower tiles that an odd rest is cut into are nearly as fast: on one core with a peak
-of 118 GFLOP/s, 12 × 2 reach 115, 6 × 2 113, 4 × 2 110, 2 × 2 97, 1 × 2 52; 4 × 4 dots of 784 105.
+``tile``: a's values, each broadcast, times rows of b; up to 12 × 2 vectors of sums with AVX-512,
+of 32 registers. ``dots``: rows of a times rows of b, vectors along k; up to 4 × 4 sums, added up
+across lanes at the end. Four sums keep the multipliers busy (one FMA of 64 bytes per cycle, latency
+4, on Zen 4), so the lower tiles that an odd rest is cut into are nearly as fast: on one core with a
+peak of 118 GFLOP/s, 12 × 2 reach 115, 6 × 2 113, 4 × 2 110, 2 × 2 97, 1 × 2 52; 4 × 4 dots of 784
+reach 105.
 
 Each is one LLVM function per dtype, called from everywhere: its registers are its own.
 """
@@ -13,9 +14,9 @@ Each is one LLVM function per dtype, called from everywhere: its registers are i
 import numpy as np
 from llvmlite import ir
 from numba import config, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .emit import I32, I64, Code, place
 from .simd import VECTOR
 
 __all__ = ["DOTS", "HEIGHTS", "ROWS", "SIDES", "WIDE", "dots", "tile", "transpose",
@@ -26,86 +27,13 @@ HEIGHTS = (ROWS, 6, 4, 3, 2, 1) if ROWS > 6 else (6, 4, 3, 2, 1)      # of tiles
 DOTS = 4 if VECTOR == 64 else 2
 WIDE = 6                                                              # vectors of one row
 SIDES = tuple(n for n in (1, 2, 4) if n <= DOTS)                      # of dots
-I32, I64 = ir.IntType(32), ir.IntType(64)
-
-
-class _Code:
-    """A builder with the vectors of one dtype, of so many bytes."""
-
-    def __init__(self, builder, real, width=VECTOR):
-        self.builder, self.real = builder, real
-        self.size = 4 if isinstance(real, ir.FloatType) else 8
-        self.lanes = width // self.size
-        self.vector = ir.VectorType(real, self.lanes)
-        self.zero = ir.Constant(self.vector, [0.0] * self.lanes)
-        self.suffix = f"v{self.lanes}f{8 * self.size}"
-
-    def call(self, name, result, args):
-        kind = ir.FunctionType(result, [a.type for a in args])
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name),
-                                 args)
-
-    def at(self, pointer, offset):
-        """pointer + offset values; a number is counted in vectors."""
-        offset = I64(offset * self.lanes) if isinstance(offset, int) else offset
-        return self.builder.gep(pointer, [offset], source_etype=self.real)
-
-    def load(self, pointer, mask=None):
-        if mask is None:
-            return self.builder.load(pointer, align=self.size, typ=self.vector)
-        return self.call(f"llvm.masked.load.{self.suffix}.p0", self.vector,
-                         [pointer, ir.Constant(I32, self.size), mask, self.zero])
-
-    def store(self, value, pointer, mask=None):
-        if mask is None:
-            pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
-            self.builder.store(value, pointer, align=self.size)
-        else:
-            self.call(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(),
-                      [value, pointer, ir.Constant(I32, self.size), mask])
-
-    def splat(self, scalar):
-        """A scalar in every lane of a vector."""
-        kind = ir.VectorType(scalar.type, self.lanes)
-        one = self.builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, I32(0))
-        return self.builder.shuffle_vector(one, one,
-                                           ir.Constant(ir.VectorType(I32, self.lanes), None))
-
-    def first(self, n):
-        """Mask of the first n lanes."""
-        every = self.splat(self.builder.trunc(n, I32))
-        counts = ir.Constant(every.type, list(range(self.lanes)))
-        return self.builder.icmp_signed("<", counts, every)
-
-    def fma(self, a, b, c):
-        return self.call(f"llvm.fma.{self.suffix}", self.vector, [a, b, c])
-
-    def loop(self, count, steps, sums, body):
-        """``body(pointers, sums)`` → sums, count ≥ 1 times; steps: (pointer, values per step)."""
-        b, before = self.builder, self.builder.block
-        block, after = b.append_basic_block("k"), b.append_basic_block("sums")
-        b.branch(block)
-        b.position_at_end(block)
-        k = b.phi(I64)
-        olds = [b.phi(start.type) for start in [p for p, _ in steps] + sums]
-        pointers, now = olds[:len(steps)], olds[len(steps):]
-        news = [b.gep(p, [step], source_etype=self.real)
-                for p, (_, step) in zip(pointers, steps)] + body(pointers, now)
-        left = b.sub(k, I64(1))
-        b.cbranch(b.icmp_signed(">", left, I64(0)), block, after)
-        for old, start, new in zip([k, *olds], [count, *[p for p, _ in steps], *sums],
-                                   [left, *news]):
-            old.add_incoming(start, before)
-            old.add_incoming(new, block)
-        b.position_at_end(after)
-        return news[len(steps):]
 
 
 def _tile(code, rows, vectors, masked, m, n, K, a, row, step, b, ldb, s, lds, c, ldc):
     """The sums of so many rows and vectors, half a vector being 0; three rows of a share a pointer.
     The last ``masked`` vectors are parts."""
     if not vectors:
-        code, vectors = _Code(code.builder, code.real, VECTOR // 2), 1
+        code, vectors = Code(code.builder, code.real, VECTOR // 2), 1
     build = code.builder
     masks = [None if v < vectors - masked else code.first(build.sub(n, I64(v * code.lanes)))
              for v in range(vectors)]
@@ -197,7 +125,7 @@ def _function(module, name, real, kinds, shapes, emit):
     function.linkage = "internal"
     function.attributes.add("noinline")
     build = ir.IRBuilder(function.append_basic_block("entry"))
-    code = _Code(build, real)
+    code = Code(build, real)
     index, bodies = shapes(code, *function.args[:2])
     last = build.append_basic_block("none")
     switch = build.switch(index, last)
@@ -227,19 +155,12 @@ def _tile_shapes(code, m, n):
               for masked in ((1,) if VECTOR == 64 or not vectors else (0, 1))]
     cases = [(8 * rows + 2 * vectors + (masked and whole > 0), (rows, vectors, masked))
              for rows, vectors, masked in shapes]
-    if VECTOR < 64:                               # half a vector that is whole
-        cases += [(8 * rows, (rows, 0, 1)) for rows in HEIGHTS]
     return index, cases + [(14 + part, (1, WIDE, WIDE)) for part in {0, int(whole > 0)}]
 
 
 def _dots_shapes(code, m, n):
     index = code.builder.add(code.builder.mul(m, I64(2 * DOTS)), n)
     return index, [(2 * DOTS * r + j, (r, j)) for r in SIDES for j in SIDES]
-
-
-def _place(context, builder, array_type, array, at):
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(data, [at])
 
 
 def _calling(name, kinds, shapes, emit):
@@ -251,7 +172,7 @@ def _calling(name, kinds, shapes, emit):
         values, i = [], 0
         for kind in kinds:
             values.append(args[i] if kind == "i" else
-                          _place(context, builder, signature.args[i], args[i], args[i + 1]))
+                          place(context, builder, signature.args[i], args[i], args[i + 1]))
             i += 1 if kind == "i" else 2
         builder.call(function, values)
         return context.get_dummy_value()
@@ -279,9 +200,9 @@ def dots(typingctx, m, n, K, a, at, lda, b, bt, ldb, s, st, lds, c, ct, ldc):
 def _square(context, builder, signature, args, m=None, n=None):
     """Transposes n rows of m values (lanes of both without them). A row that is not there reads the
     last one, and is written over by it."""
-    code = _Code(builder, context.get_data_type(signature.args[0].dtype))
-    x, at, ldx, y, yt, ldy = args
-    source, target = (_place(context, builder, signature.args[i], *args[i:i + 2]) for i in (0, 3))
+    code = Code(builder, context.get_data_type(signature.args[0].dtype))
+    ldx, ldy = args[2], args[5]
+    source, target = (place(context, builder, signature.args[i], *args[i:i + 2]) for i in (0, 3))
 
     def line(base, ld, i, count):
         i = I64(i)
