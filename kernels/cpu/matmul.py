@@ -1,151 +1,237 @@
 """Matrix products: tiles of y stay in registers (microkernel.py) while k runs.
 
-b is read in panels of two vectors, K values long; a needs no packing, since a tile reads it one
-element per row, with any row and column step. BLAS is called for small and for thin products only:
-its threads and these would fight for the cores (with a second process running, OpenBLAS' two
-threads took 43 ms for a product of 0.1 ms).
+BLAS serves only products so small that the way into a kernel of ours is longer: its threads and
+these would fight for the cores (with a second process running, OpenBLAS' two threads took 43 ms for
+a product of 0.1 ms).
 """
+
+import math
 
 import numpy as np
 
 from ..quiet import quiet
 from . import memory
-from .jit import kernel, prange
-from .microkernel import ROWS
+from .jit import device, kernel, prange
+from .microkernel import WIDE
+from .products import (
+    ALONE,
+    BLOCK,
+    IN_PLACE,
+    column_sums,
+    dots_shares,
+    dots_task,
+    pack_pieces,
+    pack_task,
+    prefers_dots,
+    tiles_shares,
+    tiles_task,
+)
 from .reduce import sum
 from .simd import VECTOR
-from .tiles import columns, fill, pack
 
 __all__ = ["linear", "linear_backward", "matmul"]
 
-PART = 128              # k per pass where a task packs for itself: 16 KB, half of L1
-DEPTH = 1024            # k per pass: 96 rows of a (400 KB) and a panel (128 KB) stay in a core's L2
-BLOCK = 8 * ROWS        # rows of y per task, fewer where that makes too few tasks to share out
-TASKS = 16
-FEW_ROWS = 2 * BLOCK    # rows of y up to which each task packs for itself: no panel leaves L1
-IN_PLACE = 1 << 18      # bytes of a row-major b that are read where they are: a quarter of L2
-TINY = 1 << 18          # multiply-adds: up to here BLAS uses one thread; 64³: 6 us, this 7
+SMALL = memory.SMALLEST // 8
+TINY = 1 << 17          # multiply-adds: up to here BLAS, on one thread, is 1 us faster
+TINY_LINE = 1 << 13     # the same for vectors, where OpenBLAS takes threads from 9216 on
 
 
 @kernel
-def _product(a, row, step, b, ldk, ldn, M, N, K, block, bias, packed, y):
-    """y (M, N) = a b + bias. ``packed`` has room for the last panels of b; the others are read in
-    place if b is row-major, else packed by each task for itself, PART values of k at a time."""
-    W = 2 * VECTOR // a.itemsize
-    P, blocks = (N + W - 1) // W, (M + block - 1) // block
-    shared = P - packed.size // (K * W)
-    for p in prange(shared, P):
-        pack(b, p * W * ldn, ldk, ldn, min(W, N - p * W), K, packed, (p - shared) * K * W)
-    for t in prange(blocks * P):
-        r0, p = t // P * block, t % P
-        m, j0, n = min(block, M - r0), p * W, min(W, N - p * W)
-        aside = np.empty(0 if n == W or 2 * n == W else m * W, a.dtype)
-        own = np.empty(PART * W if p < shared and ldn != 1 else 0, a.dtype)
-        yt = r0 * N + j0
-        fill(y, yt, m, N, n, bias, j0)
-        depth = PART if own.size else DEPTH
-        for k0 in range(0, K, depth):
-            k, at = min(depth, K - k0), r0 * row + k0 * step
-            if own.size:
-                pack(b, k0 * ldk + j0 * ldn, ldk, ldn, n, k, own, 0)
-                columns(a, at, row, step, m, k, own, 0, W, n, y, yt, N, aside)
-            elif p < shared:
-                columns(a, at, row, step, m, k, b, k0 * ldk + j0, ldk, n, y, yt, N, aside)
-            else:
-                bt = ((p - shared) * K + k0) * W
-                columns(a, at, row, step, m, k, packed, bt, W, n, y, yt, N, aside)
+def _product(a, b, s, y, packed, G, M, N, K, ga, row, step, gb, ldk, ldn, sj):
+    """y (G, M, N) = a b + s. b is read from its panels in ``packed``, or in place without them."""
+    lanes = VECTOR // a.itemsize
+    W = WIDE * lanes if M == 1 and packed.size == 0 else 2 * lanes
+    P, ldp, ldb, source = (N + W - 1) // W, W, ldk, b
+    if packed.size:
+        pieces = (G if gb else 1) * pack_pieces(K, N, a.itemsize)
+        if packed.size <= ALONE:
+            for t in range(pieces):
+                pack_task(t, K, N, b, gb, ldk, ldn, packed)
+        else:
+            for t in prange(pieces):
+                pack_task(t, K, N, b, gb, ldk, ldn, packed)
+        ldp, ldb, source, gb = K * W, W, packed, (P * K * W if gb else 0)
+    blocks, groups = tiles_shares(G, M, K, N, W)
+    for t in prange(G * blocks * groups):
+        tiles_task(t, blocks, groups, M, K, N, W, a, ga, row, step, source, gb, ldp, ldb, s, sj, y)
 
 
-def _steps(x):
-    """A matrix as one axis in memory, with its row and column step; a copy if neither is 1."""
-    if x.flags.c_contiguous:
-        return x.reshape(-1), x.shape[1], 1
-    if x.flags.f_contiguous:
-        return x.T.reshape(-1), 1, x.shape[0]
-    return np.ascontiguousarray(x).reshape(-1), x.shape[1], 1
+_prefers_dots = device(prefers_dots)
 
 
-_NO_BIAS = {np.dtype(t): np.zeros(0, t) for t in (np.float32, np.float64)}
+@kernel
+def _linear(x, w, s, y, packed, sj):
+    """y = x wᵀ + s, all contiguous."""
+    (M, K), N = x.shape, w.shape[0]
+    x, w, y, W = x.reshape(-1), w.reshape(-1), y.reshape(-1), 2 * VECTOR // x.itemsize
+    if _prefers_dots(M, N, K, x.itemsize):
+        rows, groups = dots_shares(M, N, K)
+        for t in prange(rows * groups):
+            dots_task(t, groups, M, N, K, x, w, s, sj, y)
+    else:
+        if packed.size == 0:
+            packed = np.empty((N + W - 1) // W * K * W, x.dtype)
+        pieces = pack_pieces(K, N, x.itemsize)
+        if packed.size <= ALONE:
+            for t in range(pieces):
+                pack_task(t, K, N, w, 0, 1, K, packed)
+        else:
+            for t in prange(pieces):
+                pack_task(t, K, N, w, 0, 1, K, packed)
+        blocks, groups = tiles_shares(1, M, K, N, W)
+        for t in prange(blocks * groups):
+            tiles_task(t, blocks, groups, M, K, N, W, x, 0, K, 1, packed, 0, K * W, W, s, sj, y)
 
 
-def _matmul(a, b, bias=None):
-    """a b + bias for matrices of one float dtype."""
-    (M, K), N = a.shape, b.shape[1]
-    y = memory.empty((M, N), a.dtype)
-    a, row, step = _steps(a)
-    b, ldk, ldn = _steps(b)
-    W = 2 * VECTOR // a.itemsize
-    panels = -(-N // W)
-    block = _block(M, panels, TASKS)
-    if ldn == 1 and b.nbytes <= IN_PLACE:
-        panels = 1 if N % W else 0
-    elif ldn != 1 and M <= FEW_ROWS:
-        panels, block = 0, _block(M, panels, 1)
-    packed = memory.empty((panels * K * W,), a.dtype)
-    _product(a, row, step, b, ldk, ldn, M, N, K, block,
-             _NO_BIAS[a.dtype] if bias is None else bias, packed, y.reshape(-1), work=2 * M * N * K)
+@kernel
+def _backward(dy, x, w, s, dx, dw, db, M, N, K):
+    """dx = dy w unless it is empty, dw = dyᵀ x, db = Σ dy, all contiguous: one list of tasks."""
+    lanes = VECTOR // x.itemsize
+    W, V = WIDE * lanes if M == 1 else 2 * lanes, WIDE * lanes if N == 1 else 2 * lanes
+    blocks, groups = tiles_shares(1, M, N, K, W)
+    rows, columns = tiles_shares(1, N, M, K, V)
+    first = blocks * groups if dx.size else 0
+    second = first + rows * columns
+    for t in prange(second + (N + lanes - 1) // lanes):
+        if t < first:
+            tiles_task(t, blocks, groups, M, N, K, W, dy, 0, N, 1, w, 0, W, K, s, 0, dx)
+        elif t < second:
+            tiles_task(t - first, rows, columns, N, M, K, V, dy, 0, 1, N, x, 0, V, K, s, 0, dw)
+        else:
+            column_sums(t - second, dy, M, N, db)
+
+
+# Zeros to start sums from, and no panels.
+_NOTHING = {np.dtype(t): (np.zeros(WIDE * VECTOR, t), np.zeros(0, t))
+            for t in (np.float32, np.float64)}
+
+
+def _empty(M, N, dtype):
+    return (np.empty if M * N < SMALL else memory.empty)((M, N), dtype)
+
+
+def _flat(x):
+    """Matrices as one axis in memory, with the steps from row to row and column to column; a copy
+    where neither rows nor columns follow one another."""
+    if not x.flags.c_contiguous:
+        t = x.swapaxes(-1, -2)
+        if t.flags.c_contiguous:
+            return t.ravel(), 1, t.shape[-1]
+    return x.ravel(), x.shape[-1], 1
+
+
+def _general(a, b, y, G, ga, gb):
+    """y = a b for G matrices that lie ga and gb apart."""
+    (M, K), N = a.shape[-2:], b.shape[-1]
+    s, packed = _NOTHING[y.dtype]
+    a, row, step = _flat(a)
+    b, ldk, ldn = _flat(b)
+    if ldn != 1 or (M >= 2 * BLOCK and b.nbytes > IN_PLACE):
+        W = 2 * VECTOR // y.itemsize
+        packed = memory.empty(((G if gb else 1) * -(-N // W) * K * W,), y.dtype)
+    _product(a, b, s, y.ravel(), packed, G, M, N, K, ga, row, step, gb, ldk, ldn, 0,
+             work=2 * G * M * N * K)
     return y
 
 
-def _block(M, panels, tasks):
-    """Rows per task: of the shape alone, so that results do not depend on the number of threads."""
-    block = -(-M // (max(1, round(M / BLOCK)) * ROWS)) * ROWS
-    while block > ROWS and panels * -(-M // block) < tasks:
-        block -= ROWS
-    return block
+def _times_transposed(x, w, bias):
+    """x wᵀ + bias for contiguous matrices with at least one value."""
+    (M, K), N = x.shape, w.shape[0]
+    s, packed = _NOTHING[x.dtype]
+    y = _empty(M, N, x.dtype)
+    if N * K > ALONE and not prefers_dots(M, N, K, x.itemsize):
+        W = 2 * VECTOR // x.itemsize
+        packed = memory.empty((-(-N // W) * K * W,), x.dtype)
+    _linear(x, w, s if bias is None else bias, y, packed, 0 if bias is None else 1,
+            work=2 * M * N * K)
+    return y
 
 
-def _is_ours(a, b):
-    if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype or a.dtype not in _NO_BIAS:
-        return False
-    (M, K), N = a.shape, b.shape[1]
-    return M * K * N > TINY and not _is_thin(M, N, K, b)
+_blas = quiet(np.matmul)
 
 
-def _is_thin(M, N, K, b):
-    """Products that read or write memory more than they multiply, one core, BLAS against this:
-    1000 × 1000 by a vector 54 us, 300; (1000, 8) (8, 1000) 240, 306; (8, 10⁵) (10⁵, 8) 461, 840.
-    Six rows by a row-major b 436, 644 (float64), but by a column-major one 2.0 times this."""
-    few = 1 if b.flags.f_contiguous else 12
-    return few >= M or N * b.itemsize <= 16 or K <= 8 or M * N <= 256
-
-
-@quiet
 def matmul(a, b):
     """y = a b for (…, M, K) and (…, K, N); leading axes broadcast."""
-    if _is_ours(a, b):
-        return _matmul(a, b)
-    if a.ndim > 2 == b.ndim and a.size:
-        return matmul(a.reshape(-1, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1])
-    return np.matmul(_operand(a), _operand(b))
+    if a.dtype != b.dtype or a.dtype not in _NOTHING:
+        return _blas(a, b)
+    if b.ndim > 2:
+        return _batched(a, b)
+    if a.ndim > 2:
+        M = math.prod(a.shape[:-1])
+        return matmul(a.reshape(M, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1])
+    (M, K), N = a.shape, b.shape[1]
+    tiny = TINY if min(M, N) > 1 else TINY_LINE
+    if tiny >= M * N * K:
+        return _blas(_dense(a), _dense(b))
+    if a.flags.c_contiguous:
+        w = b.T
+        if N <= 8 <= M // 8:
+            w = np.ascontiguousarray(w)
+        if w.flags.c_contiguous:
+            return _times_transposed(a, w, None)
+    elif N == 1:
+        return _general(b.T, a.T, _empty(N, M, a.dtype), 1, 0, 0).reshape(M, N)
+    return _general(a, b, _empty(M, N, a.dtype), 1, 0, 0)
 
 
-def _operand(x):
-    """Rows or columns contiguous: NumPy hands anything else to a scalar loop, 100 times slower."""
-    s = x.strides
-    if x.itemsize in (s[-1], s[-2]) and min(s) >= 0:
+def _dense(x):
+    """NumPy hands anything else to a scalar loop, 100 times slower."""
+    return x if x.flags.forc else np.ascontiguousarray(x)
+
+
+def _batched(a, b):
+    (M, K), N, lead = a.shape[-2:], b.shape[-1], np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    G = math.prod(lead)
+    y = memory.empty((*lead, M, N), a.dtype)
+    if not G * M * N * K:
+        y[...] = 0
+        return y
+    a, b = _spread(a, lead), _spread(b, lead)
+    return _general(a, b, y, G, M * K if a.ndim > 2 else 0, K * N if b.ndim > 2 else 0)
+
+
+def _spread(x, lead):
+    """x with those leading axes, or as one matrix where it is one for all."""
+    if x.ndim == 2 or x.shape[:-2] == lead:
         return x
+    if math.prod(x.shape[:-2]) == 1:
+        return x.reshape(x.shape[-2:])
+    return np.broadcast_to(x, lead + x.shape[-2:])
+
+
+def _rows(x):
+    """(…, K) as a contiguous matrix."""
+    if x.ndim != 2:
+        x = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     return np.ascontiguousarray(x)
 
 
 @quiet
+def _linear_of_any(x, weight, bias):
+    y = np.matmul(x, weight.T)
+    return y if bias is None else y + bias
+
+
 def linear(x, weight, bias=None):
     """y = x wᵀ + b for x (…, K), weight (N, K), bias (N,)."""
-    K = x.shape[-1]
-    rows = x if x.ndim == 2 else x.reshape(-1, K)
-    if _is_ours(rows, weight.T):
-        y = _matmul(rows, weight.T, None if bias is None else np.ascontiguousarray(bias))
-    else:
-        y = np.matmul(_operand(rows), _operand(weight.T))
-        if bias is not None:
-            y += bias
+    if x.dtype not in _NOTHING or x.dtype != weight.dtype or not x.size or not weight.size:
+        return _linear_of_any(x, weight, bias)
+    bias = None if bias is None else np.ascontiguousarray(bias, x.dtype)
+    y = _times_transposed(_rows(x), np.ascontiguousarray(weight), bias)
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], weight.shape[0])
 
 
 def linear_backward(dy, x, weight, *, input_gradient):
     """dx = dy w (0 unless asked for),  dw = dyᵀ x,  db = Σ dy over rows."""
-    rows = dy if dy.ndim == 2 else dy.reshape(-1, dy.shape[-1])
-    inputs = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-    nothing = np.zeros((), x.dtype)
-    dx = matmul(rows, weight).reshape(x.shape) if input_gradient else nothing
-    return dx, matmul(rows.T, inputs), sum(rows, axes=0, keepdims=False)
+    rows, inputs, nothing = _rows(dy), _rows(x), np.zeros((), x.dtype)
+    (M, N), K, size = rows.shape, inputs.shape[1], x.itemsize
+    large = max(M, N) >= 2 * BLOCK and max(M, N) * K * size > IN_PLACE
+    if large or not M * N * K or x.dtype not in _NOTHING or not x.dtype == dy.dtype == weight.dtype:
+        dx = matmul(rows, weight).reshape(x.shape) if input_gradient else nothing
+        return dx, matmul(rows.T, inputs), sum(rows, axes=0, keepdims=False)
+    s, none = _NOTHING[x.dtype]
+    dx = _empty(M, K, x.dtype) if input_gradient else none
+    dw, db = _empty(N, K, x.dtype), np.empty(N, x.dtype)
+    _backward(rows.ravel(), inputs.ravel(), weight.ravel(), s, dx.ravel(), dw.ravel(), db, M, N, K,
+              work=(4 if input_gradient else 2) * M * N * K)
+    return dx.reshape(x.shape) if input_gradient else nothing, dw, db

@@ -1,147 +1,242 @@
-"""The tile of a matrix product: ROWS × 2 vectors of C stay in registers while k runs.
+"""The tiles of a matrix product: sums that stay in registers while k runs.
 
-LLVM's vectoriser does not keep such a tile in registers, so this loop is written in vectors. With
-AVX-512: 12 × 2 sums, two vectors of b and a broadcast from memory, of 32 registers; 85 GFLOP/s on
-one core of Zen 4 (K = 144).
+LLVM's vectoriser does not keep such tiles in registers, so these loops are written in vectors.
+``tile``: a's values, each broadcast, times rows of b; up to 12 × 2 vectors of sums with AVX-512,
+of 32 registers. ``dots``: rows of a times rows of b, vectors along k; up to 4 × 4 sums, added up
+across lanes at the end. Four sums keep the multipliers busy (one FMA of 64 bytes per cycle, latency
+4, on Zen 4), so the lower tiles that an odd rest is cut into are nearly as fast: on one core with a
+peak of 118 GFLOP/s, 12 × 2 reach 115, 6 × 2 113, 4 × 2 110, 2 × 2 97, 1 × 2 52; 4 × 4 dots of 784
+reach 105.
+
+Each is one LLVM function per dtype, called from everywhere: its registers are its own.
 """
 
 import numpy as np
 from llvmlite import ir
 from numba import config, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .emit import I32, I64, Code, place
 from .simd import VECTOR
 
-__all__ = ["FEW", "ROWS", "add_few", "add_few_half", "add_half_tile", "add_row",
-           "add_row_half", "add_tile", "transpose"]
+__all__ = ["DOTS", "HEIGHTS", "ROWS", "SIDES", "WIDE", "dots", "tile", "transpose",
+           "transpose_part"]
 
 ROWS = 12 if VECTOR == 64 else 6
+HEIGHTS = (ROWS, 6, 4, 3, 2, 1) if ROWS > 6 else (6, 4, 3, 2, 1)      # of tiles
+DOTS = 4 if VECTOR == 64 else 2
+WIDE = 6                                                              # vectors of one row
+SIDES = tuple(n for n in (1, 2, 4) if n <= DOTS)                      # of dots
 
 
-def _step(builder, real, lanes, a, row, b, sums):
-    """One k: sums[r][v] + a[r · row] b[v]."""
-    vector, i32, i64 = ir.VectorType(real, lanes), ir.IntType(32), ir.IntType(64)
-    nothing, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(i32, lanes), None)
-    size = VECTOR // lanes
-    fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3),
-                                         f"llvm.fma.v{lanes}f{8 * size}")
-    bs = [builder.load(builder.gep(b, [i64(v * lanes)], source_etype=real), align=size, typ=vector)
-          for v in range(len(sums[0]))]
-    new = []
-    for r in range(len(sums)):
-        at = builder.gep(a, [builder.mul(row, i64(r))], source_etype=real)
-        one = builder.insert_element(nothing, builder.load(at, align=size, typ=real), i32(0))
-        splat = builder.shuffle_vector(one, nothing, first)
-        new.append([builder.call(fma, [splat, v, old]) for v, old in zip(bs, sums[r])])
-    return new
+def _tile(code, rows, vectors, masked, m, n, K, a, row, step, b, ldb, s, lds, c, ldc):
+    """The sums of so many rows and vectors, half a vector being 0; three rows of a share a pointer.
+    The last ``masked`` vectors are parts."""
+    if not vectors:
+        code, vectors = Code(code.builder, code.real, VECTOR // 2), 1
+    build = code.builder
+    masks = [None if v < vectors - masked else code.first(build.sub(n, I64(v * code.lanes)))
+             for v in range(vectors)]
+    times = [build.mul(row, I64(i)) for i in range(3)]
+    groups = [(code.at(a, build.mul(row, I64(r))), step) for r in range(0, rows, 3)]
+
+    def places(base, ld):
+        return [[code.at(code.at(base, build.mul(ld, I64(r))), v) for v in range(vectors)]
+                for r in range(rows)]
+
+    def body(pointers, sums):
+        bs = [code.load(code.at(pointers[-1], v), mask) for v, mask in enumerate(masks)]
+        out = []
+        for r in range(rows):
+            at = code.at(pointers[r // 3], times[r % 3])
+            one = code.splat(build.load(at, align=code.size, typ=code.real))
+            out += [code.fma(one, bs[v], sums[r * vectors + v]) for v in range(vectors)]
+        return out
+
+    start = [code.load(p, mask) for line in places(s, lds) for p, mask in zip(line, masks)]
+    sums = iter(code.loop(K, [*groups, (b, ldb)], start, body))
+    for line in places(c, ldc):
+        for p, mask in zip(line, masks):
+            code.store(next(sums), p, mask)
 
 
-def _loop(builder, real, lanes, start, a, row, step, b, ldb, K):
-    """start + the sums over k = 0 … K − 1, K ≥ 1, of a[r · row + k · step] b[k · ldb + v]."""
-    vector, i64 = ir.VectorType(real, lanes), ir.IntType(64)
-    before, body = builder.block, builder.append_basic_block("k")
-    after = builder.append_basic_block("sums")
-    builder.branch(body)
-    builder.position_at_end(body)
-    k = builder.phi(i64)
-    sums = [[builder.phi(vector) for _ in row] for row in start]
-    at_a = builder.gep(a, [builder.mul(k, step)], source_etype=real)
-    at_b = builder.gep(b, [builder.mul(k, ldb)], source_etype=real)
-    new = _step(builder, real, lanes, at_a, row, at_b, sums)
-    following = builder.add(k, i64(1))
-    builder.cbranch(builder.icmp_signed("<", following, K), body, after)
-    k.add_incoming(i64(0), before)
-    k.add_incoming(following, body)
-    for old_row, start_row, new_row in zip(sums, start, new):
-        for old, first, value in zip(old_row, start_row, new_row):
-            old.add_incoming(first, before)
-            old.add_incoming(value, body)
-    builder.position_at_end(after)
-    return new
+def _dots(code, rows, columns, m, n, K, a, lda, b, ldb, s, lds, c, ldc):
+    """rows × columns sums along k: whole vectors, then a part of one."""
+    build = code.builder
+    whole = build.sdiv(K, I64(code.lanes))
+    some, rest = build.append_basic_block("some"), build.append_basic_block("rest")
+    before, zeros = build.block, [code.zero] * (rows * columns)
+    starts = ([code.at(a, build.mul(lda, I64(r))) for r in range(rows)]
+              + [code.at(b, build.mul(ldb, I64(j))) for j in range(columns)])
+
+    def body(pointers, sums, mask=None):
+        xs = [code.load(p, mask) for p in pointers]
+        return [code.fma(xs[i // columns], xs[rows + i % columns], old)
+                for i, old in enumerate(sums)]
+
+    build.cbranch(build.icmp_signed(">", whole, I64(0)), some, rest)
+    build.position_at_end(some)
+    sums = code.loop(whole, [(p, I64(code.lanes)) for p in starts], zeros, body)
+    behind = build.block
+    build.branch(rest)
+    build.position_at_end(rest)
+    merged = []
+    for new in sums:
+        phi = build.phi(code.vector)
+        phi.add_incoming(code.zero, before)
+        phi.add_incoming(new, behind)
+        merged.append(phi)
+    done = build.mul(whole, I64(code.lanes))
+    sums = body([code.at(p, done) for p in starts], merged, code.first(build.sub(K, done)))
+    for r, total in enumerate(_totals(code, sums, columns)):
+        start = build.load(code.at(s, build.mul(lds, I64(r))), align=code.size, typ=total.type)
+        place = build.bitcast(code.at(c, build.mul(ldc, I64(r))), total.type.as_pointer())
+        build.store(build.fadd(start, total), place, align=code.size)
 
 
-def _pointers(context, builder, signature, args, real):
-    """data(i, offset): where the array that is argument i has that element."""
-    def data(i, offset):
-        p = context.make_array(signature.args[i])(context, builder, args[i]).data
-        return builder.gep(p, [offset], source_etype=real)
-    return data
+def _totals(code, sums, columns):
+    """The sum over the lanes of each vector: halves of two become one, until it is full of sums.
+    Vectors of so many columns."""
+    build, n, count = code.builder, code.lanes, len(sums)
+    kind, width = ir.VectorType(I32, n), n
+    while width > 1:
+        half = width // 2
+        low = [i // half * width + i % half for i in range(n)]
+        masks = [ir.Constant(kind, [i + s for i in low]) for s in (0, half)]
+        pairs = zip(sums[::2], [*sums[1::2], sums[-1]])
+        sums = [build.fadd(*(build.shuffle_vector(x, y, mask) for mask in masks))
+                for x, y in pairs]
+        width = half
+    parts = [ir.Constant(ir.VectorType(I32, columns), list(range(i % n, i % n + columns)))
+             for i in range(0, count, columns)]
+    return [build.shuffle_vector(sums[r * columns // n], sums[0], part)
+            for r, part in enumerate(parts)]
 
 
-def _rows_of(data, i, at, ld, shape, lanes, builder):
-    """Where each vector of the tile of c stands, c being argument i."""
-    i64 = ir.IntType(64)
-    return [[data(i, builder.add(at, builder.add(builder.mul(ld, i64(r)), i64(v * lanes))))
-             for v in range(shape[1])] for r in range(shape[0])]
+def _function(module, name, real, kinds, shapes, emit):
+    """The LLVM function of that name: a switch over m and n to the loop for that shape."""
+    name = f"nbgrad_{name}_{real}"
+    function = module.globals.get(name)
+    if function is not None:
+        return function
+    pointer = real.as_pointer()
+    function = ir.Function(module, ir.FunctionType(
+        ir.VoidType(), [pointer if kind == "p" else I64 for kind in kinds]), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    build = ir.IRBuilder(function.append_basic_block("entry"))
+    code = Code(build, real)
+    index, bodies = shapes(code, *function.args[:2])
+    last = build.append_basic_block("none")
+    switch = build.switch(index, last)
+    build.position_at_end(last)
+    build.unreachable()
+    for key, shape in bodies:
+        block = build.append_basic_block("shape")
+        switch.add_case(I64(key), block)
+        build.position_at_end(block)
+        emit(code, *shape, *function.args)
+        build.ret_void()
+    return function
 
 
-def _store(builder, sums, places, size):
-    for row, row_places in zip(sums, places):
-        for value, place in zip(row, row_places):
-            builder.store(value, builder.bitcast(place, value.type.as_pointer()), align=size)
+def _tile_shapes(code, m, n):
+    """Which loop: by rows, by half a vector, one, two or (for one row) WIDE, by whether the last is
+    whole. AVX-512 masks at no cost: there the last is always a part."""
+    build, lanes = code.builder, code.lanes
+    over = [build.zext(build.icmp_signed(">", n, I64(limit)), I64)
+            for limit in (lanes // 2, lanes, 2 * lanes)]
+    whole = 0 if VECTOR == 64 else lanes - 1
+    part = build.zext(build.icmp_signed("!=", build.and_(n, I64(whole)), I64(0)), I64)
+    index = build.add(build.mul(m, I64(8)), part)
+    for one in over:
+        index = build.add(index, build.mul(one, I64(2)))
+    shapes = [(rows, vectors, masked) for rows in HEIGHTS for vectors in (0, 1, 2)
+              for masked in ((1,) if VECTOR == 64 or not vectors else (0, 1))]
+    cases = [(8 * rows + 2 * vectors + (masked and whole > 0), (rows, vectors, masked))
+             for rows, vectors, masked in shapes]
+    return index, cases + [(14 + part, (1, WIDE, WIDE)) for part in {0, int(whole > 0)}]
 
 
-def _adding(rows, vectors):
-    """The intrinsic of a tile of so many rows and vectors that is added to c where it stands."""
-    @intrinsic
-    def add(typingctx, a, at, row, step, K, b, bt, ldb, c, ct, ldc):
-        def codegen(context, builder, signature, args):
-            real, size = context.get_data_type(a.dtype), a.dtype.bitwidth // 8
-            lanes = VECTOR // size
-            vector = ir.VectorType(real, lanes)
-            data = _pointers(context, builder, signature, args, real)
-            places = _rows_of(data, 8, args[9], args[10], (rows, vectors), lanes, builder)
-            start = [[builder.load(p, align=size, typ=vector) for p in row] for row in places]
-            sums = _loop(builder, real, lanes, start, data(0, args[1]), args[2], args[3],
-                         data(5, args[6]), args[7], args[4])
-            _store(builder, sums, places, size)
-            return context.get_dummy_value()
-
-        n = types.intp
-        return types.void(a, n, n, n, n, b, n, n, c, n, n), codegen
-    return add
+def _dots_shapes(code, m, n):
+    index = code.builder.add(code.builder.mul(m, I64(2 * DOTS)), n)
+    return index, [(2 * DOTS * r + j, (r, j)) for r in SIDES for j in SIDES]
 
 
-def _adding_in_numpy(rows, vectors):
-    """The same with the JIT off."""
-    def add(a, at, row, step, K, b, bt, ldb, c, ct, ldc):
-        r, k, v = np.arange(rows)[:, None], np.arange(K), np.arange(vectors * VECTOR // a.itemsize)
-        c[ct + r * ldc + v] += a[at + r * row + k * step] @ b[bt + k[:, None] * ldb + v]
-    return add
+def _calling(name, kinds, shapes, emit):
+    """The code of an intrinsic that calls the function of that name; "p" in ``kinds`` stands for an
+    array and an offset."""
+    def codegen(context, builder, signature, args):
+        real = context.get_data_type(signature.args[kinds.index("p")].dtype)
+        function = _function(builder.module, name, real, kinds, shapes, emit)
+        values, i = [], 0
+        for kind in kinds:
+            values.append(args[i] if kind == "i" else
+                          place(context, builder, signature.args[i], args[i], args[i + 1]))
+            i += 1 if kind == "i" else 2
+        builder.call(function, values)
+        return context.get_dummy_value()
+    return codegen
 
 
-# add_tile(a, at, row, step, K, b, bt, ldb, c, ct, ldc):
-#     c[ct + r · ldc + v] += Σ_k a[at + r · row + k · step] b[bt + k · ldb + v]
-# for ROWS, 4 or 1 rows and two vectors or one: the rest of a matrix is cut into the smaller ones.
-FEW = 4
-_make = _adding_in_numpy if config.DISABLE_JIT else _adding
-add_tile, add_half_tile = _make(ROWS, 2), _make(ROWS, 1)
-add_few, add_few_half = _make(FEW, 2), _make(FEW, 1)
-add_row, add_row_half = _make(1, 2), _make(1, 1)
+@intrinsic
+def tile(typingctx, m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc):
+    """c[ct + r ldc + j] = s[st + r lds + j] + Σ_k a[at + r row + k step] b[bt + k ldb + j]
+    for m rows, one of HEIGHTS, and n columns: at most two vectors, WIDE for m = 1. K ≥ 1."""
+    i = types.intp
+    return (types.void(i, i, i, a, i, i, i, b, i, i, s, i, i, c, i, i),
+            _calling("tile", "iiipiipipipi", _tile_shapes, _tile))
+
+
+@intrinsic
+def dots(typingctx, m, n, K, a, at, lda, b, bt, ldb, s, st, lds, c, ct, ldc):
+    """c[ct + r ldc + j] = s[st + r lds + j] + Σ_k a[at + r lda + k] b[bt + j ldb + k]
+    for m and n of SIDES."""
+    i = types.intp
+    return (types.void(i, i, i, a, i, i, b, i, i, s, i, i, c, i, i),
+            _calling("dots", "iiipipipipi", _dots_shapes, _dots))
+
+
+def _square(context, builder, signature, args, m=None, n=None):
+    """Transposes n rows of m values (lanes of both without them). A row that is not there reads the
+    last one, and is written over by it."""
+    code = Code(builder, context.get_data_type(signature.args[0].dtype))
+    ldx, ldy = args[2], args[5]
+    source, target = (place(context, builder, signature.args[i], *args[i:i + 2]) for i in (0, 3))
+
+    def line(base, ld, i, count):
+        i = I64(i)
+        if count is not None:
+            last = builder.sub(count, I64(1))
+            i = builder.select(builder.icmp_signed("<", i, last), i, last)
+        return code.at(base, builder.mul(ld, i))
+    mask = None if m is None else code.first(m)
+    rows = [code.load(line(source, ldx, j, n), mask) for j in range(code.lanes)]
+    for j, value in reversed(list(enumerate(_interleaved(builder, rows, code.lanes)))):
+        code.store(value, line(target, ldy, j, m))
+    return context.get_dummy_value()
 
 
 @intrinsic
 def transpose(typingctx, x, at, ldx, y, yt, ldy):
     """y[yt + k · ldy + j] = x[at + j · ldx + k] for a square of a vector's lanes, in registers."""
-    def codegen(context, builder, signature, args):
-        real, size, i64 = context.get_data_type(x.dtype), x.dtype.bitwidth // 8, ir.IntType(64)
-        n = VECTOR // size
-        data, vector = _pointers(context, builder, signature, args, real), ir.VectorType(real, n)
-        rows = [builder.load(data(0, builder.add(args[1], builder.mul(args[2], i64(j)))),
-                             align=size, typ=vector) for j in range(n)]
-        places = [data(3, builder.add(args[4], builder.mul(args[5], i64(j)))) for j in range(n)]
-        _store(builder, [_interleaved(builder, rows, n)], [places], size)
-        return context.get_dummy_value()
-
     n = types.intp
-    return types.void(x, n, n, y, n, n), codegen
+    return types.void(x, n, n, y, n, n), _square
+
+
+@intrinsic
+def transpose_part(typingctx, x, at, ldx, y, yt, ldy, m, n):
+    """The same for n rows of m values; whole vectors are written, anything behind n."""
+    def codegen(context, builder, signature, args):
+        return _square(context, builder, signature, args[:6], *args[6:])
+    i = types.intp
+    return types.void(x, i, i, y, i, i, i, i), codegen
 
 
 def _interleaved(builder, rows, n):
     """A transpose is log2(n) rounds of merging row i with row i + n/2, element by element."""
     low = [i // 2 + n * (i % 2) for i in range(n)]
-    lanes = ir.VectorType(ir.IntType(32), n)
+    lanes = ir.VectorType(I32, n)
     masks = [ir.Constant(lanes, [i + s for i in low]) for s in (0, n // 2)]
     for _ in range(n.bit_length() - 1):
         rows = [builder.shuffle_vector(rows[i // 2], rows[i // 2 + n // 2], masks[i % 2])
@@ -149,8 +244,21 @@ def _interleaved(builder, rows, n):
     return rows
 
 
-if config.DISABLE_JIT:
+if config.DISABLE_JIT:                            # the same in NumPy
+    def tile(m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc):
+        r, k, j = np.arange(m)[:, None], np.arange(K), np.arange(n)
+        c[ct + r * ldc + j] = (s[st + r * lds + j]
+                               + a[at + r * row + k * step] @ b[bt + k[:, None] * ldb + j])
+
+    def dots(m, n, K, a, at, lda, b, bt, ldb, s, st, lds, c, ct, ldc):
+        r, k, j = np.arange(m)[:, None], np.arange(K), np.arange(n)
+        c[ct + r * ldc + j] = (s[st + r * lds + j]
+                               + a[at + r * lda + k] @ b[bt + j * ldb + k[:, None]])
+
     def transpose(x, at, ldx, y, yt, ldy):
-        """The same in NumPy."""
         i = np.arange(VECTOR // x.itemsize)
         y[yt + i[:, None] * ldy + i] = x[at + i * ldx + i[:, None]]
+
+    def transpose_part(x, at, ldx, y, yt, ldy, m, n):
+        j, k = np.arange(n), np.arange(m)[:, None]
+        y[yt + k * ldy + j] = x[at + j * ldx + k]

@@ -7,20 +7,10 @@ where they lie.
 import numpy as np
 
 from .jit import device
-from .microkernel import (
-    FEW,
-    ROWS,
-    add_few,
-    add_few_half,
-    add_half_tile,
-    add_row,
-    add_row_half,
-    add_tile,
-    transpose,
-)
-from .simd import VECTOR
+from .microkernel import ROWS, tile, transpose, transpose_part
+from .simd import VECTOR, load_part, store_part
 
-__all__ = ["columns", "fill", "pack", "panels"]
+__all__ = ["columns", "copy", "fill", "pack", "panels", "strip"]
 
 
 def panels(b):
@@ -34,65 +24,72 @@ def panels(b):
 
 
 @device
+def copy(x, at, ldx, rows, n, out, to, ldo):
+    """rows of n values from one place to another; zeros behind n up to a whole vector."""
+    lanes = VECTOR // x.itemsize
+    for r in range(rows):
+        for j in range(0, n, lanes):
+            count = min(lanes, n - j)
+            store_part(out, to + r * ldo + j, load_part(x, at + r * ldx + j, count), lanes)
+
+
+@device
 def pack(b, bt, ldk, ldn, n, K, out, at):
-    """out[at + k W + j] = b[bt + k · ldk + j · ldn], zeros behind n; ldk or ldn is 1."""
+    """out[at + k W + j] = b[bt + k · ldk + j · ldn] for j < n; anything behind."""
     W, lanes = 2 * VECTOR // b.itemsize, VECTOR // b.itemsize
-    if n < W:
-        out[at:at + K * W] = 0
-    if ldk != 1:
+    if ldn == 1:
+        copy(b, bt, ldk, K, n, out, at, W)
+    elif ldk == 1:
+        for k in range(0, K, lanes):
+            for j in range(0, n, lanes):
+                if k + lanes <= K and j + lanes <= n:
+                    transpose(b, bt + k + j * ldn, ldn, out, at + k * W + j, W)
+                else:
+                    transpose_part(b, bt + k + j * ldn, ldn, out, at + k * W + j, W,
+                                   min(lanes, K - k), min(lanes, n - j))
+    else:
         for k in range(K):
-            first = bt + k * ldk
-            source, row = b[first:first + n], out[at + k * W:at + k * W + n]
             for j in range(n):
-                row[j] = source[j]
-        return
-    squares, whole = K // lanes * lanes, n // lanes * lanes
-    for k in range(0, squares, lanes):
-        for j in range(0, whole, lanes):
-            transpose(b, bt + k + j * ldn, ldn, out, at + k * W + j, W)
-    for j in range(n):
-        for k in range(squares if j < whole else 0, K):
-            out[at + k * W + j] = b[bt + j * ldn + k]
+                out[at + k * W + j] = b[bt + k * ldk + j * ldn]
 
 
-def _strip_of(whole, few, one):
-    """m rows added to c: whole tiles, then rows by four, then one by one."""
-    @device
-    def strip(a, at, row, step, m, K, b, bt, ldb, c, ct, ldc):
-        r = 0
-        while r + ROWS <= m:
-            whole(a, at + r * row, row, step, K, b, bt, ldb, c, ct + r * ldc, ldc)
-            r += ROWS
-        while r + FEW <= m:
-            few(a, at + r * row, row, step, K, b, bt, ldb, c, ct + r * ldc, ldc)
-            r += FEW
-        while r < m:
-            one(a, at + r * row, row, step, K, b, bt, ldb, c, ct + r * ldc, ldc)
-            r += 1
-    return strip
+@device
+def _height(left):
+    """Rows of the next tile: never one alone, which takes the time of two."""
+    if left >= ROWS and left != ROWS + 1:
+        return ROWS
+    if left >= 6 and left != 7 and left != 8:
+        return 6
+    return min(left, 4) if left != 5 else 3
 
 
-_strip = _strip_of(add_tile, add_few, add_row)                      # two vectors wide
-_half_strip = _strip_of(add_half_tile, add_few_half, add_row_half)
+@device
+def _rows(m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc):
+    """``tile`` for any number of rows."""
+    r = 0
+    while r < m:
+        h = _height(m - r)
+        tile(h, n, K, a, at + r * row, row, step, b, bt, ldb, s, st + r * lds, lds,
+             c, ct + r * ldc, ldc)
+        r += h
+
+
+@device
+def strip(m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc):
+    """``tile`` for any number of rows. The few columns behind a whole vector go by themselves: half
+    a vector takes half the time."""
+    lanes = VECTOR // a.itemsize
+    few = n % lanes if lanes < n < 2 * lanes and 2 * (n % lanes) <= lanes else 0
+    _rows(m, n - few, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc)
+    if few:
+        _rows(m, few, K, a, at, row, step, b, bt + n - few, ldb, s, st + n - few, lds,
+              c, ct + n - few, ldc)
 
 
 @device
 def columns(a, at, row, step, m, K, b, bt, ldb, n, y, yt, N, aside):
-    """m rows and n columns of y += a b. Columns that fill no vector are computed aside."""
-    W = 2 * VECTOR // a.itemsize
-    if n == W:
-        _strip(a, at, row, step, m, K, b, bt, ldb, y, yt, N)
-    elif 2 * n == W:
-        _half_strip(a, at, row, step, m, K, b, bt, ldb, y, yt, N)
-    else:
-        aside[:m * W] = 0
-        if 2 * n > W:
-            _strip(a, at, row, step, m, K, b, bt, ldb, aside, 0, W)
-        else:
-            _half_strip(a, at, row, step, m, K, b, bt, ldb, aside, 0, W)
-        for r in range(m):
-            for j in range(n):
-                y[yt + r * N + j] += aside[r * W + j]
+    """m rows and n columns, at most two vectors, of y += a b; ``aside`` is not used."""
+    strip(m, n, K, a, at, row, step, b, bt, ldb, y, yt, N, y, yt, N)
 
 
 @device

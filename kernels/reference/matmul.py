@@ -1,5 +1,7 @@
 """Matrix products by definition."""
 
+import math
+
 import numpy as np
 
 from ..quiet import quiet
@@ -22,8 +24,8 @@ def linear(x, weight, bias=None):
 
 def linear_backward(dy, x, weight, *, input_gradient):
     """dx = dy w (0 unless asked for),  dw = dyᵀ x,  db = Σ dy over rows."""
-    rows = dy.reshape(-1, dy.shape[-1])
-    nothing = np.zeros((), x.dtype)
+    M = math.prod(dy.shape[:-1])
+    rows, nothing = dy.reshape(M, dy.shape[-1]), np.zeros((), x.dtype)
     dx = matmul(rows, weight).reshape(x.shape) if input_gradient else nothing
-    dweight = matmul(rows.T, x.reshape(-1, x.shape[-1]))
+    dweight = matmul(rows.T, x.reshape(M, x.shape[-1]))
     return dx, dweight, rows.sum(0, dtype=np.float64).astype(dy.dtype)

@@ -1,0 +1,158 @@
+"""Tasks of a matrix product: what one thread computes between two meetings of all.
+
+Tiles: each value of a times a row of b; a is read where it lies, with any steps, b in panels of two
+vectors, in place if it is row-major. Dots: where both are contiguous along k, rows of a times
+columns of b, vectors along k; nothing is packed and no column is too few.
+"""
+
+import numpy as np
+
+from .jit import device
+from .microkernel import DOTS, ROWS, dots
+from .simd import VECTOR, load_part, store_part
+from .tiles import copy, pack, strip
+
+__all__ = ["ALONE", "BLOCK", "IN_PLACE", "column_sums", "dots_shares", "dots_task", "pack_pieces",
+           "pack_task", "prefers_dots", "tiles_shares", "tiles_task"]
+
+DEPTH = 2048            # bytes of k per pass of tiles: 96 rows of a and a panel stay in L2
+SHALLOW = 16            # the same for one row: so many rows of b are read at once, each to its end
+LONG = 2048             # k per pass of dots
+BLOCK = 8 * ROWS        # rows of y per task, fewer where that makes too few tasks to share out
+TASKS, TASK = 32, 17    # tasks of 2^TASK multiply-adds (2.3 us of one core), but no more than TASKS
+CHUNK = 128             # k per task of packing
+ALONE = 1 << 15         # values that one thread packs (3 us) sooner than two meet twice
+IN_PLACE = 1 << 18      # bytes of a row-major b that are read where they are: a quarter of L2
+ALIAS = 2048            # bytes: rows that lie a multiple of this apart share a few sets of L1
+
+
+@device
+def tiles_shares(G, M, K, N, W):
+    """Blocks of rows and groups of panels that each y is cut into, by its shape alone. Two blocks
+    at least: rows are cut evenly, panels may differ in width."""
+    P, most = (N + W - 1) // W, (M + ROWS - 1) // ROWS
+    tasks = (min(TASKS, max(1, (G * M * N * K) >> (TASK if M > 1 else TASK + 2))) + G - 1) // G
+    blocks = (M + BLOCK - 1) // BLOCK
+    if tasks > 1:
+        blocks = min(most, blocks + (blocks & 1))
+    groups = min(P, (tasks + blocks - 1) // blocks)
+    return max(blocks, min(most, (tasks + groups - 1) // groups)), groups
+
+
+@device
+def _first(i, parts, M):
+    """Where part i begins: at an even row."""
+    return M if i == parts else i * M // parts // 2 * 2
+
+
+@device
+def _own(a, at, row, step, m, k):
+    """Rows of a copied to where they do not share sets of L1, with their steps."""
+    lanes = VECTOR // a.itemsize
+    if step == 1:
+        ld = (k + lanes - 1) // lanes * lanes + lanes
+        own = np.empty(m * ld, a.dtype)
+        copy(a, at, row, m, k, own, 0, ld)
+        return own, ld, 1
+    ld = (m + lanes - 1) // lanes * lanes
+    own = np.empty(k * ld, a.dtype)
+    copy(a, at, step, k, m, own, 0, ld)
+    return own, 1, ld
+
+
+@device
+def tiles_task(t, blocks, groups, M, K, N, W, a, ga, row, step, b, gb, ldp, ldb, s, sj, y):
+    """Task t of y (G, M, N) = a b + s: a block of rows and a group of panels of W columns, which
+    lie ldp apart in b, their rows ldb."""
+    g, r0, m, p0, p1 = t, 0, M, 0, (N + W - 1) // W
+    if blocks * groups > 1:                       # a division takes as long as ten multiply-adds
+        i, q, P = t // groups, t % groups, p1
+        g, i = i // blocks, i % blocks
+        r0, p0, p1 = _first(i, blocks, M), q * P // groups, (q + 1) * P // groups
+        m = _first(i + 1, blocks, M) - r0
+    at, yt = g * ga + r0 * row, (g * M + r0) * N
+    copies = p1 - p0 >= 8 and max(row, step) * a.itemsize % ALIAS == 0
+    depth = DEPTH // a.itemsize if M > 1 else SHALLOW
+    for k0 in range(0, K, depth):
+        k, x, xt, xr, xs = min(depth, K - k0), a, at + k0 * step, row, step
+        if copies:
+            x, xr, xs = _own(a, xt, row, step, m, k)
+            xt = 0
+        for p in range(p0, p1):
+            n, to, panel = min(W, N - p * W), yt + p * W, g * gb + p * ldp + k0 * ldb
+            if k0:
+                strip(m, n, k, x, xt, xr, xs, b, panel, ldb, y, to, N, y, to, N)
+            else:
+                strip(m, n, k, x, xt, xr, xs, b, panel, ldb, s, p * W * sj, 0, y, to, N)
+
+
+@device
+def pack_pieces(K, N, itemsize):
+    """Tasks of packing a matrix."""
+    W = 2 * VECTOR // itemsize
+    return (N + W - 1) // W * ((K + CHUNK - 1) // CHUNK)
+
+
+@device
+def pack_task(t, K, N, b, gb, ldk, ldn, packed):
+    """Task t of packing: CHUNK values of k of one panel."""
+    W = 2 * VECTOR // b.itemsize
+    P, chunks = (N + W - 1) // W, (K + CHUNK - 1) // CHUNK
+    p, k0 = t // chunks, t % chunks * CHUNK
+    j0 = p % P * W
+    pack(b, p // P * gb + j0 * ldn + k0 * ldk, ldk, ldn, min(W, N - j0), min(CHUNK, K - k0),
+         packed, (p * K + k0) * W)
+
+
+@device
+def _side(left):
+    return DOTS if left >= DOTS else 2 if left >= 2 else 1
+
+
+def prefers_dots(M, N, K, itemsize):
+    """By cycles: a multiply-add of vectors takes one, adding up a dot's lanes 6, packing a value of
+    w a half."""
+    lanes = VECTOR // itemsize
+    with_dots = M * N * ((K + lanes - 1) // lanes + 6)
+    return with_dots < K * max(M, 2) * ((N + lanes - 1) // lanes) + K * N // 2
+
+
+@device
+def dots_shares(M, N, K):
+    """Rows of dots, and groups of columns that each is cut into."""
+    rows, columns = (M + DOTS - 1) // DOTS, (N + DOTS - 1) // DOTS
+    tasks = min(TASKS, max(1, (M * N * K) >> TASK))
+    return rows, min(columns, (tasks + rows - 1) // rows)
+
+
+@device
+def dots_task(t, groups, M, N, K, x, w, s, sj, y):
+    """Task t of y = x wᵀ + s: DOTS rows and a group of columns."""
+    columns, r0, q = (N + DOTS - 1) // DOTS, t // groups * DOTS, t % groups
+    end = min(M, r0 + DOTS)
+    for k0 in range(0, K, LONG):
+        k, j = min(LONG, K - k0), q * columns // groups * DOTS
+        while j < min(N, (q + 1) * columns // groups * DOTS):
+            r, n = r0, _side(N - j)
+            while r < end:
+                m, at, wt, to = _side(end - r), r * K + k0, j * K + k0, r * N + j
+                if k0:
+                    dots(m, n, k, x, at, K, w, wt, K, y, to, N, y, to, N)
+                else:
+                    dots(m, n, k, x, at, K, w, wt, K, s, j * sj, 0, y, to, N)
+                r += m
+            j += n
+
+
+@device
+def column_sums(t, dy, M, N, db):
+    """One vector of columns, in partial sums of 64 rows."""
+    j = t * (VECTOR // dy.itemsize)
+    n = min(VECTOR // dy.itemsize, N - j)
+    whole = load_part(dy, 0, 0)                   # zeros
+    for r0 in range(0, M, 64):
+        part = load_part(dy, r0 * N + j, n)
+        for r in range(r0 + 1, min(M, r0 + 64)):
+            part = part + load_part(dy, r * N + j, n)
+        whole = whole + part
+    store_part(db, j, whole, n)
