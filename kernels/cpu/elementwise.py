@@ -9,13 +9,15 @@ import numpy as np
 from .. import formulas
 from ..quiet import quiet, silent
 from . import memory
-from .jit import Kernel, get_num_threads, prange
+from .jit import Kernel, device, get_num_threads, prange
+from .simd import PAST_BYTES, lanes, load, load_part, put, store_part
 
 # The pool costs 5 to 10 us an array: 30 % of a ufunc's time at 1 MB, nothing at 8 MB, and from
 # 32 MB, where malloc hands out fresh pages, it saves half.
 POOLED_BYTES = 1 << 22
 # Two threads beat a ufunc from here (float32: 1 MB in 35 us against 33, 2 MB in 52 against 68).
 SHARED_BYTES = 1 << 21
+BLOCK = 1 << 14              # elements of a task: 64 KB of float32
 
 
 def flat(x):
@@ -49,38 +51,41 @@ def _permuted(x):
 
 
 @cache
-def _loop(name, dtype, arrays, numbers):
-    """The kernel ``out[i] = formula(a[i], …, p, …)`` for so many arrays and numbers."""
+def _loop(name, dtype, arrays):
+    """The kernel ``out[i] = formula(a[i], …, p, …)`` for so many arrays, and numbers p."""
     f = getattr(formulas, name)
     if name not in _BINARY:
         f = f(dtype.type)
 
-    def one(a, out):
-        for i in prange(a.size):
-            out[i] = f(a[i])
+    @device
+    def part(a, out, first, last, past, p):
+        W = lanes(a)
+        whole = first + (last - first) // W * W
+        for i in range(first, whole, W):
+            put(out, i, f(load(a, i), *p), past)
+        if whole < last:
+            n = last - whole
+            store_part(out, whole, f(load_part(a, whole, n), *p), n)
 
-    def one_p(a, p, out):
-        for i in prange(a.size):
-            out[i] = f(a[i], p)
+    @device
+    def part2(a, b, out, first, last, past, p):
+        W = lanes(a)
+        whole = first + (last - first) // W * W
+        for i in range(first, whole, W):
+            put(out, i, f(load(a, i), load(b, i), *p), past)
+        if whole < last:
+            n = last - whole
+            store_part(out, whole, f(load_part(a, whole, n), load_part(b, whole, n), *p), n)
 
-    def one_pp(a, p, q, out):
-        for i in prange(a.size):
-            out[i] = f(a[i], p, q)
+    def one(a, out, past, *p):
+        for t in prange((a.size + BLOCK - 1) // BLOCK):
+            part(a, out, t * BLOCK, min(a.size, t * BLOCK + BLOCK), past, p)
 
-    def two(a, b, out):
-        for i in prange(a.size):
-            out[i] = f(a[i], b[i])
+    def two(a, b, out, past, *p):
+        for t in prange((a.size + BLOCK - 1) // BLOCK):
+            part2(a, b, out, t * BLOCK, min(a.size, t * BLOCK + BLOCK), past, p)
 
-    def two_p(a, b, p, out):
-        for i in prange(a.size):
-            out[i] = f(a[i], b[i], p)
-
-    def two_pp(a, b, p, q, out):
-        for i in prange(a.size):
-            out[i] = f(a[i], b[i], p, q)
-
-    loops = {(1, 0): one, (1, 1): one_p, (1, 2): one_pp, (2, 0): two, (2, 1): two_p, (2, 2): two_pp}
-    return Kernel(loops[arrays, numbers], name=f"{name}_{dtype.name}")
+    return Kernel(one if arrays == 1 else two, name=f"{name}_{dtype.name}")
 
 
 _BINARY = {"add", "sub", "mul", "div"}
@@ -89,12 +94,16 @@ _BINARY = {"add", "sub", "mul", "div"}
 def _run(name, x, *more, numbers=()):
     if not x.flags.c_contiguous:
         x = _dense(x)
-    strides, arrays = x.strides, [flat(x)]
-    for m in more:
-        arrays.append(flat(m if m.strides == strides else _alike(m, x)))
-    out = _empty_like(x)
-    loop = _loop(name, x.dtype, len(arrays), len(numbers))
-    loop(*arrays, *map(x.dtype.type, numbers), flat(out), work=(1 + len(arrays)) * x.nbytes)
+    out, nbytes = _empty_like(x), x.nbytes
+    loop = _loop(name, x.dtype, 1 + len(more))
+    if numbers:
+        numbers = map(x.dtype.type, numbers)
+    if not more:
+        loop(flat(x), flat(out), nbytes > PAST_BYTES, *numbers, work=2 * nbytes)
+    else:
+        y, = more
+        y = flat(y if y.strides == x.strides else _alike(y, x))
+        loop(flat(x), y, flat(out), nbytes > PAST_BYTES, *numbers, work=3 * nbytes)
     return out
 
 
@@ -105,7 +114,8 @@ def _arithmetic(name, ufunc):
         if a.strides != b.strides or a.shape != b.shape or a.dtype != b.dtype or (
                 a.dtype.kind != "f"):
             return silent().run(_broadcast, ufunc, a, b)
-        if get_num_threads() > 1 and (a.flags.c_contiguous or _permuted(a)):
+        if (get_num_threads() > 1 or a.nbytes > PAST_BYTES) and (
+                a.flags.c_contiguous or _permuted(a)):
             return _run(name, a, b)
         return silent().run(_into, ufunc, a, a, b)
     run.__name__, run.__doc__ = name, f"Elementwise {name} with broadcasting."
