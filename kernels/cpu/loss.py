@@ -136,7 +136,8 @@ def _cross_entropy(x, target, weight, strip, ignore_index, smoothing, losses, su
 def _cross_entropy_backward(dloss, x, target, weight, strip, ignore_index, smoothing, dx):
     A, C, B = x.shape
     strips = (B + strip - 1) // strip if B > 1 else 1
-    for t in prange(A * strips if B > 1 else (A + strip - 1) // strip):
+    tasks = A * strips if B > 1 else (A + strip - 1) // strip
+    for t in prange(tasks):
         if B == 1:
             first = t * strip
             _gradients(dloss, x, first * C, C, min(strip, A - first), target, first, weight,

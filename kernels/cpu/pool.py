@@ -22,8 +22,8 @@ from .simd import (
 __all__ = ["adaptive_avg_pool2d", "adaptive_avg_pool2d_backward", "avg_pool2d",
            "avg_pool2d_backward", "max_pool2d", "max_pool2d_backward", "max_pool2d_gather"]
 
-IMAGE = 1 << 17            # elements of an image, half of a core's L2, that is scattered to at once
-CHANNELS = 16              # of a larger one so many channels: a cache line of float32
+CHANNELS = 16              # a task of the scatter where images are few: a cache line of float32
+FEW = 8
 
 
 def _last(x):
@@ -88,22 +88,39 @@ def max_pool2d(x, *, kernel_size, stride, padding, dilation, ceil_mode):
     return _first(y), _first(indices)
 
 
+@device
+def _zero(y, first, last, width, step):
+    """width elements each from first, first + step, … below last."""
+    if width == step:
+        y[first:last] = 0
+    else:
+        for i in range(first, last, step):
+            for c in range(width):
+                y[i + c] = 0
+
+
 @kernel
 def _scatter(dy, indices, dx, width):
-    """dx (N, H·W, C) at the indices += dy (N, P·Q, C); a task: an image, ``width`` channels."""
+    """dx (N, H·W, C) at the indices += dy (N, P·Q, C); a task: an image, ``width`` channels. Windows
+    move on: zeros are written just ahead of them, while the lines are in the cache."""
     N, PQ, C = dy.shape
     tiles, plane = (C + width - 1) // width, dx.shape[1] * C
     source, at, out = dy.reshape(-1), indices.reshape(-1), dx.reshape(-1)
     for t in prange(N * tiles):
         n, c0 = t // tiles, t % tiles * width
-        m = min(width, C - c0)
-        for i in range(n * plane + c0, n * plane + plane, C):
-            out[i:i + m] = 0
+        m, origin, clear = min(width, C - c0), t // tiles * plane + t % tiles * width, 0
         for i in range(n * PQ * C + c0, (n + 1) * PQ * C, C):
+            far = at[i]
+            for c in range(1, m):
+                far = max(far, at[i + c])
+            if far >= clear:
+                _zero(out, origin + clear * C, origin + (far + 1) * C, m, C)
+                clear = far + 1
             for c in range(m):
                 k = at[i + c]
                 if k >= 0:
-                    out[np.uintp(n * plane + c0 + k * C + c)] += source[i + c]
+                    out[np.uintp(origin + k * C + c)] += source[i + c]
+        _zero(out, origin + clear * C, origin + plane, m, C)
 
 
 def max_pool2d_backward(dy, indices, *, input_size):
@@ -113,7 +130,7 @@ def max_pool2d_backward(dy, indices, *, input_size):
     if dx.size:
         shape = N, dy.shape[2] * dy.shape[3], C
         _scatter(_last(dy).reshape(shape), _last(indices).reshape(shape), dx.reshape(N, H * W, C),
-                 C if H * W * C <= IMAGE else CHANNELS, work=dx.nbytes + 3 * dy.nbytes)
+                 C if N >= FEW else CHANNELS, work=dx.nbytes + 3 * dy.nbytes)
     return _first(dx)
 
 

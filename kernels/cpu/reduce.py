@@ -24,12 +24,17 @@ _smaller = min           # `min` below is a kernel
 def _add_four(x, i, B, n, acc):
     """acc[j] += x[i + j] + x[i + B + j] + x[i + 2 B + j] + x[i + 3 B + j] for j < n."""
     W, H = lanes(x), lanes(acc)
-    for j in range(0, n, W):
-        m, k = _smaller(W, n - j), i + j
-        p, q = load_part(x, k, m), load_part(x, k + B, m)
-        r, s = load_part(x, k + 2 * B, m), load_part(x, k + 3 * B, m)
+    whole = n // W * W
+    for j in range(0, whole, W):
+        k = i + j
+        p, q, r, s = load(x, k), load(x, k + B), load(x, k + 2 * B), load(x, k + 3 * B)
         store(acc, j, load(acc, j) + ((low(p) + low(q)) + (low(r) + low(s))))
         store(acc, j + H, load(acc, j + H) + ((high(p) + high(q)) + (high(r) + high(s))))
+    if whole < n:
+        for r in range(4):
+            v = load_part(x, i + r * B + whole, n - whole)
+            store(acc, whole, load(acc, whole) + low(v))
+            store(acc, whole + H, load(acc, whole + H) + high(v))
 
 
 @device

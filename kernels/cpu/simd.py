@@ -30,12 +30,6 @@ PAST_BYTES = 1 << 24       # results above, half of a usual last-level cache, ar
 VECTOR = 64 if binding.get_host_cpu_features().get("avx512f") else 32
 
 
-@device
-def lanes(x):
-    """Values of an array's dtype in one vector."""
-    return VECTOR // x.itemsize
-
-
 class Vector(types.Type):
     """So many values of ``real``; or, for each of such, a truth value ("mask") or a position."""
 
@@ -141,6 +135,15 @@ def _first(builder, vector, n):
     count = ir.VectorType(i32, vector.lanes)
     every = _every(builder, count, builder.trunc(n, i32))
     return builder.icmp_signed("<", ir.Constant(count, list(range(vector.lanes))), every)
+
+
+@intrinsic
+def lanes(typingctx, x):
+    """Values of an array's dtype in one vector: a constant, where x.itemsize would be read from the
+    array and make every n // lanes(x) a division."""
+    def codegen(context, builder, sig, args):
+        return ir.Constant(ir.IntType(types.intp.bitwidth), VECTOR * 8 // x.dtype.bitwidth)
+    return types.intp(x), codegen
 
 
 @intrinsic
@@ -349,6 +352,9 @@ def store_places(typingctx, y, i, v, n):
 
 
 if config.DISABLE_JIT:                            # the same in NumPy
+    def lanes(x):
+        return VECTOR // x.itemsize
+
     def load(x, i):
         return x.reshape(-1)[i:i + lanes(x)].copy()
 
