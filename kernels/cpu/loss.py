@@ -107,8 +107,8 @@ def _gradients(dloss, x, i, C, n, target, first, weight, ignore_index, smoothing
 
 
 @kernel
-def _cross_entropy(x, target, weight, strip, ignore_index, smoothing, losses, sums):
-    """sums = Σ loss, Σ weight, number of bad targets: of tasks cut by size, in their order."""
+def _cross_entropy(x, target, weight, strip, ignore_index, smoothing, losses):
+    """Σ loss, Σ weight, number of bad targets: of tasks cut by size, in their order."""
     A, C, B = x.shape
     strips = (B + strip - 1) // strip if B > 1 else 1
     tasks = A * strips if B > 1 else (A + strip - 1) // strip
@@ -126,10 +126,12 @@ def _cross_entropy(x, target, weight, strip, ignore_index, smoothing, losses, su
             part = _losses(rows, 0, C, n, target, a * B + b, weight, ignore_index, smoothing,
                            losses)
         parts[t, 0], parts[t, 1], parts[t, 2] = part
-    for j in range(3):
-        sums[j] = 0
-        for t in range(tasks):
-            sums[j] += parts[t, j]
+    loss_sum = weight_sum = bad = 0.0
+    for t in range(tasks):
+        loss_sum += parts[t, 0]
+        weight_sum += parts[t, 1]
+        bad += parts[t, 2]
+    return loss_sum, weight_sum, bad
 
 
 @kernel
@@ -181,14 +183,13 @@ def cross_entropy(x, target, weight, *, ignore_index, label_smoothing):
     x, order = _dense(x)
     x3 = _classes(x, order, 1)
     C = x3.shape[1]
-    losses, sums = np.empty(target.size, x.dtype), np.empty(3)
-    _cross_entropy(x3, _samples(target, order), _class_weights(weight, C, x.dtype),
-                   max(1, TASK // C), ignore_index, float(label_smoothing), losses, sums,
-                   work=4 * x.nbytes)
+    losses = np.empty(target.size, x.dtype)
+    loss, weights, bad = _cross_entropy(
+        x3, _samples(target, order), _class_weights(weight, C, x.dtype), max(1, TASK // C),
+        ignore_index, float(label_smoothing), losses, work=4 * x.nbytes)
     if target.ndim != 1:
         axes = [i - (i > 1) for i in order if i != 1]
         losses = losses.reshape([target.shape[i] for i in axes]).transpose(np.argsort(axes))
-    loss, weights, bad = sums.tolist()
     return losses, loss, weights, not bad
 
 

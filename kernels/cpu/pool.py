@@ -101,8 +101,9 @@ def _zero(y, first, last, width, step):
 
 @kernel
 def _scatter(dy, indices, dx, width):
-    """dx (N, H·W, C) at the indices += dy (N, P·Q, C); a task: an image, ``width`` channels. Windows
-    move on: zeros are written just ahead of them, while the lines are in the cache."""
+    """dx (N, H·W, C) at the indices += dy (N, P·Q, C); a task: an image, ``width`` channels.
+
+    Windows move on: zeros are written just ahead of them, while the lines are in the cache."""
     N, PQ, C = dy.shape
     tiles, plane = (C + width - 1) // width, dx.shape[1] * C
     source, at, out = dy.reshape(-1), indices.reshape(-1), dx.reshape(-1)

@@ -34,10 +34,13 @@ STRIP = 64                 # rows side by side where classes are not next to eac
 BUFFER = 1 << 17           # elements of a strip: half of a core's L2
 
 
+_IN_ORDER = (0, 1)
+
+
 def _dense(x):
     """x dense in memory, and the order of axes in which it is C-contiguous."""
     if x.flags.c_contiguous:
-        return x, list(range(x.ndim))
+        return x, _IN_ORDER if x.ndim == 2 else tuple(range(x.ndim))
     order = sorted(range(x.ndim), key=lambda i: -abs(x.strides[i]))
     if not x.transpose(order).flags.c_contiguous:
         x = x.copy(order="K")
@@ -47,10 +50,10 @@ def _dense(x):
 
 def _classes(x, order, axis):
     """x as contiguous (A, C, B), C being that axis."""
+    if order is _IN_ORDER and axis in (1, -1) and x.flags.c_contiguous:
+        return x.reshape(*x.shape, 1)
     if not x.ndim:
         return x.reshape(1, 1, 1)
-    if x.ndim == 2 and axis in (1, -1) and x.flags.c_contiguous:
-        return x.reshape(*x.shape, 1)
     t = x.transpose(order)
     if not t.flags.c_contiguous:
         t = np.ascontiguousarray(t)

@@ -144,16 +144,17 @@ def cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None,
     _reduction(reduction, "cross_entropy")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
-    input, target = (checked(t, "cross_entropy") for t in (input, target))
-    if target.dtype.kind == "f":
+    input, target = checked(input, "cross_entropy"), checked(target, "cross_entropy")
+    if target.data.dtype.kind == "f":
         return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
     t = _classes(input, target, weight, "cross_entropy")
-    rows = input if input.ndim > 1 else unsqueeze(input, 0)
-    y = _cross_entropy(rows, target=t if input.ndim > 1 else t.reshape(1),
-                       weight=None if weight is None else weight.data.astype(input.dtype),
-                       ignore_index=ignore_index, reduction=reduction,
-                       label_smoothing=label_smoothing)
-    return y.reshape(()) if input.ndim == 1 and reduction == "none" else y  # type: ignore[no-any-return]
+    w = None if weight is None else weight.data.astype(input.dtype)
+    how = {"weight": w, "ignore_index": ignore_index, "reduction": reduction,
+           "label_smoothing": label_smoothing}
+    if input.data.ndim > 1:
+        return _cross_entropy(input, target=t, **how)  # type: ignore[no-any-return]
+    y = _cross_entropy(unsqueeze(input, 0), target=t.reshape(1), **how)
+    return y.reshape(()) if reduction == "none" else y  # type: ignore[no-any-return]
 
 
 def _soft_cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None, reduction: str,
