@@ -186,15 +186,16 @@ def exp(x):
 def _make_exp(real):
     t = _TYPE[real]
     log2e, hi, lo = real(1.4426950408889634074), real(t["ln2"][0]), real(t["ln2"][1])
-    low, high, one = real(t["low"]), real(t["high"]), real(1)
+    low, high, zero, one = real(t["low"]), real(t["high"]), real(0), real(1)
     poly = _horner(t["exp"], real)
 
     def exp(x):
         x = select(x > high, high, x)              # comparisons with NaN are false: it passes
-        x = select(x < low, low, x)
+        nothing = x < low                          # e^−∞ by way of denormals takes ten times as long
+        x = select(nothing, zero, x)
         n = _rint(x * log2e)
         r = (x - n * hi) - n * lo
-        return _scale(one + (r + r * r * poly(r)), n)
+        return select(nothing, zero, _scale(one + (r + r * r * poly(r)), n))
     return exp
 
 

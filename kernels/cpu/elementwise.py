@@ -245,15 +245,40 @@ def _named(run, name):
 
 
 def _fused(name):
-    return _named(lambda x: _run(name, x), name)
+    serial = {}
+
+    def run(x):
+        if x.nbytes >= memory.SMALLEST or not x.flags.c_contiguous:
+            return _run(name, x)
+        out, dtype = np.empty_like(x), x.dtype
+        loop = serial.get(dtype) or serial.setdefault(dtype, _loop(name, dtype, 1).serial)
+        loop(x.reshape(-1), out.reshape(-1), False)
+        return out
+    return _named(run, name)
+
+
+def _slope(name):
+    """A derivative, of dy and of what its forward keeps."""
+    serial = {}
+
+    def run(dy, k):
+        if dy.nbytes >= memory.SMALLEST or not (dy.flags.c_contiguous and k.flags.c_contiguous):
+            return _run(name, dy, k)
+        out, dtype = np.empty_like(dy), dy.dtype
+        loop = serial.get(dtype) or serial.setdefault(dtype, _loop(name, dtype, 2).serial)
+        loop(dy.reshape(-1), k.reshape(-1), out.reshape(-1), False)
+        return out
+    return run
 
 
 def _fused_from_y(name):
-    return _named(lambda dy, y: _run(name, dy, y), name)
+    slope = _slope(name)
+    return _named(lambda dy, y: slope(dy, y), name)
 
 
 def _fused_from_x(name):
-    return _named(lambda dy, x: _run(name, dy, x), name)
+    slope = _slope(name)
+    return _named(lambda dy, x: slope(dy, x), name)
 
 
 relu, sigmoid, silu, erf = map(_fused, ("relu", "sigmoid", "silu", "erf"))

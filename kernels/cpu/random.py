@@ -11,6 +11,7 @@ from llvmlite import ir
 from numba import config, types
 from numba.extending import intrinsic
 
+from ..formulas import select
 from ..reference import random as reference
 from .jit import device, kernel, prange
 from .memory import empty
@@ -57,9 +58,9 @@ def _jump(state, multiplier, increment, n):
 
 @device
 def _put(x, i, bits, limit, scale, y, kept):
-    keep = (bits >> np.uint64(8)) >= limit
-    y[i] = x[i] * scale if keep else 0
-    kept[i] = scale if keep else 0
+    keep, zero = (bits >> np.uint64(8)) >= limit, x.dtype.type(0)
+    y[i] = select(keep, x[i] * scale, zero)        # no branch: it would be mispredicted
+    kept[i] = select(keep, scale, zero)
 
 
 @kernel

@@ -214,21 +214,17 @@ def _backward_row(dy, y, i, n, logarithm, dx):
 def _backward_strip(dy, y, i, B, C, n, logarithm, dx):
     W = lanes(y)
     zero = splat(y.dtype.type(0))
-    sums, parts = np.zeros(STRIP, y.dtype), np.empty(STRIP, y.dtype)
-    for first in range(0, C, STEPS):
-        for j in range(0, n, W):
-            store(parts, j, zero)
-        for c in range(first, min(C, first + STEPS)):
-            for j in range(0, n, W):
-                d = load_part(dy, i + c * B + j, min(W, n - j))
-                p = load_part(y, i + c * B + j, min(W, n - j))
-                store(parts, j, load(parts, j) + (d if logarithm else d * p))
-        for j in range(0, n, W):
-            store(sums, j, load(sums, j) + load(parts, j))
-    for c in range(C):
-        for j in range(0, n, W):
-            k, m = i + c * B + j, min(W, n - j)
-            v = _slope(load_part(dy, k, m), load_part(y, k, m), load(sums, j), logarithm)
+    for j in range(i, i + n, W):
+        s, m = zero, min(W, i + n - j)
+        for first in range(0, C, STEPS):
+            acc = zero
+            for c in range(first, min(C, first + STEPS)):
+                d = load_part(dy, j + c * B, m)
+                acc = acc + (d if logarithm else d * load_part(y, j + c * B, m))
+            s = s + acc
+        for c in range(C):
+            k = j + c * B
+            v = _slope(load_part(dy, k, m), load_part(y, k, m), s, logarithm)
             store_part(dx, k, v, m)
 
 

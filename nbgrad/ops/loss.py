@@ -77,8 +77,7 @@ def cross_entropy_backward(dy: Tensor, x: Tensor, /, target: Any, weight: Any, s
                            ignore_index: int, label_smoothing: float) -> Any:
     """∂x of cross_entropy; dy: the target's shape, or () if the losses were summed and scaled by
     ``share``."""
-    dloss = dy.data if share == 1 else np.multiply(dy.data, share, dtype=dy.data.dtype)
-    dx = kernels(x).cross_entropy_backward(np.asarray(dloss), x.data, target, weight,
+    dx = kernels(x).cross_entropy_backward(dy.data * share, x.data, target, weight,
                                            ignore_index=ignore_index,
                                            label_smoothing=label_smoothing)
 
