@@ -191,7 +191,7 @@ def _make_exp(real):
 
     def exp(x):
         x = select(x > high, high, x)              # comparisons with NaN are false: it passes
-        nothing = x < low                          # e^−∞ by way of denormals takes ten times as long
+        nothing = x < low                          # as 0, not by way of slow denormals
         x = select(nothing, zero, x)
         n = _rint(x * log2e)
         r = (x - n * hi) - n * lo

@@ -59,6 +59,7 @@ def _smooth(x, i, C, weight, shift):
 @device
 def _losses(x, i, C, n, target, first, weight, ignore_index, smoothing, losses):
     """Of n rows from x[i]: Σ loss, Σ weight of the target, and how many targets are no class."""
+    room = np.empty(C, x.dtype)
     values, loss_sum, weight_sum, bad = x.reshape(-1), 0.0, 0.0, 0
     for k in range(n):
         r, j, c = first + k, i + k * C, target[first + k]
@@ -69,7 +70,7 @@ def _losses(x, i, C, n, target, first, weight, ignore_index, smoothing, losses):
             bad += 1
             continue
         top = _top(x, j, C)
-        s = log_above_one(x.dtype.type(_exponentials(x, j, C, top, losses, 0, False)))
+        s = log_above_one(x.dtype.type(_exponentials(x, j, C, top, room, 0)))
         w = weight[c]
         loss = (1 - smoothing) * w * (s - (values[j + c] - top)) if w != 0 else 0.0
         if smoothing > 0:
@@ -93,7 +94,7 @@ def _gradients(dloss, x, i, C, n, target, first, weight, ignore_index, smoothing
         if c == ignore_index or c < 0 or c >= C:
             out[p:p + C] = 0
             continue
-        s = _exponentials(x, j, C, _top(x, j, C), dx, p, True)
+        s = _exponentials(x, j, C, _top(x, j, C), dx, p)
         own = (1 - smoothing) * weight[c]
         g = np.float64(dloss[first + k if dloss.size > 1 else 0])
         q = (every + own) / s

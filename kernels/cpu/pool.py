@@ -161,12 +161,6 @@ def max_pool2d_gather(x, indices):
 def _window(x, n, C, h0, h1, w0, w1, share, scale, y, o):
     """y[o …] = scale Σ share x over a window of rows h0 … h1 and columns w0 … w1, in float64."""
     L, (H, W) = lanes(x), share.shape
-    if h1 - h0 == 1 and w1 - w0 == 1:                          # where windows do not overlap
-        i, s = ((n * H + h0) * W + w0) * C, splat(x.dtype.type(share[h0, w0] * scale))
-        for c in range(0, C, L):
-            m = min(L, C - c)
-            store_part(y, o + c, load_part(x, i + c, m) * s, m)
-        return
     for c in range(0, C, L):
         m, a, b = min(L, C - c), splat(np.float64(0)), splat(np.float64(0))
         for h in range(h0, h1):
@@ -176,6 +170,15 @@ def _window(x, n, C, h0, h1, w0, w1, share, scale, y, o):
         store_part(y, o + c, narrow(a * scale, b * scale, y), m)
 
 
+@device
+def _scaled(x, i, C, scale, y, o):
+    """_window of one element."""
+    s = splat(x.dtype.type(scale))
+    for c in range(0, C, lanes(x)):
+        m = min(lanes(x), C - c)
+        store_part(y, o + c, load_part(x, i + c, m) * s, m)
+
+
 @kernel
 def _windows(x, share, h0, h1, w0, w1, scale, y):
     """y[n, p, q] = scale[p, q] Σ (share x)[n, h0[p]:h1[p], w0[q]:w1[q]]; x, y (N, H, W, C)."""
@@ -183,8 +186,12 @@ def _windows(x, share, h0, h1, w0, w1, scale, y):
     for row in prange(N * P):
         n, p = row // P, row % P
         for q in range(Q):
-            _window(x, n, C, h0[p], h1[p], w0[q], w1[q], share, scale[p, q], y,
-                    (row * Q + q) * C)
+            h, w, o = h0[p], w0[q], (row * Q + q) * C
+            if h1[p] - h == 1 and w1[q] - w == 1:              # windows that do not overlap
+                i = (n * x.shape[1] + h) * x.shape[2] + w
+                _scaled(x, i * C, C, share[h, w] * scale[p, q], y, o)
+            else:
+                _window(x, n, C, h, h1[p], w, w1[q], share, scale[p, q], y, o)
 
 
 def _sums(x, share, rows, columns, scale):

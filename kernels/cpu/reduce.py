@@ -31,18 +31,17 @@ def _add_four(x, i, B, n, acc):
         v = (p + q) + (r + s)
         store(acc, j, load(acc, j) + low(v))
         store(acc, j + H, load(acc, j + H) + high(v))
-    if whole < n:
-        for r in range(4):
-            v = load_part(x, i + r * B + whole, n - whole)
-            store(acc, whole, load(acc, whole) + low(v))
-            store(acc, whole + H, load(acc, whole + H) + high(v))
+    for r in range(4):
+        v = load_part(x, i + r * B + whole, n - whole)
+        store(acc, whole, load(acc, whole) + low(v))
+        store(acc, whole + H, load(acc, whole + H) + high(v))
 
 
 @device
 def _add_columns(x, i, B, n, rows, partial, o):
     """partial[o + j] = Σ over the rows of x[i + j], which are B apart, for j < n ≤ COLUMNS."""
     W, H = lanes(x), lanes(partial)
-    acc, out = np.zeros(COLUMNS), partial.reshape(-1)
+    acc, out = np.zeros(COLUMNS + W), partial.reshape(-1)
     for r in range(0, rows // 4 * 4, 4):
         _add_four(x, i + r * B, B, n, acc)
     for r in range(rows // 4 * 4, rows):

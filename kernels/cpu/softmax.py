@@ -84,42 +84,37 @@ def _top(x, i, n):
 
 
 @device
-def _exponentials(x, i, n, top, e, j, keep):
-    """Σ e^(x − top) over n elements; each is put into e if ``keep``."""
+def _exponentials(x, i, n, top, e, j):
+    """Σ e^(x − top) over n elements, each of which is put into e. Without branches: they would keep
+    Numba from dropping the reference counts of x and e, 60 ns a row."""
     W = lanes(x)
     whole, s = n // W * W, 0.0
     for first in range(0, whole, SPAN):
         acc = splat(x.dtype.type(0))
         for k in range(first, min(whole, first + SPAN), W):
             v = exp(load(x, i + k) - top)
-            if keep:
-                store(e, j + k, v)
+            store(e, j + k, v)
             acc = acc + v
         s += total(acc)
-    if whole < n:
-        least = splat(x.dtype.type(-np.inf))
-        v = exp(load_or(x, i + whole, n - whole, least) - top)
-        if keep:
-            store_part(e, j + whole, v, n - whole)
-        s += total(v)
-    return s
+    v = exp(load_or(x, i + whole, n - whole, splat(x.dtype.type(-np.inf))) - top)
+    store_part(e, j + whole, v, n - whole)
+    return s + total(v)
+
+
+@device
+def _normalised(x, e, top, s, logarithm):
+    return x - top - s if logarithm else e * s
 
 
 @device
 def _softmax_row(x, i, n, logarithm, y):
-    W, one = lanes(x), x.dtype.type(1)
-    top, whole = _top(x, i, n), n // W * W
-    s = x.dtype.type(_exponentials(x, i, n, top, y, i, not logarithm))
-    if logarithm:
-        s = log_above_one(s)
-        for k in range(i, i + whole, W):
-            store(y, k, load(x, k) - top - s)
-        v = load_part(x, i + whole, n - whole) - top - s
-    else:
-        s = one / s
-        for k in range(i, i + whole, W):
-            store(y, k, load(y, k) * s)
-        v = load_part(y, i + whole, n - whole) * s
+    W, top, whole = lanes(x), _top(x, i, n), n // lanes(x) * lanes(x)
+    s = x.dtype.type(_exponentials(x, i, n, top, y, i))
+    s = log_above_one(s) if logarithm else x.dtype.type(1) / s
+    for k in range(i, i + whole, W):
+        store(y, k, _normalised(load(x, k), load(y, k), top, s, logarithm))
+    v = _normalised(load_part(x, i + whole, n - whole), load_part(y, i + whole, n - whole), top, s,
+                    logarithm)
     store_part(y, i + whole, v, n - whole)
 
 
