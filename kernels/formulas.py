@@ -1,15 +1,17 @@
-"""Scalar formulas, written once and compiled into the loops of every device.
+"""Formulas of one number, written once and compiled into the loops of every device.
 
 Numba has no vector math library (SVML is gone), and a call of libm's ``expf`` keeps a loop scalar.
-The functions here are plain arithmetic on one number, so that LLVM turns the loops around them into
-vector code. With the JIT off they are NumPy's.
+The functions here are plain arithmetic on a number, or on a vector of them (cpu/simd.py): what
+would be ``a if c else b`` is ``select(c, a, b)``. With the JIT off they are NumPy's.
 """
 
 import math
 from functools import cache
 
 import numpy as np
+from llvmlite import binding, ir
 from numba import config, njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 # No nnan/ninf (NaN must stay NaN) and no reassoc (it undoes compensated sums); a kernel that may be
@@ -22,11 +24,9 @@ def device(function):
     return njit(**POLICY)(function)
 
 
-def _poly(x, coefficients):
-    y = coefficients[-1]
-    for c in coefficients[-2::-1]:
-        y = y * x + c
-    return y
+def select(c, a, b):
+    """a where c, else b; both are computed."""
+    return np.where(c, a, b)
 
 
 # Coefficients: interpolation at Chebyshev nodes in 50 digits; the error stated is that of the
@@ -42,6 +42,13 @@ _TYPE = {
         # tanh(x)/x in x² on |x| ≤ 0.55: 3.3e-8
         "tanh": (0.99999996729807167721, -0.33332791480236107179, 0.1331881878050192971,
                  -0.052586260038930358337, 0.016310403867162955831),
+        # erf(x)/x in x² on |x| ≤ 1: 1.3e-9
+        "erf": (1.12837916585, -0.376126266667, 0.112835947152, -0.0268542120106, 0.00518908742343,
+                -0.000801686428717, 7.87587506269e-5),
+        # e^{x²} erfc(x) (x + k) in (x − k)/(x + k) on 1 … end, k = 2.5: 1.6e-9
+        "erfc": (1.05403181986, -0.804651851024, 0.453914183528, -0.171250964129, 0.0283598869459,
+                 0.00838937827199, -0.00480328634153, -0.000414283940848, 0.000637145854618),
+        "k": 2.5, "end": 10.5,
         # ln 2 in two words, the first with zeros at its end: n·hi is exact
         "ln2": (0.693359375, -2.12194440054690583e-4), "low": -104.0, "high": 89.0,
         "magic": 1.5 * 2.0**23, "shift": 23, "bits": 32},
@@ -61,26 +68,114 @@ _TYPE = {
                  -0.053968253963118578468, 0.021869488371442864052, -0.0088632324046676681614,
                  0.0035920903102564792201, -0.0014555330088204245092, 0.00058840786491411976775,
                  -0.00023329605704104198289, 8.3202741789433233788e-5, -1.9428993183663043083e-5),
+        # 1.5e-19
+        "erf": (1.1283791670955125738, -0.37612638903183748056, 0.11283791670954878666,
+                -0.026866170645076793248, 0.0052239776248180144673, -0.00085483269808337899052,
+                0.00012055331111642710923, -1.4925595266831181565e-5, 1.6461000484121368033e-6,
+                -1.6350312701054695011e-7, 1.4659775274047435814e-8, -1.137284885679167367e-9,
+                5.9571761477489114044e-11),
+        # k = 3: 3.3e-19
+        "erfc": (1.0740069070883397028, -0.88339445316988366567, 0.59022835710410144486,
+                 -0.31046726190056176816, 0.1195277612873238458, -0.02682723462473217152,
+                 -0.0012124166282967977154, 0.0030340620065761134045, -0.00054830967446935884491,
+                 -0.0002767779138441585587, 0.00010756133800444045256, 3.0398714599381244813e-5,
+                 -1.7469890737820890505e-5, -4.7521865898347787694e-6, 2.764288390072408132e-6,
+                 1.0087762870979003057e-6, -4.1113483069498175996e-7, -2.5116921863632087773e-7,
+                 6.2514665545413447281e-8, 6.0309122952205454926e-8, -2.1587798112545437356e-8),
+        "k": 3.0, "end": 27.5,
         "ln2": (0.693147180369123816490, 1.90821492927058770002e-10), "low": -746.0, "high": 710.0,
         "magic": 1.5 * 2.0**52, "shift": 52, "bits": 64},
 }
 
 
+def _real(t):
+    """The NumPy dtype of a number's or a vector's type, None for any other."""
+    return {types.float32: np.float32, types.float64: np.float64}.get(getattr(t, "real", t))
+
+
+def _llvm(builder, name, *args):
+    """The LLVM intrinsic of that name, on numbers or on vectors of them."""
+    v = args[0].type
+    suffix = {"float": "f32", "double": "f64"}[str(getattr(v, "element", v))]
+    suffix = f"v{v.count}{suffix}" if hasattr(v, "count") else suffix
+    f = cgutils.get_or_insert_function(builder.module, ir.FunctionType(v, [v] * len(args)),
+                                       f"llvm.{name}.{suffix}")
+    return builder.call(f, args)
+
+
+def _fill(v, number):
+    """A constant of an LLVM type, in every lane of a vector."""
+    return ir.Constant(v, [number] * v.count if hasattr(v, "count") else number)
+
+
 @intrinsic
-def _pow2(typingctx, t):
-    """2^n from t = n + 1.5·2^mantissa, whose low bits are n: shift them into the exponent of 1."""
-    real = np.float32 if t == types.float32 else np.float64
-    table = _TYPE[real]
+def _rint(typingctx, x):
+    """x rounded to an integer, half to even."""
+    return x(x), lambda context, builder, sig, args: _llvm(builder, "rint", *args)
 
-    def codegen(context, builder, signature, args):
-        from llvmlite import ir
 
-        integer = ir.IntType(table["bits"])
-        bits = builder.bitcast(args[0], integer)
-        one = int(real(1).view(f"u{table['bits'] // 8}"))
-        exponent = builder.add(builder.shl(bits, integer(table["shift"])), integer(one))
-        return builder.bitcast(exponent, args[0].type)
-    return t(t), codegen
+@intrinsic
+def _scale(typingctx, p, n):
+    """p 2^n, n integral: one rounding, in two factors since 2^n itself may overflow."""
+    table = _TYPE[_real(p)]
+
+    def pow2(builder, n, v):
+        """From n + 1.5·2^mantissa, whose low bits are n: shift them into the exponent of 1."""
+        integer = _bits(builder, v)
+        bits = builder.bitcast(builder.fadd(n, _fill(v, table["magic"])), integer)
+        one = int(_real(p)(1).view(f"u{table['bits'] // 8}"))
+        shifted = builder.shl(bits, _fill(integer, table["shift"]))
+        return builder.bitcast(builder.add(shifted, _fill(integer, one)), v)
+
+    def codegen(context, builder, sig, args):
+        value, n = args
+        v = value.type
+        if getattr(v, "count", 0) * table["bits"] == 512 and _SCALEF:
+            name = f"llvm.x86.avx512.mask.scalef.p{'sd'[table['bits'] // 64]}.512"
+            mask, i32 = ir.IntType(v.count), ir.IntType(32)
+            f = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(v, [v, v, v, mask, i32]), name)
+            return builder.call(f, [value, n, value, mask(-1), i32(4)])
+        h = _llvm(builder, "rint", builder.fmul(n, _fill(v, 0.5)))
+        first = builder.fmul(value, pow2(builder, h, v))
+        return builder.fmul(first, pow2(builder, builder.fsub(n, h), v))
+    return p(p, n), codegen
+
+
+def _bits(builder, v):
+    """The integer type of a number's bits, or of those of a vector."""
+    integer = ir.IntType(32 if str(getattr(v, "element", v)) == "float" else 64)
+    return ir.VectorType(integer, v.count) if hasattr(v, "count") else integer
+
+
+@intrinsic
+def _exponent(typingctx, x):
+    """n of x = m 2^n, 1 ≤ m < 2, for a normal x > 0."""
+    table = _TYPE[_real(x)]
+
+    def codegen(context, builder, sig, args):
+        integer = _bits(builder, args[0].type)
+        n = builder.lshr(builder.bitcast(args[0], integer), _fill(integer, table["shift"]))
+        bias = (1 << (table["bits"] - table["shift"] - 2)) - 1
+        return builder.sitofp(builder.sub(n, _fill(integer, bias)), args[0].type)
+    return x(x), codegen
+
+
+@intrinsic
+def _mantissa(typingctx, x):
+    """m of x = m 2^n, 1 ≤ m < 2, for a normal x > 0."""
+    table = _TYPE[_real(x)]
+
+    def codegen(context, builder, sig, args):
+        integer = _bits(builder, args[0].type)
+        fraction = builder.and_(builder.bitcast(args[0], integer),
+                                _fill(integer, (1 << table["shift"]) - 1))
+        one = int(_real(x)(1).view(f"u{table['bits'] // 8}"))
+        return builder.bitcast(builder.or_(fraction, _fill(integer, one)), args[0].type)
+    return x(x), codegen
+
+
+_SCALEF = binding.get_host_cpu_features().get("avx512f", False)
 
 
 def exp(x):
@@ -91,36 +186,40 @@ def exp(x):
 def _make_exp(real):
     t = _TYPE[real]
     log2e, hi, lo = real(1.4426950408889634074), real(t["ln2"][0]), real(t["ln2"][1])
-    low, high, magic = real(t["low"]), real(t["high"]), real(t["magic"])
-    half, one = real(0.5), real(1)
+    low, high, zero, one = real(t["low"]), real(t["high"]), real(0), real(1)
     poly = _horner(t["exp"], real)
 
     def exp(x):
-        x = high if x > high else x                # comparisons with NaN are false: it passes
-        x = low if x < low else x
-        n = np.rint(x * log2e)
+        x = select(x > high, high, x)              # comparisons with NaN are false: it passes
+        nothing = x < low                          # as 0, not by way of slow denormals
+        x = select(nothing, zero, x)
+        n = _rint(x * log2e)
         r = (x - n * hi) - n * lo
-        p = one + (r + r * r * poly(r))
-        h = np.rint(n * half)                      # two factors: 2^n itself may overflow
-        return p * _pow2(h + magic) * _pow2((n - h) + magic)
+        return select(nothing, zero, _scale(one + (r + r * r * poly(r)), n))
     return exp
 
 
 def _horner(coefficients, real):
-    """The polynomial as nested calls, each one multiply-add."""
-    *rest, last = [real(c) for c in coefficients]
-    f = _linear(rest.pop(), last)
-    while rest:
-        f = _step(rest.pop(), f)
-    return f
+    """The polynomial, each step one multiply-add."""
+    if config.DISABLE_JIT:
+        def poly(x):
+            y = real(coefficients[-1])
+            for c in coefficients[-2::-1]:
+                y = real(c) + y * x
+            return y
+        return poly
 
-
-def _linear(a, b):
-    return device(lambda x: a + x * b)
-
-
-def _step(a, f):
-    return device(lambda x: a + x * f(x))
+    @intrinsic
+    def poly(typingctx, x):
+        def codegen(context, builder, sig, args):
+            v, contract = args[0].type, {"flags": ("contract",)}
+            y = _fill(v, float(real(coefficients[-1])))
+            for c in coefficients[-2::-1]:
+                y = builder.fmul(y, args[0], **contract)
+                y = builder.fadd(_fill(v, float(real(c))), y, **contract)
+            return y
+        return x(x), codegen
+    return poly
 
 
 def log1p_unit(x):
@@ -137,6 +236,19 @@ def _make_log1p(real):
     return log1p_unit
 
 
+def log_above_one(x):
+    """log x for finite x ≥ 1 or NaN. Relative error ≤ 2 ulp."""
+    return np.log(x)
+
+
+def _make_log(real):
+    one, ln2, log1p = real(1), real(math.log(2)), device(_make_log1p(real))
+
+    def log_above_one(x):
+        return select(x != x, x, _exponent(x) * ln2 + log1p(_mantissa(x) - one))
+    return log_above_one
+
+
 def tanh(x):
     """tanh x: a polynomial below 0.55, 1 − 2/(e^{2|x|} + 1) above. Relative error ≤ 3 ulp."""
     return np.tanh(x)
@@ -147,14 +259,11 @@ def _make_tanh(real):
     poly = _horner(_TYPE[real]["tanh"], real)
 
     def tanh(x):
-        a = -x if x < zero else x
+        a = select(x < zero, -x, x)
         far = one - two / (exp(two * a) + one)
-        far = -far if x < zero else far
-        return far if a > near else x * poly(x * x)
+        far = select(x < zero, -far, far)
+        return select(a > near, far, x * poly(x * x))
     return tanh
-
-
-_REAL = {types.float32: np.float32, types.float64: np.float64}
 
 
 def _overloads(public, make):
@@ -162,12 +271,18 @@ def _overloads(public, make):
 
     @overload(public, jit_options=POLICY, inline="never")
     def choose(x):
-        return made(_REAL[x]) if x in _REAL else None
+        return made(_real(x)) if _real(x) else None
 
 
-for _public, _make in ((exp, _make_exp), (log1p_unit, _make_log1p), (tanh, _make_tanh)):
-    if not config.DISABLE_JIT:
+if not config.DISABLE_JIT:
+    for _public, _make in (
+            (exp, _make_exp), (log1p_unit, _make_log1p), (log_above_one, _make_log),
+            (tanh, _make_tanh)):
         _overloads(_public, _make)
+
+    @overload(select, jit_options=POLICY, inline="never")
+    def _select(c, a, b):
+        return (lambda c, a, b: a if c else b) if isinstance(c, types.Boolean) else None
 
 
 # Activations. Each is a function of the dtype, so that its constants have that dtype (an int or a
@@ -176,32 +291,32 @@ for _public, _make in ((exp, _make_exp), (log1p_unit, _make_log1p), (tanh, _make
 
 def relu(real):
     zero = real(0)
-    return device(lambda x: zero if x < zero else x)
+    return device(lambda x: select(x < zero, zero, x))
 
 
 def relu_backward(real):
     zero = real(0)
-    return device(lambda dy, y: dy if y > zero else zero)
+    return device(lambda dy, y: select(y > zero, dy, zero))
 
 
 def leaky_relu(real):
     zero = real(0)
-    return device(lambda x, slope: x * slope if x < zero else x)
+    return device(lambda x, slope: select(x < zero, x * slope, x))
 
 
 def leaky_relu_backward(real):
     zero = real(0)
-    return device(lambda dy, x, slope: dy if x > zero else dy * slope)
+    return device(lambda dy, x, slope: select(x > zero, dy, dy * slope))
 
 
 def elu(real):
     zero, one = real(0), real(1)
-    return device(lambda x, alpha: alpha * (exp(x) - one) if x < zero else x)
+    return device(lambda x, alpha: select(x < zero, alpha * (exp(x) - one), x))
 
 
 def elu_backward(real):
     zero = real(0)
-    return device(lambda dy, x, alpha: dy if x > zero else dy * alpha * exp(x))
+    return device(lambda dy, x, alpha: select(x > zero, dy, dy * alpha * exp(x)))
 
 
 def sigmoid(real):
@@ -241,35 +356,80 @@ def softplus(real):
     @device
     def f(x, beta, threshold):
         t = x * beta
-        a = t if t > zero else -t
-        soft = ((t if t > zero else zero) + log1p_unit(exp(-a))) * (one / beta)
-        return x if t > threshold else soft
+        a = select(t > zero, t, -t)
+        soft = (select(t > zero, t, zero) + log1p_unit(exp(-a))) * (one / beta)
+        return select(t > threshold, x, soft)
     return f
 
 
 def softplus_backward(real):
     one = real(1)
     return device(lambda dy, x, beta, threshold:
-                  dy if x * beta > threshold else dy / (one + exp(-x * beta)))
+                  select(x * beta > threshold, dy, dy / (one + exp(-x * beta))))
 
 
 _SQRT_2_OVER_PI, _CUBIC = 0.7978845608028653559, 0.044715
 
 
+def _erfc_far(real):
+    """erfc a for a ≥ 1, from a and e^−a²."""
+    t = _TYPE[real]
+    k, end, one, poly = real(t["k"]), real(t["end"]), real(1), _horner(t["erfc"], real)
+
+    @device
+    def f(a, e):
+        a = select(a > end, end, a)
+        q = one / (a + k)
+        return e * q * poly((a - k) * q)
+    return f
+
+
 def erf(real):
-    return device(lambda x: real(math.erf(x)))
+    """x p(x²) up to 1, 1 − erfc above. Relative error ≤ 3 ulp."""
+    zero, one = real(0), real(1)
+    near, far = _horner(_TYPE[real]["erf"], real), _erfc_far(real)
+
+    @device
+    def f(x):
+        a = select(x < zero, -x, x)
+        y = one - far(a, exp(-a * a))
+        return select(a > one, select(x < zero, -y, y), x * near(x * x))
+    return f
+
+
+def _normal(real):
+    """Φ(x), from z = x/√2 and e^−z²; exact in the tail too."""
+    zero, half, one = real(0), real(0.5), real(1)
+    near, far = _horner(_TYPE[real]["erf"], real), _erfc_far(real)
+
+    @device
+    def f(z, e):
+        a = select(z < zero, -z, z)
+        tail = half * far(a, e)
+        return select(a > one, select(z < zero, tail, one - tail), half + half * z * near(z * z))
+    return f
 
 
 def gelu(real):
-    half, one, root = real(0.5), real(1), real(math.sqrt(0.5))
-    return device(lambda x: half * x * (one + real(math.erf(x * root))))
+    root, normal = real(math.sqrt(0.5)), _normal(real)
+
+    @device
+    def f(x):
+        z = x * root
+        return x * normal(z, exp(-z * z))
+    return f
 
 
 def gelu_backward(real):
-    half, one, root = real(0.5), real(1), real(math.sqrt(0.5))
+    root, normal = real(math.sqrt(0.5)), _normal(real)
     density = real(1 / math.sqrt(2 * math.pi))
-    return device(lambda dy, x: dy * (half * (one + real(math.erf(x * root)))
-                                      + x * density * exp(-half * x * x)))
+
+    @device
+    def f(dy, x):
+        z = x * root
+        e = exp(-z * z)
+        return dy * (normal(z, e) + x * density * e)
+    return f
 
 
 def gelu_tanh(real):

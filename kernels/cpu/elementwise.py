@@ -2,6 +2,7 @@
 same-shape arithmetic and every composite formula is one fused pass, parallel when large.
 """
 
+import math
 from functools import cache
 
 import numpy as np
@@ -9,13 +10,16 @@ import numpy as np
 from .. import formulas
 from ..quiet import quiet, silent
 from . import memory
-from .jit import Kernel, get_num_threads, prange
+from .jit import Kernel, device, get_num_threads, prange
+from .simd import PAST_BYTES, VECTOR, lanes, load, load_part, put, splat, store_part
 
 # The pool costs 5 to 10 us an array: 30 % of a ufunc's time at 1 MB, nothing at 8 MB, and from
 # 32 MB, where malloc hands out fresh pages, it saves half.
 POOLED_BYTES = 1 << 22
 # Two threads beat a ufunc from here (float32: 1 MB in 35 us against 33, 2 MB in 52 against 68).
 SHARED_BYTES = 1 << 21
+SPREAD_BYTES = 1 << 18       # a broadcast operand: a ufunc starts anew in each row
+BLOCK = 1 << 14              # elements of a task: 64 KB of float32
 
 
 def flat(x):
@@ -24,6 +28,8 @@ def flat(x):
 
 
 def _empty_like(x):
+    if x.nbytes < memory.SMALLEST:
+        return np.empty_like(x)
     return memory.empty(x.shape, x.dtype) if x.flags.c_contiguous else memory.empty_like(x)
 
 
@@ -49,63 +55,131 @@ def _permuted(x):
 
 
 @cache
-def _loop(name, dtype, arrays, numbers):
-    """The kernel ``out[i] = formula(a[i], …, p, …)`` for so many arrays and numbers."""
+def _loop(name, dtype, arrays):
+    """The kernel ``out[i] = formula(a[i], …, p, …)`` for so many arrays, and numbers p."""
     f = getattr(formulas, name)
     if name not in _BINARY:
         f = f(dtype.type)
 
-    def one(a, out):
-        for i in prange(a.size):
-            out[i] = f(a[i])
+    @device
+    def part(a, out, first, last, past, p):
+        W = lanes(a)
+        whole = first + (last - first) // W * W
+        for i in range(first, whole, W):
+            put(out, i, f(load(a, i), *p), past)
+        if whole < last:
+            n = last - whole
+            store_part(out, whole, f(load_part(a, whole, n), *p), n)
 
-    def one_p(a, p, out):
-        for i in prange(a.size):
-            out[i] = f(a[i], p)
+    @device
+    def part2(a, b, out, first, last, past, p):
+        W = lanes(a)
+        whole = first + (last - first) // W * W
+        for i in range(first, whole, W):
+            put(out, i, f(load(a, i), load(b, i), *p), past)
+        if whole < last:
+            n = last - whole
+            store_part(out, whole, f(load_part(a, whole, n), load_part(b, whole, n), *p), n)
 
-    def one_pp(a, p, q, out):
-        for i in prange(a.size):
-            out[i] = f(a[i], p, q)
+    def one(a, out, past, *p):
+        for t in prange((a.size + BLOCK - 1) // BLOCK):
+            part(a, out, t * BLOCK, min(a.size, t * BLOCK + BLOCK), past, p)
 
-    def two(a, b, out):
-        for i in prange(a.size):
-            out[i] = f(a[i], b[i])
+    def two(a, b, out, past, *p):
+        for t in prange((a.size + BLOCK - 1) // BLOCK):
+            part2(a, b, out, t * BLOCK, min(a.size, t * BLOCK + BLOCK), past, p)
 
-    def two_p(a, b, p, out):
-        for i in prange(a.size):
-            out[i] = f(a[i], b[i], p)
-
-    def two_pp(a, b, p, q, out):
-        for i in prange(a.size):
-            out[i] = f(a[i], b[i], p, q)
-
-    loops = {(1, 0): one, (1, 1): one_p, (1, 2): one_pp, (2, 0): two, (2, 1): two_p, (2, 2): two_pp}
-    return Kernel(loops[arrays, numbers], name=f"{name}_{dtype.name}")
+    return Kernel(one if arrays == 1 else two, name=f"{name}_{dtype.name}")
 
 
 _BINARY = {"add", "sub", "mul", "div"}
+# What takes no longer than moving the bytes; the others take about four times as long.
+_LIGHT = _BINARY | {"relu", "relu_backward", "leaky_relu", "leaky_relu_backward",
+                    "sigmoid_backward", "tanh_backward"}
 
 
 def _run(name, x, *more, numbers=()):
     if not x.flags.c_contiguous:
         x = _dense(x)
-    strides, arrays = x.strides, [flat(x)]
-    for m in more:
-        arrays.append(flat(m if m.strides == strides else _alike(m, x)))
-    out = _empty_like(x)
-    loop = _loop(name, x.dtype, len(arrays), len(numbers))
-    loop(*arrays, *map(x.dtype.type, numbers), flat(out), work=(1 + len(arrays)) * x.nbytes)
+    out, nbytes, dtype = _empty_like(x), x.nbytes, x.dtype
+    arrays = [x.reshape(-1), out.reshape(-1)] if x.flags.c_contiguous else [flat(x), flat(out)]
+    if more:
+        y, = more
+        if y.strides == x.strides and x.flags.c_contiguous:
+            arrays.insert(1, y.reshape(-1))
+        else:
+            arrays.insert(1, flat(y if y.strides == x.strides else _alike(y, x)))
+    if numbers:
+        numbers = map(dtype.type, numbers)
+    loop = _loop(name, dtype, 1 + len(more))
+    if nbytes < memory.SMALLEST:
+        loop.serial(*arrays, False, *numbers)
+    else:
+        loop(*arrays, nbytes > PAST_BYTES, *numbers, work=nbytes * (3 if name in _LIGHT else 8))
+    return out
+
+
+@cache
+def _row_loop(name, dtype):
+    """The kernel ``out[a, m, c] = formula(x[a, m, c], b[a, c])`` of x (A, M, C); b (A, C or 1)."""
+    f = getattr(formulas, name)
+
+    @device
+    def row(x, i, b, j, C, out, past):
+        W, spread = lanes(x), b.shape[1] == 1
+        whole, v = C // W * W, splat(b[j // b.shape[1], 0])
+        for c in range(0, whole, W):
+            put(out, i + c, f(load(x, i + c), v if spread else load(b, j + c)), past)
+        if whole < C:
+            n = C - whole
+            v = v if spread else load_part(b, j + whole, n)
+            store_part(out, i + whole, f(load_part(x, i + whole, n), v), n)
+
+    def rows(x, b, out, block, past):
+        A, M, C = x.shape
+        for t in prange((A * M + block - 1) // block):
+            for r in range(t * block, min(A * M, t * block + block)):
+                row(x, r * C, b, r // M * b.shape[1], C, out, past)
+
+    return Kernel(rows, name=f"{name}_rows_{dtype.name}")
+
+
+def _rows(name, x, b):
+    """formula(x, b) where b is broadcast to the dense x; None where a copy of b would be large."""
+    order = sorted(range(x.ndim), key=lambda i: (-x.strides[i], i))
+    t, s = x.transpose(order), np.broadcast_to(b, x.shape).transpose(order)
+    kept = [i for i in range(t.ndim) if t.shape[i] > 1]
+    t, s = (v.reshape([t.shape[i] for i in kept]) if v is t else
+            v[tuple(slice(None) if i in kept else 0 for i in range(v.ndim))] for v in (t, s))
+    inner = t.ndim
+    same = s.strides[-1] == 0
+    while inner and (s.strides[inner - 1] == 0) == same:
+        inner -= 1
+    outer = inner
+    while not same and outer and s.strides[outer - 1] == 0:
+        outer -= 1
+    s = s[(slice(None),) * outer + (0,) * (inner - outer) + ((0,) * (t.ndim - inner) if same
+                                                             else ())]
+    A, M = math.prod(t.shape[:outer]), math.prod(t.shape[outer:inner])
+    if 4 * s.size > t.size:
+        return None
+    C, out = t.size // (A * M), _empty_like(x)
+    past = x.nbytes > PAST_BYTES and C * x.itemsize % VECTOR == 0
+    _row_loop(name, x.dtype)(t.reshape(A, M, C), np.ascontiguousarray(s).reshape(A, -1),
+                             out.transpose(order).reshape(A, M, C), max(1, BLOCK // C), past,
+                             work=3 * x.nbytes)
     return out
 
 
 def _arithmetic(name, ufunc):
     def run(a, b):
-        if a.nbytes < SHARED_BYTES and b.nbytes < SHARED_BYTES:
+        if a.nbytes < (SHARED_BYTES if a.shape == b.shape else SPREAD_BYTES) > b.nbytes:
             return silent().run(ufunc, a, b)
         if a.strides != b.strides or a.shape != b.shape or a.dtype != b.dtype or (
                 a.dtype.kind != "f"):
-            return silent().run(_broadcast, ufunc, a, b)
-        if get_num_threads() > 1 and (a.flags.c_contiguous or _permuted(a)):
+            return silent().run(_broadcast, name, ufunc, a, b)
+        if (get_num_threads() > 1 or a.nbytes > PAST_BYTES) and (
+                a.flags.c_contiguous or _permuted(a)):
             return _run(name, a, b)
         return silent().run(_into, ufunc, a, a, b)
     run.__name__, run.__doc__ = name, f"Elementwise {name} with broadcasting."
@@ -119,8 +193,15 @@ def _into(ufunc, like, *arrays):
     return ufunc(*arrays, out=_empty_like(like))
 
 
-def _broadcast(ufunc, a, b):
+def _broadcast(name, ufunc, a, b):
     """Where a and b differ in shape, dtype or memory order; the pool's part as in ``_into``."""
+    if a.shape != b.shape and a.dtype == b.dtype and a.dtype.kind == "f" and a.size and b.size:
+        x, s = (b, a) if name in ("add", "mul") and b.size > a.size else (a, b)
+        if (x.flags.c_contiguous or _permuted(x)) and x.shape == np.broadcast_shapes(
+                x.shape, s.shape):
+            y = _run(name, x, numbers=(s.reshape(())[()],)) if s.size == 1 else _rows(name, x, s)
+            if y is not None:
+                return y
     if a.shape == b.shape or a.dtype != b.dtype or a.dtype.kind != "f":
         return ufunc(a, b)
     shape = np.broadcast_shapes(a.shape, b.shape)
@@ -164,15 +245,40 @@ def _named(run, name):
 
 
 def _fused(name):
-    return _named(lambda x: _run(name, x), name)
+    serial = {}
+
+    def run(x):
+        if x.nbytes >= memory.SMALLEST or not x.flags.c_contiguous:
+            return _run(name, x)
+        out, dtype = np.empty_like(x), x.dtype
+        loop = serial.get(dtype) or serial.setdefault(dtype, _loop(name, dtype, 1).serial)
+        loop(x.reshape(-1), out.reshape(-1), False)
+        return out
+    return _named(run, name)
+
+
+def _slope(name):
+    """A derivative, of dy and of what its forward keeps."""
+    serial = {}
+
+    def run(dy, k):
+        if dy.nbytes >= memory.SMALLEST or not (dy.flags.c_contiguous and k.flags.c_contiguous):
+            return _run(name, dy, k)
+        out, dtype = np.empty_like(dy), dy.dtype
+        loop = serial.get(dtype) or serial.setdefault(dtype, _loop(name, dtype, 2).serial)
+        loop(dy.reshape(-1), k.reshape(-1), out.reshape(-1), False)
+        return out
+    return run
 
 
 def _fused_from_y(name):
-    return _named(lambda dy, y: _run(name, dy, y), name)
+    slope = _slope(name)
+    return _named(lambda dy, y: slope(dy, y), name)
 
 
 def _fused_from_x(name):
-    return _named(lambda dy, x: _run(name, dy, x), name)
+    slope = _slope(name)
+    return _named(lambda dy, x: slope(dy, x), name)
 
 
 relu, sigmoid, silu, erf = map(_fused, ("relu", "sigmoid", "silu", "erf"))

@@ -3,13 +3,27 @@
 import numpy as np
 
 from ..shapes import Pool, adaptive_ranges, window_ranges
-from .jit import kernel, prange
+from .jit import device, kernel, prange
 from .memory import empty
+from .reduce import sum
+from .simd import (
+    high,
+    lanes,
+    load_part,
+    low,
+    narrow,
+    places,
+    splat,
+    store_part,
+    store_places,
+    where,
+)
 
 __all__ = ["adaptive_avg_pool2d", "adaptive_avg_pool2d_backward", "avg_pool2d",
            "avg_pool2d_backward", "max_pool2d", "max_pool2d_backward", "max_pool2d_gather"]
 
-CHANNELS = 32              # channels per task of the scatter: 128 bytes of float32
+CHANNELS = 16              # a task of the scatter where images are few: a cache line of float32
+FEW = 8
 
 
 def _last(x):
@@ -21,27 +35,44 @@ def _first(y):
     return y.transpose(0, 3, 1, 2)
 
 
+@device
+def _taps(first, step, count, size):
+    """The range of taps that lie inside: 0 ≤ first + i step < size."""
+    low = 0 if first >= 0 else (-first + step - 1) // step
+    return low, max(low, min(count, (size - first + step - 1) // step))
+
+
+@device
+def _max_window(x, g, C, n, h, w, y, indices, o):
+    """The first maximum wins, unless a NaN comes. Only taps that lie inside are looked at."""
+    W = lanes(x)
+    i0, i1 = _taps(h, g.dh, g.I, g.H)
+    j0, j1 = _taps(w, g.dw, g.J, g.W)
+    for c in range(0, C, W):
+        m = min(W, C - c)
+        best, at = splat(x.dtype.type(-np.inf)), places(x, -1)
+        if i0 < i1 and j0 < j1:
+            here = (h + i0 * g.dh) * g.W + w + j0 * g.dw
+            best, at = load_part(x, (n * g.H * g.W + here) * C + c, m), places(x, here)
+        for i in range(i0, i1):
+            for j in range(j0, j1):
+                here = (h + i * g.dh) * g.W + w + j * g.dw
+                v = load_part(x, (n * g.H * g.W + here) * C + c, m)
+                take = (v > best) | (v != v)
+                best, at = where(take, v, best), where(take, places(x, here), at)
+        store_part(y, o + c, best, m)
+        store_places(indices, o + c, at, m)
+
+
 @kernel
 def _max(x, g, y, indices):
-    """One task per row of windows. The first maximum wins, unless a NaN comes."""
+    """One task per row of windows."""
     C = x.shape[3]
     for row in prange(x.shape[0] * g.P):
         n, p = row // g.P, row % g.P
         for q in range(g.Q):
-            best, at = y[n, p, q], indices[n, p, q]
-            best[:] = -np.inf
-            at[:] = -1
-            for i in range(g.I):
-                h = p * g.sh - g.ph + i * g.dh
-                for j in range(g.J):
-                    w = q * g.sw - g.pw + j * g.dw
-                    if 0 <= h < g.H and 0 <= w < g.W:
-                        tap, here = x[n, h, w], h * g.W + w
-                        for c in range(C):
-                            v = tap[c]
-                            take = (v > best[c]) | (v != v) | (at[c] < 0)
-                            best[c] = v if take else best[c]
-                            at[c] = here if take else at[c]
+            _max_window(x, g, C, n, p * g.sh - g.ph, q * g.sw - g.pw, y, indices,
+                        (row * g.Q + q) * C)
 
 
 def max_pool2d(x, *, kernel_size, stride, padding, dilation, ceil_mode):
@@ -57,19 +88,40 @@ def max_pool2d(x, *, kernel_size, stride, padding, dilation, ceil_mode):
     return _first(y), _first(indices)
 
 
+@device
+def _zero(y, first, last, width, step):
+    """width elements each from first, first + step, … below last."""
+    if width == step:
+        y[first:last] = 0
+    else:
+        for i in range(first, last, step):
+            for c in range(width):
+                y[i + c] = 0
+
+
 @kernel
-def _scatter(dy, indices, dx):
-    """dx (N, H·W, C) at the indices += dy (N, P·Q, C); one task per image and few channels."""
+def _scatter(dy, indices, dx, width):
+    """dx (N, H·W, C) at the indices += dy (N, P·Q, C); a task: an image, ``width`` channels.
+
+    Windows move on: zeros are written just ahead of them, while the lines are in the cache."""
     N, PQ, C = dy.shape
-    tiles = (C + CHANNELS - 1) // CHANNELS
+    tiles, plane = (C + width - 1) // width, dx.shape[1] * C
+    source, at, out = dy.reshape(-1), indices.reshape(-1), dx.reshape(-1)
     for t in prange(N * tiles):
-        n, c0 = t // tiles, t % tiles * CHANNELS
-        c1 = min(C, c0 + CHANNELS)
-        dx[n, :, c0:c1] = 0
-        for p in range(PQ):
-            for c in range(c0, c1):
-                if indices[n, p, c] >= 0:
-                    dx[n, indices[n, p, c], c] += dy[n, p, c]
+        n, c0 = t // tiles, t % tiles * width
+        m, origin, clear = min(width, C - c0), t // tiles * plane + t % tiles * width, 0
+        for i in range(n * PQ * C + c0, (n + 1) * PQ * C, C):
+            far = at[i]
+            for c in range(1, m):
+                far = max(far, at[i + c])
+            if far >= clear:
+                _zero(out, origin + clear * C, origin + (far + 1) * C, m, C)
+                clear = far + 1
+            for c in range(m):
+                k = at[i + c]
+                if k >= 0:
+                    out[np.uintp(origin + k * C + c)] += source[i + c]
+        _zero(out, origin + clear * C, origin + plane, m, C)
 
 
 def max_pool2d_backward(dy, indices, *, input_size):
@@ -79,7 +131,7 @@ def max_pool2d_backward(dy, indices, *, input_size):
     if dx.size:
         shape = N, dy.shape[2] * dy.shape[3], C
         _scatter(_last(dy).reshape(shape), _last(indices).reshape(shape), dx.reshape(N, H * W, C),
-                 work=dx.nbytes + 3 * dy.nbytes)
+                 C if N >= FEW else CHANNELS, work=dx.nbytes + 3 * dy.nbytes)
     return _first(dx)
 
 
@@ -105,31 +157,49 @@ def max_pool2d_gather(x, indices):
     return _first(y)
 
 
+@device
+def _window(x, n, C, h0, h1, w0, w1, share, scale, y, o):
+    """y[o …] = scale Σ share x over a window of rows h0 … h1 and columns w0 … w1, in float64."""
+    L, (H, W) = lanes(x), share.shape
+    for c in range(0, C, L):
+        m, a, b = min(L, C - c), splat(np.float64(0)), splat(np.float64(0))
+        for h in range(h0, h1):
+            for w in range(w0, w1):
+                v, s = load_part(x, ((n * H + h) * W + w) * C + c, m), share[h, w]
+                a, b = a + low(v) * s, b + high(v) * s
+        store_part(y, o + c, narrow(a * scale, b * scale, y), m)
+
+
+@device
+def _scaled(x, i, C, scale, y, o):
+    """_window of one element."""
+    s = splat(x.dtype.type(scale))
+    for c in range(0, C, lanes(x)):
+        m = min(lanes(x), C - c)
+        store_part(y, o + c, load_part(x, i + c, m) * s, m)
+
+
 @kernel
-def _window_sums(x, h0, h1, w0, w1, y):
-    """y[n, p, q] = Σ x[n, h0[p]:h1[p], w0[q]:w1[q]], in float64, for x and y (N, H, W, C)."""
+def _windows(x, share, h0, h1, w0, w1, scale, y):
+    """y[n, p, q] = scale[p, q] Σ (share x)[n, h0[p]:h1[p], w0[q]:w1[q]]; x, y (N, H, W, C)."""
     N, P, Q, C = y.shape
     for row in prange(N * P):
         n, p = row // P, row % P
-        acc = np.empty(C)
         for q in range(Q):
-            acc[:] = 0.0
-            for h in range(h0[p], h1[p]):
-                for w in range(w0[q], w1[q]):
-                    pixel = x[n, h, w]
-                    for c in range(C):
-                        acc[c] += pixel[c]
-            out = y[n, p, q]
-            for c in range(C):
-                out[c] = acc[c]
+            h, w, o = h0[p], w0[q], (row * Q + q) * C
+            if h1[p] - h == 1 and w1[q] - w == 1:              # windows that do not overlap
+                i = (n * x.shape[1] + h) * x.shape[2] + w
+                _scaled(x, i * C, C, share[h, w] * scale[p, q], y, o)
+            else:
+                _window(x, n, C, h, h1[p], w, w1[q], share, scale[p, q], y, o)
 
 
-def _sums(x, rows, columns):
-    """Sums over the windows rows × columns of x (N, H, W, C)."""
+def _sums(x, share, rows, columns, scale):
+    """Sums of (share x) over the windows rows × columns, times scale; x (N, H, W, C)."""
     N, _, _, C = x.shape
     y = empty((N, len(rows[0]), len(columns[0]), C), x.dtype)
     if y.size:
-        _window_sums(x, *rows[:2], *columns[:2], y, work=x.nbytes + y.nbytes)
+        _windows(x, share, *rows[:2], *columns[:2], scale, y, work=x.nbytes + y.nbytes)
     return y
 
 
@@ -140,22 +210,21 @@ def _holders(ranges, size):
     return np.searchsorted(last, i, side="right"), np.searchsorted(first, i, side="right")
 
 
-def _divisor(rows, columns, dtype, override=None):
-    """(P, Q, 1): what each window's sum is divided by."""
+def _shares(rows, columns, override=None):
+    """(P, Q): the share of an element in each window's mean."""
     count = np.maximum(np.multiply.outer(rows[2], columns[2]), 1)
-    return (count if override is None else np.full_like(count, override)).astype(dtype)[..., None]
+    return 1 / np.asarray(count if override is None else np.full(count.shape, override), np.float64)
 
 
 def _mean(x, rows, columns, override=None):
-    y = _sums(_last(x), rows, columns)
-    y /= _divisor(rows, columns, x.dtype, override)
-    return _first(y)
+    scale, ones = _shares(rows, columns, override), np.ones(x.shape[2:])
+    return _first(_sums(_last(x), ones, rows, columns, scale))
 
 
 def _mean_backward(dy, input_size, rows, columns, override=None):
-    share = _last(dy) / _divisor(rows, columns, dy.dtype, override)
+    shares, ones = _shares(rows, columns, override), np.ones(input_size[2:])
     holders = [_holders(r, size) for r, size in zip((rows, columns), input_size[2:])]
-    return _first(_sums(share, *holders))
+    return _first(_sums(_last(dy), shares, *holders, ones))
 
 
 def _ranges(size, kernel_size, stride, padding, ceil_mode, count_include_pad):
@@ -178,6 +247,9 @@ def avg_pool2d_backward(dy, *, input_size, kernel_size, stride, padding, ceil_mo
 
 def adaptive_avg_pool2d(x, *, output_size):
     """y[p, q] = mean of rows [⌊pH/P⌋, ⌈(p+1)H/P⌉) and columns likewise."""
+    if tuple(output_size) == (1, 1) and x.size:
+        y = sum(x, axes=(2, 3), keepdims=True)
+        return y / x.dtype.type(x.shape[2] * x.shape[3])
     return _mean(x, *(adaptive_ranges(*a) for a in zip(x.shape[2:], output_size)))
 
 

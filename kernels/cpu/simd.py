@@ -18,29 +18,25 @@ from numba import config, types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, register_model
+from numba.extending import intrinsic, lower_builtin, overload, register_model
 
-from ..formulas import device
+from ..formulas import POLICY, device, select
 
-__all__ = ["VECTOR", "absolute", "fma", "greater", "lanes", "load", "load_part", "maximum",
-           "pointer", "prefetch", "splat", "store", "store_part", "stream", "total", "where"]
+__all__ = ["PAST_BYTES", "VECTOR", "absolute", "fma", "greater", "high", "lanes", "load", "load_or",
+           "load_part", "low", "maximum", "narrow", "peak", "places", "pointer", "prefetch", "put",
+           "splat", "store", "store_part", "store_places", "stream", "total", "where"]
 
+PAST_BYTES = 1 << 24       # results above, half of a usual last-level cache, are written past it
 VECTOR = 64 if binding.get_host_cpu_features().get("avx512f") else 32
 
 
-@device
-def lanes(x):
-    """Values of an array's dtype in one vector."""
-    return VECTOR // x.itemsize
-
-
 class Vector(types.Type):
-    """So many values of ``real``, or of truth values about such."""
+    """So many values of ``real``; or, for each of such, a truth value ("mask") or a position."""
 
-    def __init__(self, real, mask=False):
-        self.real, self.mask = real, mask
+    def __init__(self, real, kind="value"):
+        self.real, self.kind = real, kind
         self.lanes = VECTOR * 8 // real.bitwidth
-        super().__init__(name=f"Vector({real}, {self.lanes}, mask={mask})")
+        super().__init__(name=f"Vector({real}, {self.lanes}, {kind})")
 
 
 @register_model(Vector)
@@ -50,28 +46,68 @@ class _Model(models.PrimitiveModel):
 
 
 def _ir(vector):
-    real = {32: ir.FloatType(), 64: ir.DoubleType()}[vector.real.bitwidth]
-    return ir.VectorType(ir.IntType(1) if vector.mask else real, vector.lanes)
+    bits = vector.real.bitwidth
+    lane = {"value": {32: ir.FloatType(), 64: ir.DoubleType()}[bits], "mask": ir.IntType(1),
+            "place": ir.IntType(bits)}[vector.kind]
+    return ir.VectorType(lane, vector.lanes)
 
 
-def _operator(f, emit):
-    """The operator f between two vectors of one kind."""
+def _every(builder, vector, s):
+    """The scalar s in every lane of an LLVM vector."""
+    i32 = ir.IntType(32)
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), s, i32(0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(i32, vector.count), None))
+
+
+def _values(args):
+    """The vector type of operands that are such vectors or scalars of its dtype, else None."""
+    found = [a for a in args if isinstance(a, Vector)]
+    if not found or any(a != found[0] and a != found[0].real for a in args):
+        return None
+    return found[0]
+
+
+def _wide(builder, vector, args):
+    return [a if isinstance(a.type, ir.VectorType) else _every(builder, _ir(vector), a)
+            for a in args]
+
+
+def _operator(f, emit, takes, gives, count):
+    """The operator f on vectors of the kind ``takes``, or on such and scalars."""
     @infer_global(f)
     class _(AbstractTemplate):
         def generic(self, args, kws):
-            a = args[0]
-            if len(args) == 2 and isinstance(a, Vector) and not a.mask and a == args[1]:
-                return signature(a, *args)
-            return None
+            vector = _values(args)
+            if len(args) != count or vector is None or vector.kind != takes:
+                return None
+            return signature(Vector(vector.real, gives), *args)
 
-    @lower_builtin(f, Vector, Vector)
-    def _(context, builder, sig, args):
-        return emit(builder, *args)
+    def lower(context, builder, sig, args):
+        return emit(builder, *_wide(builder, _values(sig.args), args))
+
+    kinds = [(Vector, Vector), (Vector, types.Float), (types.Float, Vector)]
+    for k in kinds if count == 2 else [(Vector,)]:
+        lower_builtin(f, *k)(lower)
 
 
 for _f, _name in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"),
                   (operator.truediv, "fdiv")):
-    _operator(_f, lambda builder, a, b, name=_name: getattr(builder, name)(a, b))
+    _operator(_f, lambda builder, a, b, name=_name: getattr(builder, name)(
+        a, b, flags=("contract",)), "value", "value", 2)
+_operator(operator.neg, lambda builder, a: builder.fneg(a), "value", "value", 1)
+for _f, _name in ((operator.gt, ">"), (operator.lt, "<")):
+    _operator(_f, lambda builder, a, b, name=_name: builder.fcmp_ordered(name, a, b),
+              "value", "mask", 2)
+_operator(operator.ne, lambda builder, a, b: builder.fcmp_unordered("!=", a, b),
+          "value", "mask", 2)
+_operator(operator.or_, lambda builder, a, b: builder.or_(a, b), "mask", "mask", 2)
+
+
+@overload(select, inline="never", jit_options=POLICY)
+def _select(mask, a, b):
+    if isinstance(mask, Vector):
+        return lambda mask, a, b: where(mask, a, b)
+    return None
 
 
 def _constant(vector, value):
@@ -106,10 +142,17 @@ def _first(builder, vector, n):
     """Mask of the first n lanes."""
     i32 = ir.IntType(32)
     count = ir.VectorType(i32, vector.lanes)
-    n = builder.trunc(n, i32)
-    one = builder.insert_element(ir.Constant(count, ir.Undefined), n, i32(0))
-    every = builder.shuffle_vector(one, one, ir.Constant(count, None))
+    every = _every(builder, count, builder.trunc(n, i32))
     return builder.icmp_signed("<", ir.Constant(count, list(range(vector.lanes))), every)
+
+
+@intrinsic
+def lanes(typingctx, x):
+    """Values of an array's dtype in one vector: a constant, where x.itemsize would be read from the
+    array and make every n // lanes(x) a division."""
+    def codegen(context, builder, sig, args):
+        return ir.Constant(ir.IntType(types.intp.bitwidth), VECTOR * 8 // x.dtype.bitwidth)
+    return types.intp(x), codegen
 
 
 @intrinsic
@@ -121,15 +164,20 @@ def load(typingctx, x, i):
     return Vector(x.dtype)(x, types.intp), codegen
 
 
+def _masked_load(context, builder, sig, x, i, n, rest):
+    vector = sig.return_type
+    align = ir.Constant(ir.IntType(32), vector.real.bitwidth // 8)
+    return _call(builder, f"llvm.masked.load.{_suffix(vector)}.p0", _ir(vector),
+                 [_place(context, builder, sig.args[0], x, i), align, _first(builder, vector, n),
+                  rest])
+
+
 @intrinsic
 def load_part(typingctx, x, i, n):
     """The first n lanes of load(x, i), zeros behind; reads nothing else."""
     def codegen(context, builder, sig, args):
-        vector = sig.return_type
-        place = _place(context, builder, x, args[0], args[1])
-        align = ir.Constant(ir.IntType(32), x.dtype.bitwidth // 8)
-        return _call(builder, f"llvm.masked.load.{_suffix(vector)}.p0", _ir(vector),
-                     [place, align, _first(builder, vector, args[2]), _constant(_ir(vector), 0.0)])
+        zero = _constant(_ir(sig.return_type), 0.0)
+        return _masked_load(context, builder, sig, *args, zero)
     return Vector(x.dtype)(x, types.intp, types.intp), codegen
 
 
@@ -143,6 +191,14 @@ def prefetch(typingctx, x, i):
               [_place(context, builder, x, args[0], args[1]), i32(0), i32(2), i32(1)])
         return context.get_dummy_value()
     return types.void(x, types.intp), codegen
+
+
+@intrinsic
+def load_or(typingctx, x, i, n, rest):
+    """The first n lanes of load(x, i), those of ``rest`` behind; reads nothing else."""
+    def codegen(context, builder, sig, args):
+        return _masked_load(context, builder, sig, *args)
+    return rest(x, types.intp, types.intp, rest), codegen
 
 
 def _storing(name, **metadata):
@@ -165,6 +221,15 @@ store = _storing("store")                         # y[i], y[i + 1], … = v
 stream = _storing("stream", nontemporal=1)        # the same past the caches; y + i is aligned
 
 
+@device
+def put(y, i, v, past):
+    """store, or stream where ``past``: y is larger than PAST_BYTES and i is a vector's place."""
+    if past:
+        stream(y, i, v)
+    else:
+        store(y, i, v)
+
+
 @intrinsic
 def store_part(typingctx, y, i, v, n):
     """The first n lanes of store(y, i, v); writes nothing else."""
@@ -181,10 +246,7 @@ def store_part(typingctx, y, i, v, n):
 def splat(typingctx, s):
     """The scalar s in every lane."""
     def codegen(context, builder, sig, args):
-        vector, i32 = _ir(sig.return_type), ir.IntType(32)
-        one = builder.insert_element(ir.Constant(vector, ir.Undefined), args[0], i32(0))
-        return builder.shuffle_vector(one, one,
-                                      ir.Constant(ir.VectorType(i32, vector.count), None))
+        return _every(builder, _ir(sig.return_type), args[0])
     return Vector(s)(s), codegen
 
 
@@ -209,15 +271,16 @@ def greater(typingctx, a, b):
     """a > b in each lane; false for NaN."""
     def codegen(context, builder, sig, args):
         return builder.fcmp_ordered(">", *args)
-    return Vector(a.real, True)(a, b), codegen
+    return Vector(a.real, "mask")(a, b), codegen
 
 
 @intrinsic
 def where(typingctx, mask, a, b):
-    """a where the mask is true, else b."""
+    """a where the mask is true, else b; one of them may be a scalar."""
+    vector = a if isinstance(a, Vector) else b
     def codegen(context, builder, sig, args):
-        return builder.select(*args)
-    return a(mask, a, b), codegen
+        return builder.select(args[0], *_wide(builder, vector, args[1:]))
+    return vector(mask, a, b), codegen
 
 
 @intrinsic
@@ -230,33 +293,107 @@ def maximum(typingctx, a, b):
     return a(a, b), codegen
 
 
+def _fold(name, doc, emit):
+    @intrinsic
+    def f(typingctx, a):
+        def codegen(context, builder, sig, args):
+            v, n, i32 = args[0], a.lanes, ir.IntType(32)
+            while n > 1:
+                n //= 2
+                first = ir.Constant(ir.VectorType(i32, n), list(range(n)))
+                last = ir.Constant(ir.VectorType(i32, n), list(range(n, 2 * n)))
+                v = emit(builder, *(builder.shuffle_vector(v, v, half) for half in (first, last)))
+            return builder.extract_element(v, i32(0))
+        return a.real(a), codegen
+    f.__name__, f.__doc__ = name, doc
+    return f
+
+
+total = _fold("total", "The sum of the lanes, halves first: one order for each width.",
+              lambda builder, a, b: builder.fadd(a, b))
+peak = _fold("peak", "The largest lane; one of them where a lane is NaN.",
+             lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+
+def _half(name, doc, upper):
+    """One half of a float32 vector as float64; of a float64 vector, all and nothing."""
+    @intrinsic
+    def f(typingctx, a):
+        double, i32 = Vector(types.float64), ir.IntType(32)
+
+        def codegen(context, builder, sig, args):
+            if a == double:
+                return _constant(_ir(double), 0.0) if upper else args[0]
+            n = double.lanes
+            lanes = ir.Constant(ir.VectorType(i32, n), list(range(n * upper, n * upper + n)))
+            return builder.fpext(builder.shuffle_vector(args[0], args[0], lanes), _ir(double))
+        return double(a), codegen
+    f.__name__, f.__doc__ = name, doc
+    return f
+
+
+low = _half("low", "The first half of the lanes in float64; a float64 vector itself.", False)
+high = _half("high", "The second half of the lanes in float64; zeros of float64.", True)
+
+
 @intrinsic
-def total(typingctx, a):
-    """The sum of the lanes, halves first: the same order on every machine of this width."""
+def narrow(typingctx, a, b, y):
+    """low(v) and high(v) back as a vector of y's dtype."""
     def codegen(context, builder, sig, args):
-        v, n, i32 = args[0], a.lanes, ir.IntType(32)
-        while n > 1:
-            n //= 2
-            halves = [ir.Constant(ir.VectorType(i32, n), list(range(at, at + n))) for at in (0, n)]
-            v = builder.fadd(*(builder.shuffle_vector(v, v, half) for half in halves))
-        return builder.extract_element(v, i32(0))
-    return a.real(a), codegen
+        if y.dtype == types.float64:
+            return args[0]
+        i32 = ir.IntType(32)
+        every = ir.Constant(ir.VectorType(i32, 2 * a.lanes), list(range(2 * a.lanes)))
+        both = builder.shuffle_vector(args[0], args[1], every)
+        return builder.fptrunc(both, _ir(sig.return_type))
+    return Vector(y.dtype)(a, b, y), codegen
+
+
+@intrinsic
+def places(typingctx, x, n):
+    """The integer n for each lane of a vector of x's dtype."""
+    def codegen(context, builder, sig, args):
+        vector = _ir(sig.return_type)
+        return _every(builder, vector, builder.trunc(args[1], vector.element)
+                      if vector.element.width < 64 else args[1])
+    return Vector(x.dtype, "place")(x, types.intp), codegen
+
+
+@intrinsic
+def store_places(typingctx, y, i, v, n):
+    """The first n lanes of v as int64 in y[i], y[i + 1], …."""
+    def codegen(context, builder, sig, args):
+        wide = ir.VectorType(ir.IntType(64), v.lanes)
+        value = args[2] if v.real.bitwidth == 64 else builder.sext(args[2], wide)
+        _call(builder, f"llvm.masked.store.v{v.lanes}i64.p0", ir.VoidType(),
+              [value, _place(context, builder, y, args[0], args[1]),
+               ir.Constant(ir.IntType(32), 8), _first(builder, v, args[3])])
+        return context.get_dummy_value()
+    return types.void(y, types.intp, v, types.intp), codegen
 
 
 if config.DISABLE_JIT:                            # the same in NumPy
+    def lanes(x):
+        return VECTOR // x.itemsize
+
     def load(x, i):
-        return x[i:i + lanes(x)].copy()
+        return x.reshape(-1)[i:i + lanes(x)].copy()
 
     def load_part(x, i, n):
         v = np.zeros(lanes(x), x.dtype)
-        v[:n] = x[i:i + n]
+        v[:n] = x.reshape(-1)[i:i + n]
         return v
 
+    def load_or(x, i, n, rest):
+        return np.concatenate([x.reshape(-1)[i:i + n], rest[n:]])
+
     def store_part(y, i, v, n):
-        y[i:i + n] = v[:n]
+        y.reshape(-1)[i:i + n] = v[:n]
 
     def store(y, i, v):
-        y[i:i + v.size] = v
+        y.reshape(-1)[i:i + v.size] = v
+
+    store_places = store_part
 
     stream = store
 
@@ -274,7 +411,23 @@ if config.DISABLE_JIT:                            # the same in NumPy
 
     absolute, greater, maximum, where = np.abs, np.greater, np.maximum, np.where
 
-    def total(a):
-        while a.size > 1:
-            a = a[:a.size // 2] + a[a.size // 2:]
-        return a[0]
+    def _halves(f):
+        def fold(a):
+            while a.size > 1:
+                a = f(a[:a.size // 2], a[a.size // 2:])
+            return a[0]
+        return fold
+
+    total, peak = _halves(np.add), _halves(lambda a, b: np.where(a > b, a, b))
+
+    def low(a):
+        return a if a.dtype == np.float64 else a[:a.size // 2].astype(np.float64)
+
+    def high(a):
+        return a * 0 if a.dtype == np.float64 else a[a.size // 2:].astype(np.float64)
+
+    def narrow(a, b, y):
+        return a if y.dtype == np.float64 else np.concatenate([a, b]).astype(y.dtype)
+
+    def places(x, n):
+        return np.full(lanes(x), n)

@@ -7,4 +7,5 @@ from .matmul import *  # noqa: F403
 from .norm import *  # noqa: F403
 from .optim import *  # noqa: F403
 from .pool import *  # noqa: F403
+from .random import *  # noqa: F403
 from .reduce import *  # noqa: F403

@@ -49,16 +49,21 @@ def _targets(x, target, weight, ignore_index, label_smoothing):
 def cross_entropy(x, target, weight, *, ignore_index, label_smoothing):
     """loss = −Σ_c q_c log softmax(x)_c,  q = w ((1 − s) onehot(target) + s / C); 0 where ignored.
 
-    Returns (loss, weight of the target), both of the target's shape.
+    Returns the losses, of the target's shape; their sum; the sum of the targets' weights; whether
+    each target is a class or ignored.
     """
     q, weights = _targets(x, target, weight, ignore_index, label_smoothing)
     with np.errstate(invalid="ignore"):
         terms = np.where(q != 0, q * log_softmax(x, axis=1), 0)
-    return -terms.sum(1, dtype=x.dtype), weights
+    losses = -terms.sum(1, dtype=x.dtype)
+    valid = ((target >= 0) & (target < x.shape[1])) | (target == ignore_index)
+    return (losses, float(losses.sum(dtype=np.float64)), float(weights.sum(dtype=np.float64)),
+            bool(valid.all()))
 
 
 def cross_entropy_backward(dloss, x, target, weight, *, ignore_index, label_smoothing):
-    """dx = dloss (softmax(x) Σq − q)."""
+    """dx = dloss (softmax(x) Σq − q); dloss of the target's shape, or one number for all."""
+    dloss = np.broadcast_to(dloss, target.shape)
     q, _ = _targets(x, target, weight, ignore_index, label_smoothing)
     dx = np.empty_like(x)
     dx[...] = dloss[:, None] * (softmax(x, axis=1) * q.sum(1, keepdims=True) - q)

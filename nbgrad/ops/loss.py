@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -59,14 +60,14 @@ def _cross_entropy(x: Tensor, /, target: Any, weight: Any, ignore_index: int, re
                    label_smoothing: float) -> Any:
     """−log softmax(x)[target], weighted, smoothed and reduced.   ∂x = (softmax(x) − onehot) ∂y."""
     how = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
-    losses, weights = kernels(x).cross_entropy(x.data, target, weight, **how)
+    losses, total, weights, valid = kernels(x).cross_entropy(x.data, target, weight, **how)
+    if not valid:
+        raise IndexError("cross_entropy" + _out_of_bounds(target, x.shape[1], ignore_index))
     y, share = losses, 1.0
     if reduction == "mean":
-        n = float(np.add.reduce(weights, axis=None, dtype=np.float64))
-        share = 1 / n if n else np.nan                           # PyTorch's mean of nothing
+        share = 1 / weights if weights else math.nan             # PyTorch's mean of nothing
     if reduction != "none":
-        total = np.add.reduce(losses, axis=None, dtype=np.float64)
-        y = np.asarray(total * share, x.dtype)
+        y = np.array(total * share, x.data.dtype)
     return y, (lambda dy: cross_entropy_backward(dy, x, target=target, weight=weight, share=share,
                                                  **how),)
 
@@ -76,10 +77,8 @@ def cross_entropy_backward(dy: Tensor, x: Tensor, /, target: Any, weight: Any, s
                            ignore_index: int, label_smoothing: float) -> Any:
     """∂x of cross_entropy; dy: the target's shape, or () if the losses were summed and scaled by
     ``share``."""
-    dloss = dy.data * dy.dtype.type(share)
-    if not dy.data.ndim:
-        dloss = np.full(target.shape, dloss)
-    dx = kernels(x).cross_entropy_backward(dloss, x.data, target, weight, ignore_index=ignore_index,
+    dx = kernels(x).cross_entropy_backward(dy.data * share, x.data, target, weight,
+                                           ignore_index=ignore_index,
                                            label_smoothing=label_smoothing)
 
     def again(dy: Tensor, x: Tensor) -> Any:
@@ -99,28 +98,26 @@ def _target_weights(x: Tensor, target: Any, weight: Any, ignore_index: int,
     return (q * kept).astype(x.dtype)
 
 
-_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-
-
-def _classes(x: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int, name: str) -> Any:
-    """The target as an array of valid classes."""
-    if x.ndim < 1 or x.dtype.kind != "f":
+def _classes(x: Tensor, target: Tensor, weight: Tensor | None, name: str) -> Any:
+    """The target as an array of integers of the right shape, which may yet be no classes."""
+    shape, dtype = x.data.shape, target.data.dtype
+    if not shape or x.data.dtype.kind != "f":
         raise ValueError(f"{name}: expected a floating input (N, C, *), got {x.dtype} of size "
                          f"{x.shape}")
-    C = x.shape[1 if x.ndim > 1 else 0]
-    if target.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected integer class targets, got {target.dtype}")
-    if target.shape != x.shape[:1] + x.shape[2:] if x.ndim > 1 else target.ndim:
-        raise ValueError(f"{name}: Expected target size {x.shape[:1] + x.shape[2:]}, got "
+    if dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integer class targets, got {dtype}")
+    if target.data.shape != shape[:1] + shape[2:] if len(shape) > 1 else target.ndim:
+        raise ValueError(f"{name}: Expected target size {shape[:1] + shape[2:]}, got "
                          f"{target.shape}")
-    _one_per_class(weight, C, name)
-    t = target.data
-    unsigned = t.view(_UNSIGNED[t.dtype.itemsize]) if t.dtype.kind == "i" else t
-    if t.size and unsigned.max() >= C:                   # a negative class is a huge unsigned one
-        bad = t[((t < 0) | (t >= C)) & (t != ignore_index)]
-        if bad.size:
-            raise IndexError(f"{name}: Target {bad.flat[0]} is out of bounds for {C} classes.")
-    return t
+    if weight is not None:
+        _one_per_class(weight, shape[1 if len(shape) > 1 else 0], name)
+    return target.data
+
+
+def _out_of_bounds(t: Any, C: int, ignore_index: int) -> str:
+    """What is wrong with the targets; empty if nothing is."""
+    bad = t[((t < 0) | (t >= C)) & (t != ignore_index)]
+    return f": Target {bad.flat[0]} is out of bounds for {C} classes." if bad.size else ""
 
 
 def _one_per_class(weight: Tensor | None, C: int, name: str) -> None:
@@ -146,16 +143,17 @@ def cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None,
     _reduction(reduction, "cross_entropy")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
-    input, target = (checked(t, "cross_entropy") for t in (input, target))
-    if target.dtype.kind == "f":
+    input, target = checked(input, "cross_entropy"), checked(target, "cross_entropy")
+    if target.data.dtype.kind == "f":
         return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
-    t = _classes(input, target, weight, ignore_index, "cross_entropy")
-    rows = input if input.ndim > 1 else unsqueeze(input, 0)
-    y = _cross_entropy(rows, target=t if input.ndim > 1 else t.reshape(1),
-                       weight=None if weight is None else weight.data.astype(input.dtype),
-                       ignore_index=ignore_index, reduction=reduction,
-                       label_smoothing=label_smoothing)
-    return y.reshape(()) if input.ndim == 1 and reduction == "none" else y  # type: ignore[no-any-return]
+    t = _classes(input, target, weight, "cross_entropy")
+    w = None if weight is None else weight.data.astype(input.dtype)
+    how = {"weight": w, "ignore_index": ignore_index, "reduction": reduction,
+           "label_smoothing": label_smoothing}
+    if input.data.ndim > 1:
+        return _cross_entropy(input, target=t, **how)  # type: ignore[no-any-return]
+    y = _cross_entropy(unsqueeze(input, 0), target=t.reshape(1), **how)
+    return y.reshape(()) if reduction == "none" else y  # type: ignore[no-any-return]
 
 
 def _soft_cross_entropy(x: Tensor, target: Tensor, weight: Tensor | None, reduction: str,
@@ -184,8 +182,10 @@ def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None = None, ignore
     The mean is weighted."""
     _reduction(reduction, "nll_loss")
     input, target = (checked(t, "nll_loss") for t in (input, target))
-    t = _classes(input, target, weight, ignore_index, "nll_loss")
+    t = _classes(input, target, weight, "nll_loss")
     rows = input if input.ndim > 1 else unsqueeze(input, 0)
+    if wrong := _out_of_bounds(t, rows.shape[1], ignore_index):
+        raise IndexError("nll_loss" + wrong)
     q = _target_weights(rows, t if input.ndim > 1 else t.reshape(1),
                         None if weight is None else weight.data, ignore_index, 0.0)
     losses = neg(sum(rows * as_tensor(q), 1))

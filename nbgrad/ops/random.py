@@ -144,11 +144,9 @@ def bernoulli(input: Tensor, generator: Generator | None = None) -> Tensor:
 
 @op(name="dropout", method=False)
 def _dropout(x: Tensor, /, p: float, generator: Generator | None) -> Any:
-    scale = x.dtype.type(0 if p == 1 else 1 / (1 - p))
-    keep = _rng(generator).random(x.shape, np.float32) >= p
-    kept = as_tensor(keep * scale)
-    y = kernels(x).mul(x.data, np.asarray(scale))
-    return np.where(keep, y, x.dtype.type(0)), (lambda dy: dy * kept,)
+    y, kept = kernels(x).dropout(x.data, _rng(generator), p)
+    kept = as_tensor(kept)
+    return y, (lambda dy: dy * kept,)
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *,

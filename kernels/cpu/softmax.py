@@ -1,0 +1,258 @@
+"""Softmax and log-softmax, in vectors along the classes or across rows of them.
+
+A row is read three times, from memory once: for its maximum, for its exponentials and their sum,
+for its result.
+Sums of exponentials are float32 over SPAN elements or STEPS classes and float64 beyond.
+"""
+
+import math
+
+import numpy as np
+
+from ..formulas import exp, log_above_one
+from .jit import device, kernel, prange
+from .memory import empty_like
+from .simd import (
+    lanes,
+    load,
+    load_or,
+    load_part,
+    peak,
+    splat,
+    store,
+    store_part,
+    total,
+    where,
+)
+
+__all__ = ["log_softmax", "log_softmax_backward", "softmax", "softmax_backward"]
+
+TASK = 1 << 14             # elements of a task: 64 KB of float32
+SPAN = 512                 # elements of a row that are summed in their own precision
+STEPS = 32                 # classes of a strip that are summed so, one after the other
+STRIP = 64                 # rows side by side where classes are not next to each other
+BUFFER = 1 << 17           # elements of a strip: half of a core's L2
+
+
+_IN_ORDER = (0, 1)
+
+
+def _dense(x):
+    """x dense in memory, and the order of axes in which it is C-contiguous."""
+    if x.flags.c_contiguous:
+        return x, _IN_ORDER if x.ndim == 2 else tuple(range(x.ndim))
+    order = sorted(range(x.ndim), key=lambda i: -abs(x.strides[i]))
+    if not x.transpose(order).flags.c_contiguous:
+        x = x.copy(order="K")
+        order = sorted(range(x.ndim), key=lambda i: -abs(x.strides[i]))
+    return x, order
+
+
+def _classes(x, order, axis):
+    """x as contiguous (A, C, B), C being that axis."""
+    if order is _IN_ORDER and axis in (1, -1) and x.flags.c_contiguous:
+        return x.reshape(*x.shape, 1)
+    if not x.ndim:
+        return x.reshape(1, 1, 1)
+    t = x.transpose(order)
+    if not t.flags.c_contiguous:
+        t = np.ascontiguousarray(t)
+    at = order.index(axis % x.ndim)
+    return t.reshape(math.prod(t.shape[:at]), t.shape[at], math.prod(t.shape[at + 1:]))
+
+
+def _strip(C, B):
+    """How many rows make a task: of C neighbours each, or side by side."""
+    return max(1, TASK // C) if B == 1 else max(16, min(STRIP, BUFFER // C // 16 * 16))
+
+
+@device
+def _top(x, i, n):
+    """The maximum of n elements, of comparisons that NaN never wins: the exponentials show it."""
+    W = lanes(x)
+    whole = n // W * W
+    a = load_or(x, i + whole, n - whole, splat(x.dtype.type(-np.inf)))
+    b, c, d = a, a, a
+    for k in range(i, i + whole // (4 * W) * (4 * W), 4 * W):
+        p, q, r, s = load(x, k), load(x, k + W), load(x, k + 2 * W), load(x, k + 3 * W)
+        a, b, c, d = where(p > a, p, a), where(q > b, q, b), where(r > c, r, c), where(s > d, s, d)
+    for k in range(i + whole // (4 * W) * (4 * W), i + whole, W):
+        p = load(x, k)
+        a = where(p > a, p, a)
+    a, c = where(b > a, b, a), where(d > c, d, c)
+    return peak(where(c > a, c, a))
+
+
+@device
+def _exponentials(x, i, n, top, e, j):
+    """Σ e^(x − top) over n elements, each of which is put into e. Without branches: they would keep
+    Numba from dropping the reference counts of x and e, 60 ns a row."""
+    W = lanes(x)
+    whole, s = n // W * W, 0.0
+    for first in range(0, whole, SPAN):
+        acc = splat(x.dtype.type(0))
+        for k in range(first, min(whole, first + SPAN), W):
+            v = exp(load(x, i + k) - top)
+            store(e, j + k, v)
+            acc = acc + v
+        s += total(acc)
+    v = exp(load_or(x, i + whole, n - whole, splat(x.dtype.type(-np.inf))) - top)
+    store_part(e, j + whole, v, n - whole)
+    return s + total(v)
+
+
+@device
+def _normalised(x, e, top, s, logarithm):
+    return x - top - s if logarithm else e * s
+
+
+@device
+def _softmax_row(x, i, n, logarithm, y):
+    W, top, whole = lanes(x), _top(x, i, n), n // lanes(x) * lanes(x)
+    s = x.dtype.type(_exponentials(x, i, n, top, y, i))
+    s = log_above_one(s) if logarithm else x.dtype.type(1) / s
+    for k in range(i, i + whole, W):
+        store(y, k, _normalised(load(x, k), load(y, k), top, s, logarithm))
+    v = _normalised(load_part(x, i + whole, n - whole), load_part(y, i + whole, n - whole), top, s,
+                    logarithm)
+    store_part(y, i + whole, v, n - whole)
+
+
+@device
+def _softmax_strip(x, i, B, C, n, logarithm, y):
+    """n ≤ STRIP rows side by side: classes are B apart."""
+    W = lanes(x)
+    zero, least = splat(x.dtype.type(0)), splat(x.dtype.type(-np.inf))
+    room, side = np.empty(C * STRIP, x.dtype), np.empty(STRIP, x.dtype)
+    for j in range(0, n, W):
+        store(side, j, least)
+    for c in range(C):
+        for j in range(0, n, W):
+            v, top = load_part(x, i + c * B + j, min(W, n - j)), load(side, j)
+            store(room, c * STRIP + j, v)
+            store(side, j, where(v > top, v, top))
+    for j in range(0, n, W):
+        top, s = load(side, j), zero
+        for first in range(0, C, STEPS):
+            acc = zero
+            for c in range(first, min(C, first + STEPS)):
+                d = load(room, c * STRIP + j) - top
+                e = exp(d)
+                acc = acc + e
+                store(room, c * STRIP + j, d if logarithm else e)
+            s = s + acc
+        store(side, j, log_above_one(s) if logarithm else x.dtype.type(1) / s)
+    for c in range(C):
+        for j in range(0, n, W):
+            v, s = load(room, c * STRIP + j), load(side, j)
+            store_part(y, i + c * B + j, v - s if logarithm else v * s, min(W, n - j))
+
+
+@kernel
+def _softmax(x, strip, logarithm, y):
+    A, C, B = x.shape
+    if B == 1:
+        for t in prange((A + strip - 1) // strip):
+            for a in range(t * strip, min(A, t * strip + strip)):
+                _softmax_row(x, a * C, C, logarithm, y)
+    else:
+        strips = (B + strip - 1) // strip
+        for t in prange(A * strips):
+            b = t % strips * strip
+            _softmax_strip(x, t // strips * C * B + b, B, C, min(strip, B - b), logarithm, y)
+
+
+def _forward(x, axis, logarithm):
+    x, order = _dense(x)
+    y = empty_like(x)
+    if x.size:
+        x3 = _classes(x, order, axis)
+        _softmax(x3, _strip(*x3.shape[1:]), logarithm, _classes(y, order, axis),
+                 work=4 * x.nbytes)
+    return y
+
+
+def softmax(x, *, axis):
+    """y = eˣ / Σ eˣ along axis."""
+    return _forward(x, axis, False)
+
+
+def log_softmax(x, *, axis):
+    """y = x − log Σ eˣ along axis; all −inf gives NaN."""
+    return _forward(x, axis, True)
+
+
+@device
+def _slope(d, p, s, logarithm):
+    return d - exp(p) * s if logarithm else p * (d - s)
+
+
+@device
+def _backward_row(dy, y, i, n, logarithm, dx):
+    W = lanes(y)
+    whole, s = n // W * W, 0.0
+    for first in range(0, whole, SPAN):
+        acc = splat(y.dtype.type(0))
+        for k in range(i + first, i + min(whole, first + SPAN), W):
+            d = load(dy, k)
+            acc = acc + (d if logarithm else d * load(y, k))
+        s += total(acc)
+    d, p = load_part(dy, i + whole, n - whole), load_part(y, i + whole, n - whole)
+    s += total(d if logarithm else d * p)
+    by = splat(y.dtype.type(s))
+    for k in range(i, i + whole, W):
+        store(dx, k, _slope(load(dy, k), load(y, k), by, logarithm))
+    store_part(dx, i + whole, _slope(d, p, by, logarithm), n - whole)
+
+
+@device
+def _backward_strip(dy, y, i, B, C, n, logarithm, dx):
+    W = lanes(y)
+    zero = splat(y.dtype.type(0))
+    for j in range(i, i + n, W):
+        s, m = zero, min(W, i + n - j)
+        for first in range(0, C, STEPS):
+            acc = zero
+            for c in range(first, min(C, first + STEPS)):
+                d = load_part(dy, j + c * B, m)
+                acc = acc + (d if logarithm else d * load_part(y, j + c * B, m))
+            s = s + acc
+        for c in range(C):
+            k = j + c * B
+            v = _slope(load_part(dy, k, m), load_part(y, k, m), s, logarithm)
+            store_part(dx, k, v, m)
+
+
+@kernel
+def _softmax_backward(dy, y, strip, logarithm, dx):
+    A, C, B = y.shape
+    if B == 1:
+        for t in prange((A + strip - 1) // strip):
+            for a in range(t * strip, min(A, t * strip + strip)):
+                _backward_row(dy, y, a * C, C, logarithm, dx)
+    else:
+        strips = (B + strip - 1) // strip
+        for t in prange(A * strips):
+            b = t % strips * strip
+            _backward_strip(dy, y, t // strips * C * B + b, B, C, min(strip, B - b), logarithm, dx)
+
+
+def _backward(dy, y, axis, logarithm):
+    y, order = _dense(y)
+    dx = empty_like(y)
+    if y.size:
+        dy = dy if dy.dtype == y.dtype else dy.astype(y.dtype)
+        y3 = _classes(y, order, axis)
+        _softmax_backward(_classes(dy, order, axis), y3, _strip(*y3.shape[1:]), logarithm,
+                          _classes(dx, order, axis), work=4 * y.nbytes)
+    return dx
+
+
+def softmax_backward(dy, y, *, axis):
+    """dx = y (dy − Σ dy y)."""
+    return _backward(dy, y, axis, False)
+
+
+def log_softmax_backward(dy, y, *, axis):
+    """dx = dy − e^y Σ dy."""
+    return _backward(dy, y, axis, True)
