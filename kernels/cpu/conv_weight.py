@@ -28,7 +28,6 @@ PART_PIXELS = 1 << 7       # below, loading and storing a tile costs more than 3
 SUM_BYTES = 1 << 19        # of the sums of one task
 ROWS = 4                   # of the smallest tile
 SUM_VALUES = 1 << 23       # of all parts
-SUM_BLOCK = 1 << 16        # values of dy per partial sum of a depthwise weight gradient
 
 
 class _Cut(NamedTuple):
@@ -82,7 +81,7 @@ def _cut(g, size):
     return _Cut(windows, cut, slices, -(-blocks // share), share, images, rows, blocks, rows_c,
                 n_o, depth, images * copied * rows_c + 2 * lanes,
                 high * width * n_c + 2 * lanes if windows else 0,
-                images * rows * g.Q * 2 * lanes if g.O // g.G % (2 * lanes) else 0)
+                images * rows * g.Q * 2 * lanes if g.O // g.G % lanes else 0)
 
 
 @device
@@ -113,18 +112,17 @@ def _pad(x, at, steps, g, rows, top, n, y, yt, step):
 
 @device
 def _windows(x, g, rows, n, y, yt, step):
-    """The windows of rows of padded pixels of n values, one after the other. Whole vectors are
-    written; what they write too much is written over or is not read."""
+    """The windows of rows of padded pixels of n values, one after the other."""
     lanes, width = VECTOR // x.itemsize, (g.W + 2 * g.pw) * n
-    runs, run = (1, g.J * n) if g.dw == 1 else (g.J, n)
-    for pixel in range(rows * g.Q):
-        p, q = pixel // g.Q, pixel % g.Q
-        for i in range(g.I):
-            for j in range(runs):
-                at = (p * g.sh + i * g.dh) * width + (q * g.sw + j * g.dw) * n
-                to = yt + pixel * step + (i * g.J + j) * n
-                for k in range(0, run, lanes):
-                    store(y, to + k, load(x, at + k))
+    across, run = (1, g.J * n) if g.dw == 1 else (g.J, n)
+    for t in range(g.I * across):
+        source, to = t // across * g.dh * width + t % across * g.dw * n, yt + t * run
+        for k in range(0, run, lanes):
+            left = min(lanes, run - k)
+            for p in range(rows):
+                at, pixel = source + p * g.sh * width + k, to + p * g.Q * step + k
+                for q in range(g.Q):
+                    store_part(y, pixel + q * step, load(x, at + q * g.sw * n), left)
 
 
 @device
@@ -145,20 +143,25 @@ def _arrange(x, at, steps, g, cut, n, images, p0, rows, room, aside):
     return (high * step_h, g.sh * step_h, g.sw * step), g.dh * step_h, g.dw * step
 
 
-def _strip_of(eight, four):
+def _strip_of(most, vectors):
+    whole, eight, four = (sum_tiles[rows, vectors] for rows in (most, 8, 4))
+
     @device
     def strip(a, at, a_steps, n, b, bt, b_steps, counts, c, ct, ldc):
         """n rows of sums, in fours."""
-        whole = n // 8 * 8
-        for r in range(0, whole, 8):
+        r = 0
+        while r + most <= n and (most == 16 or n - r != 16):     # 8 + 8 rather than 12 + 4
+            whole(a, at + r, a_steps, b, bt, b_steps, counts, c, ct + r * ldc, ldc)
+            r += most
+        while r + 8 <= n:
             eight(a, at + r, a_steps, b, bt, b_steps, counts, c, ct + r * ldc, ldc)
-        if whole < n:
-            four(a, at + whole, a_steps, b, bt, b_steps, counts, c, ct + whole * ldc, ldc)
+            r += 8
+        if r < n:
+            four(a, at + r, a_steps, b, bt, b_steps, counts, c, ct + r * ldc, ldc)
     return strip
 
 
-_strip = _strip_of(sum_tiles[8, 2], sum_tiles[4, 2])
-_half_strip = _strip_of(sum_tiles[8, 1], sum_tiles[4, 1])
+_strip, _half_strip = _strip_of(12, 2), _strip_of(16, 1)
 
 
 @device
@@ -178,16 +181,18 @@ def _tiles(x, steps, down, right, g, cut, n, dy, dt, dy_steps, counts, sums, st,
 def _panels(room, steps, down, right, g, cut, n, dy, dt, images, rows, own, sums, st):
     """Add a block of pixels to all sums of a slice of channels."""
     lanes, n_o = VECTOR // dy.itemsize, g.O // g.G
-    counts = (images, rows, g.Q)
+    flat = steps[0] == rows * steps[1] and steps[1] == g.Q * steps[2] and (
+        images == 1 or rows == g.P)
+    counts = (1, 1, images * rows * g.Q) if flat else (images, rows, g.Q)
     for o in range(0, n_o, 2 * lanes):
         left = n_o - o
         half, width = left <= lanes, lanes if left <= lanes else 2 * lanes
-        if left < width:
+        if cut.own:
             pixel = 0
             for m in range(images):
                 for q in range(rows * g.Q):
                     at = dt + (m * g.P * g.Q + q) * g.O + o
-                    for v in range(0, left, lanes):
+                    for v in range(0, min(left, width), lanes):
                         store(own, pixel + v, load_part(dy, at + v, min(lanes, left - v)))
                     pixel += width
             _tiles(room, steps, down, right, g, cut, n, own, 0,
@@ -254,6 +259,12 @@ def _geometry(x, g):
     return steps, g
 
 
+def _turned(g, lanes):
+    """Whether a plain product dyᵀ x fills vectors better as the transpose of xᵀ dy."""
+    plain = (g.I, g.J, g.sh, g.sw, g.ph, g.pw, g.G) == (1, 1, 1, 1, 0, 0, 1)
+    return plain and _up(g.O, lanes) * g.C > _up(g.C, lanes) * g.O
+
+
 def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
     """dw[o,c,i,j] = Σ_{n,p,q} dy[n,o,p,q] x[n, c, p·s + i·d − pad, …]: conv2d's transpose in w."""
     shape = (dy.shape[1], x.shape[1] // groups, *kernel_size)
@@ -261,10 +272,11 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
     if dy.size == 0 or 0 in shape:
         return np.zeros(shape, x.dtype)
     if g.depthwise:
-        rows = max(1, SUM_BLOCK // (g.Q * g.C))
-        sums = np.zeros((-(-g.N * g.P // rows), g.I * g.J, g.C), x.dtype)
-        depthwise_weight(_last(dy), _last(x), g, rows, sums, work=x.nbytes + dy.nbytes)
-        return np.ascontiguousarray(sums.sum(0).T).reshape(shape)
+        return depthwise_weight(_last(dy), _last(x), g).reshape(shape)
+    if _turned(g, VECTOR // x.itemsize):
+        out = conv2d_weight(x, dy, kernel_size=kernel_size, stride=stride, padding=padding,
+                            dilation=dilation, groups=groups)
+        return np.ascontiguousarray(out.swapaxes(0, 1))
     work = 2 * dy.size * g.depth
     steps, g = _geometry(x, g)
     cut = _cut(g, x.itemsize)

@@ -103,4 +103,4 @@ def _tile_in_numpy(rows, vectors):
 # tile(a, at, a_steps, b, bt, b_steps, counts, c, ct, ldc): with p, q the offsets of a pixel,
 #     c[ct + r · ldc + v] += Σ a[at + p + r] b[bt + q + v]
 _make = _tile_in_numpy if config.DISABLE_JIT else _tile
-sum_tiles = {shape: _make(*shape) for shape in ((8, 2), (8, 1), (4, 2), (4, 1))}
+sum_tiles = {shape: _make(*shape) for shape in ((12, 2), (8, 2), (4, 2), (16, 1), (8, 1), (4, 1))}
