@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..shapes import Conv
-from .depthwise import depthwise_weight
+from .depthwise import depthwise_weight, spaces
 from .jit import device, kernel, prange
 from .memory import empty
 from .microkernel import transpose
@@ -79,8 +79,8 @@ def _cut(g, size):
     share = -(-blocks // parts)
     copied = rows * g.Q if windows else high * width
     return _Cut(windows, cut, slices, -(-blocks // share), share, images, rows, blocks, rows_c,
-                n_o, depth, images * copied * rows_c + 2 * lanes,
-                high * width * n_c + 2 * lanes if windows else 0,
+                n_o, depth, _up(images * copied * rows_c + 2 * lanes, lanes),
+                _up(high * width * n_c + 2 * lanes, lanes) if windows else 0,
                 images * rows * g.Q * 2 * lanes if g.O // g.G % lanes else 0)
 
 
@@ -203,25 +203,28 @@ def _panels(room, steps, down, right, g, cut, n, dy, dt, images, rows, own, sums
 
 
 @kernel
-def _weight(dy, x, steps, g, cut, sums):
+def _weight(dy, x, steps, g, cut, spaces, sums):
     """sums (parts, G, depth, n_o) from dy (N, P, Q, O) and x of those steps."""
-    n_c, bands = g.C // g.G, -(-g.P // cut.rows)
+    n_c, bands, workers = g.C // g.G, -(-g.P // cut.rows), spaces.shape[0]
+    tasks = cut.parts * g.G * cut.slices
     dy, x, sums = dy.reshape(-1), x.reshape(-1), sums.reshape(-1)
-    for t in prange(cut.parts * g.G * cut.slices):
-        c, e = t % cut.slices * cut.slice, t // cut.slices % g.G
-        part, n = t // (cut.slices * g.G), min(cut.slice, n_c - c)
-        st = (part * g.G + e) * cut.depth + c * g.I * g.J
-        last = cut.depth - c * g.I * g.J if c + n == n_c else n * g.I * g.J
-        sums[st * cut.n_o:(st + last) * cut.n_o] = 0
-        room, aside = np.empty(cut.room, x.dtype), np.empty(cut.aside, x.dtype)
-        own = np.empty(cut.own, x.dtype)
-        for b in range(part * cut.share, min((part + 1) * cut.share, cut.blocks)):
-            n0, p0 = b // bands * cut.images, b % bands * cut.rows
-            images, rows = min(cut.images, g.N - n0), min(cut.rows, g.P - p0)
-            at, dt = n0 * steps[0] + e * n_c + c, (n0 * g.P + p0) * g.Q * g.O + e * (g.O // g.G)
-            by, down, right = _arrange(x, at, steps, g, cut, n, images, p0, rows, room, aside)
-            _panels(room, by, down, right, g, cut, n, dy, dt, images, rows, own, sums,
-                    st * cut.n_o)
+    for worker in prange(workers):
+        space = spaces[worker]
+        room, aside = space[:cut.room], space[cut.room:cut.room + cut.aside]
+        own = space[cut.room + cut.aside:]
+        for t in range(tasks * worker // workers, tasks * (worker + 1) // workers):
+            c, e = t % cut.slices * cut.slice, t // cut.slices % g.G
+            part, n = t // (cut.slices * g.G), min(cut.slice, n_c - c)
+            st = (part * g.G + e) * cut.depth + c * g.I * g.J
+            last = cut.depth - c * g.I * g.J if c + n == n_c else n * g.I * g.J
+            sums[st * cut.n_o:(st + last) * cut.n_o] = 0
+            for b in range(part * cut.share, min((part + 1) * cut.share, cut.blocks)):
+                n0, p0 = b // bands * cut.images, b % bands * cut.rows
+                images, rows = min(cut.images, g.N - n0), min(cut.rows, g.P - p0)
+                at, dt = n0 * steps[0] + e * n_c + c, (n0 * g.P + p0) * g.Q * g.O + e * (g.O // g.G)
+                by, down, right = _arrange(x, at, steps, g, cut, n, images, p0, rows, room, aside)
+                _panels(room, by, down, right, g, cut, n, dy, dt, images, rows, own, sums,
+                        st * cut.n_o)
 
 
 @kernel
@@ -281,7 +284,8 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
     steps, g = _geometry(x, g)
     cut = _cut(g, x.itemsize)
     sums = empty((cut.parts, g.G, cut.depth, cut.n_o), x.dtype)
-    _weight(_last(dy), _last(x), steps, g, cut, sums, work=work)
+    _weight(_last(dy), _last(x), steps, g, cut,
+            spaces(cut.room + cut.aside + cut.own, x.dtype), sums, work=work)
     out = empty((g.O, g.depth), x.dtype)
     _finish(sums, g.O // g.G, out, work=sums.nbytes + out.nbytes)
     if cut.windows:
