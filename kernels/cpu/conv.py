@@ -9,16 +9,13 @@ this and have loops of their own. K = taps × channels of a group, in the order 
 import numpy as np
 
 from ..shapes import Conv
-from .depthwise import depthwise, depthwise_input, depthwise_weight
+from .conv_weight import conv2d_weight
+from .depthwise import depthwise, depthwise_input
 from .jit import device, kernel, prange
 from .memory import empty
-from .simd import VECTOR
-from .tiles import columns, fill, pack, panels
+from .tiles import columns, fill, panels
 
 __all__ = ["conv2d", "conv2d_input", "conv2d_weight"]
-
-SUM_BLOCK = 1 << 16        # values of dy per partial sum of a depthwise weight gradient
-SUM_PARTS = 16             # partial sums of a weight gradient
 
 
 def _last(x):
@@ -164,63 +161,6 @@ def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
     else:
         _input(_last(dy), panels(_matrix(weight, g)), g, dx, work=2 * dy.size * g.depth)
     return _first(dx)
-
-
-@kernel
-def _weight(dy, x, g, block, sums):
-    """sums (parts, G, K, O/G) from dy (pixels, O) and padded x; a task is a block of rows of dy."""
-    n_c, n_o, H, width = g.C // g.G, g.O // g.G, x.shape[1], x.shape[2] * g.C
-    W, K = 2 * VECTOR // x.itemsize, g.I * g.J * n_c
-    parts, last = sums.shape[0], g.N * g.P
-    x, dy, sums = x.reshape(-1), dy.reshape(-1), sums.reshape(-1)
-    taps, run = (1, g.J * n_c) if g.G == 1 and g.dw == 1 else (g.J, n_c)
-    for b in prange(parts):
-        sums[b * g.G * K * n_o:(b + 1) * g.G * K * n_o] = 0
-        aside = np.empty(0 if n_o % W == 0 else run * W, x.dtype)
-        own = np.empty(0 if n_o % W == 0 else g.Q * W, x.dtype)
-        for t in range(b * block, min((b + 1) * block, last)):
-            top = (t // g.P * H + t % g.P * g.sh) * width
-            for e in range(g.G):
-                for o in range(0, n_o, W):
-                    n, dt = min(W, n_o - o), t * g.Q * g.O + e * n_o + o
-                    if n < W:
-                        pack(dy, dt, g.O, 1, n, g.Q, own, 0)
-                    for i in range(g.I):
-                        for j in range(taps):
-                            at = top + i * g.dh * width + j * g.dw * g.C + e * n_c
-                            st = ((b * g.G + e) * K + (i * g.J + j) * n_c) * n_o + o
-                            if n < W:
-                                columns(x, at, 1, g.sw * g.C, run, g.Q, own, 0, W, n, sums, st,
-                                        n_o, aside)
-                            else:
-                                columns(x, at, 1, g.sw * g.C, run, g.Q, dy, dt, g.O, n, sums, st,
-                                        n_o, aside)
-
-
-def _parts(g):
-    """Partial sums and the rows of dy in each: of the shape alone, and at most 8 M values."""
-    rows = g.N * g.P
-    parts = max(1, min(SUM_PARTS, rows // 8, (1 << 23) // (g.depth * g.O)))
-    block = -(-rows // parts)
-    return -(-rows // block), block
-
-
-def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
-    """dw[o,c,i,j] = Σ_{n,p,q} dy[n,o,p,q] x[n, c, p·s + i·d − pad, …]: conv2d's transpose in w."""
-    shape = (dy.shape[1], x.shape[1] // groups, *kernel_size)
-    g = Conv.of(x.shape, shape, stride, padding, dilation, groups)
-    if dy.size == 0 or 0 in shape:
-        return np.zeros(shape, x.dtype)
-    if g.depthwise:
-        rows = max(1, SUM_BLOCK // (g.Q * g.C))
-        sums = np.zeros((-(-g.N * g.P // rows), g.I * g.J, g.C), x.dtype)
-        depthwise_weight(_last(dy), _last(x), g, rows, sums, work=x.nbytes + dy.nbytes)
-        return np.ascontiguousarray(sums.sum(0).T).reshape(shape)
-    parts, block = _parts(g)
-    sums = empty((parts, g.G, g.depth, g.O // g.G), x.dtype)
-    _weight(_last(dy), _padded(x, g), g, block, sums, work=2 * dy.size * g.depth)
-    out = sums.sum(0).reshape(g.G, g.I, g.J, g.C // g.G, g.O // g.G).transpose(0, 4, 3, 1, 2)
-    return np.ascontiguousarray(out).reshape(shape)
 
 
 def _taps(weight, g):

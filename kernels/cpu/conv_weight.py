@@ -1,0 +1,298 @@
+"""The weight gradient of convolution: a matrix product whose inner dimension is the pixels.
+
+A task takes a block of rows (or of whole images) at a time: it copies the block of x, with its
+padding, to where its windows are short steps apart in the second level of cache, and adds to its
+sums tile by tile (sumtile.py), every tile over the whole block. A task has a part of the pixels and
+a slice of the channels; where the gradient is large there is one part only. The parts are summed
+while the result is turned into the weights' order.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ..shapes import Conv
+from .depthwise import depthwise_weight, spaces
+from .jit import device, kernel, prange
+from .memory import empty
+from .microkernel import transpose
+from .simd import VECTOR, load, load_part, store, store_part
+from .sumtile import sum_tiles
+
+__all__ = ["conv2d_weight"]
+
+TASKS = 16                 # at least, where there are pixels enough
+BLOCK_BYTES = 1 << 18      # of x copied at a time: a quarter of the second level of cache
+BLOCK_PIXELS = 1 << 10     # of dy, whose panel of two vectors is then half as much
+PART_PIXELS = 1 << 7       # below, loading and storing a tile costs more than 3 % of its sums
+SUM_BYTES = 1 << 19        # of the sums of one task
+ROWS = 4                   # of the smallest tile
+SUM_VALUES = 1 << 23       # of all parts
+
+
+class _Cut(NamedTuple):
+    """How the work is cut: by the shape alone, so that the sums are the same for all threads."""
+
+    windows: bool          # x is copied window by window
+    slice: int             # channels of a task
+    slices: int
+    parts: int
+    share: int             # blocks of a part
+    images: int            # of a block
+    rows: int              # of each image, in a block
+    blocks: int
+    rows_c: int            # rows of sums that a pixel is copied for, in whole tiles
+    n_o: int               # values in a row of sums, in whole vectors
+    depth: int             # rows of sums of a group, in whole vectors
+    room: int              # values: copy of x, padded rows, panel of dy
+    aside: int
+    own: int
+
+
+def _up(n, step):
+    return -(-n // step) * step
+
+
+def _block(g, pixels, per_row):
+    """Images and rows of each: as many whole images as there is room for, else equal bands."""
+    rows = max(1, min(pixels // g.Q, BLOCK_BYTES // per_row))
+    images = max(1, min(rows // g.P, g.N))
+    return images, -(-g.P // -(-g.P // min(rows, g.P)))
+
+
+def _cut(g, size):
+    """A tile has 4 rows at least: other small numbers of channels go window by window, a row being
+    a value of the window."""
+    n_c, lanes = g.C // g.G, VECTOR // size
+    n_o, taps, width = _up(g.O // g.G, lanes), g.I * g.J, g.W + 2 * g.pw
+    windows = n_c < 12 and n_c % ROWS != 0
+    cut = n_c if windows else min(n_c, max(16, SUM_BYTES // (taps * n_o * size) // 16 * 16))
+    slices, rows_c = -(-n_c // cut), _up(g.depth if windows else cut, ROWS)
+    depth = _up(rows_c if windows else _up(n_c, ROWS) * taps, lanes)
+    pixels = g.N * g.P * g.Q
+    parts = max(1, min(-(-TASKS // (g.G * slices)), SUM_VALUES // (g.G * depth * n_o),
+                       pixels // PART_PIXELS))
+    pixels = min(BLOCK_PIXELS, -(-pixels // parts))
+    images, rows = _block(g, pixels, size * rows_c * (g.Q if windows else g.sh * width))
+    high = (rows - 1) * g.sh + (g.I - 1) * g.dh + 1
+    blocks = -(-g.N // images) * -(-g.P // rows)
+    share = -(-blocks // parts)
+    copied = rows * g.Q if windows else high * width
+    return _Cut(windows, cut, slices, -(-blocks // share), share, images, rows, blocks, rows_c,
+                n_o, depth, _up(images * copied * rows_c + 2 * lanes, lanes),
+                _up(high * width * n_c + 2 * lanes, lanes) if windows else 0,
+                images * rows * g.Q * 2 * lanes if g.O // g.G % lanes else 0)
+
+
+@device
+def _copy(x, at, n, y, yt):
+    lanes = VECTOR // x.itemsize
+    whole = n // lanes * lanes
+    for i in range(0, whole, lanes):
+        store(y, yt + i, load(x, at + i))
+    if whole < n:
+        store_part(y, yt + whole, load_part(x, at + whole, n - whole), n - whole)
+
+
+@device
+def _pad(x, at, steps, g, rows, top, n, y, yt, step):
+    """Rows from ``top`` of an image of x, n channels of each pixel, to (rows, width, step)."""
+    row, pixel = steps[1], steps[2]
+    width, (runs, run) = g.W + 2 * g.pw, (1, g.W * n) if pixel == n == step else (g.W, n)
+    for r in range(rows):
+        h, first = top + r, yt + r * width * step
+        if 0 <= h < g.H:
+            y[first:first + g.pw * step] = 0
+            for w in range(runs):
+                _copy(x, at + h * row + w * pixel, run, y, first + (g.pw + w) * step)
+            y[first + (g.pw + g.W) * step:first + width * step] = 0
+        else:
+            y[first:first + width * step] = 0
+
+
+@device
+def _windows(x, g, rows, n, y, yt, step):
+    """The windows of rows of padded pixels of n values, one after the other."""
+    lanes, width = VECTOR // x.itemsize, (g.W + 2 * g.pw) * n
+    across, run = (1, g.J * n) if g.dw == 1 else (g.J, n)
+    for t in range(g.I * across):
+        source, to = t // across * g.dh * width + t % across * g.dw * n, yt + t * run
+        for k in range(0, run, lanes):
+            left = min(lanes, run - k)
+            for p in range(rows):
+                at, pixel = source + p * g.sh * width + k, to + p * g.Q * step + k
+                for q in range(g.Q):
+                    store_part(y, pixel + q * step, load(x, at + q * g.sw * n), left)
+
+
+@device
+def _arrange(x, at, steps, g, cut, n, images, p0, rows, room, aside):
+    """Copy n channels of the rows that rows p0 … of dy read. Steps of a pixel in the copy: by
+    image, row and column of dy, and by row and column of the kernel."""
+    high, width = (rows - 1) * g.sh + (g.I - 1) * g.dh + 1, g.W + 2 * g.pw
+    top, step = p0 * g.sh - g.ph, -(-n // ROWS) * ROWS
+    for m in range(images):
+        if cut.windows:
+            _pad(x, at + m * steps[0], steps, g, high, top, n, aside, 0, n)
+            _windows(aside, g, rows, n, room, m * rows * g.Q * cut.rows_c, cut.rows_c)
+        else:
+            _pad(x, at + m * steps[0], steps, g, high, top, n, room, m * high * width * step, step)
+    if cut.windows:
+        return (rows * g.Q * cut.rows_c, g.Q * cut.rows_c, cut.rows_c), 0, 0
+    step_h = width * step
+    return (high * step_h, g.sh * step_h, g.sw * step), g.dh * step_h, g.dw * step
+
+
+def _strip_of(most, vectors):
+    whole, eight, four = (sum_tiles[rows, vectors] for rows in (most, 8, 4))
+
+    @device
+    def strip(a, at, a_steps, n, b, bt, b_steps, counts, c, ct, ldc):
+        """n rows of sums, in fours."""
+        r = 0
+        while r + most <= n and (most == 16 or n - r != 16):     # 8 + 8 rather than 12 + 4
+            whole(a, at + r, a_steps, b, bt, b_steps, counts, c, ct + r * ldc, ldc)
+            r += most
+        while r + 8 <= n:
+            eight(a, at + r, a_steps, b, bt, b_steps, counts, c, ct + r * ldc, ldc)
+            r += 8
+        if r < n:
+            four(a, at + r, a_steps, b, bt, b_steps, counts, c, ct + r * ldc, ldc)
+    return strip
+
+
+_strip, _half_strip = _strip_of(12, 2), _strip_of(16, 1)
+
+
+@device
+def _tiles(x, steps, down, right, g, cut, n, dy, dt, dy_steps, counts, sums, st, half):
+    """All rows of sums for the columns of one panel of dy."""
+    taps = 1 if cut.windows else g.I * g.J
+    rows, ld = (cut.rows_c, cut.n_o) if cut.windows else (-(-n // ROWS) * ROWS, taps * cut.n_o)
+    for t in range(taps):
+        at, ct = t // g.J * down + t % g.J * right, st + t * cut.n_o
+        if half:
+            _half_strip(x, at, steps, rows, dy, dt, dy_steps, counts, sums, ct, ld)
+        else:
+            _strip(x, at, steps, rows, dy, dt, dy_steps, counts, sums, ct, ld)
+
+
+@device
+def _panels(room, steps, down, right, g, cut, n, dy, dt, images, rows, own, sums, st):
+    """Add a block of pixels to all sums of a slice of channels."""
+    lanes, n_o = VECTOR // dy.itemsize, g.O // g.G
+    flat = steps[0] == rows * steps[1] and steps[1] == g.Q * steps[2] and (
+        images == 1 or rows == g.P)
+    counts = (1, 1, images * rows * g.Q) if flat else (images, rows, g.Q)
+    for o in range(0, n_o, 2 * lanes):
+        left = n_o - o
+        half, width = left <= lanes, lanes if left <= lanes else 2 * lanes
+        if cut.own:
+            pixel = 0
+            for m in range(images):
+                for q in range(rows * g.Q):
+                    at = dt + (m * g.P * g.Q + q) * g.O + o
+                    for v in range(0, min(left, width), lanes):
+                        store(own, pixel + v, load_part(dy, at + v, min(lanes, left - v)))
+                    pixel += width
+            _tiles(room, steps, down, right, g, cut, n, own, 0,
+                   (rows * g.Q * width, g.Q * width, width), counts, sums, st + o, half)
+        else:
+            _tiles(room, steps, down, right, g, cut, n, dy, dt + o,
+                   (g.P * g.Q * g.O, g.Q * g.O, g.O), counts, sums, st + o, half)
+
+
+@kernel
+def _weight(dy, x, steps, g, cut, spaces, sums):
+    """sums (parts, G, depth, n_o) from dy (N, P, Q, O) and x of those steps."""
+    n_c, bands, workers = g.C // g.G, -(-g.P // cut.rows), spaces.shape[0]
+    tasks = cut.parts * g.G * cut.slices
+    dy, x, sums = dy.reshape(-1), x.reshape(-1), sums.reshape(-1)
+    for worker in prange(workers):
+        space = spaces[worker]
+        room, aside = space[:cut.room], space[cut.room:cut.room + cut.aside]
+        own = space[cut.room + cut.aside:]
+        for t in range(tasks * worker // workers, tasks * (worker + 1) // workers):
+            c, e = t % cut.slices * cut.slice, t // cut.slices % g.G
+            part, n = t // (cut.slices * g.G), min(cut.slice, n_c - c)
+            st = (part * g.G + e) * cut.depth + c * g.I * g.J
+            last = cut.depth - c * g.I * g.J if c + n == n_c else n * g.I * g.J
+            sums[st * cut.n_o:(st + last) * cut.n_o] = 0
+            for b in range(part * cut.share, min((part + 1) * cut.share, cut.blocks)):
+                n0, p0 = b // bands * cut.images, b % bands * cut.rows
+                images, rows = min(cut.images, g.N - n0), min(cut.rows, g.P - p0)
+                at, dt = n0 * steps[0] + e * n_c + c, (n0 * g.P + p0) * g.Q * g.O + e * (g.O // g.G)
+                by, down, right = _arrange(x, at, steps, g, cut, n, images, p0, rows, room, aside)
+                _panels(room, by, down, right, g, cut, n, dy, dt, images, rows, own, sums,
+                        st * cut.n_o)
+
+
+@kernel
+def _finish(sums, n_o, out):
+    """out (G · O/G, K) = Σ over the parts of sums (parts, G, depth, …), turned."""
+    parts, G, depth, ld = sums.shape
+    lanes, K = VECTOR // sums.itemsize, out.shape[1]
+    size, tiles = G * depth * ld, ld // lanes
+    sums, out = sums.reshape(-1), out.reshape(-1)
+    for t in prange(G * tiles):
+        e, o = t // tiles, t % tiles * lanes
+        square, turned = np.empty(lanes * lanes, out.dtype), np.empty(lanes * lanes, out.dtype)
+        for k in range(0, depth, lanes):
+            for r in range(lanes):
+                at = (e * depth + k + r) * ld + o
+                total = load(sums, at)
+                for b in range(1, parts):
+                    total = total + load(sums, at + b * size)
+                store(square, r * lanes, total)
+            transpose(square, 0, lanes, turned, 0, lanes)
+            n = min(lanes, K - k)
+            for r in range(min(lanes, n_o - o)):
+                to = (e * n_o + o + r) * K + k
+                if n == lanes:
+                    store(out, to, load(turned, r * lanes))
+                elif n > 0:
+                    store_part(out, to, load(turned, r * lanes), n)
+
+
+def _geometry(x, g):
+    """Steps of x (N, H, W, C) in values. A kernel of one tap sees only the pixels it reads."""
+    steps = g.H * g.W * g.C, g.W * g.C, g.C
+    if g.I == g.J == 1 and g.ph == g.pw == 0:
+        return (steps[0], g.sh * steps[1], g.sw * steps[2]), g._replace(H=g.P, W=g.Q, sh=1, sw=1)
+    return steps, g
+
+
+def _turned(g, lanes):
+    """Whether a plain product dyᵀ x fills vectors better as the transpose of xᵀ dy."""
+    plain = (g.I, g.J, g.sh, g.sw, g.ph, g.pw, g.G) == (1, 1, 1, 1, 0, 0, 1)
+    return plain and _up(g.O, lanes) * g.C > _up(g.C, lanes) * g.O
+
+
+def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
+    """dw[o,c,i,j] = Σ_{n,p,q} dy[n,o,p,q] x[n, c, p·s + i·d − pad, …]: conv2d's transpose in w."""
+    shape = (dy.shape[1], x.shape[1] // groups, *kernel_size)
+    g = Conv.of(x.shape, shape, stride, padding, dilation, groups)
+    if dy.size == 0 or 0 in shape:
+        return np.zeros(shape, x.dtype)
+    if g.depthwise:
+        return depthwise_weight(_last(dy), _last(x), g).reshape(shape)
+    if _turned(g, VECTOR // x.itemsize):
+        out = conv2d_weight(x, dy, kernel_size=kernel_size, stride=stride, padding=padding,
+                            dilation=dilation, groups=groups)
+        return np.ascontiguousarray(out.swapaxes(0, 1))
+    work = 2 * dy.size * g.depth
+    steps, g = _geometry(x, g)
+    cut = _cut(g, x.itemsize)
+    sums = empty((cut.parts, g.G, cut.depth, cut.n_o), x.dtype)
+    _weight(_last(dy), _last(x), steps, g, cut,
+            spaces(cut.room + cut.aside + cut.own, x.dtype), sums, work=work)
+    out = empty((g.O, g.depth), x.dtype)
+    _finish(sums, g.O // g.G, out, work=sums.nbytes + out.nbytes)
+    if cut.windows:
+        out = np.ascontiguousarray(out.reshape(g.O, g.I * g.J, g.C // g.G).transpose(0, 2, 1))
+    return out.reshape(shape)
+
+
+def _last(x):
+    """x (N, C, H, W) as contiguous (N, H, W, C)."""
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
