@@ -1,0 +1,263 @@
+"""Direct convolution: every output is one sum over the taps of its window, in registers.
+
+x (N, H, W, C) is channels-last. A task makes some output rows of one image: it copies the input
+rows they read, with their padding, to a buffer that stays in L2 (or reads x where there is none),
+and cuts the output pixels into groups of four for the tiles of convkernel.py. The same loops make
+the gradient of the input: there a window is the taps that meet in one pixel, and with a stride the
+pixels of dx fall into stride² phases, each with its own taps.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .convkernel import GROUP, GROUPS, HALF_GROUPS, few, few_half, tile, tile_half
+from .jit import device, kernel, prange
+from .simd import VECTOR, load, load_part, store, store_part
+
+__all__ = ["Windows", "half_panel", "packed", "panel", "shifts", "windows"]
+
+TASK_FLOP = 1 << 21        # about 20 us of one core
+TASK_PIXELS = 48           # at least: a panel of weights comes from L2 or L3 once per task
+TASKS = 16                 # at least, where there are panels to share out
+BUFFER_BYTES = 1 << 18     # of input rows, a quarter of an L2
+PANEL_BYTES = 1 << 19      # of weights, half an L2
+
+
+class Windows(NamedTuple):
+    """y[n, p, q, o] = Σ_t Σ_c x[n, p sh − top + i_t, q sw − left + j_t, c] w[o, t, c] for (P, Q)
+    pixels, written sp · p + sq · q + s0 behind each image's start of y; n_c and n_o per group."""
+
+    N: int
+    H: int
+    W: int
+    P: int
+    Q: int
+    sh: int
+    sw: int
+    top: int
+    left: int
+    high: int                      # rows and columns from a window's first to its last
+    wide: int
+    G: int
+    n_c: int
+    n_o: int
+    sn: int
+    sp: int
+    sq: int
+    s0: int
+
+    @property
+    def bare(self):
+        """No window leaves x, and a row of y has a group of pixels: x is read where it lies."""
+        return (self.Q >= GROUP and self.top <= 0 and self.left <= 0
+                and (self.P - 1) * self.sh - self.top + self.high <= self.H
+                and (self.Q - 1) * self.sw - self.left + self.wide <= self.W)
+
+
+@kernel
+def _pack(weight, first, taps, lane, inner, group, n, out):
+    """out (G, panels, T, K, W) [e, p, t, k, j] = weight[first + e group + taps[t] + k inner
+    + (p W + j) lane], zeros behind n."""
+    G, P, T, K, W = out.shape
+    out = out.reshape(-1)
+    for ep in prange(G * P):
+        e, p = ep // P, ep % P
+        m, source = min(W, n - p * W), first + e * group + p * W * lane
+        for k in range(K):
+            for t in range(T):
+                at, to = source + taps[t] + k * inner, ((ep * T + t) * K + k) * W
+                row = out[to:to + W]
+                for j in range(m):
+                    row[j] = weight[at + j * lane]
+                for j in range(m, W):
+                    row[j] = 0
+
+
+def packed(weight, taps, groups, transposed=False):
+    """Panels (G, panels, T, K, W) of the weights (O, C/G, I, J): k over c and the panels over o, or
+    the other way round; taps are indices into I · J."""
+    weight = np.ascontiguousarray(weight)
+    O, n_c, I, J = weight.shape
+    n_o = O // groups
+    (n, lane), (K, inner) = (n_o, n_c * I * J), (n_c, I * J)
+    if transposed:
+        (n, lane), (K, inner) = (K, inner), (n, lane)
+    W = 2 * VECTOR // weight.itemsize
+    out = np.empty((groups, -(-n // W), len(taps), K, W), weight.dtype)
+    _pack(weight.reshape(-1), 0, np.asarray(taps, np.int64), lane, inner, n_o * n_c * I * J, n, out,
+          work=out.nbytes * 8)
+    return out
+
+
+@device
+def _gather(x, n, row, rows, s, C, width, out):
+    """out (rows, width, C) = rows ``row`` − top … of image n, zeros outside x and behind."""
+    j0 = max(0, min(width, s.left))
+    j1 = max(j0, min(width, s.W + s.left))
+    for r in range(rows):
+        h, line = row + r - s.top, out[r * width * C:(r + 1) * width * C]
+        if h < 0 or h >= s.H:
+            line[:] = 0
+            continue
+        line[:j0 * C] = 0
+        middle = line[j0 * C:j1 * C]
+        at = ((n * s.H + h) * s.W + j0 - s.left) * C
+        source = x[at:at + middle.size]
+        for c in range(middle.size):
+            middle[c] = source[c]
+        line[j1 * C:] = 0
+    out[rows * width * C:] = 0
+
+
+@device
+def _copy(aside, W, m, n, y, yt, ld):
+    """m rows of n values, from a tile of its own to y."""
+    L = W // 2
+    for r in range(m):
+        at, to = r * W, yt + r * ld
+        if n >= L:
+            store(y, to, load(aside, at))
+            at, to = at + L, to + L
+        store_part(y, to, load_part(aside, at, n % L), n % L)
+
+
+@device
+def half_panel(a, ga, row, taps, run, weight, shift, c, gc, ld):
+    """One vector of outputs for the groups of pixels at ga, to gc."""
+    g = 0
+    while g + HALF_GROUPS <= ga.size:
+        tile_half(a, _six(ga, g), row, taps, taps.size, run, weight, 0, shift, 0, c, _six(gc, g),
+                  ld)
+        g += HALF_GROUPS
+    while g < ga.size:
+        few_half(a, (ga[g],), row, taps, taps.size, run, weight, 0, shift, 0, c, (gc[g],), ld)
+        g += 1
+
+
+@device
+def panel(a, ga, row, taps, run, weight, shift, c, gc, ld):
+    """Two vectors of outputs for the groups of pixels at ga, to gc."""
+    g = 0
+    while g + GROUPS <= ga.size:
+        tile(a, _three(ga, g), row, taps, taps.size, run, weight, 0, shift, 0, c, _three(gc, g), ld)
+        g += GROUPS
+    while g < ga.size:
+        few(a, (ga[g],), row, taps, taps.size, run, weight, 0, shift, 0, c, (gc[g],), ld)
+        g += 1
+
+
+if VECTOR == 64:
+    @device
+    def _three(g, i):
+        return g[i], g[i + 1], g[i + 2]
+
+    @device
+    def _six(g, i):
+        return g[i], g[i + 1], g[i + 2], g[i + 3], g[i + 4], g[i + 5]
+else:
+    @device
+    def _three(g, i):
+        return (g[i],)
+
+    @device
+    def _six(g, i):
+        return g[i], g[i + 1]
+
+
+@device
+def _places(s, rows, first, width, yt, W, ga, gc, tight):
+    """Where each group of pixels reads the buffer, writes y, and writes beside y. A row's last
+    group ends with the row: it makes some pixels again, to the same bits."""
+    each = -(-s.Q // GROUP)
+    for r in range(rows):
+        for i in range(each):
+            g, q = r * each + i, max(0, min(i * GROUP, s.Q - GROUP))
+            ga[g] = first + (r * s.sh * width + q * s.sw) * s.G * s.n_c
+            gc[g] = yt + r * s.sp + q * s.sq
+            tight[g] = g * GROUP * W
+
+
+@kernel
+def _windows(x, weight, shift, taps, run, s, block, parts, bare, y):
+    """y from weight panels (G, panels, K, W) and shifts (G, panels, W); taps are places in the
+    buffer, run values are contiguous there. A task is ``block`` rows of an image × 1/parts of the
+    panels."""
+    G, P, K, W = weight.shape
+    C, blocks, share = G * s.n_c, -(-s.P // block), -(-P // parts)
+    width = s.W if bare else (s.Q - 1) * s.sw + s.wide
+    weight, shift = weight.reshape(-1), shift.reshape(-1)
+    for task in prange(parts * s.N * blocks):
+        part, image = task // (s.N * blocks), task % (s.N * blocks) // blocks
+        p0 = task % blocks * block
+        rows = min(block, s.P - p0)
+        groups, tall = rows * -(-s.Q // GROUP), (rows - 1) * s.sh + s.high
+        first = ((image * s.H + p0 * s.sh - s.top) * width - s.left) * C if bare else 0
+        own = np.empty(0 if bare else (tall * width + GROUP * s.sw) * C, x.dtype)
+        if not bare:
+            _gather(x, image, p0 * s.sh, tall, s, C, width, own)
+        a = x if bare else own
+        ga, gc = np.empty(groups, np.int64), np.empty(groups, np.int64)
+        tight = np.empty(groups, np.int64)
+        _places(s, rows, first, width, image * s.sn + p0 * s.sp + s.s0, W, ga, gc, tight)
+        plain = s.n_o % (W // 2) == 0 and s.Q >= GROUP
+        aside = np.empty(0 if plain else groups * GROUP * W, x.dtype)
+        for ep in range(G * P):
+            e, p = ep // P, ep % P
+            if part * share <= p < (part + 1) * share:
+                n, out = min(W, s.n_o - p * W), y[e * s.n_o + p * W:]
+                whole = n % (W // 2) == 0 and s.Q >= GROUP
+                c, to, ld = (out, gc, s.sq) if whole else (aside, tight, W)
+                if 2 * n > W:
+                    panel(a[e * s.n_c:], ga, s.sw * C, taps, run, weight[ep * K * W:],
+                          shift[ep * W:], c, to, ld)
+                else:
+                    half_panel(a[e * s.n_c:], ga, s.sw * C, taps, run, weight[ep * K * W:],
+                               shift[ep * W:], c, to, ld)
+                if not whole:
+                    for g in range(groups):
+                        _copy(aside[tight[g]:], W, min(GROUP, s.Q), n, out, gc[g], s.sq)
+
+
+def shifts(bias, groups, n, dtype):
+    """The bias, or zeros, as (G, panels, W)."""
+    W = 2 * VECTOR // np.dtype(dtype).itemsize
+    out = np.zeros((groups, -(-n // W) * W), dtype)
+    if bias is not None:
+        out[:, :n] = bias.reshape(groups, n)
+    return out.reshape(groups, -1, W)
+
+
+def windows(x, weight, shift, places, s, y):
+    """y for weight panels of ``packed``; places are the taps' (i, j)."""
+    G, P, T, n_c, W = weight.shape
+    bare, C = s.bare, G * n_c
+    width = s.W if bare else (s.Q - 1) * s.sw + s.wide
+    taps, run = [(i * width + j) * C for i, j in places], n_c
+    if G == 1 and all(b - a == C for row in _lines(places, taps) for a, b in zip(row, row[1:])):
+        taps = [row[0] for row in _lines(places, taps)]
+        run *= T // len(taps)
+    block, parts = _tasks(s, width * C * x.itemsize, P, T * n_c, W * x.itemsize)
+    _windows(x.reshape(-1), weight.reshape(G, P, T * n_c, W), shift, np.array(taps, np.int64), run,
+             s, block, parts, bare, y.reshape(-1), work=2 * y.size * T * n_c)
+
+
+def _lines(places, taps):
+    """The taps of each kernel row; one line per tap where rows are not of one length."""
+    rows = {}
+    for (i, _), at in zip(places, taps):
+        rows.setdefault(i, []).append(at)
+    lines = list(rows.values())
+    return lines if len({len(row) for row in lines}) == 1 else [[at] for at in taps]
+
+
+def _tasks(s, line, panels, K, width):
+    """Rows of y per task, and parts that the panels are cut into, of the sizes alone. ``line`` is
+    the bytes of a row of the buffer, ``width`` of a row of a panel."""
+    flop = 2 * s.Q * K * s.G * s.n_o
+    fits = (BUFFER_BYTES // line - s.high) // s.sh + 1
+    rows = min(max(TASK_FLOP // flop, TASK_PIXELS // s.Q), fits)
+    block = -(-s.P // -(-s.P // max(1, min(rows, s.P))))
+    share = max(1, PANEL_BYTES // (K * width * s.G))
+    tasks = s.N * -(-s.P // block)
+    return block, min(panels, max(-(-panels // share), -(-TASKS // tasks)))
