@@ -9,11 +9,13 @@ this and have loops of their own. K = taps × channels of a group, in the order 
 import numpy as np
 
 from ..shapes import Conv
+from . import winograd
 from .depthwise import depthwise, depthwise_input, depthwise_weight
 from .jit import kernel, prange
 from .memory import empty
 from .simd import VECTOR
 from .tiles import columns, pack
+from .winograd import Tiles
 from .windows import Windows, packed, shifts, windows
 
 __all__ = ["conv2d", "conv2d_input", "conv2d_weight"]
@@ -68,6 +70,20 @@ def _forward(x, weight, bias, g, y):
             y)
 
 
+def _fastest(direct, x, weight, bias, g, tiles, y):
+    """y (N, …) by Winograd's products where they are faster. They spread NaN and Inf over a tile:
+    images in which a result is not finite are computed directly."""
+    plain = g.G == g.sh == g.sw == g.dh == g.dw == 1 and g.I == g.J == 3
+    if not (plain and winograd.suits(tiles)):
+        direct(x, weight, bias, g, y)
+        return
+    spoiled = winograd.winograd(x, weight, bias, tiles, y, direct is _input)
+    if spoiled.size:
+        some = np.empty((spoiled.size, *y.shape[1:]), y.dtype)
+        direct(x[spoiled], weight, bias, g._replace(N=spoiled.size), some)
+        y[spoiled] = some
+
+
 def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
     """y[n,o,p,q] = b[o] + Σ_{c,i,j} w[o,c,i,j] x[n, c, p·s + i·d − pad, q·s + j·d − pad]."""
     g = Conv.of(x.shape, weight.shape, stride, padding, dilation, groups)
@@ -78,7 +94,8 @@ def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
         shift = np.zeros(g.O, x.dtype) if bias is None else np.ascontiguousarray(bias, x.dtype)
         depthwise(_last(x), _taps(weight, g), shift, g, y, work=x.nbytes + y.nbytes)
     else:
-        _forward(_last(x), weight, bias, g, y)
+        tiles = Tiles(g.N, g.H, g.W, g.C, g.P, g.Q, g.O, g.ph, g.pw)
+        _fastest(_forward, _last(x), weight, bias, g, tiles, y)
     return _first(y)
 
 
@@ -89,9 +106,9 @@ def _meeting(h0, size, k, s, p, d):
     return -(-(size - h0) // s), taps
 
 
-def _input(dy, weight, g, dx):
+def _input(dy, weight, bias, g, dx):
     """dx (N, H, W, C), direct: stride² phases of pixels, that meet different taps."""
-    shift = shifts(None, g.G, g.C // g.G, dy.dtype)
+    shift = shifts(bias, g.G, g.C // g.G, dy.dtype)
     phases = [(_meeting(h, g.H, g.I, g.sh, g.ph, g.dh), _meeting(w, g.W, g.J, g.sw, g.pw, g.dw),
                (h * g.W + w) * g.C) for h in range(min(g.sh, g.H)) for w in range(min(g.sw, g.W))]
     if not all(rows and columns for (_, rows), (_, columns), _ in phases):
@@ -118,7 +135,8 @@ def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
     elif g.depthwise:
         depthwise_input(_last(dy), _taps(weight, g), g, dx, work=dx.nbytes + dy.nbytes)
     else:
-        _input(_last(dy), weight, g, dx)
+        tiles = Tiles(g.N, g.P, g.Q, g.O, g.H, g.W, g.C, 2 - g.ph, 2 - g.pw)
+        _fastest(_input, _last(dy), weight, None, g, tiles, dx)
     return _first(dx)
 
 
