@@ -100,30 +100,31 @@ def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
 
 
 def _meeting(h0, size, k, s, p, d):
-    """Positions h0, h0 + s, … of x: their number, and (tap, step) for the taps that read them: tap
-    i reads position number n in output n + step."""
-    taps = [(i, (h0 + p - i * d) // s) for i in range(k) if (h0 + p - i * d) % s == 0]
+    """Positions h0, h0 + s, … of x: their number, and (tap, step) for the taps that read them, the
+    last first: position number n meets tap i in output n + step."""
+    taps = [(i, (h0 + p - i * d) // s) for i in range(k - 1, -1, -1) if (h0 + p - i * d) % s == 0]
     return -(-(size - h0) // s), taps
 
 
 def _input(dy, weight, bias, g, dx):
     """dx (N, H, W, C), direct: stride² phases of pixels, that meet different taps."""
-    shift = shifts(bias, g.G, g.C // g.G, dy.dtype)
     phases = [(_meeting(h, g.H, g.I, g.sh, g.ph, g.dh), _meeting(w, g.W, g.J, g.sw, g.pw, g.dw),
                (h * g.W + w) * g.C) for h in range(min(g.sh, g.H)) for w in range(min(g.sw, g.W))]
-    if not all(rows and columns for (_, rows), (_, columns), _ in phases):
+    taps = [[i * g.J + j for i, _ in rows for j, _ in columns]
+            for (_, rows), (_, columns), _ in phases]
+    if not all(taps):
         dx[...] = 0
-    for (P, rows), (Q, columns), start in phases:
-        if rows and columns:
-            top, left = -min(i for _, i in rows), -min(j for _, j in columns)
-            s = Windows(g.N, g.P, g.Q, P, Q, 1, 1, top, left, top + 1 + max(i for _, i in rows),
-                        left + 1 + max(j for _, j in columns), g.G, g.O // g.G, g.C // g.G,
+    weight = packed(weight, sum(taps, []), g.G, True)
+    shift, t0 = shifts(bias, g.G, g.C // g.G, dy.dtype), 0
+    for ((P, rows), (Q, columns), start), own in zip(phases, taps):
+        if own:
+            top, left = -rows[0][1], -columns[0][1]
+            s = Windows(g.N, g.P, g.Q, P, Q, 1, 1, top, left, top + 1 + rows[-1][1],
+                        left + 1 + columns[-1][1], g.G, g.O // g.G, g.C // g.G,
                         g.H * g.W * g.C, g.sh * g.W * g.C, g.sw * g.C, start)
-            # upwards in place, so that the taps of a row lie next to each other
-            both = [(i, j) for i in reversed(rows) for j in reversed(columns)]
-            taps = [i * g.J + j for (i, _), (j, _) in both]
-            places = [(top + i, left + j) for (_, i), (_, j) in both]
-            windows(dy, packed(weight, taps, g.G, True), shift, places, s, dx)
+            places = [(top + i, left + j) for _, i in rows for _, j in columns]
+            windows(dy, weight, shift, places, s, dx, t0)
+            t0 += len(own)
 
 
 def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):

@@ -13,9 +13,11 @@ import numpy as np
 
 from .convkernel import GROUP, GROUPS, HALF_GROUPS, few, few_half, tile, tile_half
 from .jit import device, kernel, prange
-from .simd import VECTOR, load, load_part, store, store_part
+from .memory import empty
+from .microkernel import transpose
+from .simd import VECTOR, lanes, load, load_part, store, store_part
 
-__all__ = ["Windows", "half_panel", "packed", "panel", "shifts", "windows"]
+__all__ = ["Windows", "aligned", "half_panel", "packed", "panel", "shifts", "windows"]
 
 TASK_FLOP = 1 << 21        # about 20 us of one core
 TASK_PIXELS = 48           # at least: a panel of weights comes from L2 or L3 once per task
@@ -55,23 +57,55 @@ class Windows(NamedTuple):
                 and (self.Q - 1) * self.sw - self.left + self.wide <= self.W)
 
 
+@device
+def aligned(n, x):
+    """Room for n values of x's dtype that begins on a vector's boundary: stores that straddle two
+    cache lines cost a quarter of the time of a transform."""
+    room = np.empty(n + VECTOR // x.itemsize, x.dtype)
+    first = -room.ctypes.data % VECTOR // x.itemsize
+    return room[first:first + n]
+
+
 @kernel
-def _pack(weight, first, taps, lane, inner, group, n, out):
-    """out (G, panels, T, K, W) [e, p, t, k, j] = weight[first + e group + taps[t] + k inner
-    + (p W + j) lane], zeros behind n."""
+def _pack(weight, lane, count, step, size, places, n, out):
+    """out (G, panels, T, K, W): lane j of panel p is a row of weight, (p W + j) · lane from its
+    group's start, of ``count`` pieces that lie ``step`` apart, each ``size`` values; in a row all
+    taps of k = 0, 1, … follow each other, and tap t goes to places[t], or nowhere."""
     G, P, T, K, W = out.shape
+    L, taps, group = lanes(weight), places.size, weight.size // G
     out = out.reshape(-1)
-    for ep in prange(G * P):
-        e, p = ep // P, ep % P
-        m, source = min(W, n - p * W), first + e * group + p * W * lane
-        for k in range(K):
-            for t in range(T):
-                at, to = source + taps[t] + k * inner, ((ep * T + t) * K + k) * W
-                row = out[to:to + W]
-                for j in range(m):
-                    row[j] = weight[at + j * lane]
-                for j in range(m, W):
-                    row[j] = 0
+    for task in prange(G * P * 2):
+        panel, v = task // 2, task % 2 * L
+        have = min(L, n - panel % P * W - v)
+        first, to = panel // P * group + (panel % P * W + v) * lane, panel * T * K * W + v
+        own = aligned(L * L, out)
+        for i in range(count):
+            for m in range(0, size, L):
+                _square(weight, first + i * step + m, lane, have, min(L, size - m), own)
+                k, t = (i * size + m) // taps, (i * size + m) % taps
+                for r in range(min(L, size - m)):
+                    if places[t] >= 0:
+                        store(out, to + (places[t] * K + k) * W, load(own, r * L))
+                    t += 1
+                    if t == taps:
+                        k, t = k + 1, 0
+
+
+@device
+def _square(x, at, ld, m, n, own):
+    """own (n, lanes) = the transpose of m rows of n values, zeros behind."""
+    L = lanes(x)
+    if m == L and ld == 1 and n == 1:
+        store(own, 0, load(x, at))
+    elif m == L and at + (L - 1) * ld + L <= x.size:
+        transpose(x, at, ld, own, 0, L)
+    else:
+        for j in range(m):
+            for r in range(n):
+                own[r * L + j] = x[at + j * ld + r]
+        for j in range(max(0, m), L):
+            for r in range(n):
+                own[r * L + j] = 0
 
 
 def packed(weight, taps, groups, transposed=False):
@@ -79,14 +113,13 @@ def packed(weight, taps, groups, transposed=False):
     the other way round; taps are indices into I · J."""
     weight = np.ascontiguousarray(weight)
     O, n_c, I, J = weight.shape
-    n_o = O // groups
-    (n, lane), (K, inner) = (n_o, n_c * I * J), (n_c, I * J)
-    if transposed:
-        (n, lane), (K, inner) = (K, inner), (n, lane)
-    W = 2 * VECTOR // weight.itemsize
-    out = np.empty((groups, -(-n // W), len(taps), K, W), weight.dtype)
-    _pack(weight.reshape(-1), 0, np.asarray(taps, np.int64), lane, inner, n_o * n_c * I * J, n, out,
-          work=out.nbytes * 8)
+    n_o, size, W = O // groups, I * J, 2 * VECTOR // weight.itemsize
+    places = np.full(size, -1, np.int64)
+    places[taps] = range(len(taps))
+    n, K = (n_c, n_o) if transposed else (n_o, n_c)
+    rows = (size, n_o, n_c * size, size) if transposed else (n_c * size, 1, 0, n_c * size)
+    out = empty((groups, -(-n // W), len(taps), K, W), weight.dtype)
+    _pack(weight.reshape(-1), *rows, places, n, out, work=4 * out.nbytes)
     return out
 
 
@@ -179,14 +212,14 @@ def _places(s, rows, first, width, yt, W, ga, gc, tight):
 
 
 @kernel
-def _windows(x, weight, shift, taps, run, s, block, parts, bare, y):
-    """y from weight panels (G, panels, K, W) and shifts (G, panels, W); taps are places in the
-    buffer, run values are contiguous there. A task is ``block`` rows of an image × 1/parts of the
-    panels."""
-    G, P, K, W = weight.shape
+def _windows(x, weight, step, shift, taps, run, s, block, parts, bare, y):
+    """y from weight panels that lie ``step`` apart and shifts (G, panels, W); taps are places in
+    the buffer, run values are contiguous there. A task is ``block`` rows of an image × 1/parts of
+    the panels."""
+    G, P, W = shift.shape
     C, blocks, share = G * s.n_c, -(-s.P // block), -(-P // parts)
     width = s.W if bare else (s.Q - 1) * s.sw + s.wide
-    weight, shift = weight.reshape(-1), shift.reshape(-1)
+    shift = shift.reshape(-1)
     for task in prange(parts * s.N * blocks):
         part, image = task // (s.N * blocks), task % (s.N * blocks) // blocks
         p0 = task % blocks * block
@@ -209,10 +242,10 @@ def _windows(x, weight, shift, taps, run, s, block, parts, bare, y):
                 whole = n % (W // 2) == 0 and s.Q >= GROUP
                 c, to, ld = (out, gc, s.sq) if whole else (aside, tight, W)
                 if 2 * n > W:
-                    panel(a[e * s.n_c:], ga, s.sw * C, taps, run, weight[ep * K * W:],
+                    panel(a[e * s.n_c:], ga, s.sw * C, taps, run, weight[ep * step:],
                           shift[ep * W:], c, to, ld)
                 else:
-                    half_panel(a[e * s.n_c:], ga, s.sw * C, taps, run, weight[ep * K * W:],
+                    half_panel(a[e * s.n_c:], ga, s.sw * C, taps, run, weight[ep * step:],
                                shift[ep * W:], c, to, ld)
                 if not whole:
                     for g in range(groups):
@@ -228,9 +261,10 @@ def shifts(bias, groups, n, dtype):
     return out.reshape(groups, -1, W)
 
 
-def windows(x, weight, shift, places, s, y):
-    """y for weight panels of ``packed``; places are the taps' (i, j)."""
+def windows(x, weight, shift, places, s, y, t0=0):
+    """y for taps t0 … of weight panels (G, panels, T, K, W); places are the taps' (i, j)."""
     G, P, T, n_c, W = weight.shape
+    step, first, T = T * n_c * W, t0 * n_c * W, len(places)
     bare, C = s.bare, G * n_c
     width = s.W if bare else (s.Q - 1) * s.sw + s.wide
     taps, run = [(i * width + j) * C for i, j in places], n_c
@@ -238,8 +272,8 @@ def windows(x, weight, shift, places, s, y):
         taps = [row[0] for row in _lines(places, taps)]
         run *= T // len(taps)
     block, parts = _tasks(s, width * C * x.itemsize, P, T * n_c, W * x.itemsize)
-    _windows(x.reshape(-1), weight.reshape(G, P, T * n_c, W), shift, np.array(taps, np.int64), run,
-             s, block, parts, bare, y.reshape(-1), work=2 * y.size * T * n_c)
+    _windows(x.reshape(-1), weight.reshape(-1)[first:], step, shift, np.array(taps, np.int64), run, s, block, parts,
+             bare, y.reshape(-1), work=2 * y.size * T * n_c)
 
 
 def _lines(places, taps):

@@ -16,7 +16,7 @@ from .convkernel import GROUP
 from .jit import device, kernel, prange
 from .memory import empty
 from .simd import VECTOR, fma, lanes, load, load_part, splat, store, store_part, total
-from .windows import half_panel, packed, panel, shifts
+from .windows import aligned, half_panel, packed, panel, shifts
 
 __all__ = ["enabled", "suits", "winograd"]
 
@@ -24,6 +24,7 @@ enabled = True
 BLOCK_BYTES = 1 << 19      # of transformed inputs and products: half an L2
 BLOCKS = 24, 96            # tiles in a block, at least and at most
 TASKS = 16
+LANES = VECTOR // 4
 # Costs in multiply-adds, measured: of the two transforms per tile and channel, and of a weight's.
 TRANSFORM, WEIGHT, BETTER = 180, 200, 0.9
 
@@ -49,8 +50,9 @@ class Tiles(NamedTuple):
 
 def suits(s):
     """Whether this path is faster than the direct one."""
-    cost = (s.count * (36 * s.C * s.O + TRANSFORM * (s.C + s.O)) + WEIGHT * s.C * s.O)
-    return enabled and cost < BETTER * 9 * s.N * s.P * s.Q * s.C * s.O
+    C, O = -(-s.C // LANES) * LANES, -(-s.O // LANES) * LANES
+    cost = s.count * (36 * s.C * O + TRANSFORM * (C + O)) + WEIGHT * s.C * O
+    return enabled and cost < BETTER * 9 * s.N * s.P * s.Q * s.C * O
 
 
 @device
@@ -129,39 +131,69 @@ def _column(x, at, step, h, H, n):
 
 
 @device
-def _take(x, s, n, h, w, own, v, at, size):
-    """v[36 rows of ``size``, from at] = B d Bᵀ of the tile of image n that begins at (h, w)."""
+def _take_tile(x, s, n, h, w, own, v, to, size):
+    """v[36 rows of ``size``, from to] = B d Bᵀ of the tile of image n that begins at (h, w), zeros
+    outside, for every channel."""
     L, inside = lanes(x), 0 <= h and h + 6 <= s.H and 0 <= w and w + 6 <= s.W
-    first = ((n * s.H + h) * s.W + w) * s.C
+    first, down = ((n * s.H + h) * s.W + w) * s.C, s.W * s.C
     for c in range(0, s.C, L):
         m = min(L, s.C - c)
         for j in range(6):
-            place = first + j * s.C + c
+            at = first + j * s.C + c
             if inside and m == L:
-                d = _load6(x, place, s.W * s.C)
+                d = _load6(x, at, down)
             else:
-                d = _column(x, place, s.W * s.C, h, s.H, m if 0 <= w + j < s.W else 0)
+                d = _column(x, at, down, h, s.H, m if 0 <= w + j < s.W else 0)
             _save(own, j * L, 6 * L, _forward(x, *d))
         for i in range(6):
-            _save(v, at + c + 6 * i * size, size, _forward(x, *_load6(own, 6 * i * L, L)))
+            _save(v, to + c + 6 * i * size, size, _forward(x, *_load6(own, 6 * i * L, L)))
 
 
 @device
-def _put(m, at, size, shift, first, s, n, p, q, count, own, y, o):
+def _next(s, n, p, q):
+    """The tile after (p, q) of image n."""
+    q += 4
+    if q >= s.Q:
+        p, q = p + 4, 0
+        if p >= s.P:
+            n, p = n + 1, 0
+    return n, p, q
+
+
+@device
+def _put_row(y, at, right, bias, m0, m1, m2, m3, m4, m5):
+    """Four outputs, ``right`` apart; their sum."""
+    a, b, c, d = _backward(y, m0, m1, m2, m3, m4, m5)
+    a, b, c, d = a + bias, b + bias, c + bias, d + bias
+    _save(y, at, right, (a, b, c, d))
+    return (a + b) + (c + d)
+
+
+@device
+def _put_tile(m, at, size, shift, first, s, n, p, q, count, own, y, o):
     """``count`` outputs from o of the pixels of a tile at (p, q); NaN if one is not finite."""
-    L = lanes(y)
-    found = splat(y.dtype.type(0))
+    L, found = lanes(y), splat(y.dtype.type(0))
     for c in range(0, count, L):
-        lane, bias = min(L, count - c), load(shift, first + c)
-        for j in range(6):
-            _save(own, j * L, 6 * L, _backward(y, *_load6(m, at + c + j * size, 6 * size)))
-        for i in range(min(4, s.P - p)):
-            out = _backward(y, *_load6(own, 6 * i * L, L))
-            place = ((n * s.P + p + i) * s.Q + q) * s.O + o + c
-            for j in range(min(4, s.Q - q)):
-                value = out[j] + bias
-                found = found + value
-                store_part(y, place + j * s.O, value, lane)
+        lane, bias, here, down = min(L, count - c), load(shift, first + c), at + c, 6 * size
+        r0, r1, r2, r3, r4, r5 = (
+            _backward(y, *_load6(m, here, down)), _backward(y, *_load6(m, here + size, down)),
+            _backward(y, *_load6(m, here + 2 * size, down)),
+            _backward(y, *_load6(m, here + 3 * size, down)),
+            _backward(y, *_load6(m, here + 4 * size, down)),
+            _backward(y, *_load6(m, here + 5 * size, down)))
+        place = ((n * s.P + p) * s.Q + q) * s.O + o + c
+        whole = p + 4 <= s.P and q + 4 <= s.Q and lane == L
+        to, below, right, z = (place, s.Q * s.O, s.O, y) if whole else (0, 4 * L, L, own)
+        a = _put_row(z, to, right, bias, r0[0], r1[0], r2[0], r3[0], r4[0], r5[0])
+        b = _put_row(z, to + below, right, bias, r0[1], r1[1], r2[1], r3[1], r4[1], r5[1])
+        found = found + (a + b)
+        a = _put_row(z, to + 2 * below, right, bias, r0[2], r1[2], r2[2], r3[2], r4[2], r5[2])
+        b = _put_row(z, to + 3 * below, right, bias, r0[3], r1[3], r2[3], r3[3], r4[3], r5[3])
+        found = found + (a + b)
+        if not whole:
+            for i in range(min(4, s.P - p)):
+                for j in range(min(4, s.Q - q)):
+                    store_part(y, place + (i * s.Q + j) * s.O, load(own, (4 * i + j) * L), lane)
     return total(found - found)
 
 
@@ -175,37 +207,38 @@ def _winograd(x, u, shift, s, block, parts, y, spoiled):
     share, blocks = -(-P // parts), -(-tiles // block)
     shift, u, size = shift.reshape(-1), u.reshape(-1), P * s.C * W + W
     # a line behind each matrix: the 36 of one place must not share a set of the L1
-    size_v, size_m = block * s.C + L, block * share * W + L
+    wide = min(share * W, -(-s.O // L) * L)
+    size_v, size_m = block * s.C + L, block * wide + L
     for task in prange(parts * blocks):
         part, t0 = task // blocks, task % blocks * block
-        v, m, own = np.empty(36 * size_v, x.dtype), np.empty(36 * size_m, x.dtype), \
-            np.empty(36 * L, x.dtype)
+        v, m, own = aligned(36 * size_v, x), aligned(36 * size_m, x), aligned(36 * L, x)
         some = min(block, tiles - t0)
         groups = -(-some // GROUP)
-        ga, gc, taps = np.empty(groups, np.int64), np.empty(groups, np.int64), \
-            np.zeros(1, np.int64)
-        zeros = np.zeros(W, x.dtype)
+        ga, gc = np.empty(groups, np.int64), np.empty(groups, np.int64)
+        taps, zeros = np.zeros(1, np.int64), np.zeros(W, x.dtype)
         for g in range(groups):
-            ga[g], gc[g] = g * GROUP * s.C, g * GROUP * share * W
+            ga[g], gc[g] = g * GROUP * s.C, g * GROUP * wide
+        first = t0 // (down * across), t0 // across % down * 4, t0 % across * 4
+        n, p, q = first
         for t in range(some):
-            n, at = (t0 + t) // (down * across), (t0 + t) % (down * across)
-            _take(x, s, n, at // across * 4 - s.top, at % across * 4 - s.left, own, v, t * s.C,
-                  size_v)
+            _take_tile(x, s, n, p - s.top, q - s.left, own, v, t * s.C, size_v)
+            n, p, q = _next(s, n, p, q)
         p0, p1 = part * share, min((part + 1) * share, P)
         for i in range(36):
-            for p in range(p0, p1):
-                a, b, c = v[i * size_v:], u[i * size + p * s.C * W:], \
-                    m[i * size_m + (p - p0) * W:]
-                if 2 * (s.O - p * W) > W:
-                    panel(a, ga, s.C, taps, s.C, b, zeros, c, gc, share * W)
+            for k in range(p0, p1):
+                a, b = v[i * size_v:], u[i * size + k * s.C * W:]
+                c = m[i * size_m + (k - p0) * W:]
+                if 2 * (s.O - k * W) > W:
+                    panel(a, ga, s.C, taps, s.C, b, zeros, c, gc, wide)
                 else:
-                    half_panel(a, ga, s.C, taps, s.C, b, zeros, c, gc, share * W)
+                    half_panel(a, ga, s.C, taps, s.C, b, zeros, c, gc, wide)
+        n, p, q = first
         for t in range(some):
-            n, at = (t0 + t) // (down * across), (t0 + t) % (down * across)
-            bad = _put(m, t * share * W, size_m, shift, p0 * W, s, n, at // across * 4,
-                       at % across * 4, min(p1 * W, s.O) - p0 * W, own, y, p0 * W)
+            bad = _put_tile(m, t * wide, size_m, shift, p0 * W, s, n, p, q,
+                            min(p1 * W, s.O) - p0 * W, own, y, p0 * W)
             if bad != 0:
                 spoiled[n] = True
+            n, p, q = _next(s, n, p, q)
 
 
 def winograd(x, weight, bias, s, y, transposed=False):
@@ -217,7 +250,7 @@ def winograd(x, weight, bias, s, y, transposed=False):
     P, _, K, W = weight.shape
     u = empty((36, P * K * W + W), x.dtype)
     _transform_weights(weight, u, work=8 * u.nbytes)
-    fits = BLOCK_BYTES // (36 * x.itemsize * (s.C + P * W))
+    fits = BLOCK_BYTES // (36 * x.itemsize * (s.C + s.O))
     most = max(BLOCKS[0], min(BLOCKS[1], fits // 12 * 12))
     blocks = -(-s.count // most)
     block = -(-(-(-s.count // blocks)) // GROUP) * GROUP
