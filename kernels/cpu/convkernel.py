@@ -57,19 +57,18 @@ class _Tile:
         builder.position_at_end(after)
         return new
 
-    def step(self, bases, row, b, sums):
-        """sums[r][v] + a[r] b[v], flat."""
-        builder, i32, i64 = self.builder, ir.IntType(32), ir.IntType(64)
+    def step(self, pixels, k, b, sums):
+        """sums[r][v] + pixels[r][k] b[v], flat."""
+        builder, i32 = self.builder, ir.IntType(32)
         fma = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(self.vector, [self.vector] * 3),
             f"llvm.fma.v{self.lanes}f{8 * self.size}")
         bs, new = [self.load(b, v) for v in range(self.vectors)], []
         none = ir.Constant(self.vector, ir.Undefined)
         first = ir.Constant(ir.VectorType(i32, self.lanes), None)
-        for r in range(self.groups * GROUP):
-            place = self.at(bases[r // GROUP], builder.mul(row, i64(r % GROUP)))
-            one = builder.insert_element(none, builder.load(place, align=self.size, typ=self.real),
-                                         i32(0))
+        for pixel in pixels:
+            value = builder.load(self.at(pixel, k), align=self.size, typ=self.real)
+            one = builder.insert_element(none, value, i32(0))
             splat = builder.shuffle_vector(one, none, first)
             new += [builder.call(fma, [splat, v, sums[len(new) + i]]) for i, v in enumerate(bs)]
         return new
@@ -84,17 +83,19 @@ def _tile(groups, vectors):
             t = _Tile(builder, real, a.dtype.bitwidth // 8, groups, vectors)
             data = {i: context.make_array(signature.args[i])(context, builder, args[i]).data
                     for i in (0, 3, 6, 8, 10)}
-            bases = [t.at(data[0], x) for x in cgutils.unpack_tuple(builder, args[1], groups)]
-            row, run, width = args[2], args[5], i64(2 * t.lanes)
+            pixels = [t.at(data[0], first, builder.mul(args[2], i64(r)))
+                      for first in cgutils.unpack_tuple(builder, args[1], groups)
+                      for r in range(GROUP)]
+            run, width = args[5], i64(2 * t.lanes)
             b0, s0 = t.at(data[6], args[7]), t.at(data[8], args[9])
             start = [t.load(s0, v) for v in range(vectors)] * (groups * GROUP)
 
             def tap(i, sums):
+                # the pointers of the 12 or 24 pixels stay as they are from tap to tap: k moves
                 offset = builder.load(builder.gep(data[3], [i]))
-                here = [t.at(p, offset) for p in bases]
                 b_tap = t.at(b0, builder.mul(i, builder.mul(run, width)))
                 return t.loop(run, sums, lambda k, values: t.step(
-                    [t.at(p, k) for p in here], row, t.at(b_tap, builder.mul(k, width)), values))
+                    pixels, builder.add(k, offset), t.at(b_tap, builder.mul(k, width)), values))
 
             sums = t.loop(args[4], start, tap)
             for g, first in enumerate(cgutils.unpack_tuple(builder, args[11], groups)):

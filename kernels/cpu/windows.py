@@ -17,9 +17,10 @@ from .memory import empty
 from .microkernel import transpose
 from .simd import VECTOR, lanes, load, load_part, store, store_part
 
-__all__ = ["Windows", "aligned", "half_panel", "packed", "panel", "shifts", "windows"]
+__all__ = ["Windows", "aligned", "half_panel", "packed", "panel", "shifts", "spread",
+           "windows"]
 
-TASK_FLOP = 1 << 21        # about 20 us of one core
+TASK_FLOP = 6 << 20        # about 60 us of one core
 TASK_PIXELS = 48           # at least: a panel of weights comes from L2 or L3 once per task
 TASKS = 16                 # at least, where there are panels to share out
 BUFFER_BYTES = 1 << 18     # of input rows, a quarter of an L2
@@ -78,11 +79,10 @@ def _pack(weight, lane, count, step, size, places, n, out):
         panel, v = task // 2, task % 2 * L
         have = min(L, n - panel % P * W - v)
         first, to = panel // P * group + (panel % P * W + v) * lane, panel * T * K * W + v
-        own = aligned(L * L, out)
+        own, k, t = aligned(L * L, out), 0, 0
         for i in range(count):
             for m in range(0, size, L):
                 _square(weight, first + i * step + m, lane, have, min(L, size - m), own)
-                k, t = (i * size + m) // taps, (i * size + m) % taps
                 for r in range(min(L, size - m)):
                     if places[t] >= 0:
                         store(out, to + (places[t] * K + k) * W, load(own, r * L))
@@ -124,23 +124,25 @@ def packed(weight, taps, groups, transposed=False):
 
 
 @device
-def _gather(x, n, row, rows, s, C, width, out):
-    """out (rows, width, C) = rows ``row`` − top … of image n, zeros outside x and behind."""
+def _gather(x, n, row, rows, s, C, pitch, width, out):
+    """out (rows, width, pitch) = rows ``row`` − top … of image n, zeros outside x and behind."""
     j0 = max(0, min(width, s.left))
     j1 = max(j0, min(width, s.W + s.left))
+    pieces, size = (1, (j1 - j0) * C) if pitch == C else (j1 - j0, C)
     for r in range(rows):
-        h, line = row + r - s.top, out[r * width * C:(r + 1) * width * C]
+        h, line = row + r - s.top, out[r * width * pitch:(r + 1) * width * pitch]
         if h < 0 or h >= s.H:
             line[:] = 0
             continue
-        line[:j0 * C] = 0
-        middle = line[j0 * C:j1 * C]
-        at = ((n * s.H + h) * s.W + j0 - s.left) * C
-        source = x[at:at + middle.size]
-        for c in range(middle.size):
-            middle[c] = source[c]
-        line[j1 * C:] = 0
-    out[rows * width * C:] = 0
+        line[:j0 * pitch] = 0
+        for i in range(pieces):
+            target = line[(j0 + i) * pitch:(j0 + i) * pitch + size]
+            at = ((n * s.H + h) * s.W + j0 + i - s.left) * C
+            source = x[at:at + size]
+            for c in range(size):
+                target[c] = source[c]
+        line[j1 * pitch:] = 0
+    out[rows * width * pitch:] = 0
 
 
 @device
@@ -199,23 +201,23 @@ else:
 
 
 @device
-def _places(s, rows, first, width, yt, W, ga, gc, tight):
+def _places(s, rows, first, width, pitch, yt, W, ga, gc, tight):
     """Where each group of pixels reads the buffer, writes y, and writes beside y. A row's last
     group ends with the row: it makes some pixels again, to the same bits."""
     each = -(-s.Q // GROUP)
     for r in range(rows):
         for i in range(each):
             g, q = r * each + i, max(0, min(i * GROUP, s.Q - GROUP))
-            ga[g] = first + (r * s.sh * width + q * s.sw) * s.G * s.n_c
+            ga[g] = first + (r * s.sh * width + q * s.sw) * pitch
             gc[g] = yt + r * s.sp + q * s.sq
             tight[g] = g * GROUP * W
 
 
 @kernel
-def _windows(x, weight, step, shift, taps, run, s, block, parts, bare, y):
+def _windows(x, weight, step, shift, taps, run, s, pitch, block, parts, bare, y):
     """y from weight panels that lie ``step`` apart and shifts (G, panels, W); taps are places in
-    the buffer, run values are contiguous there. A task is ``block`` rows of an image × 1/parts of
-    the panels."""
+    the buffer, whose pixels are ``pitch`` apart; run values are contiguous there. A task is
+    ``block`` rows of an image × 1/parts of the panels."""
     G, P, W = shift.shape
     C, blocks, share = G * s.n_c, -(-s.P // block), -(-P // parts)
     width = s.W if bare else (s.Q - 1) * s.sw + s.wide
@@ -226,13 +228,13 @@ def _windows(x, weight, step, shift, taps, run, s, block, parts, bare, y):
         rows = min(block, s.P - p0)
         groups, tall = rows * -(-s.Q // GROUP), (rows - 1) * s.sh + s.high
         first = ((image * s.H + p0 * s.sh - s.top) * width - s.left) * C if bare else 0
-        own = np.empty(0 if bare else (tall * width + GROUP * s.sw) * C, x.dtype)
+        own = np.empty(0 if bare else (tall * width + GROUP * s.sw) * pitch, x.dtype)
         if not bare:
-            _gather(x, image, p0 * s.sh, tall, s, C, width, own)
+            _gather(x, image, p0 * s.sh, tall, s, C, pitch, width, own)
         a = x if bare else own
         ga, gc = np.empty(groups, np.int64), np.empty(groups, np.int64)
         tight = np.empty(groups, np.int64)
-        _places(s, rows, first, width, image * s.sn + p0 * s.sp + s.s0, W, ga, gc, tight)
+        _places(s, rows, first, width, pitch, image * s.sn + p0 * s.sp + s.s0, W, ga, gc, tight)
         plain = s.n_o % (W // 2) == 0 and s.Q >= GROUP
         aside = np.empty(0 if plain else groups * GROUP * W, x.dtype)
         for ep in range(G * P):
@@ -242,10 +244,10 @@ def _windows(x, weight, step, shift, taps, run, s, block, parts, bare, y):
                 whole = n % (W // 2) == 0 and s.Q >= GROUP
                 c, to, ld = (out, gc, s.sq) if whole else (aside, tight, W)
                 if 2 * n > W:
-                    panel(a[e * s.n_c:], ga, s.sw * C, taps, run, weight[ep * step:],
+                    panel(a[e * s.n_c:], ga, s.sw * pitch, taps, run, weight[ep * step:],
                           shift[ep * W:], c, to, ld)
                 else:
-                    half_panel(a[e * s.n_c:], ga, s.sw * C, taps, run, weight[ep * step:],
+                    half_panel(a[e * s.n_c:], ga, s.sw * pitch, taps, run, weight[ep * step:],
                                shift[ep * W:], c, to, ld)
                 if not whole:
                     for g in range(groups):
@@ -261,19 +263,28 @@ def shifts(bias, groups, n, dtype):
     return out.reshape(groups, -1, W)
 
 
+def spread(C, step, itemsize):
+    """Values from pixel to pixel in a buffer: C, or more where every ``step``-th pixel would fall
+    in the same few sets of an L1 (4 KB apart are in one; a tile reads 12 pixels or 24)."""
+    return C + VECTOR // itemsize if C * step * itemsize % 2048 == 0 else C
+
+
 def windows(x, weight, shift, places, s, y, t0=0):
     """y for taps t0 … of weight panels (G, panels, T, K, W); places are the taps' (i, j)."""
     G, P, T, n_c, W = weight.shape
     step, first, T = T * n_c * W, t0 * n_c * W, len(places)
-    bare, C = s.bare, G * n_c
+    C = G * n_c
+    pitch = spread(C, s.sw, x.itemsize)
+    bare = s.bare and pitch == C
     width = s.W if bare else (s.Q - 1) * s.sw + s.wide
-    taps, run = [(i * width + j) * C for i, j in places], n_c
-    if G == 1 and all(b - a == C for row in _lines(places, taps) for a, b in zip(row, row[1:])):
+    taps, run = [(i * width + j) * pitch for i, j in places], n_c
+    if pitch == n_c and all(b - a == C for row in _lines(places, taps)
+                            for a, b in zip(row, row[1:])):
         taps = [row[0] for row in _lines(places, taps)]
         run *= T // len(taps)
-    block, parts = _tasks(s, width * C * x.itemsize, P, T * n_c, W * x.itemsize)
-    _windows(x.reshape(-1), weight.reshape(-1)[first:], step, shift, np.array(taps, np.int64), run, s, block, parts,
-             bare, y.reshape(-1), work=2 * y.size * T * n_c)
+    block, parts = _tasks(s, width * pitch * x.itemsize, P, T * n_c, W * x.itemsize)
+    _windows(x.reshape(-1), weight.reshape(-1)[first:], step, shift, np.array(taps, np.int64), run, s, pitch,
+             block, parts, bare, y.reshape(-1), work=2 * y.size * T * n_c)
 
 
 def _lines(places, taps):
@@ -290,7 +301,8 @@ def _tasks(s, line, panels, K, width):
     the bytes of a row of the buffer, ``width`` of a row of a panel."""
     flop = 2 * s.Q * K * s.G * s.n_o
     fits = (BUFFER_BYTES // line - s.high) // s.sh + 1
-    rows = min(max(TASK_FLOP // flop, TASK_PIXELS // s.Q), fits)
+    rows = min(TASK_FLOP // flop, s.N * s.P // TASKS)
+    rows = min(max(rows, TASK_PIXELS // s.Q), fits)
     block = -(-s.P // -(-s.P // max(1, min(rows, s.P))))
     share = max(1, PANEL_BYTES // (K * width * s.G))
     tasks = s.N * -(-s.P // block)

@@ -15,8 +15,8 @@ import numpy as np
 from .convkernel import GROUP
 from .jit import device, kernel, prange
 from .memory import empty
-from .simd import VECTOR, fma, lanes, load, load_part, splat, store, store_part, total
-from .windows import aligned, half_panel, packed, panel, shifts
+from .simd import VECTOR, fma, lanes, load, load_part, splat, store, store_part, stream, total
+from .windows import aligned, half_panel, packed, panel, shifts, spread
 
 __all__ = ["enabled", "suits", "winograd"]
 
@@ -24,6 +24,7 @@ enabled = True
 BLOCK_BYTES = 1 << 19      # of transformed inputs and products: half an L2
 BLOCKS = 24, 96            # tiles in a block, at least and at most
 TASKS = 16
+LARGE = 1 << 24            # bytes of transformed weights that no cache keeps until they are read
 LANES = VECTOR // 4
 # Costs in multiply-adds, measured: of the two transforms per tile and channel, and of a weight's.
 TRANSFORM, WEIGHT, BETTER = 180, 200, 0.9
@@ -99,13 +100,13 @@ def _load6(y, at, step):
 
 
 @kernel
-def _transform_weights(weight, u):
-    """u (36, panels · K · W + W) = G g Gᵀ of panels (panels, 9, K, W)."""
+def _transform_weights(weight, large, u):
+    """u (36, panels · K · W + W) = G g Gᵀ of panels (panels, 9, K, W); past the caches if large."""
     P, T, K, W = weight.shape
     weight, size, L = weight.reshape(-1), P * K * W + W, lanes(weight)
     u = u.reshape(-1)
     for p in prange(P):
-        own = np.empty(18 * L, u.dtype)
+        own = aligned(18 * L, u)
         for k in range(K):
             for v in range(0, W, L):
                 at = p * T * K * W + k * W + v
@@ -114,9 +115,14 @@ def _transform_weights(weight, u):
                         u, load(weight, at + j * K * W), load(weight, at + (3 + j) * K * W),
                         load(weight, at + (6 + j) * K * W)))
                 for i in range(6):
-                    _save(u, i * 6 * size + (p * K + k) * W + v, size, _weights(
-                        u, load(own, i * 3 * L), load(own, (i * 3 + 1) * L),
-                        load(own, (i * 3 + 2) * L)))
+                    six = _weights(u, load(own, i * 3 * L), load(own, (i * 3 + 1) * L),
+                                   load(own, (i * 3 + 2) * L))
+                    to = i * 6 * size + (p * K + k) * W + v
+                    if large:
+                        for j in range(6):
+                            stream(u, to + j * size, six[j])
+                    else:
+                        _save(u, to, size, six)
 
 
 @device
@@ -198,7 +204,7 @@ def _put_tile(m, at, size, shift, first, s, n, p, q, count, own, y, o):
 
 
 @kernel
-def _winograd(x, u, shift, s, block, parts, y, spoiled):
+def _winograd(x, u, shift, s, pitch, block, parts, y, spoiled):
     """A task is ``block`` tiles × 1/parts of the panels of u (36, panels · C · W + W). spoiled[n]
     is set where a value of image n is not finite."""
     W, L = shift.size // shift.shape[0], lanes(x)
@@ -208,7 +214,7 @@ def _winograd(x, u, shift, s, block, parts, y, spoiled):
     shift, u, size = shift.reshape(-1), u.reshape(-1), P * s.C * W + W
     # a line behind each matrix: the 36 of one place must not share a set of the L1
     wide = min(share * W, -(-s.O // L) * L)
-    size_v, size_m = block * s.C + L, block * wide + L
+    size_v, size_m = block * pitch + L, block * wide + L
     for task in prange(parts * blocks):
         part, t0 = task // blocks, task % blocks * block
         v, m, own = aligned(36 * size_v, x), aligned(36 * size_m, x), aligned(36 * L, x)
@@ -217,11 +223,11 @@ def _winograd(x, u, shift, s, block, parts, y, spoiled):
         ga, gc = np.empty(groups, np.int64), np.empty(groups, np.int64)
         taps, zeros = np.zeros(1, np.int64), np.zeros(W, x.dtype)
         for g in range(groups):
-            ga[g], gc[g] = g * GROUP * s.C, g * GROUP * wide
+            ga[g], gc[g] = g * GROUP * pitch, g * GROUP * wide
         first = t0 // (down * across), t0 // across % down * 4, t0 % across * 4
         n, p, q = first
         for t in range(some):
-            _take_tile(x, s, n, p - s.top, q - s.left, own, v, t * s.C, size_v)
+            _take_tile(x, s, n, p - s.top, q - s.left, own, v, t * pitch, size_v)
             n, p, q = _next(s, n, p, q)
         p0, p1 = part * share, min((part + 1) * share, P)
         for i in range(36):
@@ -229,9 +235,9 @@ def _winograd(x, u, shift, s, block, parts, y, spoiled):
                 a, b = v[i * size_v:], u[i * size + k * s.C * W:]
                 c = m[i * size_m + (k - p0) * W:]
                 if 2 * (s.O - k * W) > W:
-                    panel(a, ga, s.C, taps, s.C, b, zeros, c, gc, wide)
+                    panel(a, ga, pitch, taps, s.C, b, zeros, c, gc, wide)
                 else:
-                    half_panel(a, ga, s.C, taps, s.C, b, zeros, c, gc, wide)
+                    half_panel(a, ga, pitch, taps, s.C, b, zeros, c, gc, wide)
         n, p, q = first
         for t in range(some):
             bad = _put_tile(m, t * wide, size_m, shift, p0 * W, s, n, p, q,
@@ -249,13 +255,13 @@ def winograd(x, weight, bias, s, y, transposed=False):
     weight = packed(weight, range(8, -1, -1) if transposed else range(9), 1, transposed)[0]
     P, _, K, W = weight.shape
     u = empty((36, P * K * W + W), x.dtype)
-    _transform_weights(weight, u, work=8 * u.nbytes)
+    _transform_weights(weight, u.nbytes > LARGE, u, work=8 * u.nbytes)
     fits = BLOCK_BYTES // (36 * x.itemsize * (s.C + s.O))
     most = max(BLOCKS[0], min(BLOCKS[1], fits // 12 * 12))
     blocks = -(-s.count // most)
     block = -(-(-(-s.count // blocks)) // GROUP) * GROUP
     spoiled = np.zeros(s.N, np.bool_)
-    _winograd(x.reshape(-1), u, shifts(bias, 1, s.O, x.dtype)[0], s, block,
-              min(P, -(-TASKS // blocks)), y.reshape(-1), spoiled,
+    _winograd(x.reshape(-1), u, shifts(bias, 1, s.O, x.dtype)[0], s, spread(s.C, 1, x.itemsize),
+              block, min(P, -(-TASKS // blocks)), y.reshape(-1), spoiled,
               work=2 * y.size * s.C * 9)
     return np.flatnonzero(spoiled)
