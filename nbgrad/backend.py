@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["empty_cache", "get_num_threads", "set_num_threads"]     # what `import nbgrad` shows
+__all__ = ["empty_cache", "get_num_threads", "set_num_threads",      # what `import nbgrad` shows
+           "set_winograd"]
 
 try:
     from nbgrad.kernels import cpu
@@ -60,6 +61,18 @@ def get_num_threads() -> int:
 def set_num_threads(n: int) -> None:
     """Use ``n`` threads in parallel kernels. Results do not depend on ``n``."""
     cpu.jit.set_num_threads(n)
+
+
+def set_winograd(on: bool) -> None:
+    """Let 3×3 convolutions with stride 1 use Winograd's products where they are faster (the
+    default), or never.
+
+    They take a quarter of the multiplications and change the rounding: in float32 the largest error
+    is 1 to 3e-6 of the largest output, about twice that of the direct sum. An error spreads
+    over a tile of 4×4 outputs: beside one huge pixel, small ones lose digits that the direct sum
+    keeps. NaN and Inf reach exactly the outputs whose windows hold them, either way.
+    """
+    cpu.winograd.enabled = bool(on)
 
 
 def notify(on: bool = True) -> None:

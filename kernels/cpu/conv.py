@@ -9,11 +9,15 @@ this and have loops of their own. K = taps × channels of a group, in the order 
 import numpy as np
 
 from ..shapes import Conv
+from . import winograd
 from .conv_weight import conv2d_weight
 from .depthwise import depthwise, depthwise_input
-from .jit import device, kernel, prange
+from .jit import kernel, prange
 from .memory import empty
-from .tiles import columns, fill, panels
+from .simd import VECTOR
+from .tiles import columns, pack
+from .windows import Windows, packed, shifts, windows
+from .winograd import Tiles
 
 __all__ = ["conv2d", "conv2d_input", "conv2d_weight"]
 
@@ -25,12 +29,6 @@ def _last(x):
 
 def _first(y):
     return y.transpose(0, 3, 1, 2)
-
-
-def _matrix(weight, g):
-    """Weights (O, C/G, I, J) as (G, O/G, K)."""
-    w = weight.reshape(g.G, g.O // g.G, g.C // g.G, g.I, g.J).transpose(0, 1, 3, 4, 2)
-    return w.reshape(g.G, g.O // g.G, g.depth)
 
 
 @kernel
@@ -61,105 +59,93 @@ def _padded(x, g):
     return out
 
 
-@kernel
 def _forward(x, weight, bias, g, y):
-    """y (pixels, O) from padded x and weight panels (G, panels, K, W); a task is a row of y."""
-    G, P, K, W = weight.shape
-    n_o, n_c, H, width = g.O // g.G, g.C // g.G, x.shape[1], x.shape[2] * g.C
-    x, weight, y = x.reshape(-1), weight.reshape(-1), y.reshape(-1)
-    taps, run = (1, g.J * n_c) if g.G == 1 and g.dw == 1 else (g.J, n_c)
-    for t in prange(g.N * g.P):
-        top = (t // g.P * H + t % g.P * g.sh) * width
-        aside = np.empty(0 if n_o % W == 0 else g.Q * W, x.dtype)
-        for ep in range(G * P):
-            e, p = ep // P, ep % P
-            n, first = min(W, n_o - p * W), e * n_o + p * W
-            yt = t * g.Q * g.O + first
-            fill(y, yt, g.Q, g.O, n, bias, first)
-            for i in range(g.I):
-                for j in range(taps):
-                    at = top + i * g.dh * width + j * g.dw * g.C + e * n_c
-                    wt = (ep * K + (i * g.J + j) * n_c) * W
-                    columns(x, at, g.sw * g.C, 1, g.Q, run, weight, wt, W, n, y, yt, g.O, aside)
+    """y (N, P, Q, O), direct."""
+    places = [(i * g.dh, j * g.dw) for i in range(g.I) for j in range(g.J)]
+    s = Windows(g.N, g.H, g.W, g.P, g.Q, g.sh, g.sw, g.ph, g.pw, g.dh * (g.I - 1) + 1,
+                g.dw * (g.J - 1) + 1, g.G, g.C // g.G, g.O // g.G, g.P * g.Q * g.O, g.Q * g.O, g.O, 0)
+    windows(x, packed(weight, range(g.I * g.J), g.G), shifts(bias, g.G, s.n_o, x.dtype), places, s,
+            y)
+
+
+def _dense(g):
+    """A 1×1 convolution of pixels in a row, where rows of some more pixels fill tiles better."""
+    if g.I == g.J == g.sh == g.sw == 1 and g.ph == g.pw == 0:
+        pixels = g.N * g.H * g.W
+        for W in (96, 64, 48, 32, 28, 16, 12, 8, 4):
+            if pixels % W == 0:
+                return g._replace(N=1, H=pixels // W, W=W, P=pixels // W, Q=W)
+    return g
+
+
+def _fastest(direct, x, weight, bias, g, tiles, y):
+    """y (N, …) by Winograd's products where they are faster. They spread NaN and Inf over a tile:
+    images in which a result is not finite are computed directly."""
+    plain = g.G == g.sh == g.sw == g.dh == g.dw == 1 and g.I == g.J == 3
+    if not (plain and winograd.suits(tiles)):
+        direct(x, weight, bias, _dense(g), y)
+        return
+    spoiled = winograd.winograd(x, weight, bias, tiles, y, direct is _input)
+    if spoiled.size:
+        some = np.empty((spoiled.size, *y.shape[1:]), y.dtype)
+        direct(x[spoiled], weight, bias, g._replace(N=spoiled.size), some)
+        y[spoiled] = some
 
 
 def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
     """y[n,o,p,q] = b[o] + Σ_{c,i,j} w[o,c,i,j] x[n, c, p·s + i·d − pad, q·s + j·d − pad]."""
     g = Conv.of(x.shape, weight.shape, stride, padding, dilation, groups)
     y = empty((g.N, g.P, g.Q, g.O), x.dtype)
-    shift = np.zeros(0, x.dtype) if bias is None else np.ascontiguousarray(bias, x.dtype)
     if y.size == 0 or g.depth == 0:
-        y[...] = shift if shift.size else 0
+        y[...] = 0 if bias is None else bias
     elif g.depthwise:
-        shift = shift if shift.size else np.zeros(g.O, x.dtype)
+        shift = np.zeros(g.O, x.dtype) if bias is None else np.ascontiguousarray(bias, x.dtype)
         depthwise(_last(x), _taps(weight, g), shift, g, y, work=x.nbytes + y.nbytes)
     else:
-        _forward(_padded(x, g), panels(_matrix(weight, g).transpose(0, 2, 1)), shift, g, y,
-                 work=2 * y.size * g.depth)
+        tiles = Tiles(g.N, g.H, g.W, g.C, g.P, g.Q, g.O, g.ph, g.pw)
+        _fastest(_forward, _last(x), weight, bias, g, tiles, y)
     return _first(y)
 
 
-@kernel
-def _input(dy, weight, g, dx):
-    """One task per image: rows = dy w for weight panels (G, panels, O/G, W), summed into dx."""
-    G, P, n_o, W = weight.shape
-    count, K, n_c = g.P * g.Q, g.I * g.J * (g.C // g.G), g.C // g.G
-    dy, weight, bias = dy.reshape(-1), weight.reshape(-1), np.empty(0, dx.dtype)
-    for n in prange(g.N):
-        rows = np.empty(count * K, dx.dtype)
-        aside = np.empty(0 if K % W == 0 else count * W, dx.dtype)
-        for e in range(G):
-            fill(rows, 0, count, K, K, bias, 0)
-            for p in range(P):
-                wt = (e * P + p) * n_o * W
-                columns(dy, n * count * g.O + e * n_o, g.O, 1, count, n_o, weight, wt, W,
-                        min(W, K - p * W), rows, p * W, K, aside)
-            _unpack(rows.reshape(count, K), g, dx[n, :, :, e * n_c:(e + 1) * n_c])
+def _meeting(h0, size, k, s, p, d):
+    """Positions h0, h0 + s, … of x: their number, and (tap, step) for the taps that read them, the
+    last first: position number n meets tap i in output n + step."""
+    taps = [(i, (h0 + p - i * d) // s) for i in range(k - 1, -1, -1) if (h0 + p - i * d) % s == 0]
+    return -(-(size - h0) // s), taps
 
 
-@device
-def _unpack(rows, g, dx):
-    """dx (H, W, C) = Σ over the taps that read a pixel, of rows (P·Q, K)."""
-    n_c = dx.shape[2]
-    for h in range(g.H):
-        for w in range(g.W):
-            out = dx[h, w]
-            out[:] = 0
-            for i in range(g.I):
-                a = h + g.ph - i * g.dh
-                if a < 0 or a % g.sh != 0 or a // g.sh >= g.P:
-                    continue
-                for j in range(g.J):
-                    b = w + g.pw - j * g.dw
-                    if b < 0 or b % g.sw != 0 or b // g.sw >= g.Q:
-                        continue
-                    at = (i * g.J + j) * n_c
-                    source = rows[a // g.sh * g.Q + b // g.sw, at:at + n_c]
-                    for c in range(n_c):
-                        out[c] += source[c]
-
-
-def _flipped(weight, g):
-    """Weights of the convolution that is the transpose of a stride-1 one."""
-    w = weight.reshape(g.G, g.O // g.G, g.C // g.G, g.I, g.J).transpose(0, 2, 1, 3, 4)
-    return w.reshape(g.C, g.O // g.G, g.I, g.J)[:, :, ::-1, ::-1]
+def _input(dy, weight, bias, g, dx):
+    """dx (N, H, W, C), direct: stride² phases of pixels, that meet different taps."""
+    phases = [(_meeting(h, g.H, g.I, g.sh, g.ph, g.dh), _meeting(w, g.W, g.J, g.sw, g.pw, g.dw),
+               (h * g.W + w) * g.C) for h in range(min(g.sh, g.H)) for w in range(min(g.sw, g.W))]
+    taps = [[i * g.J + j for i, _ in rows for j, _ in columns]
+            for (_, rows), (_, columns), _ in phases]
+    if not all(taps):
+        dx[...] = 0
+    weight = packed(weight, sum(taps, []), g.G, True)
+    shift, t0 = shifts(bias, g.G, g.C // g.G, dy.dtype), 0
+    for ((P, rows), (Q, columns), start), own in zip(phases, taps):
+        if own:
+            top, left = -rows[0][1], -columns[0][1]
+            s = Windows(g.N, g.P, g.Q, P, Q, 1, 1, top, left, top + 1 + rows[-1][1],
+                        left + 1 + columns[-1][1], g.G, g.O // g.G, g.C // g.G,
+                        g.H * g.W * g.C, g.sh * g.W * g.C, g.sw * g.C, start)
+            places = [(top + i, left + j) for _, i in rows for _, j in columns]
+            windows(dy, weight, shift, places, s, dx, t0)
+            t0 += len(own)
 
 
 def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
     """dx[n, c, p·s + i·d − pad, …] = Σ_{o,i,j} w[o,c,i,j] dy[n,o,p,q]: conv2d's transpose in x."""
     g = Conv.of(input_size, weight.shape, stride, padding, dilation, groups)
-    shape = g.N, g.H, g.W, g.C
-    back = g.dh * (g.I - 1) - g.ph, g.dw * (g.J - 1) - g.pw
-    if dy.size == 0 or 0 in shape or g.depth == 0:
-        return _first(np.zeros(shape, dy.dtype))
-    if (g.sh, g.sw) == (1, 1) and min(back) >= 0 and not g.depthwise:
-        return conv2d(dy, _flipped(weight, g), stride=stride, padding=back, dilation=dilation,
-                      groups=groups)
-    dx = empty(shape, dy.dtype)
-    if g.depthwise:
+    dx = empty((g.N, g.H, g.W, g.C), dy.dtype)
+    if dy.size == 0 or dx.size == 0 or g.depth == 0:
+        dx[...] = 0
+    elif g.depthwise:
         depthwise_input(_last(dy), _taps(weight, g), g, dx, work=dx.nbytes + dy.nbytes)
     else:
-        _input(_last(dy), panels(_matrix(weight, g)), g, dx, work=2 * dy.size * g.depth)
+        tiles = Tiles(g.N, g.P, g.Q, g.O, g.H, g.W, g.C, 2 - g.ph, 2 - g.pw)
+        _fastest(_input, _last(dy), weight, None, g, tiles, dx)
     return _first(dx)
 
 
