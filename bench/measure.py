@@ -16,9 +16,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-__all__ = ["FIELDS", "RESULTS", "Worker", "append", "machine", "result_rows", "rounds",
-           "run_seconds", "seconds_per_call", "serve", "summary", "threads_environment", "unsteady",
-           "versions"]
+__all__ = ["FIELDS", "RESULTS", "Worker", "append", "clock", "machine", "read", "replace",
+           "result_rows", "rounds", "run_seconds", "seconds_per_call", "serve", "summary",
+           "threads_environment", "unsteady", "versions", "where_and_when"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # median, p20 and p80 are seconds
@@ -48,12 +48,12 @@ def seconds_per_call(f, seconds=0.2, chunks=5):
     The number of calls in a run is doubled until one run is long enough: that is the warm-up.
     """
     calls = 1
-    while _clock(f, calls) < seconds / chunks:
+    while clock(f, calls) < seconds / chunks:
         calls *= 2
-    return statistics.median(_clock(f, calls) / calls for _ in range(chunks))
+    return statistics.median(clock(f, calls) / calls for _ in range(chunks))
 
 
-def _clock(f, calls):
+def clock(f, calls):
     start = perf_counter()
     for _ in range(calls):
         f()
@@ -139,10 +139,15 @@ def versions(*packages):
     return ", ".join(found)
 
 
+def where_and_when(threads, packages):
+    """What the rows of one run have in common."""
+    return {"date": datetime.now().astimezone().isoformat(timespec="seconds"), **machine(),
+            "threads": threads, "versions": versions(*packages)}
+
+
 def result_rows(measured, *, threads, packages):
     """One run as rows of a CSV file, from {case: {side: seconds of each round}}."""
-    run = {"date": datetime.now().astimezone().isoformat(timespec="seconds"), **machine(),
-           "threads": threads, "versions": versions(*packages)}
+    run = where_and_when(threads, packages)
     rows = []
     for case, sides in measured.items():
         for side, seconds in sides.items():
@@ -169,3 +174,26 @@ def append(path, rows):
         if new:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def read(path):
+    """The rows of a CSV file."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def replace(path, rows):
+    """Write rows to a CSV file in place of those of the same machine, threads, case and side.
+
+    A file holds the newest measurement of everything; the history is version control's.
+    """
+    def key(row):
+        return [row[k] for k in ("machine", "threads", "kind", "case", "side")]
+    kept = read(path) if path.exists() else []
+    new = {tuple(key(row)): row for row in rows}
+    kept = [new.pop(tuple(key(row)), row) for row in kept]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, *new.values()])

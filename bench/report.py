@@ -4,7 +4,6 @@
 ``<!-- end: NAME -->`` by the newest run in ``bench/results/NAME.csv``, for every such pair.
 """
 
-import csv
 import re
 from pathlib import Path
 
@@ -18,8 +17,7 @@ BLOCK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end: \1 -->", re.S)
 
 def newest(path):
     """The rows of the last run in a CSV file of results."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = measure.read(path)
     return [row for row in rows if row["date"] == rows[-1]["date"]]
 
 

@@ -1,0 +1,142 @@
+"""One side of the benchmark: a process that prepares cases and times them when asked.
+
+``python -m bench.worker nbgrad --group norm`` answers each line "side | label of a case" with JSON:
+the seconds of one call, as a mean over enough of them.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+from . import measure, suite
+
+__all__ = ["Timer", "fresh", "main"]
+
+SECONDS = 0.03         # of one measurement: the clock is exact to 1e-5 of that
+STATUS = Path("/proc/self/status")
+
+
+def settle(longest=0.3):
+    """Wait until this process is idle: only then is it the other's turn.
+
+    Threads that have nothing to do spin before they sleep, and on two cores a spinning pool takes
+    half of the machine from the next side: OpenMP's (nbgrad's and torch's) do so for about 1 ms,
+    OpenBLAS's for 25 ms. Waiting leaves every library its default, which is what its users run.
+    """
+    end = perf_counter() + longest
+    while perf_counter() < end:
+        before = time.process_time()
+        time.sleep(0.002)
+        if time.process_time() - before < 2e-4:
+            return
+
+
+class Timer:
+    """Measures by name. Keeps the calls of one case ready, in each way that was asked for."""
+
+    def __init__(self, module, cases, seconds=SECONDS):
+        self.module, self.seconds = module, seconds
+        self.cases = {case.label: case for case in cases}
+        self.label, self.ready = None, {}
+
+    def __getitem__(self, line):
+        side, label = line.split(" | ")
+        return partial(self.measure, side.partition(" ")[2], label)
+
+    def measure(self, how, label):
+        """Seconds per call, or {"error": what went wrong}."""
+        if label != self.label:
+            self.label, self.ready = label, {}
+        try:
+            return self._measure(how, self.cases[label])
+        except Exception as e:
+            return {"error": f"{type(e).__name__}: {e}".splitlines()[0]}
+        finally:
+            settle()
+
+    def _measure(self, how, case):
+        _use_threads(self.module, how)
+        if how not in self.ready:
+            call = self.module.build(case, how)
+            call()                                   # compiles
+            calls = 1
+            while (took := measure.clock(call, calls)) < self.seconds / 2:
+                calls *= 2
+            self.ready[how] = call, max(1, round(calls * self.seconds / took))
+        call, calls = self.ready[how]
+        return measure.clock(call, calls) / calls
+
+
+def _use_threads(module, how):
+    if hasattr(module, "set_num_threads"):
+        module.set_num_threads(1 if how == "one thread" else int(os.environ["OMP_NUM_THREADS"]))
+
+
+def _resident(what):
+    """Bytes in memory: now (VmRSS) or at most so far (VmHWM)."""
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(what):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"{STATUS} has no {what}")
+
+
+def peak_memory(build, calls=3):
+    """Most memory in use while the call runs, over what there was before it was prepared."""
+    if not STATUS.exists():                          # macOS: a maximum that cannot be started anew
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        call = build()
+        for _ in range(calls):
+            call()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    before = _resident("VmRSS")
+    call = build()
+    Path("/proc/self/clear_refs").write_text("5")    # the highest so far is what there is now
+    for _ in range(calls):
+        call()
+    return _resident("VmHWM") - before
+
+
+def fresh(module, case, how):
+    """What only a new process can tell: seconds of the first call, bytes at most."""
+    seconds = []
+
+    def build():
+        call = module.build(case, how)
+        start = perf_counter()
+        call()
+        seconds.append(perf_counter() - start)
+        return call
+    peak = peak_memory(build)
+    return {"first": seconds[0], "peak": peak}
+
+
+def main(argv=None):
+    """Serve on stdin and stdout, or answer one ``--fresh`` line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.worker", description=__doc__)
+    parser.add_argument("library", choices=("nbgrad", "torch", "numpy"))
+    parser.add_argument("--group", choices=("machine", *suite.GROUPS), required=True)
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--fresh", metavar="LINE")
+    args = parser.parse_args(argv)
+    module = importlib.import_module(f"bench.on_{args.library}")
+    table = [*suite.MACHINE, *suite.table(args.group, args.limit)]
+    if args.fresh:
+        side, label = args.fresh.split(" | ")
+        how = side.partition(" ")[2]
+        _use_threads(module, how)
+        case = next(case for case in table if case.label == label)
+        print(json.dumps(fresh(module, case, how)))
+    else:
+        measure.serve(Timer(module, table, SECONDS if args.limit is None else 1e-4), sys.stdin,
+                      sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
