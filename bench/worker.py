@@ -10,7 +10,6 @@ import json
 import os
 import resource
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -21,21 +20,6 @@ __all__ = ["Timer", "fresh", "main"]
 
 SECONDS = 0.03         # of one measurement: the clock is exact to 1e-5 of that
 STATUS = Path("/proc/self/status")
-
-
-def settle(longest=0.3):
-    """Wait until this process is idle: only then is it the other's turn.
-
-    Threads that have nothing to do spin before they sleep, and on two cores a spinning pool takes
-    half of the machine from the next side: OpenMP's (nbgrad's and torch's) do so for about 1 ms,
-    OpenBLAS's for 25 ms. Waiting leaves every library its default, which is what its users run.
-    """
-    end = perf_counter() + longest
-    while perf_counter() < end:
-        before = time.process_time()
-        time.sleep(0.002)
-        if time.process_time() - before < 2e-4:
-            return
 
 
 class Timer:
@@ -58,8 +42,6 @@ class Timer:
             return self._measure(how, self.cases[label])
         except Exception as e:
             return {"error": f"{type(e).__name__}: {e}".splitlines()[0]}
-        finally:
-            settle()
 
     def _measure(self, how, case):
         _use_threads(self.module, how)
