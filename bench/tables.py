@@ -3,9 +3,11 @@
 import importlib.util
 from math import exp, log
 
-from . import measure, report
+from . import measure
 
-__all__ = ["FIELDS", "by_case", "ceiling", "details", "print_table", "ratios", "rows", "summary"]
+__all__ = ["BEST", "FIELDS", "by_case", "ceiling", "details", "duration", "first_call",
+           "geometric_mean", "megabytes",
+           "percent", "print_table", "rate", "ratio", "ratios", "rows", "summary"]
 
 # median, p20, p80 and first are seconds, peak is bytes; bound is the least number of seconds that
 # the ceilings measured in the same run allow, and unit that of the ceiling which says so
@@ -93,13 +95,25 @@ def megabytes(row):
     return f"{int(row['peak']) / 1e6:.1f} MB" if row["peak"] else ""
 
 
+def duration(seconds):
+    """Three digits and a unit.
+
+    >>> duration(1.9346e-6), duration("0.0999"), duration(12)
+    ('1.93 µs', '99.9 ms', '12.0 s')
+    """
+    seconds = float(seconds)
+    scale, unit = next(((s, u) for s, u in ((1, "s"), (1e-3, "ms"), (1e-6, "µs"))
+                        if seconds >= 0.9995 * s), (1e-9, "ns"))
+    return f"{seconds / scale:#.3g}".rstrip(".") + f" {unit}"
+
+
 def time(row):
     """The median, with ± if the rounds differ too much to trust it."""
-    return report.duration(row["median"]) + (" ±" if measure.unsteady([row]) else "")
+    return duration(row["median"]) + (" ±" if measure.unsteady([row]) else "")
 
 
 def first_call(row):
-    return report.duration(row["first"]) if row["first"] else ""
+    return duration(row["first"]) if row["first"] else ""
 
 
 def _comparison(own, other, fresh):
