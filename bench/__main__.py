@@ -24,6 +24,7 @@ from . import ROOT, measure, suite, tables
 __all__ = ["main"]
 
 PACKAGES = ("nbgrad", "numpy", "numba", "torch")
+TOLERANCE = 1e-3               # float32 sums of a million values differ by less than 1e-4
 FRESH = ("step",)              # groups whose first call and peak memory are measured by default
 
 
@@ -33,7 +34,7 @@ class Sides:
     def __init__(self, group, threads, limit, stack):
         self.command = ["--group", group, *(["--limit", str(limit)] if limit else [])]
         self.env = measure.threads_environment(threads)
-        self.stack, self.workers, self.errors = stack, {}, {}
+        self.stack, self.workers, self.errors, self.sums = stack, {}, {}, {}
 
     def _worker(self, library, *more, **env):
         command = [sys.executable, "-m", "bench.worker", library, *self.command, *more]
@@ -46,10 +47,17 @@ class Sides:
             command, options = self._worker(library)
             self.workers[library] = self.stack.enter_context(measure.Worker(command, **options))
         answer = self.workers[library](f"{side} | {case.label}")
-        if isinstance(answer, dict):
+        if "error" in answer:
             self.errors[f"{case.label}, {side}"] = answer["error"]
             return None
-        return answer
+        self._compare(side, case, answer["sums"])
+        return answer["seconds"]
+
+    def _compare(self, side, case, sums):
+        """Note a side whose results are not those of the first one."""
+        first, expected = self.sums.setdefault(case.label, (side, sums))
+        if not case.random and any(abs(a - b) > TOLERANCE * abs(b) for a, b in zip(sums, expected)):
+            self.errors[f"{case.label}, {side}"] = f"other results than {first}: not comparable"
 
     def fresh(self, side, case):
         """Seconds of the first call with nothing compiled, bytes of memory with all of it cached.

@@ -28,6 +28,7 @@ class Case(NamedTuple):
     flops: float = 0.0
     bytes: float = 0.0
     dtype: str = "float32"
+    random: bool = False           # sides draw their own numbers: results cannot be compared
 
     @property
     def label(self):
@@ -118,7 +119,8 @@ def _elementwise(limit):
 
         def case(op, settings, moved, flops, numpy=False, n=n, shape=shape, name=name, kind=None):
             return Case("elementwise", kind or op, name, op, {"shape": shape, **settings},
-                        (OURS, TORCH, NUMPY) if numpy else (OURS, TORCH), flops * n, 4 * moved * n)
+                        (OURS, TORCH, NUMPY) if numpy else (OURS, TORCH), flops * n, 4 * moved * n,
+                        random=kind == "dropout")
         for f, (moved, flops, numpy) in POINTWISE.items():
             yield case("pointwise", {"f": f}, moved, flops, numpy, kind=f)
         for f in ("softmax", "log_softmax"):
@@ -135,7 +137,8 @@ def _elementwise(limit):
             shapes = None if name == "resnet20" else [(size // 64, 64)] * 16
             n = 269722 if shapes is None else 16 * size
             yield Case("elementwise", f"{f} step", name, "optimizer_step",
-                       {"f": f, "shapes": shapes}, (OURS, TORCH), flops * n, 4 * moved * n)
+                       {"f": f, "shapes": shapes}, (OURS, TORCH), flops * n, 4 * moved * n,
+                       random=shapes is None)
 
 
 def _losses(limit):
@@ -169,7 +172,8 @@ def _step(limit):
             ("resnet20", 128, 32, (OURS, TORCH, LAST, "torch compiled")),
             ("lenet", 64, 28, compiled), ("mlp", 60, 28, compiled)):
         yield Case("step", "training step", f"{name}, batch {batch}", "training_step",
-                   {"model": name, "batch": min(batch, limit or batch), "size": size}, sides)
+                   {"model": name, "batch": min(batch, limit or batch), "size": size}, sides,
+                   random=True)
 
 
 def _scaling(limit):

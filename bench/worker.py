@@ -1,7 +1,8 @@
 """One side of the benchmark: a process that prepares cases and times them when asked.
 
 ``python -m bench.worker nbgrad --group norm`` answers each line "side | label of a case" with JSON:
-the seconds of one call, as a mean over enough of them.
+the seconds of one call, as a mean over enough of them, and a few sums over what it returned, for a
+side that is fast because it computes something else would be worth nothing.
 """
 
 import argparse
@@ -14,9 +15,11 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
+
 from . import measure, suite
 
-__all__ = ["Timer", "fresh", "main"]
+__all__ = ["Timer", "fresh", "main", "sums_of"]
 
 SECONDS = 0.03         # of one measurement: the clock is exact to 1e-5 of that
 STATUS = Path("/proc/self/status")
@@ -35,7 +38,7 @@ class Timer:
         return partial(self.measure, side.partition(" ")[2], label)
 
     def measure(self, how, label):
-        """Seconds per call, or {"error": what went wrong}."""
+        """{"seconds": per call, "sums": of |outputs| at first}, or {"error": what went wrong}."""
         if label != self.label:
             self.label, self.ready = label, {}
         try:
@@ -46,14 +49,24 @@ class Timer:
     def _measure(self, how, case):
         _use_threads(self.module, how)
         if how not in self.ready:
-            call = self.module.build(case, how)
-            call()                                   # compiles
-            calls = 1
-            while (took := measure.clock(call, calls)) < self.seconds / 2:
-                calls *= 2
-            self.ready[how] = call, max(1, round(calls * self.seconds / took))
-        call, calls = self.ready[how]
-        return measure.clock(call, calls) / calls
+            self.ready[how] = self._prepare(case, how)
+        call, calls, sums = self.ready[how]
+        return {"seconds": measure.clock(call, calls) / calls, "sums": sums}
+
+    def _prepare(self, case, how):
+        call = self.module.build(case, how)
+        sums = sums_of(call())                       # compiles
+        calls = 1
+        while (took := measure.clock(call, calls)) < self.seconds / 2:
+            calls *= 2
+        return call, max(1, round(calls * self.seconds / took)), sums
+
+
+def sums_of(result):
+    """Σ|x| of each array that a call returned, in order."""
+    results = result if isinstance(result, tuple | list) else (result,)
+    arrays = [r.detach().numpy() if hasattr(r, "detach") else np.asarray(r) for r in results]
+    return [float(np.abs(a).sum(dtype=float)) for a in arrays]
 
 
 def _use_threads(module, how):
