@@ -20,6 +20,7 @@ def _find_kernels():
                                                   submodule_search_locations=[str(folder)])
     module = sys.modules["nbgrad.kernels"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    sys.modules["nbgrad"].kernels = module
 
 
 _find_kernels()

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,10 +44,15 @@ class Sides:
     def seconds(self, side, case):
         """One measurement; None after an error, which is kept to be shown."""
         library = side.split()[0]
-        if library not in self.workers:
-            command, options = self._worker(library)
-            self.workers[library] = self.stack.enter_context(measure.Worker(command, **options))
-        answer = self.workers[library](f"{side} | {case.label}")
+        try:
+            if library not in self.workers:
+                command, options = self._worker(library)
+                worker = measure.Worker(command, **options)
+                self.workers[library] = self.stack.enter_context(worker)
+            answer = self.workers[library](f"{side} | {case.label}")
+        except RuntimeError as e:                    # it died; the next case gets a new one
+            self.workers.pop(library)
+            answer = {"error": str(e)}
         if "error" in answer:
             self.errors[f"{case.label}, {side}"] = answer["error"]
             return None
@@ -79,8 +85,9 @@ def measured(case, ask, n, fresh, progress):
     sides = {side: partial(ask.seconds, side, case) for side in case.sides
              if importlib.util.find_spec(side.split()[0])}
     sides = {side: once for side, once in sides.items() if once() is not None}
-    found = {side: {"seconds": s} for side, s in measure.rounds(sides, n, progress).items()}
-    for side in sides if fresh else ():
+    seconds = measure.rounds(sides, n, progress)
+    found = {side: {"seconds": s} for side, s in seconds.items() if None not in s}
+    for side in found if fresh else ():
         found[side].update(ask.fresh(side, case))
     return found
 
@@ -90,6 +97,8 @@ def run(group, chosen, args, bar):
     run_of, rows, ceilings = measure.where_and_when(args.threads, PACKAGES), [], {}
     interrupted = False
     with ExitStack() as stack:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)     # both end it early
+        stack.callback(signal.signal, signal.SIGTERM, before)
         ask = Sides(group, args.threads, args.limit, stack)
         try:
             for case in [*suite.MACHINE, *chosen]:
@@ -124,7 +133,7 @@ def parse(argv):
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("groups", nargs="*", metavar="GROUP", default=[],
-                        help=", ".join((*suite.GROUPS, "overhead")) + " (all)")
+                        help=", ".join((*suite.GROUPS, "overhead")) + " (all but the last)")
     parser.add_argument("--rounds", type=int, default=20, help="of which medians are taken (20)")
     parser.add_argument("--only", metavar="PATTERN", default="", help="a regular expression")
     parser.add_argument("--threads", type=int, default=measure.machine()["cores"],

@@ -189,7 +189,7 @@ def _scaling(limit):
                2 * conv.x[0] * prod(conv.x[2:]) * prod(conv.weight))
     for f in ("tanh", "gelu"):
         yield Case("scaling", "threads", f"{f} {_x(128, 1024)}", "pointwise",
-                   {"shape": shape, "f": f}, sides, prod(shape))
+                   {"shape": shape, "f": f}, sides)
 
 
 GROUPS = {"matmul": _matmul, "conv": _conv, "norm": _norm, "elementwise": _elementwise,

@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import resource
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from . import measure, suite
 __all__ = ["Timer", "fresh", "main", "sums_of"]
 
 SECONDS = 0.03         # of one measurement: the clock is exact to 1e-5 of that
-STATUS = Path("/proc/self/status")
+STATUS, FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Timer:
@@ -84,17 +85,15 @@ def _resident(what):
 
 def peak_memory(build, calls=3):
     """Most memory in use while the call runs, over what there was before it was prepared."""
-    if not STATUS.exists():                          # macOS: a maximum that cannot be started anew
+    if not os.access(FORGET, os.W_OK):               # only a maximum that cannot be started anew
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        call = build()
-        for _ in range(calls):
-            call()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        measure.clock(build(), calls)
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        return grown * (1 if sys.platform == "darwin" else 1024)
     before = _resident("VmRSS")
     call = build()
-    Path("/proc/self/clear_refs").write_text("5")    # the highest so far is what there is now
-    for _ in range(calls):
-        call()
+    FORGET.write_text("5")                           # the highest so far is what there is now
+    measure.clock(call, calls)
     return _resident("VmHWM") - before
 
 
@@ -120,6 +119,7 @@ def main(argv=None):
     parser.add_argument("--limit", type=int)
     parser.add_argument("--fresh", metavar="LINE")
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)     # Ctrl-C is for the process that asks
     module = importlib.import_module(f"bench.on_{args.library}")
     table = [*suite.MACHINE, *suite.table(args.group, args.limit)]
     if args.fresh:
