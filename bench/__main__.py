@@ -53,17 +53,18 @@ class Sides:
         except RuntimeError as e:                    # it died; the next case gets a new one
             self.workers.pop(library)
             answer = {"error": str(e)}
-        if "error" in answer:
-            self.errors[f"{case.label}, {side}"] = answer["error"]
+        error = answer.get("error") or self._other(side, case, answer["sums"])
+        if error:
+            self.errors[f"{case.label}, {side}"] = error
             return None
-        self._compare(side, case, answer["sums"])
         return answer["seconds"]
 
-    def _compare(self, side, case, sums):
-        """Note a side whose results are not those of the first one."""
+    def _other(self, side, case, sums):
+        """What is wrong with a side whose results are not those of the first one, if so."""
         first, expected = self.sums.setdefault(case.label, (side, sums))
-        if not case.random and any(abs(a - b) > TOLERANCE * abs(b) for a, b in zip(sums, expected)):
-            self.errors[f"{case.label}, {side}"] = f"other results than {first}: not comparable"
+        if case.random or all(abs(a - b) <= TOLERANCE * abs(b) for a, b in zip(sums, expected)):
+            return None
+        return f"other results than {first}: not comparable"
 
     def fresh(self, side, case):
         """Seconds of the first call with nothing compiled, bytes of memory with all of it cached.

@@ -202,17 +202,20 @@ def read(path):
 
 
 def replace(path, rows):
-    """Write rows to a CSV file in place of those of the same machine, threads, case and side.
+    """Write rows to a CSV file in place of those of the same machine, threads and case.
 
     A file holds the newest measurement of everything; the history is version control's.
     """
-    def key(row):
-        return [row[k] for k in ("machine", "threads", "kind", "case", "side")]
-    kept = read(path) if path.exists() else []
-    new = {tuple(key(row)): row for row in rows}
-    kept = [new.pop(tuple(key(row)), row) for row in kept]
+    found = {}
+    for source in (read(path) if path.exists() else [], rows):
+        cases = {}
+        for row in source:
+            key = tuple(row[k] for k in ("machine", "threads", "kind", "case"))
+            cases.setdefault(key, []).append(row)
+        found |= cases
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows([*kept, *new.values()])
+        for case in found.values():
+            writer.writerows(case)
