@@ -96,20 +96,20 @@ def measured(case, ask, n, fresh, progress):
 def run(group, chosen, args, bar):
     """Rows of one group, the machine's ceilings first; an interrupt ends it early."""
     run_of, rows, ceilings = measure.where_and_when(args.threads, PACKAGES), [], {}
-    interrupted = False
+    fresh = group in FRESH if args.fresh is None else args.fresh
     with ExitStack() as stack:
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)     # both end it early
         stack.callback(signal.signal, signal.SIGTERM, before)
         ask = Sides(group, args.threads, args.limit, stack)
         try:
             for case in [*suite.MACHINE, *chosen]:
-                def progress(side, i, case=case):
-                    bar.step(f"{group} {case.label}: {side}")
-                found = measured(case, ask, args.rounds, args.fresh or (
-                    args.fresh is None and group in FRESH), progress)
-                if case.group == "machine":
+                told = partial(bar.step, f"{group} {case.label}")
+                ours = case.group == "machine"
+                found = measured(case, ask, args.rounds, fresh and not ours, told)
+                if ours:
                     ceilings |= tables.ceiling(case, found)
                 rows += tables.rows(case, found, run_of, ceilings)
+            interrupted = False
         except KeyboardInterrupt:
             interrupted = True
             for worker in ask.workers.values():
@@ -125,9 +125,9 @@ class Steps:
     def __init__(self, bar):
         self.bar, self.done = bar, 0
 
-    def step(self, text):
+    def step(self, case, side, i):
         self.done += 1
-        self.bar.update(self.done, text)
+        self.bar.update(self.done, f"{case}: {side}, round {i + 1}")
 
 
 def parse(argv):
@@ -140,7 +140,7 @@ def parse(argv):
     parser.add_argument("--threads", type=int, default=measure.machine()["cores"],
                         help="of every library (all cores)")
     parser.add_argument("--out", type=Path, default=measure.RESULTS, metavar="FOLDER",
-                        help="for GROUP.csv and GROUP.png (bench/results)")
+                        help="for GROUP.csv and GROUP-THREADS.png (bench/results)")
     parser.add_argument("--fresh", action=argparse.BooleanOptionalAction,
                         help="first call and peak memory, each in new processes (step only)")
     parser.add_argument("--list", action="store_true", help="print the cases and exit")
@@ -191,11 +191,14 @@ def show(group, rows, folder):
     tables.print_table(rows)
     path = folder / f"{group}.csv"
     measure.replace(path, rows)
+    print(os.path.relpath(path))
     if importlib.util.find_spec("matplotlib"):
         from .roofline import draw
 
-        draw(rows, path.with_suffix(".png"))
-    print(os.path.relpath(path))
+        threads = rows[0]["threads"]
+        picture = folder / f"{group}-{threads}.png"
+        if draw([row for row in measure.read(path) if row["threads"] == threads], picture):
+            print(os.path.relpath(picture))
 
 
 if __name__ == "__main__":
