@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 __all__ = ["ADAPTIVE", "AVG_POOL", "CONV", "ELEMENTWISE", "LOSS", "MATMUL", "MAX_POOL", "NORM",
            "BENCH_CONV", "BENCH_ELEMENTWISE", "BENCH_LOSS", "BENCH_MATMUL", "BENCH_NORM",
-           "BENCH_POOL", "Conv", "Pool"]
+           "BENCH_POOL", "BENCH_SMALL_NORM", "Conv", "Pool"]
 
 
 class Conv(NamedTuple):
@@ -46,18 +46,42 @@ CONV = [
     Conv("no outputs", (2, 3, 5, 5), (0, 3, 3, 3)),
 ]
 
+
+def _layer(net, batch, channels, filters, size, k=3, stride=1, *, depthwise=False):
+    """A layer of a network, padded by half its kernel; named by what it does."""
+    name = f"{net} {channels}->{filters} {k}x{k}{f'/{stride}' if stride > 1 else ''} @{size}"
+    return Conv(name + (" depthwise" if depthwise else ""), (batch, channels, size, size),
+                (filters, 1 if depthwise else channels, k, k), (stride, stride),
+                (k // 2, k // 2), groups=channels if depthwise else 1)
+
+
+# every distinct layer: He et al. 2016 at CIFAR's and at ImageNet's size, the latter with few images
+# so that a call takes milliseconds
+RESNET20 = [
+    _layer("resnet20", 128, 3, 16, 32), _layer("resnet20", 128, 16, 16, 32),
+    _layer("resnet20", 128, 16, 32, 32, stride=2), _layer("resnet20", 128, 32, 32, 16),
+    _layer("resnet20", 128, 32, 64, 16, stride=2), _layer("resnet20", 128, 64, 64, 8),
+]
+RESNET18 = [_layer("resnet18", 8, 3, 64, 224, 7, 2), _layer("resnet18", 8, 64, 64, 56)]
+for _c, _size in ((64, 56), (128, 28), (256, 14)):
+    RESNET18 += [_layer("resnet18", 8, _c, 2 * _c, _size, stride=2),
+                 _layer("resnet18", 8, _c, 2 * _c, _size, 1, 2),
+                 _layer("resnet18", 8, 2 * _c, 2 * _c, _size // 2)]
+# Howard et al. 2017: a depthwise and a 1 x 1 layer, again and again; then one block of Sandler et
+# al. 2018 (v2), which widens, filters and narrows
+MOBILENET = [_layer("mobilenet", 8, 3, 32, 224, stride=2)]
+for _c, _o, _size, _stride in ((32, 64, 112, 1), (64, 128, 112, 2), (128, 128, 56, 1),
+                               (128, 256, 56, 2), (256, 256, 28, 1), (256, 512, 28, 2),
+                               (512, 512, 14, 1), (512, 1024, 14, 2), (1024, 1024, 7, 1)):
+    MOBILENET += [_layer("mobilenet", 8, _c, _c, _size, stride=_stride, depthwise=True),
+                  _layer("mobilenet", 8, _c, _o, _size // _stride, 1)]
+MOBILENET += [_layer("mobilenet2", 8, 24, 144, 56, 1),
+              _layer("mobilenet2", 8, 144, 144, 56, depthwise=True),
+              _layer("mobilenet2", 8, 144, 24, 56, 1)]
 BENCH_CONV = [
-    Conv("resnet20 stem", (128, 3, 32, 32), (16, 3, 3, 3), padding=(1, 1)),
-    Conv("resnet20 stage 1", (128, 16, 32, 32), (16, 16, 3, 3), padding=(1, 1)),
-    Conv("resnet20 down", (128, 16, 32, 32), (32, 16, 3, 3), (2, 2), (1, 1)),
-    Conv("resnet20 stage 2", (128, 32, 16, 16), (32, 32, 3, 3), padding=(1, 1)),
-    Conv("resnet20 stage 3", (128, 64, 8, 8), (64, 64, 3, 3), padding=(1, 1)),
-    Conv("lenet 1", (64, 1, 28, 28), (6, 1, 5, 5), padding=(2, 2)),
-    Conv("lenet 2", (64, 6, 14, 14), (16, 6, 5, 5)),
-    Conv("resnet50 1x1", (8, 64, 56, 56), (256, 64, 1, 1)),
-    Conv("resnet50 3x3", (8, 128, 28, 28), (128, 128, 3, 3), padding=(1, 1)),
-    Conv("resnet50 last", (8, 512, 7, 7), (512, 512, 3, 3), padding=(1, 1)),
-    Conv("depthwise", (32, 64, 28, 28), (64, 1, 3, 3), padding=(1, 1), groups=64),
+    *RESNET20, *RESNET18, *MOBILENET,
+    Conv("lenet 1->6 5x5 @28", (64, 1, 28, 28), (6, 1, 5, 5), padding=(2, 2)),
+    Conv("lenet 6->16 5x5 @14", (64, 6, 14, 14), (16, 6, 5, 5)),
 ]
 
 
@@ -94,14 +118,16 @@ ADAPTIVE = [((2, 3, 7, 5), (1, 1)), ((2, 37, 7, 5), (3, 2)), ((2, 3, 4, 4), (7, 
             ((0, 3, 4, 4), (2, 2))]
 BENCH_POOL = [
     Pool("lenet", (64, 6, 28, 28), (2, 2), (2, 2)),
-    Pool("resnet50 stem", (8, 64, 112, 112), (3, 3), (2, 2), (1, 1)),
+    Pool("resnet18", (8, 64, 112, 112), (3, 3), (2, 2), (1, 1)),
 ]
 
 # (N, C, *S): rows × channels and planes, below and above a tile and the lanes; one channel; nothing
 NORM = [(1, 1), (60, 100), (7, 3), (1, 17), (2, 1500), (1031, 37), (5, 3, 4, 4), (5, 3, 9, 9),
         (3, 5, 1, 1), (3, 1, 5, 5), (2, 3, 131), (130, 2, 3, 17, 5), (0, 3), (4, 0), (2, 3, 0, 5)]
-BENCH_NORM = [(60, 100), (128, 512), (4096, 1024), (128, 16, 32, 32), (128, 64, 8, 8),
-              (32, 256, 14, 14)]
+# training at 8 MB and more; ResNet-20's later stages, which a cache holds; at most 64 KB
+BENCH_NORM = [(128, 16, 32, 32), (128, 64, 32, 32), (32, 256, 28, 28), (8, 64, 112, 112),
+              (128, 512, 7, 7), (4096, 1024), (128, 32, 16, 16), (128, 64, 8, 8)]
+BENCH_SMALL_NORM = [(60, 100), (128, 128), (16, 16, 8, 8), (4, 64, 8, 8)]
 
 # (shape, axis)
 LOSS = [((1, 1), 1), ((7, 10), -1), ((7, 10), 0), ((2, 1500), 1), ((70, 65), 1), ((3, 5, 4, 3), 1),
@@ -111,8 +137,9 @@ BENCH_LOSS = [(128, 10), (64, 1000), (512, 32000)]
 # (M, K, N)
 MATMUL = [(1, 1, 1), (3, 5, 7), (13, 1, 17), (1, 64, 1), (33, 129, 65), (0, 3, 4), (3, 0, 4),
           (2, 4, 0)]
-BENCH_MATMUL = [(60, 784, 100), (128, 512, 512), (512, 512, 512), (1024, 1024, 1024)]
+BENCH_MATMUL = [*((n, n, n) for n in (64, 96, 128, 256, 512, 1024, 2048)),
+                (60, 784, 100), (128, 64, 10), (4096, 512, 64)]
 
 ELEMENTWISE = [((), ()), ((1,), (1,)), ((7,), (7,)), ((3, 1), (1, 5)), ((2, 3, 4), (4,)),
                ((0, 3), (1, 3)), ((129, 33), (129, 33)), ((5, 1, 7), (3, 1))]
-BENCH_ELEMENTWISE = [(60, 100), (1024, 1024), (64, 64, 56, 56)]
+BENCH_ELEMENTWISE = [(60, 100), (256, 1024), (6144, 1024)]     # 24 KB, 1 MB, 25 MB

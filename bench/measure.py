@@ -13,12 +13,12 @@ import statistics
 import subprocess
 from datetime import datetime
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time, sleep
 from typing import NamedTuple
 
-__all__ = ["FIELDS", "RESULTS", "Worker", "append", "machine", "result_rows", "rounds",
-           "run_seconds", "seconds_per_call", "serve", "summary", "threads_environment", "unsteady",
-           "versions"]
+__all__ = ["FIELDS", "RESULTS", "Worker", "append", "clock", "machine", "read", "replace",
+           "result_rows", "rounds", "run_seconds", "seconds_per_call", "serve", "settle",
+           "summary", "threads_environment", "unsteady", "versions", "where_and_when"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 # median, p20 and p80 are seconds
@@ -48,12 +48,12 @@ def seconds_per_call(f, seconds=0.2, chunks=5):
     The number of calls in a run is doubled until one run is long enough: that is the warm-up.
     """
     calls = 1
-    while _clock(f, calls) < seconds / chunks:
+    while clock(f, calls) < seconds / chunks:
         calls *= 2
-    return statistics.median(_clock(f, calls) / calls for _ in range(chunks))
+    return statistics.median(clock(f, calls) / calls for _ in range(chunks))
 
 
-def _clock(f, calls):
+def clock(f, calls):
     start = perf_counter()
     for _ in range(calls):
         f()
@@ -98,7 +98,25 @@ class Worker:
 def serve(cases, lines, out):
     """The worker's side: {name: function that measures}; call the one that each line names."""
     for line in lines:
-        print(json.dumps(cases[line.strip()]()), file=out, flush=True)
+        answer = json.dumps(cases[line.strip()]())
+        settle()
+        print(answer, file=out, flush=True)
+
+
+def settle(window=0.012, longest=0.3):
+    """Wait until this process is idle: only then is it the other's turn.
+
+    Threads that have nothing to do spin before they sleep, and on two cores a spinning pool takes
+    half of the machine from the next side: OpenMP's (nbgrad's and torch's) spin for 8 ms,
+    OpenBLAS's for as long as ``measure.threads_environment`` lets them. Waiting leaves OpenMP its
+    default, which is what users run. The clock of other threads moves every 4 ms.
+    """
+    end = perf_counter() + longest
+    while perf_counter() < end:
+        before = process_time()
+        sleep(window)
+        if process_time() - before < 1e-3:
+            return
 
 
 def run_seconds(command, **options):
@@ -112,6 +130,7 @@ def threads_environment(n):
     """This environment with every library of threads told to use n."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
     env = {**os.environ, **dict.fromkeys(names, str(n))}
+    env["OPENBLAS_THREAD_TIMEOUT"] = "24"          # spin for 2^24 cycles (7 ms), not for 107 ms
     env.pop("PYTHONDONTWRITEBYTECODE", None)       # an import would compile every source again
     return env
 
@@ -139,10 +158,15 @@ def versions(*packages):
     return ", ".join(found)
 
 
+def where_and_when(threads, packages):
+    """What the rows of one run have in common."""
+    return {"date": datetime.now().astimezone().isoformat(timespec="seconds"), **machine(),
+            "threads": threads, "versions": versions(*packages)}
+
+
 def result_rows(measured, *, threads, packages):
     """One run as rows of a CSV file, from {case: {side: seconds of each round}}."""
-    run = {"date": datetime.now().astimezone().isoformat(timespec="seconds"), **machine(),
-           "threads": threads, "versions": versions(*packages)}
+    run = where_and_when(threads, packages)
     rows = []
     for case, sides in measured.items():
         for side, seconds in sides.items():
@@ -169,3 +193,29 @@ def append(path, rows):
         if new:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def read(path):
+    """The rows of a CSV file."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def replace(path, rows):
+    """Write rows to a CSV file in place of those of the same machine, threads and case.
+
+    A file holds the newest measurement of everything; the history is version control's.
+    """
+    found = {}
+    for source in (read(path) if path.exists() else [], rows):
+        cases = {}
+        for row in source:
+            key = tuple(row[k] for k in ("machine", "threads", "kind", "case"))
+            cases.setdefault(key, []).append(row)
+        found |= cases
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for case in found.values():
+            writer.writerows(case)

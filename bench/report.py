@@ -1,16 +1,18 @@
 """Write the README's tables from measured files.
 
 ``python -m bench.report`` replaces what stands between ``<!-- table: NAME -->`` and
-``<!-- end: NAME -->`` by the newest run in ``bench/results/NAME.csv``, for every such pair.
+``<!-- end: NAME -->``, for every such pair: "summary", "headlines", "steps" and "scaling" by
+what the groups' files say, any other by the newest run in ``bench/results/NAME.csv``.
 """
 
-import csv
 import re
 from pathlib import Path
 
-from . import measure
+from . import measure, suite, tables
+from .tables import duration
 
-__all__ = ["main", "newest", "render", "write"]
+__all__ = ["duration", "headlines", "main", "newest", "render", "scaling", "steps",
+           "summary", "write"]
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BLOCK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end: \1 -->", re.S)
@@ -18,8 +20,7 @@ BLOCK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end: \1 -->", re.S)
 
 def newest(path):
     """The rows of the last run in a CSV file of results."""
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = measure.read(path)
     return [row for row in rows if row["date"] == rows[-1]["date"]]
 
 
@@ -49,25 +50,118 @@ def _line(case, own, other):
     return "| " + " | ".join(cells) + " |"
 
 
-def duration(seconds):
-    """Three digits and a unit.
+def _table(header, lines):
+    """Markdown; all columns but the first to the right."""
+    rows = [header, ["---"] + ["--:"] * (len(header) - 1), *lines]
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
-    >>> duration(1.9346e-6), duration("0.0999"), duration(12)
-    ('1.93 µs', '99.9 ms', '12.0 s')
-    """
-    seconds = float(seconds)
-    scale, unit = next(((s, u) for s, u in ((1, "s"), (1e-3, "ms"), (1e-6, "µs"))
-                        if seconds >= 0.9995 * s), (1e-9, "ns"))
-    return f"{seconds / scale:#.3g}".rstrip(".") + f" {unit}"
+
+def _groups(results):
+    """{group: {threads: rows}} of the files there are, most threads first."""
+    found = {}
+    for group in suite.GROUPS:
+        path = results / f"{group}.csv"
+        for row in measure.read(path) if path.exists() else []:
+            found.setdefault(group, {}).setdefault(row["threads"], []).append(row)
+    return {group: dict(sorted(runs.items(), key=lambda run: -int(run[0])))
+            for group, runs in found.items()}
+
+
+def _where(groups):
+    """When and where, for below the tables."""
+    rows = [row for runs in groups.values() for rows in runs.values() for row in rows]
+    last = max(rows, key=lambda row: row["date"])
+    counts = sorted({int(row["rounds"]) for row in rows})
+    return (f"Medians of {' to '.join(map(str, counts[:1] + counts[1:][-1:]))} interleaved rounds, "
+            f"each library in its own process: {last['machine']}, {last['cores']} cores;\n"
+            f"{last['versions']}; {last['date'][:10]} (`python -m bench`).\n")
+
+
+def summary(groups):
+    """How many times as fast as each peer: geometric mean and least, by kind of case."""
+    lines, peers = [], ["numpy", "torch", "torch channels-last", tables.BEST]
+    for group in ("matmul", "conv", "norm", "elementwise"):
+        for threads, rows in groups.get(group, {}).items():
+            if group == "elementwise":                # a kind for each op: too many for a page
+                rows = [{**row, "case": f"{row['kind']} {row['case']}", "kind": "all"}
+                        for row in rows if row["group"] != "machine"]
+            for kind, found in tables.ratios(rows).items():
+                cells = [_mean_and_least(found.get(peer)) for peer in peers]
+                lines.append([f"{group}: {kind}", threads, str(len(found[tables.BEST])), *cells])
+    return _table(["", "threads", "cases", *peers], lines) + "\n" + _where(groups)
+
+
+def _mean_and_least(values):
+    return f"{tables.geometric_mean(values):.2f} ({min(values):.2f})" if values else ""
+
+
+HEADLINES = [
+    ("matmul", "float32, 1024"), ("conv", "forward, resnet20 16->16 3x3 @32"),
+    ("conv", "input gradient, resnet18 128->128 3x3 @28"),
+    ("conv", "weight gradient, resnet18 128->128 3x3 @28"),
+    ("conv", "forward, mobilenet 128->128 3x3 @56 depthwise"),
+    ("norm", "forward channels-last, 32x256x28x28"),
+    ("norm", "backward channels-last, 32x256x28x28"),
+    ("norm", "+ add + relu, both ways, channels-last, 32x256x28x28"),
+    ("elementwise", "gelu, 6144x1024"), ("elementwise", "softmax, 6144x1024"),
+]
+
+
+def headlines(groups):
+    """Single cases with all threads, beside the fastest of the others."""
+    lines = []
+    for group, label in HEADLINES:
+        for own, others in tables.by_case(next(iter(groups.get(group, {"": []}).values()))):
+            if f"{own['kind']}, {own['case']}" == label and others:
+                best = min(others.values(), key=lambda row: float(row["median"]))
+                lines.append([f"{group} {label}", duration(own["median"]), tables.rate(own),
+                              tables.percent(own), f"{best['side']} {duration(best['median'])}",
+                              f"{tables.ratio(own, best):.2f}"])
+    return _table(["", "nbgrad", "rate", "of the ceiling", "fastest other", "times as fast"], lines)
+
+
+def steps(groups):
+    """Whole training steps: time, first call and memory beside each other side."""
+    lines = []
+    for threads, rows in groups.get("step", {}).items():
+        for own, others in tables.by_case(rows):
+            for row in (own, *others.values()):
+                memory = float(row["peak"] or "nan") / float(own["peak"] or "nan")
+                lines.append([own["case"], threads, row["side"], duration(row["median"]),
+                              f"{tables.ratio(own, row):.2f}", tables.first_call(row),
+                              tables.megabytes(row), "" if memory != memory else f"{memory:.2f}"])
+    return _table(["training step", "threads", "", "time", "time / nbgrad's", "first step",
+                   "peak memory", "memory / nbgrad's"], lines)
+
+
+def scaling(groups):
+    """One thread beside all of them, on work that the caches hold."""
+    lines = []
+    for threads, rows in groups.get("scaling", {}).items():
+        for own, others in tables.by_case(rows):
+            alone = others.get("nbgrad one thread", own)
+            theirs = [others.get("torch" + how) for how in ("", " one thread")]
+            lines.append([own["case"], threads, duration(alone["median"]), duration(own["median"]),
+                          f"{tables.ratio(own, alone):.2f}",
+                          f"{tables.ratio(*theirs):.2f}" if all(theirs) else ""])
+    return _table(["", "threads", "nbgrad, one", "nbgrad, all", "times as fast", "torch's"], lines)
+
+
+SUITE = {"summary": summary, "headlines": headlines, "steps": steps, "scaling": scaling}
 
 
 def write(text, results=measure.RESULTS):
     """The text with every table that has a file of results written anew."""
+    groups = _groups(results)
+
     def block(match):
         name, path = match[1], results / f"{match[1]}.csv"
-        if not path.exists():
+        if name in SUITE and groups:
+            table = SUITE[name](groups)
+        elif path.exists():
+            table = render(newest(path), name)
+        else:
             return match[0]
-        table = render(newest(path), name)
         return f"<!-- table: {name} -->\n{table}<!-- end: {name} -->"
     return BLOCK.sub(block, text)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import importlib.util
 import os
 import sys
@@ -200,6 +201,16 @@ def _info(args: argparse.Namespace) -> None:
         print(f"{name + ':':18}{text}")
 
 
+def _bench(args: argparse.Namespace) -> None:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "bench" / "__main__.py").exists():
+        raise _Exit(2, "bench: needs a checkout, with its folder bench (pip install -e .)")
+    sys.path.insert(0, str(root))
+    status = importlib.import_module("bench.__main__").main(args.rest)
+    if status:
+        raise _Exit(status, "interrupted")
+
+
 def _note_missing() -> None:
     lacking = [name for name in ("rich", "matplotlib", "tensorboardX")
                if importlib.util.find_spec(name) is None]
@@ -282,6 +293,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--data", choices=CHOICES["data"], help="whose image size (digits)")
     p.add_argument("--norm", choices=CHOICES["norm"], help="(batch)")
     p.add_argument("--samples", type=int, default=4, help="images in the batch (4)")
+    # "\0" begins no option here: all of them are for python -m bench, which has the one list
+    p = commands.add_parser("bench", prefix_chars="\0", add_help=False,
+                            help="measure speed beside PyTorch and NumPy (in a checkout)")
+    p.add_argument("rest", nargs="*")
+    p.set_defaults(run=_bench)
     _command(commands, "info", _info, "print versions, CPU, threads, cache, devices")
     return parser
 

@@ -139,6 +139,7 @@ def test_the_table_in_the_readme_is_what_the_committed_file_says():
     text = report.README.read_text(encoding="utf-8")
     assert report.write(text) == text
     assert len(report.newest(measure.RESULTS / "overhead.csv")) >= 4
+    assert len(measure.read(measure.RESULTS / "conv.csv")) >= 100
     assert "times as fast" in text
 
 
