@@ -51,6 +51,7 @@ CLASS_WEIGHT = np.array([0.5, 2.0, 1.0])
 CONV = {"stride": (2, 1), "padding": (1, 0), "dilation": (1, 2), "groups": 2}
 POOL = {"kernel_size": (2, 2), "stride": (2, 1), "padding": (1, 0), "ceil_mode": True,
         "count_include_pad": False, "divisor_override": None}
+BETA = np.array([0.3, -0.4, 0.1])
 MEAN, INVSTD = np.array([0.3, -0.2, 0.1]), np.array([1.5, 0.5, 1.0])
 
 
@@ -68,6 +69,12 @@ def of_batch(dy, x, gamma):
     return OPS["batch_norm_backward"](dy, x, gamma, **statistics(x))
 
 
+def of_batch_with_relu(dy, x, gamma, y=None):
+    """The mask comes from x, γ and β, or from y; neither β nor y has a gradient."""
+    beta = as_tensor(BETA) if y is None else None
+    return OPS["batch_norm_backward"](dy, x, gamma, beta, y, relu=True, **statistics(x))
+
+
 def of_layer(dy, x, gamma):
     rows = x.data.reshape(4, -1)
     return OPS["layer_norm_backward"](dy, x, gamma, mean=rows.mean(1), eps=1e-5, dims=2,
@@ -83,6 +90,7 @@ def cross(reduction, weight=None, smoothing=0.0):
               label_smoothing=smoothing)
 
 
+ACTIVE = kinked(4, 3).data.clip(0)
 POOL_INDICES = nbgrad.max_pool2d(distinct(2, 2, 5, 4), 2, return_indices=True)[1].data
 
 SOFT = as_tensor(np.array([-1.5, -0.5, 0.4, 1.0, 1.6, 1.9]))          # 1.5 x is on both sides of 2
@@ -165,11 +173,22 @@ SAMPLES = {
     "adaptive_avg_pool2d_backward": [(op("adaptive_avg_pool2d_backward", input_size=(2, 2, 5, 4)),
                                       (real(2, 2, 2, 3),))],
     "batch_norm": [(op("batch_norm", eps=1e-5), (real(4, 3), real(3), real(3))),
-                   (op("batch_norm", eps=1e-3), (real(2, 3, 2, 2), real(3), real(3)))],
+                   (op("batch_norm", eps=1e-3), (real(2, 3, 2, 2), real(3), real(3))),
+                   (op("batch_norm", eps=1e-3), (real(4, 3), real(3), real(3), real(4, 3))),
+                   (op("batch_norm", eps=1e-3, relu=True), (real(4, 3, 2), real(3), real(3)))],
+    "batch_norm_add_relu": [(op("batch_norm_add_relu", eps=1e-3, relu=True),
+                             (real(4, 3, 2), real(3), real(3), real(4, 3, 2)))],
     "batch_norm_backward": [(of_batch, (real(4, 3), real(4, 3), real(3))),
-                            (of_batch, (real(2, 3, 2, 2), real(2, 3, 2, 2), real(3)))],
+                            (of_batch, (real(2, 3, 2, 2), real(2, 3, 2, 2), real(3))),
+                            (of_batch_with_relu, (real(4, 3, 2), real(4, 3, 2), real(3))),
+                            (lambda dy, x, g: of_batch_with_relu(dy, x, g, as_tensor(ACTIVE)),
+                             (real(4, 3), real(4, 3), real(3)))],
     "batch_norm_inference": [(op("batch_norm_inference", mean=MEAN, invstd=INVSTD),
-                              (real(2, 3, 2), real(3), real(3)))],
+                              (real(2, 3, 2), real(3), real(3))),
+                             (op("batch_norm_inference", mean=MEAN, invstd=INVSTD),
+                              (real(4, 3), real(3), real(3), real(4, 3)))],
+    "batch_norm_inference_relu": [(op("batch_norm_inference_relu", mean=MEAN, invstd=INVSTD,
+                                      relu=True), (real(4, 3), real(3), real(3), real(4, 3)))],
     "batch_norm_inference_backward": [(op("batch_norm_inference_backward", mean=MEAN,
                                           invstd=INVSTD),
                                        (real(2, 3, 2), real(2, 3, 2), real(3)))],
@@ -428,8 +447,9 @@ MODULES = {
                           if n in OPS and OPS[n].fn.__module__ == "nbgrad.ops.elementwise"),
     "reduce": ["sum", "sum_to", "mean", "amax", "amin", "prod", "norm", "cumsum", "var", "std",
                "logsumexp", "vector_norm"],
-    "norm": ["batch_norm", "batch_norm_backward", "batch_norm_inference",
-             "batch_norm_inference_backward", "layer_norm", "layer_norm_backward"],
+    "norm": ["batch_norm", "batch_norm_add_relu", "batch_norm_backward", "batch_norm_inference",
+             "batch_norm_inference_relu", "batch_norm_inference_backward", "layer_norm",
+             "layer_norm_backward"],
     "loss": ["softmax", "softmax_backward", "log_softmax", "log_softmax_backward", "cross_entropy",
              "cross_entropy_backward", "nll_loss", "soft_cross_entropy", "mse_loss"],
 }
@@ -455,6 +475,31 @@ def test_no_term_of_a_backward_kernel_can_be_changed_unnoticed(name):
         survivors, count = _survivors(module, names, within="backward")
     assert count > 3
     assert survivors == []
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_fused_batch_norm_is_the_three_ops(training, residual, activation):
+    x, g, b, r = fresh((real(6, 3, 5), real(3), real(3), real(6, 3, 5)))
+    dy = as_tensor(rng.standard_normal(x.shape))
+    given = (x, g, b, r) if residual else (x, g, b)
+    stats = [as_tensor(a) for a in (MEAN, INVSTD)], [as_tensor(a) for a in (MEAN, INVSTD)]
+    y = F.batch_norm(x, *stats[0], g, b, training, residual=r if residual else None,
+                     activation=activation)
+    z = F.batch_norm(x, *stats[1], g, b, training)
+    z = z + r if residual else z
+    z = F.relu(z) if activation else z
+    np.testing.assert_allclose(y.data, z.data, rtol=1e-13, atol=1e-14)
+    for first, second in zip(*[grad(v, given, dy, create_graph=True) for v in (y, z)]):
+        np.testing.assert_allclose(first.data, second.data, rtol=1e-12, atol=1e-13)
+    for a, c in zip(*stats):
+        np.testing.assert_array_equal(a.data, c.data)
+    twice = [grad(grad(v, (x,), dy, create_graph=True)[0], (x, g), dy)
+             for v in (F.batch_norm(x, None, None, g, b, True, activation="relu"),
+                       F.relu(F.batch_norm(x, None, None, g, b, True)))]
+    for first, second in zip(*twice):
+        np.testing.assert_allclose(first.data, second.data, rtol=1e-10, atol=1e-11)
 
 
 def test_batch_norm_backward_matches_its_composition():

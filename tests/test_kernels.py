@@ -51,6 +51,9 @@ def close(got, want, terms=1):
     got, want = (v if isinstance(v, tuple) else (v,) for v in (got, want))
     assert len(got) == len(want)
     for a, b in zip(got, want):
+        if b is None:
+            assert a is None
+            continue
         assert a.shape == b.shape
         assert a.dtype == b.dtype
         if a.dtype.kind != "f":
@@ -178,6 +181,11 @@ def check_batch_norm(x, dy, gamma, beta):
     agree("batch_norm_backward", dy, x, None, mean, invstd, terms=n)
     fused = agree("batch_norm_backward", dy, x, gamma, mean, invstd, terms=n)
     np.testing.assert_array_equal(fused[0], dx)
+    for relu, residual in ((True, None), (False, dy), (True, dy)):
+        z = agree("batch_norm", x, gamma, beta, residual, eps=EPS, relu=relu, terms=n)[0]
+        agree("batch_norm_elemt", x, gamma, beta, mean, invstd, residual, relu=relu)
+        agree("batch_norm_backward", dy, x, gamma, mean, invstd, beta=beta, relu=relu,
+              y=None if residual is None else z, residual=residual is not None, terms=n)
     return y, dx
 
 

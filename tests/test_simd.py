@@ -26,8 +26,10 @@ def _compute(a, b, y, sums):
 
 @kernel
 def _stream(a, y):
+    p = simd.pointer(a)
     for i in range(0, a.size, simd.lanes(a)):
-        simd.stream(y, i, simd.load(a, i))
+        simd.prefetch(p, i + 1024)                     # also behind the end
+        simd.stream(simd.pointer(y), i, simd.load(p, i))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
