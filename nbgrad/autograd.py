@@ -677,7 +677,6 @@ class Tensor:
     _version: list[Any] | None = None        # [clock of the last in-place write, views …]
     _hooks: list[Any] | None = None
     _retained: Handle | None = None          # of retain_grad's hook
-    _remake: Callable[[], Array] | None = None      # gives data again: see kept()
     __array_priority__ = 1000
 
     if TYPE_CHECKING:                        # what the ops and the loops below the class set
@@ -1042,24 +1041,25 @@ REMAKE_BYTES = 1 << 20      # a smaller value costs less to keep than to make ag
 class Remade(Tensor):
     """What a vjp holds of a value that is not kept: its op makes it again when it is asked for."""
 
-    def __init__(self, x: Tensor) -> None:
-        self._remake, self.requires_grad, self.grad_fn = x._remake, x.requires_grad, x.grad_fn
+    def __init__(self, x: Tensor, remake: Callable[[], Array]) -> None:
+        self.remake, self.requires_grad, self.grad_fn = remake, x.requires_grad, x.grad_fn
 
     @property
     def data(self) -> Array:  # type: ignore[override]
-        assert self._remake is not None
-        return self._remake()
+        return self.remake()
 
 
 def kept(x: Tensor) -> Tensor:
-    """x, for a vjp to hold: itself, or what makes it again from what its own op keeps anyway.
+    """x, for a vjp to hold: itself, or what makes it again from what its own op keeps anyway, where
+    that op's vjp has a function ``remake``.
 
     A ReLU behind a batch norm is one pass over memory, and its value is as large as the rest that
     the layer keeps. Values that have been written to in place are held themselves.
     """
-    if x._remake is None or x._version is not None or x.data.nbytes < REMAKE_BYTES:
+    remake = getattr(x.grad_fn.vjp, "remake", None) if x.grad_fn is not None else None
+    if remake is None or x._version is not None or x.data.nbytes < REMAKE_BYTES:
         return x
-    return Remade(x)
+    return Remade(x, remake)
 
 
 def _plain(x: Any) -> Any:

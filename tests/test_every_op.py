@@ -75,6 +75,25 @@ def of_batch_with_relu(dy, x, gamma, y=None):
     return OPS["batch_norm_backward"](dy, x, gamma, beta, y, relu=True, **statistics(x))
 
 
+def linear_norm(activation):
+    """linear_batch_norm at a constant bias: what it adds, the norm takes out again."""
+    return lambda x, w, g, b: OPS["linear_batch_norm"](
+        x, w, g, b, as_tensor(BETA), eps=1e-3, activation=activation)
+
+
+def of_linear_norm(activation):
+    def f(dy, x, w, gamma):
+        z = x.data @ w.data.T
+        kept = statistics(as_tensor(z), 1e-3)
+        u = (z - kept["mean"]) * kept["invstd"] * gamma.data + BETA
+        y = {None: u, "relu": np.maximum(u, 0), "sigmoid": 1 / (1 + np.exp(-u)),
+             "tanh": np.tanh(u)}[activation]
+        return OPS["linear_batch_norm_backward"](
+            dy, x, w, gamma, as_tensor(BETA), None, z=z, y=y, activation=activation,
+            input_gradient=True, **kept)
+    return f
+
+
 def of_layer(dy, x, gamma):
     rows = x.data.reshape(4, -1)
     return OPS["layer_norm_backward"](dy, x, gamma, mean=rows.mean(1), eps=1e-5, dims=2,
@@ -172,6 +191,10 @@ SAMPLES = {
     "adaptive_avg_pool2d": [(op("adaptive_avg_pool2d", output_size=(2, 3)), (real(2, 2, 5, 4),))],
     "adaptive_avg_pool2d_backward": [(op("adaptive_avg_pool2d_backward", input_size=(2, 2, 5, 4)),
                                       (real(2, 2, 2, 3),))],
+    "linear_batch_norm": [(linear_norm(f), (real(5, 2), real(3, 2), real(3), real(3)))
+                          for f in ("sigmoid", "tanh", "relu", None)],
+    "linear_batch_norm_backward": [(of_linear_norm(f), (real(5, 3), real(5, 2), real(3, 2), real(3)))
+                                   for f in ("sigmoid", "tanh", "relu", None)],
     "batch_norm": [(op("batch_norm", eps=1e-5), (real(4, 3), real(3), real(3))),
                    (op("batch_norm", eps=1e-3), (real(2, 3, 2, 2), real(3), real(3))),
                    (op("batch_norm", eps=1e-3), (real(4, 3), real(3), real(3), real(4, 3))),

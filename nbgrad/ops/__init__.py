@@ -4,6 +4,7 @@ from nbgrad.ops import (  # the modules by other names: `matmul` and `norm` belo
     conv as _conv,
     creation as _creation,
     elementwise as _elementwise,
+    fused as _fused,
     indexing as _indexing,
     inplace as _inplace,
     joining as _joining,
@@ -19,6 +20,7 @@ from nbgrad.ops import (  # the modules by other names: `matmul` and `norm` belo
 from nbgrad.ops.conv import *  # noqa: F403
 from nbgrad.ops.creation import *  # noqa: F403
 from nbgrad.ops.elementwise import *  # noqa: F403
+from nbgrad.ops.fused import *  # noqa: F403
 from nbgrad.ops.indexing import *  # noqa: F403
 from nbgrad.ops.joining import *  # noqa: F403
 from nbgrad.ops.loss import *  # noqa: F403
@@ -30,7 +32,7 @@ from nbgrad.ops.reduce import *  # noqa: F403
 from nbgrad.ops.selection import *  # noqa: F403
 from nbgrad.ops.shape import *  # noqa: F403
 
-_FILES = (_conv, _creation, _elementwise, _indexing, _inplace, _joining, _loss, _matmul, _norm,
+_FILES = (_conv, _creation, _elementwise, _fused, _indexing, _inplace, _joining, _loss, _matmul, _norm,
           _pool, _random, _reduce, _selection, _shape)
 
 __all__ = [name for module in _FILES for name in module.__all__]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nbgrad.autograd import OPS, Tensor, as_tensor, bump, composition, op
+from nbgrad.autograd import OPS, Tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops import norm
 from nbgrad.ops.matmul import check_linear, linear, matmul
@@ -22,8 +22,8 @@ def _data(t: Tensor | None) -> Any:
 
 
 @op(name="linear_batch_norm", method=False, saves_output=True)
-def _linear_batch_norm(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None,
-                       beta: Tensor | None, /, *, eps: float, activation: str | None,
+def _linear_batch_norm(x: Tensor, weight: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                       bias: Tensor | None, /, *, eps: float, activation: str | None,
                        running: Any = None) -> Any:
     """y = φ(γ ẑ + β), ẑ = (z − μ)/√(σ² + ε), z = x wᵀ + b; μ and σ² of z's columns.
 
@@ -31,41 +31,38 @@ def _linear_batch_norm(x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Te
     """
     k = kernels(x)
     z = k.linear(x.data, weight.data, _data(bias))
-    mean, var, momentum = running or (None, None, None)
-    norm.check_batch(z, mean, var, gamma, beta)
-    moved = None if mean is None else (mean.data, var.data, momentum)
     y, mu, _, invstd = k.batch_norm(z, _data(gamma), _data(beta), eps=eps,
-                                    relu=activation == "relu", running=moved)
+                                    relu=activation == "relu", running=running)
     if activation in ("sigmoid", "tanh"):
         y = getattr(k, activation)(y)
     need = x.requires_grad
     return y, lambda dy, y: linear_batch_norm_backward(
-        dy, x, weight, bias, gamma, beta, z=z, y=y.data, mean=mu, invstd=invstd, eps=eps,
+        dy, x, weight, gamma, beta, bias, z=z, y=y.data, mean=mu, invstd=invstd, eps=eps,
         activation=activation, input_gradient=need)
 
 
 @op(method=False)
-def linear_batch_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None,
-                               gamma: Tensor | None, beta: Tensor | None, /, *, z: Any, y: Any,
+def linear_batch_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, gamma: Tensor | None,
+                               beta: Tensor | None, bias: Tensor | None, /, *, z: Any, y: Any,
                                mean: Any, invstd: Any, eps: float, activation: str | None,
                                input_gradient: bool) -> Any:
-    """∂x (0 unless asked for), ∂w, ∂b, ∂γ and ∂β of linear_batch_norm."""
+    """∂x (0 unless asked for), ∂w, ∂γ, ∂β and ∂b of linear_batch_norm."""
     k, du, masked = kernels(dy), dy.data, activation == "relu"
     if activation in ("sigmoid", "tanh"):
         du = getattr(k, f"{activation}_backward")(du, y)
     dz, dgamma, dbeta, _ = k.batch_norm_backward(du, z, _data(gamma), mean, invstd,
                                                  y=y if masked else None, relu=masked)
-    grads = k.linear_backward(dz, x.data, weight.data, input_gradient=input_gradient)
+    dx, dw, db = k.linear_backward(dz, x.data, weight.data, input_gradient=input_gradient)
 
-    def again(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, gamma: Tensor | None,
-              beta: Tensor | None) -> tuple[Any, ...]:
+    def again(dy: Tensor, x: Tensor, weight: Tensor, gamma: Tensor | None, beta: Tensor | None,
+              bias: Tensor | None) -> tuple[Any, ...]:
         z = linear(x, weight, bias)
         y = norm.batch_norm(z, None, None, gamma, beta, True, eps=eps)
         if activation is not None:
             dy = OPS[activation + "_backward"](dy, OPS[activation](y))
         dz, dgamma, dbeta, _ = norm.backward_of_batch(dy, z, gamma, None, None, eps, False)
-        return matmul(dz, weight), matmul(mT(dz), x), sum(dz, 0), dgamma, dbeta
-    return (*grads, dgamma, dbeta), composition(again, dy, x, weight, bias, gamma, beta)
+        return matmul(dz, weight), matmul(mT(dz), x), dgamma, dbeta, sum(dz, 0)
+    return (dx, dw, dgamma, dbeta, db), composition(again, dy, x, weight, gamma, beta, bias)
 
 
 def linear_batch_norm(input: Tensor, weight: Tensor, bias: Tensor | None,
@@ -86,12 +83,9 @@ def linear_batch_norm(input: Tensor, weight: Tensor, bias: Tensor | None,
     if checked(input, "linear_batch_norm").ndim != 2:
         raise ValueError(f"linear_batch_norm: expected x of shape (N, K), got {input.shape}")
     check_linear(input, weight, bias)
-    running = None if running_mean is None else (running_mean, running_var, momentum)
-    y = _linear_batch_norm(input, weight, bias, gamma, beta, eps=eps, activation=activation,
-                           running=running)
-    if y.grad_fn is not None:
-        del y.grad_fn.settings["running"]
-    if running_mean is not None and running_var is not None:
-        bump(running_mean)
-        bump(running_var)
-    return y  # type: ignore[no-any-return]
+    norm.check_batch((input.shape[0], weight.shape[0]), input.dtype, running_mean, running_var,
+                     gamma, beta, True, eps)
+    if not input.shape[0] or not weight.shape[0]:
+        running_mean = running_var = None
+    return norm.moving(_linear_batch_norm, (input, weight, gamma, beta, bias), running_mean,
+                       running_var, momentum, eps=eps, activation=activation)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, bump, composition, op
+from nbgrad.autograd import OPS, Tensor, bump, composition, op
 from nbgrad.backend import kernels
-from nbgrad.ops.elementwise import relu_backward, rsqrt
+from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.reduce import mean as mean_of, sum
 from nbgrad.ops.shape import checked, reshape
 
@@ -39,8 +39,12 @@ def _batch_formula(x: Tensor, gamma: Tensor | None, beta: Tensor | None, residua
         return y, lambda dy, y: batch_norm_backward(dy, x, gamma, None, y, mean=mean, invstd=invstd,
                                                     eps=eps, relu=True)
     if relu:
-        return y, lambda dy: (*batch_norm_backward(dy, x, gamma, beta, None, mean=mean,
-                                                   invstd=invstd, eps=eps, relu=True), None)
+        def vjp(dy: Tensor) -> Any:
+            return (*batch_norm_backward(dy, x, gamma, beta, None, mean=mean, invstd=invstd,
+                                         eps=eps, relu=True), None)
+        vjp.remake = lambda: kernels(x).batch_norm_elemt(  # type: ignore[attr-defined]
+            x.data, _data(gamma), _data(beta), mean, invstd, relu=True)
+        return y, vjp
     added = residual is not None
     return y, lambda dy: (*batch_norm_backward(dy, x, gamma, None, None, mean=mean, invstd=invstd,
                                                eps=eps), dy if added else None)
@@ -63,11 +67,11 @@ def batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tenso
 
     def again(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor | None,
               y: Tensor | None) -> tuple[Tensor, ...]:
-        return _backward_of_batch(dy, x, gamma, beta, y, eps, relu)
+        return backward_of_batch(dy, x, gamma, beta, y, eps, relu)
     return grads if added else grads[:3], composition(again, dy, x, gamma, beta, y)
 
 
-def _backward_of_batch(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor | None,
+def backward_of_batch(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor | None,
                        y: Tensor | None, eps: float, relu: bool) -> tuple[Tensor, ...]:
     axes = (0, *range(2, x.ndim))
     xc = x - mean_of(x, axes, True)
@@ -77,7 +81,7 @@ def _backward_of_batch(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor
     if relu and y is None:
         y = xc * scale if beta is None else xc * scale + _per_channel(beta, x)
     if y is not None:
-        dy = relu_backward(dy, y)
+        dy = OPS["relu_backward"](dy, y)
     dx = scale * (dy - mean_of(dy, axes, True) - xhat * mean_of(dy * xhat, axes, True))
     return dx, sum(dy * xhat, axes), sum(dy, axes), dy
 
@@ -95,7 +99,7 @@ def _inference_formula(x: Tensor, gamma: Tensor | None, beta: Tensor | None,
     added = residual is not None
 
     def vjp(dy: Tensor, y: Tensor | None = None) -> Any:
-        g = dy if y is None else relu_backward(dy, y)
+        g = dy if y is None else OPS["relu_backward"](dy, y)
         grads = batch_norm_inference_backward(g, x, gamma, mean=mean, invstd=invstd)
         return (*grads, g if added else None)
     return y, vjp
@@ -138,7 +142,8 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
     """
     if type(input) is not Tensor:
         input = checked(input, "batch_norm")
-    _check(input, running_mean, running_var, weight, bias, training, eps)
+    check_batch(input.data.shape, input.data.dtype, running_mean, running_var, weight, bias,
+                training, eps)
     if residual is not None or activation is not None:
         _check_fused(input, residual, activation)
     settings = {} if activation is None else {"relu": True}
@@ -150,20 +155,23 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
             invstd = 1 / np.sqrt(running_var.data.astype(np.float64) + eps)
         infer = _batch_norm_inference_relu if settings else batch_norm_inference
         return infer(input, weight, bias, residual, mean=mu, invstd=invstd, **settings)  # type: ignore[no-any-return]
-    x = input.data
-    n = x.size // x.shape[1] if x.shape[1] else 0
-    if n == 1:
-        raise ValueError("Expected more than 1 value per channel when training, got input size "
-                         f"{list(input.shape)}")
     train = _batch_norm_add_relu if settings and residual is not None else _batch_norm
-    if not n or running_mean is None or running_var is None:
-        return train(input, weight, bias, residual, eps=eps, **settings)  # type: ignore[no-any-return]
-    y = train(input, weight, bias, residual, eps=eps, **settings,
-              running=(running_mean.data, running_var.data, momentum))
+    if not input.data.size:
+        running_mean = running_var = None
+    return moving(train, (input, weight, bias, residual), running_mean, running_var, momentum,
+                  eps=eps, **settings)
+
+
+def moving(train: Any, inputs: Any, mean: Tensor | None, var: Tensor | None, momentum: float,
+           **settings: Any) -> Tensor:
+    """train(*inputs), whose kernel also moves the running arrays, where there are any."""
+    if mean is None or var is None:
+        return train(*inputs, **settings)  # type: ignore[no-any-return]
+    y = train(*inputs, running=(mean.data, var.data, momentum), **settings)
     if y.grad_fn is not None:
         del y.grad_fn.settings["running"]        # what the graph keeps and shows is the function
-    bump(running_mean)
-    bump(running_var)
+    bump(mean)
+    bump(var)
     return y  # type: ignore[no-any-return]
 
 
@@ -180,40 +188,44 @@ def _check_fused(x: Tensor, residual: Tensor | None, activation: str | None) -> 
                          f"{x.shape}, got {residual.dtype} and {residual.shape}")
 
 
-def _check(x: Tensor, mean: Tensor | None, var: Tensor | None, weight: Tensor | None,
-           bias: Tensor | None, training: bool, eps: float) -> None:
-    data = x.data
-    if data.ndim < 2 or data.dtype.kind != "f":
-        raise ValueError(f"batch_norm: expected a floating (N, C, *) input, got {x.dtype} of size "
-                         f"{list(x.shape)}")
+def check_batch(shape: tuple[int, ...], dtype: Any, mean: Tensor | None, var: Tensor | None,
+                weight: Tensor | None, bias: Tensor | None, training: bool, eps: float) -> None:
+    """Raise what batch_norm raises for an input of this shape and dtype."""
+    if len(shape) < 2 or dtype.kind != "f":
+        raise ValueError(f"batch_norm: expected a floating (N, C, *) input, got {dtype} of size "
+                         f"{list(shape)}")
     if (mean is None) != (var is None) or (mean is None and not training):
         raise ValueError("batch_norm: Expected running_mean and running_var to be given together, "
                          "and in evaluation to be defined")
     if not eps > 0 and (training or not eps == 0):
         raise ValueError(f"batch_norm: eps must be positive, got {eps}")
-    shape, dtype = data.shape[1:2], data.dtype
+    C = shape[1:2]
     for t in (mean, var, weight, bias):              # the usual case; which one it is, if it is one
-        if t is not None and not (isinstance(t, Tensor) and t.data.shape == shape
+        if t is not None and not (isinstance(t, Tensor) and t.data.shape == C
                                   and t.data.dtype is dtype):
-            _refuse(x, running_mean=mean, running_var=var, weight=weight, bias=bias)
-    if training and mean is not None and var is not None:
-        for name, t in (("running_mean", mean), ("running_var", var)):
-            if not t.data.flags.writeable:
-                raise ValueError(f"batch_norm: {name} is to be updated in training, but is a "
-                                 "read-only array or an expanded view")
+            _refuse(C, dtype, running_mean=mean, running_var=var, weight=weight, bias=bias)
+    if not training:
+        return
+    for name, t in (("running_mean", mean), ("running_var", var)):
+        if t is not None and not t.data.flags.writeable:
+            raise ValueError(f"batch_norm: {name} is to be updated in training, but is a "
+                             "read-only array or an expanded view")
+    if math.prod(shape) == shape[1] > 0:
+        raise ValueError("Expected more than 1 value per channel when training, got input size "
+                         f"{list(shape)}")
 
 
-def _refuse(x: Tensor, **given: Any) -> None:
+def _refuse(shape: tuple[int, ...], dtype: Any, **given: Any) -> None:
     for name, t in given.items():
         if t is None:
             continue
         if not isinstance(t, Tensor):
             raise TypeError(f"batch_norm: expected {name} to be a Tensor, got {type(t).__name__}")
-        if t.shape != (x.shape[1],):
-            raise ValueError(f"batch_norm: {name} should contain {x.shape[1]} elements, one per "
-                             f"channel, in a shape of ({x.shape[1]},), got shape {t.shape}")
-        if t.dtype != x.dtype:
-            raise ValueError(f"batch_norm: expected {name} of dtype {x.dtype}, the input's, got "
+        if t.shape != shape:
+            raise ValueError(f"batch_norm: {name} should contain {shape[0]} elements, one per "
+                             f"channel, in a shape of {shape}, got shape {t.shape}")
+        if t.dtype != dtype:
+            raise ValueError(f"batch_norm: expected {name} of dtype {dtype}, the input's, got "
                              f"{t.dtype}")
 
 
