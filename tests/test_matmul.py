@@ -42,7 +42,7 @@ def check(y, a, b, bias=0.0):
     assert (np.abs(y - exact) <= bound * scale).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(M=sizes, K=sizes, N=sizes, left=layouts, right=layouts, dtype=dtypes)
 def test_matmul(M, K, N, left, right, dtype):
     rng = np.random.default_rng(M + 7 * K + 31 * N)
@@ -72,7 +72,7 @@ def test_matmul_at_the_edges(shape, dtype):
             check(cpu.matmul(a, b), a, b)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(G=st.sampled_from([1, 2, 5, 40]), M=sizes, K=sizes, N=sizes, right=layouts, dtype=dtypes,
        kind=st.sampled_from(["both", "left", "right", "one", "spread"]))
 def test_batches(G, M, K, N, right, dtype, kind):

@@ -16,7 +16,6 @@ __all__ = ["ALONE", "BLOCK", "IN_PLACE", "column_sums", "dots_shares", "dots_tas
            "pack_task", "prefers_dots", "tiles_shares", "tiles_task"]
 
 DEPTH = 2048            # bytes of k per pass of tiles: 96 rows of a and a panel stay in L2
-SHALLOW = 16            # the same for one row: so many rows of b are read at once, each to its end
 LONG = 2048             # k per pass of dots
 BLOCK = 8 * ROWS        # rows of y per task, fewer where that makes too few tasks to share out
 TASKS, TASK = 32, 17    # tasks of 2^TASK multiply-adds (2.3 us of one core), but no more than TASKS
@@ -72,7 +71,7 @@ def tiles_task(t, blocks, groups, M, K, N, W, a, ga, row, step, b, gb, ldp, ldb,
         m = _first(i + 1, blocks, M) - r0
     at, yt = g * ga + r0 * row, (g * M + r0) * N
     copies = p1 - p0 >= 8 and max(row, step) * a.itemsize % ALIAS == 0
-    depth = DEPTH // a.itemsize if M > 1 else SHALLOW
+    depth = DEPTH // a.itemsize
     for k0 in range(0, K, depth):
         k, x, xt, xr, xs = min(depth, K - k0), a, at + k0 * step, row, step
         if copies:
