@@ -144,14 +144,15 @@ def dots_task(t, groups, M, N, K, x, w, s, sj, y):
 
 
 @device
-def column_sums(t, dy, M, N, db):
-    """One vector of columns, in partial sums of 64 rows."""
-    j = t * (VECTOR // dy.itemsize)
-    n = min(VECTOR // dy.itemsize, N - j)
-    whole = load_part(dy, 0, 0)                   # zeros
-    for r0 in range(0, M, 64):
-        part = load_part(dy, r0 * N + j, n)
-        for r in range(r0 + 1, min(M, r0 + 64)):
-            part = part + load_part(dy, r * N + j, n)
-        whole = whole + part
-    store_part(db, j, whole, n)
+def column_sums(i, parts, dy, M, N, db):
+    """Those of block i of the columns, a vector at a time, in partial sums of 64 rows."""
+    end = _first(i + 1, parts, N)
+    for j in range(_first(i, parts, N), end, VECTOR // dy.itemsize):
+        n = min(VECTOR // dy.itemsize, end - j)
+        whole = load_part(dy, 0, 0)               # zeros
+        for r0 in range(0, M, 64):
+            part = load_part(dy, r0 * N + j, n)
+            for r in range(r0 + 1, min(M, r0 + 64)):
+                part = part + load_part(dy, r * N + j, n)
+            whole = whole + part
+        store_part(db, j, whole, n)
