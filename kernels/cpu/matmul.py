@@ -32,7 +32,7 @@ from .simd import VECTOR
 __all__ = ["linear", "linear_backward", "matmul"]
 
 SMALL = memory.SMALLEST // 8
-TINY = 1 << 18          # multiply-adds: up to here OpenBLAS uses one thread; 64³: 6.3 us, this 7.9
+TINY = 1 << 18          # multiply-adds: up to here OpenBLAS uses one thread; 64³: 7.1 us, this 7.9
 TINY_LINE = 1 << 13     # the same for vectors, where it takes threads from 9216 on
 TINY_EACH = 1 << 15     # the same for each of a batch: NumPy takes 125 ns for 16³, this 245
 

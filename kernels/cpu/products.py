@@ -20,7 +20,7 @@ LONG = 2048             # k per pass of dots
 BLOCK = 8 * ROWS        # rows of y per task, fewer where that makes too few tasks to share out
 TASKS, TASK = 32, 17    # tasks of 2^TASK multiply-adds (2.3 us of one core), but no more than TASKS
 CHUNK = 128             # k per task of packing
-ALONE = 1 << 15         # values that one thread packs (3 us) sooner than two meet twice
+ALONE = 1 << 15         # values that one thread packs; beyond, all threads do (not tuned)
 IN_PLACE = 1 << 18      # bytes of a row-major b that are read where they are: a quarter of L2
 ALIAS = 2048            # bytes: rows that lie a multiple of this apart share a few sets of L1
 
@@ -64,7 +64,7 @@ def tiles_task(t, blocks, groups, M, K, N, W, a, ga, row, step, b, gb, ldp, ldb,
     """Task t of y (G, M, N) = a b + s: a block of rows and a group of panels of W columns, which
     lie ldp apart in b, their rows ldb."""
     g, r0, m, p0, p1 = t, 0, M, 0, (N + W - 1) // W
-    if blocks * groups > 1:                       # a division takes as long as ten multiply-adds
+    if blocks * groups > 1:                       # divisions cost more than a tiny product
         i, q, P = t // groups, t % groups, p1
         g, i = i // blocks, i % blocks
         r0, p0, p1 = _first(i, blocks, M), q * P // groups, (q + 1) * P // groups
