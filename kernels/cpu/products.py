@@ -16,12 +16,11 @@ __all__ = ["ALONE", "BLOCK", "IN_PLACE", "column_sums", "dots_shares", "dots_tas
            "pack_task", "prefers_dots", "tiles_shares", "tiles_task"]
 
 DEPTH = 2048            # bytes of k per pass of tiles: 96 rows of a and a panel stay in L2
-SHALLOW = 16            # the same for one row: so many rows of b are read at once, each to its end
 LONG = 2048             # k per pass of dots
 BLOCK = 8 * ROWS        # rows of y per task, fewer where that makes too few tasks to share out
 TASKS, TASK = 32, 17    # tasks of 2^TASK multiply-adds (2.3 us of one core), but no more than TASKS
 CHUNK = 128             # k per task of packing
-ALONE = 1 << 15         # values that one thread packs (3 us) sooner than two meet twice
+ALONE = 1 << 15         # values that one thread packs; beyond, all threads do (not tuned)
 IN_PLACE = 1 << 18      # bytes of a row-major b that are read where they are: a quarter of L2
 ALIAS = 2048            # bytes: rows that lie a multiple of this apart share a few sets of L1
 
@@ -65,14 +64,14 @@ def tiles_task(t, blocks, groups, M, K, N, W, a, ga, row, step, b, gb, ldp, ldb,
     """Task t of y (G, M, N) = a b + s: a block of rows and a group of panels of W columns, which
     lie ldp apart in b, their rows ldb."""
     g, r0, m, p0, p1 = t, 0, M, 0, (N + W - 1) // W
-    if blocks * groups > 1:                       # a division takes as long as ten multiply-adds
+    if blocks * groups > 1:                       # divisions cost more than a tiny product
         i, q, P = t // groups, t % groups, p1
         g, i = i // blocks, i % blocks
         r0, p0, p1 = _first(i, blocks, M), q * P // groups, (q + 1) * P // groups
         m = _first(i + 1, blocks, M) - r0
     at, yt = g * ga + r0 * row, (g * M + r0) * N
     copies = p1 - p0 >= 8 and max(row, step) * a.itemsize % ALIAS == 0
-    depth = DEPTH // a.itemsize if M > 1 else SHALLOW
+    depth = DEPTH // a.itemsize
     for k0 in range(0, K, depth):
         k, x, xt, xr, xs = min(depth, K - k0), a, at + k0 * step, row, step
         if copies:
@@ -145,14 +144,15 @@ def dots_task(t, groups, M, N, K, x, w, s, sj, y):
 
 
 @device
-def column_sums(t, dy, M, N, db):
-    """One vector of columns, in partial sums of 64 rows."""
-    j = t * (VECTOR // dy.itemsize)
-    n = min(VECTOR // dy.itemsize, N - j)
-    whole = load_part(dy, 0, 0)                   # zeros
-    for r0 in range(0, M, 64):
-        part = load_part(dy, r0 * N + j, n)
-        for r in range(r0 + 1, min(M, r0 + 64)):
-            part = part + load_part(dy, r * N + j, n)
-        whole = whole + part
-    store_part(db, j, whole, n)
+def column_sums(i, parts, dy, M, N, db):
+    """Those of block i of the columns, a vector at a time, in partial sums of 64 rows."""
+    end = _first(i + 1, parts, N)
+    for j in range(_first(i, parts, N), end, VECTOR // dy.itemsize):
+        n = min(VECTOR // dy.itemsize, end - j)
+        whole = load_part(dy, 0, 0)               # zeros
+        for r0 in range(0, M, 64):
+            part = load_part(dy, r0 * N + j, n)
+            for r in range(r0 + 1, min(M, r0 + 64)):
+                part = part + load_part(dy, r * N + j, n)
+            whole = whole + part
+        store_part(db, j, whole, n)
