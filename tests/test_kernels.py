@@ -9,7 +9,7 @@ from nbgrad.kernels import cpu, reference
 
 from bench import cases
 
-MODULES = ["elementwise", "reduce", "matmul", "conv", "pool", "norm", "loss", "optim"]
+MODULES = ["elementwise", "reduce", "matmul", "conv", "pool", "norm", "loss", "optim", "random"]
 DTYPES = [np.float32, np.float64]
 MAX = {"kernel_size": (3, 3), "stride": (2, 2), "padding": (1, 1), "dilation": (1, 1),
        "ceil_mode": False}
@@ -421,6 +421,14 @@ def large(normal):
         "adam_step": adam,
         "matmul": lambda: cpu.matmul(wide, wide.T),
         "exp": lambda: cpu.exp(wide),
+        "gelu": lambda: cpu.gelu(wide),
+        "add a row": lambda: cpu.add(wide, wide[0]),
+        "sum rows": lambda: cpu.sum(wide, axes=(1,), keepdims=False),
+        "sum columns": lambda: cpu.sum(wide, axes=(0,), keepdims=False),
+        "softmax columns": lambda: cpu.softmax(wide, axis=0),
+        "dropout": lambda: cpu.dropout(wide, np.random.Generator(np.random.PCG64(1)), 0.3),
+        "max_pool2d_backward": lambda: cpu.max_pool2d_backward(
+            *cpu.max_pool2d(x, **MAX), input_size=x.shape),
     }
 
 

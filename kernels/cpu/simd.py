@@ -146,13 +146,16 @@ def _first(builder, vector, n):
     return builder.icmp_signed("<", ir.Constant(count, list(range(vector.lanes))), every)
 
 
-@intrinsic
-def lanes(typingctx, x):
-    """Values of an array's dtype in one vector: a constant, where x.itemsize would be read from the
-    array and make every n // lanes(x) a division."""
-    def codegen(context, builder, sig, args):
-        return ir.Constant(ir.IntType(types.intp.bitwidth), VECTOR * 8 // x.dtype.bitwidth)
-    return types.intp(x), codegen
+def lanes(x):
+    """Values of an array's dtype in one vector."""
+    return VECTOR // x.itemsize
+
+
+@overload(lanes, jit_options=POLICY)
+def _lanes(x):
+    """A constant: x.itemsize is read from the array and makes each n // lanes(x) a division."""
+    n = VECTOR * 8 // x.dtype.bitwidth
+    return lambda x: n
 
 
 @intrinsic
@@ -373,9 +376,6 @@ def store_places(typingctx, y, i, v, n):
 
 
 if config.DISABLE_JIT:                            # the same in NumPy
-    def lanes(x):
-        return VECTOR // x.itemsize
-
     def load(x, i):
         return x.reshape(-1)[i:i + lanes(x)].copy()
 
