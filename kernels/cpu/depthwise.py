@@ -1,7 +1,7 @@
 """Depthwise convolution, channels-last: vectors of channels, eight pixels or nine taps at a time.
 
-x (N, H, W, C), weight (taps, C), g the geometry (shapes.Conv). A task copies a band of rows of a few
-vectors of channels, with its padding, to planes of one vector each: there the pixels that a tap
+x (N, H, W, C), weight (taps, C), g the geometry (shapes.Conv). A task copies rows of a few vectors
+of channels, with its padding, to planes of one vector each: there the pixels that a tap
 reads for consecutive outputs are consecutive, whatever the stride, none lies outside, and none
 shares its cache set with the rows above and below. The copy costs a load and a store for nine
 multiply-adds that need no more than a load each.
@@ -239,9 +239,11 @@ def _nine(dy, dt, ldp, ldq, rows, Q, n, x, at, ldx, offsets, k, sums, to):
     for p in range(rows):
         for q in range(Q):
             u, s = load_part(dy, dt + p * ldp + q * ldq, n), at + p * ldx + q * L
-            a, b, c = fma(load(x, s + oa), u, a), fma(load(x, s + ob), u, b), fma(load(x, s + oc), u, c)
-            d, e, f = fma(load(x, s + od), u, d), fma(load(x, s + oe), u, e), fma(load(x, s + of), u, f)
-            g, h, i = fma(load(x, s + og), u, g), fma(load(x, s + oh), u, h), fma(load(x, s + oi), u, i)
+            a, b = fma(load(x, s + oa), u, a), fma(load(x, s + ob), u, b)
+            c, d = fma(load(x, s + oc), u, c), fma(load(x, s + od), u, d)
+            e, f = fma(load(x, s + oe), u, e), fma(load(x, s + of), u, f)
+            g, h = fma(load(x, s + og), u, g), fma(load(x, s + oh), u, h)
+            i = fma(load(x, s + oi), u, i)
     here = np.empty(9 * L, x.dtype)
     store(here, 0, a)
     store(here, L, b)
