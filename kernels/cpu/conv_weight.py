@@ -274,8 +274,9 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
     g = Conv.of(x.shape, shape, stride, padding, dilation, groups)
     if dy.size == 0 or 0 in shape:
         return np.zeros(shape, x.dtype)
-    if g.depthwise:
-        return depthwise_weight(_last(dy), _last(x), g).reshape(shape)
+    if g.G == g.C > 1:                      # a channel that serves several is read as several
+        x = _last(x) if g.depthwise else np.repeat(_last(x), g.O // g.C, axis=3)
+        return depthwise_weight(_last(dy), x, g._replace(C=g.O, G=g.O)).reshape(shape)
     if _turned(g, VECTOR // x.itemsize):
         out = conv2d_weight(x, dy, kernel_size=kernel_size, stride=stride, padding=padding,
                             dilation=dilation, groups=groups)

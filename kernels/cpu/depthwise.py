@@ -1,7 +1,7 @@
 """Depthwise convolution, channels-last: vectors of channels, eight pixels or nine taps at a time.
 
-x (N, H, W, C), weight (taps, C), g the geometry (shapes.Conv). A task copies a band of rows of a few
-vectors of channels, with its padding, to planes of one vector each: there the pixels that a tap
+x (N, H, W, C), weight (taps, C), g the geometry (shapes.Conv). A task copies rows of a few vectors
+of channels, with its padding, to planes of one vector each: there the pixels that a tap
 reads for consecutive outputs are consecutive, whatever the stride, none lies outside, and none
 shares its cache set with the rows above and below. The copy costs a load and a store for nine
 multiply-adds that need no more than a load each.
@@ -77,22 +77,34 @@ def _reach(axes, first, n):
 
 
 @device
+def _inside(w, step, size, n):
+    """The range of u in 0 … n for which w + u · step is a pixel of the row."""
+    first = min(max(0, -(w // step)), n)
+    return first, max(first, min((size - 1 - w) // step + 1, n))
+
+
+@device
 def _copy(x, at, H, W, C, rows, columns, step, c, n, room):
     """An image's rows and columns (ranges; zero outside) of n channels, as planes (vector, row,
     column mod step, column div step)."""
     L, across = lanes(x), -(-(columns[1] - columns[0]) // step)
     plane, zero = (rows[1] - rows[0]) * step * across * L, splat(x.dtype.type(0))
-    to = 0
-    for h in range(rows[0], rows[1]):
-        for phase in range(step):
-            for u in range(across):
-                w = columns[0] + u * step + phase
-                inside = 0 <= h < H and 0 <= w < W
-                source = at + (h * W + w) * C + c
-                for v in range(0, n, L):
-                    value = load_part(x, source + v, min(L, n - v)) if inside else zero
-                    store(room, to + v // L * plane, value)
-                to += L
+    for line in range((rows[1] - rows[0]) * step):
+        h, w = rows[0] + line // step, columns[0] + line % step
+        first, last = _inside(w, step, W, across) if 0 <= h < H else (across, across)
+        for v in range(0, n, L):
+            to, k = v // L * plane + line * across * L, min(L, n - v)
+            at_w = at + (h * W + w) * C + c + v
+            for u in range(first):
+                store(room, to + u * L, zero)
+            if k == L:
+                for u in range(first, last):
+                    store(room, to + u * L, load(x, at_w + u * step * C))
+            else:
+                for u in range(first, last):
+                    store(room, to + u * L, load_part(x, at_w + u * step * C, k))
+            for u in range(last, across):
+                store(room, to + u * L, zero)
     return plane, step * across * L, across * L
 
 
@@ -169,11 +181,11 @@ def _sums(x, weight, bias, J, downs, rights, band, spaces, y):
                     for v in range(0, n, L):
                         _row(room, v // L * plane, offsets, tap, v * K, taps, m,
                              load_part(bias, c + v, min(L, n - v)), width, line, v // L * wide)
-                    for u in range(width):
-                        to = ((image * P + p) * Q + u * right.period + r) * C + c
-                        for v in range(0, n, L):
-                            store_part(y, to + v, load(line, v // L * wide + u * L),
-                                       min(L, n - v))
+                    first, ld = ((image * P + p) * Q + r) * C + c, right.period * C
+                    for v in range(0, n, L):
+                        k = min(L, n - v)
+                        for u in range(width):
+                            store_part(y, first + v + u * ld, load(line, v // L * wide + u * L), k)
 
 
 def spaces(values, dtype):
@@ -227,9 +239,11 @@ def _nine(dy, dt, ldp, ldq, rows, Q, n, x, at, ldx, offsets, k, sums, to):
     for p in range(rows):
         for q in range(Q):
             u, s = load_part(dy, dt + p * ldp + q * ldq, n), at + p * ldx + q * L
-            a, b, c = fma(load(x, s + oa), u, a), fma(load(x, s + ob), u, b), fma(load(x, s + oc), u, c)
-            d, e, f = fma(load(x, s + od), u, d), fma(load(x, s + oe), u, e), fma(load(x, s + of), u, f)
-            g, h, i = fma(load(x, s + og), u, g), fma(load(x, s + oh), u, h), fma(load(x, s + oi), u, i)
+            a, b = fma(load(x, s + oa), u, a), fma(load(x, s + ob), u, b)
+            c, d = fma(load(x, s + oc), u, c), fma(load(x, s + od), u, d)
+            e, f = fma(load(x, s + oe), u, e), fma(load(x, s + of), u, f)
+            g, h = fma(load(x, s + og), u, g), fma(load(x, s + oh), u, h)
+            i = fma(load(x, s + oi), u, i)
     here = np.empty(9 * L, x.dtype)
     store(here, 0, a)
     store(here, L, b)

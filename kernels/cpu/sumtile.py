@@ -7,6 +7,8 @@ core of Zen 4 from the second level of cache, for every tile of 8 to 28 sums tri
 that they are loaded and stored once per block, not per row of an image.
 """
 
+from itertools import chain
+
 import numpy as np
 from llvmlite import ir
 from numba import config, types
@@ -50,8 +52,8 @@ def _nest(builder, vector, levels, a, b, sums):
     new = _nest(builder, vector, levels[1:], at_a, at_b, old)
     following = [builder.add(i, i64(1)), builder.gep(at_a, [step_a], source_etype=vector.element),
                  builder.gep(at_b, [step_b], source_etype=vector.element)]
-    phis = [i, at_a, at_b, *sum(old, [])]
-    starts, nexts = [i64(0), a, b, *sum(sums, [])], [*following, *sum(new, [])]
+    phis = [i, at_a, at_b, *chain(*old)]
+    starts, nexts = [i64(0), a, b, *chain(*sums)], [*following, *chain(*new)]
     for phi, start, value in zip(phis, starts, nexts):
         phi.add_incoming(start, before)
         phi.add_incoming(value, builder.block)
@@ -81,7 +83,7 @@ def _tile(rows, vectors):
             start = [[builder.load(p, align=size, typ=vector) for p in row] for row in places]
             levels = list(zip(triple(6), triple(2), triple(5)))
             sums = _nest(builder, vector, levels, place(0, args[1]), place(3, args[4]), start)
-            for value, p in zip(sum(sums, []), sum(places, [])):
+            for value, p in zip(chain(*sums), chain(*places)):
                 builder.store(value, builder.bitcast(p, vector.as_pointer()), align=size)
             return context.get_dummy_value()
 
