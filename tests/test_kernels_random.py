@@ -146,7 +146,7 @@ def magnitude(name, *arrays, **settings):
 
 
 def largest(*arrays):
-    return math.prod(np.abs(a[np.isfinite(a)]).max(initial=1e-30) for a in arrays if a is not None)
+    return math.prod(np.abs(a[np.isfinite(a)]).max(initial=1.0) for a in arrays if a is not None)
 
 
 def random_examples(test):
