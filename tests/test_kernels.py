@@ -361,69 +361,6 @@ def test_optimizer_steps_of_many_arrays(normal):
                 close(a, b)
 
 
-def large(normal):
-    """One call per family, each big enough to run in parallel, as functions without arguments."""
-    x, w = channels_last(normal(np.float32, 8, 20, 33, 31)), normal(np.float32, 40, 20, 3, 3)
-    conv = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
-    strided = {**conv, "stride": (2, 2)}
-    wide, planes = normal(np.float32, 3000, 130), normal(np.float32, 40, 7, 33, 31)
-    target, stats = np.arange(3000) % 130, np.full(130, 0.5)
-    weight, p, g = normal(np.float32, 20, 1, 3, 3), *normal(np.float32, 2, 300_000)
-
-    def adam():
-        state = [p.copy(), p * 0, p * 0]
-        cpu.adam_step(*([a] for a in (state[0], g, *state[1:])), lr=0.1, beta1=0.9, beta2=0.9,
-                      eps=1e-8, weight_decay=0.1, decoupled=True, steps=[1])
-        return tuple(state)
-
-    return {
-        "conv2d": lambda: cpu.conv2d(x, w, **conv),
-        "conv2d_input": lambda: cpu.conv2d_input(
-            cpu.conv2d(x, w, **strided), w, input_size=x.shape, **strided),
-        "conv2d_weight": lambda: cpu.conv2d_weight(
-            cpu.conv2d(x, w, **conv), x, kernel_size=(3, 3), **conv),
-        "depthwise": lambda: cpu.conv2d_weight(x, x, kernel_size=(3, 3), **{**conv, "groups": 20}),
-        "depthwise forward": lambda: cpu.conv2d(x, weight, **{**conv, "groups": 20}),
-        "max_pool2d": lambda: cpu.max_pool2d(x, **MAX),
-        "adaptive_avg_pool2d": lambda: cpu.adaptive_avg_pool2d(x, output_size=(5, 4)),
-        "batch_norm rows": lambda: cpu.batch_norm(wide, None, None, eps=EPS),
-        "batch_norm planes": lambda: cpu.batch_norm(planes, None, None, eps=EPS),
-        "batch_norm_backward": lambda: cpu.batch_norm_backward(wide, wide, None, stats, stats),
-        "layer_norm": lambda: cpu.layer_norm(wide, None, None, dims=1, eps=EPS),
-        "layer_norm_backward": lambda: cpu.layer_norm_backward(
-            wide, wide, None, np.zeros(3000), np.ones(3000), dims=1),
-        "log_softmax": lambda: cpu.log_softmax(wide, axis=1),
-        "cross_entropy": lambda: cpu.cross_entropy(
-            wide, target, None, ignore_index=-1, label_smoothing=0.1),
-        "adam_step": adam,
-        "matmul": lambda: cpu.matmul(wide, wide.T),
-        "exp": lambda: cpu.exp(wide),
-    }
-
-
-@pytest.mark.parametrize("name", sorted(large(lambda dtype, *shape: np.zeros(shape, dtype))))
-def test_results_are_the_same_bits_serial_and_for_any_number_of_threads(name, normal, monkeypatch):
-    threads = cpu.jit.get_num_threads()
-    if threads < 2:
-        pytest.skip("one thread only")
-    run = large(normal)[name]
-
-    def bits():
-        out = run()
-        return [np.asarray(a).tobytes() for a in (out if isinstance(out, tuple) else (out,))]
-
-    parallel = bits()
-    cpu.jit.set_num_threads(1)
-    try:
-        serial = bits()
-        monkeypatch.setattr(cpu.jit, "_threads", 2)                # the parallel code on one thread
-        one = bits()
-    finally:
-        monkeypatch.undo()
-        cpu.jit.set_num_threads(threads)
-    assert parallel == serial == one
-
-
 def test_read_only_inputs_are_accepted(normal):
     def fixed(*shape):
         a = normal(np.float32, *shape)
