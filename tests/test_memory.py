@@ -23,6 +23,8 @@ REST = resource.getrlimit(resource.RLIMIT_AS)[1]
 
 def room(mb):
     "So many megabytes more of address space, from here on; None: no limit."
+    # a thread's malloc arena is 64 MB of reserved addresses: what must not fit is larger
+    gc.collect()
     pages = int(open("/proc/self/statm").read().split()[0])
     limit = REST if mb is None else pages * resource.getpagesize() + mb * MB
     resource.setrlimit(resource.RLIMIT_AS, (limit, REST))
@@ -89,11 +91,9 @@ for name, f in calls(large).items():
     for again, g in calls(small).items():
         if not np.array_equal(first(g()), expected[again]):
             wrong.append((name, again))
-gc.collect()
 print(json.dumps({
     "not raised": [name for name, raised in failed if not raised],
     "wrong afterwards": wrong,
-    "idle": idle(),
     "kept": kept.tobytes() == kept_bits and close(kept, reference.sigmoid(medium)),
     "later": close(cpu.sigmoid(large)[0, 0, 0], 0.5)}))
 """
@@ -130,15 +130,16 @@ def gradients(n):
 
 expected = gradients(1000)
 gradients(2 * MB)
+x, w = (Tensor(np.full(20 * MB, v, np.float32), requires_grad=True) for v in (1.0, 2.0))
+gc.collect()
 cpu.memory.empty_cache()
-x, w = (Tensor(np.full(25 * MB, v, np.float32), requires_grad=True) for v in (1.0, 2.0))
-room(150)                                               # one output fits, the next does not
+room(120)                                                # one output fits, the next does not
 forward = fails(model, x, w)
 after_forward = idle()
 room(None)
 loss = model(x, w)
 cpu.memory.empty_cache()
-room(50)
+room(40)
 backward = fails(loss.backward)
 room(None)
 untouched = [t.grad is None for t in (x, w)]
@@ -150,10 +151,10 @@ model(x, w).backward()
 s = 1 / (1 + np.exp(-2))
 right = close(x.grad.numpy()[:9], 2 * s * (1 - s)) and close(w.grad.numpy()[:9], s * (1 - s))
 del loss, x, w, t
-held = [a for a in gc.get_objects() if isinstance(a, np.ndarray) and a.nbytes > 50 * MB]
+held = [a for a in gc.get_objects() if isinstance(a, np.ndarray) and a.nbytes > 40 * MB]
 print(json.dumps({"forward": forward, "after forward": after_forward, "backward": backward,
                   "untouched": untouched, "values": values, "same": same, "right": right,
-                  "held": len(held), "idle": idle()}))
+                  "held": len(held)}))
 """
 
 
@@ -188,7 +189,9 @@ def test_the_pool_gives_back_what_is_idle_before_it_raises():
 def test_a_tensor_graph_that_runs_out_of_memory_leaves_its_leaves_alone():
     found = run(TENSORS)
     assert found["forward"]
+    assert 80 << 20 <= found["after forward"] <= 90 << 20          # the output that did fit is back
     assert found["backward"]
+    assert found["untouched"] == [True, True]
     assert found["values"] == [True, True]
     assert found["same"]
     assert found["right"]
