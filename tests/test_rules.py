@@ -177,68 +177,6 @@ def test_without_a_writable_cache_kernels_still_run(tmp_path):
     assert out.stdout.strip() == "[0.5, 0.5, 0.5]", out.stderr
 
 
-THREADS = """
-import os, sys, threading
-import numpy as np, nbgrad
-x = nbgrad.as_tensor(np.random.default_rng(0).standard_normal((64, 64, 24, 24)).astype(np.float32))
-def work():
-    return nbgrad.batch_norm(x, None, None, None, None, True).data.tobytes()
-expected = work()
-if sys.argv[1] == "fork":
-    pid = os.fork()
-    if not pid:
-        os._exit(0 if work() == expected else 3)
-    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-results = []
-def check():
-    results.extend(work() == expected for _ in range(20))
-threads = [threading.Thread(target=check) for _ in range(8)]
-[t.start() for t in threads]; [t.join() for t in threads]
-sys.exit(0 if results == [True] * 160 else 3)
-"""
-
-
-@pytest.mark.parametrize("layer", ["omp", "workqueue"])
-@pytest.mark.parametrize("how", ["fork", "threads"])
-@pytest.mark.skipif(sys.platform != "linux", reason="fork, and Numba's omp layer, as on Linux")
-def test_parallel_kernels_survive_fork_and_concurrent_entry(layer, how):
-    import os
-
-    out = subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", THREADS, how],
-                         capture_output=True, text=True, timeout=300,
-                         env={**os.environ, "NUMBA_THREADING_LAYER": layer,
-                              "NUMBA_NUM_THREADS": "2"})
-    assert out.returncode == 0, out.stderr
-
-
-NARROW = """
-from llvmlite import binding
-features = binding.get_host_cpu_features()
-features["avx512f"] = False
-binding.get_host_cpu_features = lambda: features
-import numpy as np
-from nbgrad.kernels import cpu, reference
-assert cpu.matmul.__module__ and __import__("nbgrad.kernels.cpu.simd", fromlist=["x"]).VECTOR == 32
-rng = np.random.default_rng(0)
-for dtype, tolerance in ((np.float32, 1e-5), (np.float64, 1e-13)):
-    a, b = (rng.standard_normal(s).astype(dtype) for s in ((79, 83), (70, 83)))
-    x, w = (rng.standard_normal(s).astype(dtype) for s in ((2, 5, 9, 11), (7, 5, 3, 3)))
-    how = {"stride": (1, 2), "padding": (1, 0), "dilation": (1, 1), "groups": 1}
-    for name, args, settings in (("matmul", (a, b.T), {}), ("conv2d", (x, w), how)):
-        got, expected = (getattr(k, name)(*args, **settings) for k in (cpu, reference))
-        np.testing.assert_allclose(got, expected, atol=tolerance * np.abs(expected).max())
-print("ok")
-"""
-
-
-def test_narrower_vectors_give_the_same_products(tmp_path):
-    """The tiles of a CPU without AVX-512; LLVM turns them into what there is."""
-    import os
-
-    out = run(NARROW, env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)})
-    assert out.stdout.strip() == "ok", out.stderr
-
-
 def test_readme_numbers_come_from_scripts():
     """A table of measurements stands between markers that the script which wrote it looks for."""
     readme = (ROOT / "README.md").read_text()
