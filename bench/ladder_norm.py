@@ -8,7 +8,7 @@ in ``kernels/cpu/batch_norm.py``.
 import numpy as np
 from nbgrad.kernels import cpu
 from nbgrad.kernels.cpu import memory, simd
-from nbgrad.kernels.cpu.jit import Kernel, device, kernel, prange
+from nbgrad.kernels.cpu.jit import device, kernel, prange
 
 __all__ = ["EPS", "RUNGS", "aligned", "merge", "numpy_formula", "shipped"]
 
