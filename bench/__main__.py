@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from . import ROOT, measure, suite, tables
+from . import ROOT, ladder, measure, suite, tables
 
 __all__ = ["main"]
 
@@ -170,10 +170,10 @@ def show(group, rows, folder):
     """Print the table of one group and keep it."""
     if not any(row["group"] == group for row in rows):
         return
-    tables.print_table(rows)
+    (ladder if group == "ladder" else tables).print_table(rows)
     path = folder / f"{group}.csv"
     measure.replace(path, rows)
-    if importlib.util.find_spec("matplotlib"):
+    if group != "ladder" and importlib.util.find_spec("matplotlib"):
         from .roofline import draw
 
         draw(rows, path.with_suffix(".png"))
