@@ -1,7 +1,7 @@
 """A matrix product made fast a step at a time, as docs/matmul-ladder.md tells it.
 
-Every rung is y = f(a, b) for row-major float32 matrices. From the tile on, M must be a multiple of
-6 and N of two vectors: what a real kernel does at the edges is in ``kernels/cpu/matmul.py``.
+Every rung is y = f(a, b) for row-major float32 matrices whose M is a multiple of 6, K of 4 and N of
+two vectors: what a real kernel does at the edges is in ``kernels/cpu/matmul.py``.
 """
 
 import numpy as np
