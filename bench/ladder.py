@@ -165,7 +165,7 @@ def _before(rungs, i):
 
 
 def _cells(sides, how, before, amount):
-    from .report import duration               # which imports the suite, and so this module
+    from .report import duration  # which imports the suite, and so this module
 
     row = sides[False, how]
     seconds = float(row["median"])

@@ -71,13 +71,13 @@ def _two_passes(x, gamma, beta, y):
     mean, var = np.zeros((2, C))
     for n in range(N):
         for c in range(C):
-            total = 0.0
+            total = np.float64(0)
             for v in x[n, c]:
                 total += v
             mean[c] += total / (N * S)
     for n in range(N):
         for c in range(C):
-            square, m = 0.0, mean[c]
+            square, m = np.float64(0), mean[c]
             for v in x[n, c]:
                 square += (v - m) * (v - m)
             var[c] += square / (N * S)

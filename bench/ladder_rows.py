@@ -24,7 +24,7 @@ def _columns(x, gamma, beta, y):
     """One channel after the other, as in NCHW memory."""
     R, C = x.shape
     for c in range(C):
-        mean = var = 0.0
+        mean = var = np.float64(0)
         for r in range(R):
             mean += x[r, c]
         mean /= R
