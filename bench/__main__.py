@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from . import ROOT, measure, suite, tables
+from . import ROOT, ladder, measure, suite, tables
 
 __all__ = ["main"]
 
@@ -188,11 +188,11 @@ def show(group, rows, folder):
     """Print the table of one group and keep it."""
     if not any(row["group"] == group for row in rows):
         return
-    tables.print_table(rows)
+    (ladder if group == "ladder" else tables).print_table(rows)
     path = folder / f"{group}.csv"
     measure.replace(path, rows)
     print(os.path.relpath(path))
-    if importlib.util.find_spec("matplotlib"):
+    if group != "ladder" and importlib.util.find_spec("matplotlib"):
         from .roofline import draw
 
         threads = rows[0]["threads"]

@@ -11,7 +11,7 @@ from nbgrad.kernels import cpu, reference
 import nbgrad
 from nbgrad import models
 
-from . import ceilings, on_both
+from . import ceilings, ladder, on_both
 from .data import factors, normal
 
 __all__ = ["build", "set_num_threads"]
@@ -25,6 +25,8 @@ def build(case, how=""):
     """The call of a case; ``how`` is "", "one thread" or "reference"."""
     if case.op in ("copy", "fma"):
         return getattr(ceilings, case.op)(**case.settings)
+    if case.op == "ladder":
+        return ladder.build(how, **case.settings)
     if case.op in on_both.OPS:
         return getattr(on_both, case.op)(nbgrad, put, network, **case.settings)
     return globals()[case.op](reference if how == "reference" else cpu, **case.settings)

@@ -8,7 +8,7 @@ arguments. ``bytes`` is what any algorithm must move between the operands and th
 from math import prod
 from typing import Any, NamedTuple
 
-from . import cases
+from . import cases, ladder
 
 __all__ = ["GROUPS", "MACHINE", "Case", "table"]
 
@@ -192,8 +192,14 @@ def _scaling(limit):
                    {"shape": shape, "f": f}, sides)
 
 
+def _ladder(limit):
+    """One kernel from naive to fast: every rung is a side, see ladder.py."""
+    for case in ladder.table(limit):
+        yield Case("ladder", *case)
+
+
 GROUPS = {"matmul": _matmul, "conv": _conv, "norm": _norm, "elementwise": _elementwise,
-          "step": _step, "scaling": _scaling}
+          "step": _step, "scaling": _scaling, "ladder": _ladder}
 
 # The ceilings, measured before everything else: 64 MB copied, which no cache here holds, and
 # multiply-adds in registers.
