@@ -39,8 +39,8 @@ class _Tile:
         return self.builder.load(self.at(pointer, i64(v * self.lanes)), align=self.size,
                                  typ=self.vector)
 
-    def loop(self, count, start, body):
-        """body(i, values) → new values, for i = 0 … count − 1, count ≥ 1."""
+    def loop(self, first, end, start, body):
+        """body(i, values) → new values, for i = first … end − 1; there is at least one."""
         builder, i64 = self.builder, ir.IntType(64)
         before, inside = builder.block, builder.append_basic_block("loop")
         builder.branch(inside)
@@ -50,10 +50,10 @@ class _Tile:
         new = body(i, values)
         following = builder.add(i, i64(1))
         after = builder.append_basic_block("after")
-        for phi, first, value in zip([i, *values], [i64(0), *start], [following, *new]):
-            phi.add_incoming(first, before)
+        for phi, old, value in zip([i, *values], [first, *start], [following, *new]):
+            phi.add_incoming(old, before)
             phi.add_incoming(value, builder.block)
-        builder.cbranch(builder.icmp_signed("<", following, count), inside, after)
+        builder.cbranch(builder.icmp_signed("<", following, end), inside, after)
         builder.position_at_end(after)
         return new
 
@@ -91,17 +91,19 @@ def _tile(pixels, vectors):
                            for r in range(pixels)]
                 return [t.at(data[base], builder.load(p)) for p in offsets]
 
-            def tap(i, sums):
-                # the pointers to the pixels stay as they are from tap to tap: k moves
+            def step(k, values):
+                following = t.at(values[0], width)
+                return [following, *t.step(sources, k, values[0], values[1:])]
+
+            def tap(i, values):
+                # k counts from the tap's offset: the pointers to the pixels stay as they are
                 offset = builder.load(builder.gep(data[3], [i]))
-                b_tap = t.at(data[5], builder.mul(i, builder.mul(run, width)))
-                return t.loop(run, sums, lambda k, values: t.step(
-                    sources, builder.add(k, offset), t.at(b_tap, builder.mul(k, width)), values))
+                return t.loop(offset, builder.add(offset, run), values, step)
 
             sources = places(0, 1)
             start = [t.load(data[6], v) for v in range(vectors)] * pixels
             count = cgutils.unpack_tuple(builder, arrays[3].shape)[0]
-            sums = t.loop(count, start, tap)
+            sums = t.loop(i64(0), count, [t.at(data[5]), *start], tap)[1:]
             for r, place in enumerate(places(7, 8)):
                 for v in range(vectors):
                     there = builder.bitcast(t.at(place, i64(v * t.lanes)), t.vector.as_pointer())
