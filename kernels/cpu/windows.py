@@ -293,4 +293,6 @@ def _tasks(s, line, panels, K, width):
     block = -(-s.P // -(-s.P // max(1, min(rows, s.P))))
     share = max(1, PANEL_BYTES // (K * width * s.G))
     tasks = s.N * -(-s.P // block)
-    return block, min(panels, max(-(-panels // share), -(-TASKS // tasks)))
+    parts = min(panels, max(-(-panels // share), -(-TASKS // tasks)))
+    even = [d for d in range(parts, 2 * parts) if panels % d == 0]
+    return block, even[0] if even else parts
