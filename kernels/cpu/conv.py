@@ -1,9 +1,10 @@
-"""2-d convolution in channels-last memory, direct: no window is copied.
+"""2-d convolution in channels-last memory.
 
-The pixels of an output row read windows that lie sw · C apart in a padded x, and one row of a
-window (J · C values) is contiguous: each is a strip of a matrix product with a slice of the
-weights. Only x is copied, once, where it needs padding. Depthwise convolutions are too thin for
-this and have loops of their own. K = taps × channels of a group, in the order (i, j, c).
+3×3 convolutions with stride 1 and enough channels go by Winograd's products (winograd.py), all
+others by direct sums over windows (windows.py); either also makes the gradient of the input.
+Depthwise convolutions are too thin for both and have loops of their own. For the gradient of the
+weights x is copied once where it needs padding; one row of a window (J · C values) is contiguous
+there. K = taps × channels of a group, in the order (i, j, c).
 """
 
 import numpy as np
@@ -63,7 +64,8 @@ def _forward(x, weight, bias, g, y):
     """y (N, P, Q, O), direct."""
     places = [(i * g.dh, j * g.dw) for i in range(g.I) for j in range(g.J)]
     s = Windows(g.N, g.H, g.W, g.P, g.Q, g.sh, g.sw, g.ph, g.pw, g.dh * (g.I - 1) + 1,
-                g.dw * (g.J - 1) + 1, g.G, g.C // g.G, g.O // g.G, g.P * g.Q * g.O, g.Q * g.O, g.O, 0)
+                g.dw * (g.J - 1) + 1, g.G, g.C // g.G, g.O // g.G, g.P * g.Q * g.O, g.Q * g.O,
+                g.O, 0)
     windows(x, packed(weight, range(g.I * g.J), g.G), shifts(bias, g.G, s.n_o, x.dtype), places, s,
             y)
 
@@ -118,19 +120,19 @@ def _input(dy, weight, bias, g, dx):
     """dx (N, H, W, C), direct: stride² phases of pixels, that meet different taps."""
     phases = [(_meeting(h, g.H, g.I, g.sh, g.ph, g.dh), _meeting(w, g.W, g.J, g.sw, g.pw, g.dw),
                (h * g.W + w) * g.C) for h in range(min(g.sh, g.H)) for w in range(min(g.sw, g.W))]
-    taps = [[i * g.J + j for i, _ in rows for j, _ in columns]
-            for (_, rows), (_, columns), _ in phases]
+    taps = [[i * g.J + j for i, _ in rows for j, _ in across]
+            for (_, rows), (_, across), _ in phases]
     if not all(taps):
         dx[...] = 0
-    weight = packed(weight, sum(taps, []), g.G, True)
+    weight = packed(weight, [t for own in taps for t in own], g.G, True)
     shift, t0 = shifts(bias, g.G, g.C // g.G, dy.dtype), 0
-    for ((P, rows), (Q, columns), start), own in zip(phases, taps):
+    for ((P, rows), (Q, across), start), own in zip(phases, taps):
         if own:
-            top, left = -rows[0][1], -columns[0][1]
+            top, left = -rows[0][1], -across[0][1]
             s = Windows(g.N, g.P, g.Q, P, Q, 1, 1, top, left, top + 1 + rows[-1][1],
-                        left + 1 + columns[-1][1], g.G, g.O // g.G, g.C // g.G,
+                        left + 1 + across[-1][1], g.G, g.O // g.G, g.C // g.G,
                         g.H * g.W * g.C, g.sh * g.W * g.C, g.sw * g.C, start)
-            places = [(top + i, left + j) for _, i in rows for _, j in columns]
+            places = [(top + i, left + j) for _, i in rows for _, j in across]
             windows(dy, weight, shift, places, s, dx, t0)
             t0 += len(own)
 

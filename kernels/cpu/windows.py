@@ -2,16 +2,17 @@
 
 x (N, H, W, C) is channels-last. A task makes some output rows of one image: it copies the input
 rows they read, with their padding, to a buffer that stays in L2 (or reads x where there is none),
-and cuts the output pixels into groups of four for the tiles of convkernel.py. The same loops make
+and hands the output pixels in a row to the tiles of convkernel.py. The same loops make
 the gradient of the input: there a window is the taps that meet in one pixel, and with a stride the
 pixels of dx fall into stride² phases, each with its own taps.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from .convkernel import GROUP, GROUPS, HALF_GROUPS, few, few_half, tile, tile_half
+from .convkernel import FEW, PIXELS, few, few_half, tile, tile_half
 from .jit import device, kernel, prange
 from .memory import empty
 from .microkernel import transpose
@@ -22,6 +23,7 @@ __all__ = ["Windows", "aligned", "half_panel", "packed", "panel", "shifts", "spr
 
 TASK_FLOP = 6 << 20        # about 60 us of one core
 TASK_PIXELS = 48           # at least: a panel of weights comes from L2 or L3 once per task
+PIECES = 16                # of weights per task that packs them
 TASKS = 16                 # at least, where there are panels to share out
 BUFFER_BYTES = 1 << 18     # of input rows, a quarter of an L2
 PANEL_BYTES = 1 << 19      # of weights, half an L2
@@ -52,8 +54,8 @@ class Windows(NamedTuple):
 
     @property
     def bare(self):
-        """No window leaves x, and a row of y has a group of pixels: x is read where it lies."""
-        return (self.Q >= GROUP and self.top <= 0 and self.left <= 0
+        """No window leaves x, which is read where it lies."""
+        return (self.top <= 0 and self.left <= 0
                 and (self.P - 1) * self.sh - self.top + self.high <= self.H
                 and (self.Q - 1) * self.sw - self.left + self.wide <= self.W)
 
@@ -74,21 +76,26 @@ def _pack(weight, lane, count, step, size, places, n, out):
     taps of k = 0, 1, … follow each other, and tap t goes to places[t], or nowhere."""
     G, P, T, K, W = out.shape
     L, taps, group = lanes(weight), places.size, weight.size // G
+    # a task is a half panel; where its rows come in pieces, all half panels of some pieces
+    halves, deep = (1, 1) if count == 1 else (P * 2, PIECES)
+    across, down = P * 2 // halves, -(-count // deep)
     out = out.reshape(-1)
-    for task in prange(G * P * 2):
-        panel, v = task // 2, task % 2 * L
-        have = min(L, n - panel % P * W - v)
-        first, to = panel // P * group + (panel % P * W + v) * lane, panel * T * K * W + v
-        own, k, t = aligned(L * L, out), 0, 0
-        for i in range(count):
-            for m in range(0, size, L):
-                _square(weight, first + i * step + m, lane, have, min(L, size - m), own)
-                for r in range(min(L, size - m)):
-                    if places[t] >= 0:
-                        store(out, to + (places[t] * K + k) * W, load(own, r * L))
-                    t += 1
-                    if t == taps:
-                        k, t = k + 1, 0
+    for task in prange(G * across * down):
+        e, half, i = task // (across * down), task // down % across, task % down * deep
+        own = aligned(L * L, out)
+        for piece in range(i, min(count, i + deep)):
+            for h in range(half, half + halves):
+                at = e * group + h * L * lane + piece * step
+                to = (e * P + h // 2) * T * K * W + h % 2 * L
+                k, t = piece * (size // taps), 0
+                for m in range(0, size, L):
+                    _square(weight, at + m, lane, min(L, n - h * L), min(L, size - m), own)
+                    for r in range(min(L, size - m)):
+                        if places[t] >= 0:
+                            store(out, to + (places[t] * K + k) * W, load(own, r * L))
+                        t += 1
+                        if t == taps:
+                            k, t = k + 1, 0
 
 
 @device
@@ -125,7 +132,7 @@ def packed(weight, taps, groups, transposed=False):
 
 @device
 def _gather(x, n, row, rows, s, C, pitch, width, out):
-    """out (rows, width, pitch) = rows ``row`` − top … of image n, zeros outside x and behind."""
+    """out (rows, width, pitch) = rows ``row`` − top … of image n, zeros outside x."""
     j0 = max(0, min(width, s.left))
     j1 = max(j0, min(width, s.W + s.left))
     pieces, size = (1, (j1 - j0) * C) if pitch == C else (j1 - j0, C)
@@ -142,15 +149,14 @@ def _gather(x, n, row, rows, s, C, pitch, width, out):
             for c in range(size):
                 target[c] = source[c]
         line[j1 * pitch:] = 0
-    out[rows * width * pitch:] = 0
 
 
 @device
-def _copy(aside, W, m, n, y, yt, ld):
-    """m rows of n values, from a tile of its own to y."""
+def _copy(aside, W, count, n, y, ct):
+    """n values of each pixel, from tiles of their own to y."""
     L = W // 2
-    for r in range(m):
-        at, to = r * W, yt + r * ld
+    for r in range(count):
+        at, to = r * W, ct[r]
         if n >= L:
             store(y, to, load(aside, at))
             at, to = at + L, to + L
@@ -158,59 +164,41 @@ def _copy(aside, W, m, n, y, yt, ld):
 
 
 @device
-def half_panel(a, ga, row, taps, run, weight, shift, c, gc, ld):
-    """One vector of outputs for the groups of pixels at ga, to gc."""
+def half_panel(a, at, taps, run, weight, shift, c, ct):
+    """One vector of outputs for the pixels that begin at ``at``, to ct; a multiple of FEW."""
     g = 0
-    while g + HALF_GROUPS <= ga.size:
-        tile_half(a, _six(ga, g), row, taps, taps.size, run, weight, 0, shift, 0, c, _six(gc, g),
-                  ld)
-        g += HALF_GROUPS
-    while g < ga.size:
-        few_half(a, (ga[g],), row, taps, taps.size, run, weight, 0, shift, 0, c, (gc[g],), ld)
-        g += 1
+    while g + 2 * PIXELS <= at.size:
+        tile_half(a, at, g, taps, run, weight, shift, c, ct)
+        g += 2 * PIXELS
+    while g < at.size:
+        few_half(a, at, g, taps, run, weight, shift, c, ct)
+        g += FEW
 
 
 @device
-def panel(a, ga, row, taps, run, weight, shift, c, gc, ld):
-    """Two vectors of outputs for the groups of pixels at ga, to gc."""
+def panel(a, at, taps, run, weight, shift, c, ct):
+    """Two vectors of outputs."""
     g = 0
-    while g + GROUPS <= ga.size:
-        tile(a, _three(ga, g), row, taps, taps.size, run, weight, 0, shift, 0, c, _three(gc, g), ld)
-        g += GROUPS
-    while g < ga.size:
-        few(a, (ga[g],), row, taps, taps.size, run, weight, 0, shift, 0, c, (gc[g],), ld)
-        g += 1
-
-
-if VECTOR == 64:
-    @device
-    def _three(g, i):
-        return g[i], g[i + 1], g[i + 2]
-
-    @device
-    def _six(g, i):
-        return g[i], g[i + 1], g[i + 2], g[i + 3], g[i + 4], g[i + 5]
-else:
-    @device
-    def _three(g, i):
-        return (g[i],)
-
-    @device
-    def _six(g, i):
-        return g[i], g[i + 1]
+    while g + PIXELS <= at.size:
+        tile(a, at, g, taps, run, weight, shift, c, ct)
+        g += PIXELS
+    while g < at.size:
+        few(a, at, g, taps, run, weight, shift, c, ct)
+        g += FEW
 
 
 @device
-def _places(s, rows, first, width, pitch, yt, W, ga, gc, tight):
-    """Where each group of pixels reads the buffer, writes y, and writes beside y. A row's last
-    group ends with the row: it makes some pixels again, to the same bits."""
-    each = -(-s.Q // GROUP)
-    for r in range(rows):
-        for i in range(each):
-            g, q = r * each + i, max(0, min(i * GROUP, s.Q - GROUP))
-            ga[g] = first + (r * s.sh * width + q * s.sw) * pitch
-            gc[g] = yt + r * s.sp + q * s.sq
-            tight[g] = g * GROUP * W
+def _places(s, rows, first, width, pitch, yt, at, ct):
+    """Where each pixel reads the buffer and writes y. What is over repeats the last one, to the
+    same bits."""
+    r = 0
+    for p in range(rows):
+        source, target = first + p * s.sh * width * pitch, yt + p * s.sp
+        for _ in range(s.Q):
+            at[r], ct[r] = source, target
+            source, target, r = source + s.sw * pitch, target + s.sq, r + 1
+    for i in range(r, at.size):
+        at[i], ct[i] = at[r - 1], ct[r - 1]
 
 
 @kernel
@@ -226,32 +214,32 @@ def _windows(x, weight, step, shift, taps, run, s, pitch, block, parts, bare, y)
         part, image = task // (s.N * blocks), task % (s.N * blocks) // blocks
         p0 = task % blocks * block
         rows = min(block, s.P - p0)
-        groups, tall = rows * -(-s.Q // GROUP), (rows - 1) * s.sh + s.high
+        count, tall = rows * s.Q, (rows - 1) * s.sh + s.high
         first = ((image * s.H + p0 * s.sh - s.top) * width - s.left) * C if bare else 0
-        own = np.empty(0 if bare else (tall * width + GROUP * s.sw) * pitch, x.dtype)
+        own = np.empty(0 if bare else tall * width * pitch, x.dtype)
         if not bare:
             _gather(x, image, p0 * s.sh, tall, s, C, pitch, width, own)
         a = x if bare else own
-        ga, gc = np.empty(groups, np.int64), np.empty(groups, np.int64)
-        tight = np.empty(groups, np.int64)
-        _places(s, rows, first, width, pitch, image * s.sn + p0 * s.sp + s.s0, W, ga, gc, tight)
-        plain = s.n_o % (W // 2) == 0 and s.Q >= GROUP
-        aside = np.empty(0 if plain else groups * GROUP * W, x.dtype)
+        room = -(-count // FEW) * FEW
+        at, ct = np.empty(room, np.int64), np.empty(room, np.int64)
+        _places(s, rows, first, width, pitch, image * s.sn + p0 * s.sp + s.s0, at, ct)
+        beside = 0 if s.n_o % (W // 2) == 0 else room
+        aside, tight = aligned(beside * W, x), np.empty(beside, np.int64)
+        for r in range(beside):
+            tight[r] = r * W
         for ep in range(G * P):
             e, p = ep // P, ep % P
             if part * share <= p < (part + 1) * share:
                 n, out = min(W, s.n_o - p * W), y[e * s.n_o + p * W:]
-                whole = n % (W // 2) == 0 and s.Q >= GROUP
-                c, to, ld = (out, gc, s.sq) if whole else (aside, tight, W)
+                whole = n % (W // 2) == 0
+                c, to = (out, ct) if whole else (aside, tight)
                 if 2 * n > W:
-                    panel(a[e * s.n_c:], ga, s.sw * pitch, taps, run, weight[ep * step:],
-                          shift[ep * W:], c, to, ld)
+                    panel(a[e * s.n_c:], at, taps, run, weight[ep * step:], shift[ep * W:], c, to)
                 else:
-                    half_panel(a[e * s.n_c:], ga, s.sw * pitch, taps, run, weight[ep * step:],
-                               shift[ep * W:], c, to, ld)
+                    half_panel(a[e * s.n_c:], at, taps, run, weight[ep * step:], shift[ep * W:],
+                               c, to)
                 if not whole:
-                    for g in range(groups):
-                        _copy(aside[tight[g]:], W, min(GROUP, s.Q), n, out, gc[g], s.sq)
+                    _copy(aside, W, count, n, out, ct)
 
 
 def shifts(bias, groups, n, dtype):
@@ -278,13 +266,12 @@ def windows(x, weight, shift, places, s, y, t0=0):
     bare = s.bare and pitch == C
     width = s.W if bare else (s.Q - 1) * s.sw + s.wide
     taps, run = [(i * width + j) * pitch for i, j in places], n_c
-    if pitch == n_c and all(b - a == C for row in _lines(places, taps)
-                            for a, b in zip(row, row[1:])):
+    if pitch == n_c and all(b - a == C for row in _lines(places, taps) for a, b in pairwise(row)):
         taps = [row[0] for row in _lines(places, taps)]
         run *= T // len(taps)
     block, parts = _tasks(s, width * pitch * x.itemsize, P, T * n_c, W * x.itemsize)
-    _windows(x.reshape(-1), weight.reshape(-1)[first:], step, shift, np.array(taps, np.int64), run, s, pitch,
-             block, parts, bare, y.reshape(-1), work=2 * y.size * T * n_c)
+    _windows(x.reshape(-1), weight.reshape(-1)[first:], step, shift, np.array(taps, np.int64), run,
+             s, pitch, block, parts, bare, y.reshape(-1), work=2 * y.size * T * n_c)
 
 
 def _lines(places, taps):
@@ -306,4 +293,6 @@ def _tasks(s, line, panels, K, width):
     block = -(-s.P // -(-s.P // max(1, min(rows, s.P))))
     share = max(1, PANEL_BYTES // (K * width * s.G))
     tasks = s.N * -(-s.P // block)
-    return block, min(panels, max(-(-panels // share), -(-TASKS // tasks)))
+    parts = min(panels, max(-(-panels // share), -(-TASKS // tasks)))
+    even = [d for d in range(parts, 2 * parts) if panels % d == 0]
+    return block, even[0] if even else parts

@@ -1,0 +1,193 @@
+"""Convolution by windows and by Winograd's products, on shapes drawn at random."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+from nbgrad.kernels import cpu, reference
+from nbgrad.kernels.cpu import convkernel, jit, simd, windows, winograd
+
+import nbgrad
+
+DTYPES = [np.float32, np.float64]
+# Rounding of a direct float32 sum is below 1e-6 of the largest output here, Winograd's 3e-6.
+BOUND = {np.float32: 1e-5, np.float64: 2e-14}
+drawn = settings(max_examples=60, deadline=None,
+                 suppress_health_check=[HealthCheck.function_scoped_fixture])
+PLAIN = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Winograd's products wherever they can be used."""
+    monkeypatch.setattr(winograd, "suits", lambda s: True)
+
+
+def same(got, want, dtype):
+    assert got.shape == want.shape
+    assert got.dtype == dtype
+    np.testing.assert_allclose(got, want, rtol=0,
+                               atol=BOUND[dtype] * max(1, np.abs(want).max(initial=0)))
+
+
+def check(dtype, x, weight, how, seed=0):
+    """Both directions against float64."""
+    rng = np.random.default_rng(seed)
+    x, w = rng.standard_normal(x).astype(dtype), rng.standard_normal(weight).astype(dtype)
+    b = rng.standard_normal(weight[0]).astype(dtype)
+    want = reference.conv2d(*(v.astype(float) for v in (x, w, b)), **how)
+    same(cpu.conv2d(x, w, b, **how), want, dtype)
+    dy = rng.standard_normal(want.shape).astype(dtype)
+    want = reference.conv2d_input(dy.astype(float), w.astype(float), input_size=x.shape, **how)
+    same(cpu.conv2d_input(dy, w, input_size=x.shape, **how), want, dtype)
+
+
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+channels = st.sampled_from([1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 40])
+
+
+@drawn
+@given(st.sampled_from(DTYPES), st.integers(0, 3), st.integers(1, 3), channels, channels,
+       st.tuples(st.integers(1, 15), st.integers(1, 15)), st.tuples(st.integers(1, 4),
+                                                                    st.integers(1, 4)),
+       pairs, st.tuples(st.integers(0, 4), st.integers(0, 4)), pairs)
+def test_direct_sums(dtype, N, groups, C, O, size, window, stride, padding, dilation):
+    size = tuple(max(n, d * (k - 1) + 1 - 2 * p)
+                 for n, k, p, d in zip(size, window, padding, dilation))
+    how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    nbgrad.set_winograd(False)
+    try:
+        check(dtype, (N, groups * C, *size), (groups * O, C, *window), how)
+    finally:
+        nbgrad.set_winograd(True)
+
+
+@drawn
+@given(st.sampled_from(DTYPES), st.integers(0, 3), channels, channels,
+       st.tuples(st.integers(1, 14), st.integers(1, 14)),
+       st.tuples(st.integers(0, 3), st.integers(0, 3)))
+def test_products(always, dtype, N, C, O, size, padding):
+    size = tuple(max(n, 3 - 2 * p) for n, p in zip(size, padding))
+    check(dtype, (N, C, *size), (O, C, 3, 3), {**PLAIN, "padding": padding})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [
+    (1, 70, 1, 1), (2, 64, 7, 7), (1, 256, 5, 6),       # a row of V is spread over the L1
+    (30, 16, 9, 8),                                     # several blocks of tiles
+])
+def test_products_of_many_channels(always, shape, dtype):
+    check(dtype, shape, (48, shape[1], 3, 3), PLAIN)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pixels_spread_over_the_cache(dtype):
+    check(dtype, (2, 512, 4, 5), (20, 512, 1, 1), {**PLAIN, "padding": (0, 0)})
+    check(dtype, (2, 512, 4, 5), (20, 512, 2, 2), {**PLAIN, "stride": (2, 2)})
+
+
+def bits(n, f, *arrays, **how):
+    before = jit.get_num_threads()
+    jit.set_num_threads(n)
+    try:
+        return f(*arrays, **how).copy()
+    finally:
+        jit.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("C", "O", "window"), [(16, 40, 3), (24, 33, 5), (64, 160, 3),
+                                                (48, 32, 1)])
+def test_the_bits_do_not_depend_on_threads(C, O, window):
+    rng = np.random.default_rng(0)
+    how = {**PLAIN, "padding": (window // 2,) * 2}
+    x = rng.standard_normal((9, C, 17, 18)).astype(np.float32)
+    w = rng.standard_normal((O, C, window, window)).astype(np.float32)
+    dy = rng.standard_normal((9, O, 17, 18)).astype(np.float32)
+    for f, args, more in ((cpu.conv2d, (x, w), {}),
+                          (cpu.conv2d_input, (dy, w), {"input_size": x.shape})):
+        one, all_ = (bits(n, f, *args, **how, **more)
+                     for n in (1, jit.config.NUMBA_NUM_THREADS))
+        np.testing.assert_array_equal(one, all_)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+def test_nan_and_inf_reach_exactly_their_windows(always, bad):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 16, 9, 10)).astype(np.float32)
+    w = rng.standard_normal((20, 16, 3, 3)).astype(np.float32)
+    clean = cpu.conv2d(x, w, **PLAIN)
+    x[1, 3, 4, 5], x[3, 0, 0, 0] = bad, bad
+    with np.errstate(all="ignore"):
+        got, want = (f.conv2d(x, w, **PLAIN) for f in (cpu, reference))
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
+    np.testing.assert_array_equal(np.isinf(got), np.isinf(want))
+    untouched = np.isfinite(want) & (np.abs(want) < 1e4)
+    np.testing.assert_allclose(got[untouched], want[untouched], rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(got[[0, 2, 4]], clean[[0, 2, 4]])    # other images' bits stay
+    w[7, 2, 1, 1] = np.nan if bad == 3e38 else bad    # where huge products cancel, order decides
+    with np.errstate(all="ignore"):
+        got, want = (f.conv2d(x, w, **PLAIN) for f in (cpu, reference))
+    np.testing.assert_array_equal(np.isfinite(got), np.isfinite(want))
+
+
+def test_the_switch():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((8, 64, 16, 16)).astype(np.float32)
+    w = rng.standard_normal((64, 64, 3, 3)).astype(np.float32)
+    on = cpu.conv2d(x, w, **PLAIN)
+    nbgrad.set_winograd(False)
+    try:
+        off = cpu.conv2d(x, w, **PLAIN)
+    finally:
+        nbgrad.set_winograd(True)
+    exact = reference.conv2d(x.astype(float), w.astype(float), **PLAIN)
+    assert (on != off).any()                      # 64 channels are enough to be worth it
+    same(on, exact, np.float32)
+    same(off, exact, np.float32)
+    np.testing.assert_array_equal(cpu.conv2d(x, w, **PLAIN), on)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("O", "C", "window"), [(1, 1, 1), (5, 3, 3), (40, 33, 1), (33, 20, 3)])
+def test_weights_are_packed(O, C, window, transposed, dtype):
+    w = np.random.default_rng(0).standard_normal((2 * O, C, window, window)).astype(dtype)
+    taps = list(range(window * window))[::-2]
+    got = windows.packed(w, taps, 2, transposed)
+    W = 2 * simd.VECTOR // w.itemsize
+    grouped = w.reshape(2, O, C, -1)[..., taps]
+    grouped = grouped.transpose((0, 3, 1, 2) if transposed else (0, 3, 2, 1))   # g, t, k, n
+    n = grouped.shape[3]
+    flat = got.transpose(0, 2, 3, 1, 4).reshape(*grouped.shape[:3], -1)
+    np.testing.assert_array_equal(flat[..., :n], grouped)
+    assert not flat[..., n:].any()
+    assert got.shape[1] == -(-n // W)
+
+
+@jit.kernel
+def _tiles(a, at, taps, run, b, s, c, ct):
+    convkernel.tile(a, at, 0, taps, run, b, s, c, ct)
+    convkernel.few(a, at, 1, taps, run, b, s, c, ct)
+
+
+@jit.kernel
+def _half_tiles(a, at, taps, run, b, s, c, ct):
+    convkernel.tile_half(a, at, 0, taps, run, b, s, c, ct)
+    convkernel.few_half(a, at, 1, taps, run, b, s, c, ct)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("kernel", "vectors"), [(_tiles, 2), (_half_tiles, 1)])
+@pytest.mark.parametrize("run", [1, 2, 5])
+def test_tiles(kernel, vectors, run, dtype):
+    rng, W = np.random.default_rng(0), simd.VECTOR // np.dtype(dtype).itemsize
+    pixels = convkernel.PIXELS * 2 // vectors
+    a, taps = rng.standard_normal(300).astype(dtype), np.array([7, 0, 31])
+    b, s = (rng.standard_normal(n).astype(dtype) for n in (3 * run * 2 * W, 2 * W))
+    at, ct = rng.integers(0, 250, pixels), rng.permutation(pixels) * 2 * W
+    c = np.zeros(pixels * 2 * W, dtype)
+    kernel(a, at, taps, run, b, s, c, ct)
+    window = at[:, None] + (taps[:, None] + np.arange(run)).reshape(-1)
+    want = np.zeros((pixels, 2 * W))
+    want[:, :vectors * W] = (s + a[window].astype(float) @ b.reshape(-1, 2 * W))[:, :vectors * W]
+    got = c.reshape(pixels, -1)[ct // (2 * W)]
+    np.testing.assert_allclose(got, want, rtol=0, atol=32 * np.finfo(dtype).eps)
