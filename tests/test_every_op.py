@@ -193,7 +193,8 @@ SAMPLES = {
                                       (real(2, 2, 2, 3),))],
     "linear_batch_norm": [(linear_norm(f), (real(5, 2), real(3, 2), real(3), real(3)))
                           for f in ("sigmoid", "tanh", "relu", None)],
-    "linear_batch_norm_backward": [(of_linear_norm(f), (real(5, 3), real(5, 2), real(3, 2), real(3)))
+    "linear_batch_norm_backward": [(of_linear_norm(f),
+                                    (real(5, 3), real(5, 2), real(3, 2), real(3)))
                                    for f in ("sigmoid", "tanh", "relu", None)],
     "batch_norm": [(op("batch_norm", eps=1e-5), (real(4, 3), real(3), real(3))),
                    (op("batch_norm", eps=1e-3), (real(2, 3, 2, 2), real(3), real(3))),

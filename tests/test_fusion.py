@@ -30,6 +30,10 @@ def apart(model):
     return model
 
 
+def value(model, x):
+    return model(x).detach().numpy()
+
+
 def trained(model, x, t, steps=3):
     optimizer = nbgrad.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     losses = []
@@ -77,12 +81,13 @@ def test_hooks_and_other_forwards_are_honoured():
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU())
     x = nbgrad.randn(6, 4)
     seen = []
-    handle = model[1].register_forward_hook(lambda module, args, y: seen.append(y.detach().numpy().min()))
+    handle = model[1].register_forward_hook(
+        lambda module, args, y: seen.append(y.detach().numpy().min()))
     model(x)
     assert seen[0] < 0                                        # the norm's own output, before ReLU
     handle.remove()
     model[2].forward = lambda x: x * 0 + 7
-    assert (model(x).detach().numpy() == 7).all()
+    assert (value(model, x) == 7).all()
 
 
 @pytest.mark.parametrize("settings", [{}, {"momentum": None}, {"affine": False},
@@ -94,7 +99,7 @@ def test_settings_of_the_norm_hold_in_the_fused_op(settings):
     for training in (True, True, False):
         model.train(training)
         other.train(training)
-        np.testing.assert_array_equal(model(x).detach().numpy(), other(x).detach().numpy())
+        np.testing.assert_array_equal(value(model, x), value(other, x))
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), other.state_dict()[name].numpy())
 
@@ -149,9 +154,9 @@ def test_fuse_folds_neighbours():
     fused = nbgrad.fuse(model)
     assert [type(m).__name__ for m in fused] == ["Conv2d", "Identity", "ReLU", "Flatten", "Linear",
                                                  "Identity"]
-    want = model(x).detach().numpy()
+    want = value(model, x)
     # two roundings of float32 per product of up to 48 terms
-    np.testing.assert_allclose(fused(x).detach().numpy(), want, rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(value(fused, x), want, rtol=1e-5, atol=2e-5)
     for name, value in before.items():
         np.testing.assert_array_equal(model.state_dict()[name].numpy(), value)
 
@@ -165,7 +170,7 @@ def test_fuse_finds_pairs_by_running_an_example():
     fused = nbgrad.fuse(model, x)
     assert isinstance(fused.norm, nn.Identity)
     assert isinstance(fused.after, nn.BatchNorm1d)                       # its layer is used twice
-    np.testing.assert_allclose(fused(x).detach().numpy(), model(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(value(fused, x), value(model, x), rtol=1e-5, atol=1e-5)
 
 
 def test_fuse_refuses_what_would_change_the_model():
@@ -201,7 +206,7 @@ def test_resnet_blocks_are_fused_and_fold():
     model.eval()
     fused = nbgrad.fuse(model, x)
     assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
-    np.testing.assert_allclose(fused(x).detach().numpy(), model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(value(fused, x), value(model, x), rtol=1e-4, atol=1e-5)
 
 
 def test_the_fused_op_is_in_the_registry():

@@ -15,8 +15,6 @@ from .conv_weight import conv2d_weight
 from .depthwise import depthwise, depthwise_input
 from .jit import kernel, prange
 from .memory import empty
-from .simd import VECTOR
-from .tiles import columns, pack
 from .windows import Windows, packed, shifts, windows
 from .winograd import Tiles
 

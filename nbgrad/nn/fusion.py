@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ def _neighbours(model: Module) -> Iterator[tuple[Any, Any]]:
     for parent in model.modules():
         if isinstance(parent, Sequential):
             children = list(parent)
-            for layer, norm in zip(children, children[1:]):
+            for layer, norm in pairwise(children):
                 if type(layer) in (Conv2d, Linear) and isinstance(norm, _NORMS):
                     yield norm, layer
 

@@ -32,7 +32,7 @@ from nbgrad.ops.reduce import *  # noqa: F403
 from nbgrad.ops.selection import *  # noqa: F403
 from nbgrad.ops.shape import *  # noqa: F403
 
-_FILES = (_conv, _creation, _elementwise, _fused, _indexing, _inplace, _joining, _loss, _matmul, _norm,
-          _pool, _random, _reduce, _selection, _shape)
+_FILES = (_conv, _creation, _elementwise, _fused, _indexing, _inplace, _joining, _loss, _matmul,
+          _norm, _pool, _random, _reduce, _selection, _shape)
 
 __all__ = [name for module in _FILES for name in module.__all__]
