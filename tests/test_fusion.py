@@ -30,7 +30,7 @@ def apart(model):
     return model
 
 
-def value(model, x):
+def values_of(model, x):
     return model(x).detach().numpy()
 
 
@@ -87,7 +87,7 @@ def test_hooks_and_other_forwards_are_honoured():
     assert seen[0] < 0                                        # the norm's own output, before ReLU
     handle.remove()
     model[2].forward = lambda x: x * 0 + 7
-    assert (value(model, x) == 7).all()
+    assert (values_of(model, x) == 7).all()
 
 
 @pytest.mark.parametrize("settings", [{}, {"momentum": None}, {"affine": False},
@@ -99,7 +99,7 @@ def test_settings_of_the_norm_hold_in_the_fused_op(settings):
     for training in (True, True, False):
         model.train(training)
         other.train(training)
-        np.testing.assert_array_equal(value(model, x), value(other, x))
+        np.testing.assert_array_equal(values_of(model, x), values_of(other, x))
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), other.state_dict()[name].numpy())
 
@@ -154,9 +154,9 @@ def test_fuse_folds_neighbours():
     fused = nbgrad.fuse(model)
     assert [type(m).__name__ for m in fused] == ["Conv2d", "Identity", "ReLU", "Flatten", "Linear",
                                                  "Identity"]
-    want = value(model, x)
+    want = values_of(model, x)
     # two roundings of float32 per product of up to 48 terms
-    np.testing.assert_allclose(value(fused, x), want, rtol=1e-5, atol=2e-5)
+    np.testing.assert_allclose(values_of(fused, x), want, rtol=1e-5, atol=2e-5)
     for name, value in before.items():
         np.testing.assert_array_equal(model.state_dict()[name].numpy(), value)
 
@@ -170,7 +170,7 @@ def test_fuse_finds_pairs_by_running_an_example():
     fused = nbgrad.fuse(model, x)
     assert isinstance(fused.norm, nn.Identity)
     assert isinstance(fused.after, nn.BatchNorm1d)                       # its layer is used twice
-    np.testing.assert_allclose(value(fused, x), value(model, x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(values_of(fused, x), values_of(model, x), rtol=1e-5, atol=1e-5)
 
 
 def test_fuse_refuses_what_would_change_the_model():
@@ -206,7 +206,7 @@ def test_resnet_blocks_are_fused_and_fold():
     model.eval()
     fused = nbgrad.fuse(model, x)
     assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
-    np.testing.assert_allclose(value(fused, x), value(model, x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(values_of(fused, x), values_of(model, x), rtol=1e-4, atol=1e-5)
 
 
 def test_the_fused_op_is_in_the_registry():

@@ -111,13 +111,16 @@ class Kernel:
         start = perf_counter()
         if work < LARGE_BYTES and start < _crowded_until:
             return self.serial(*args)
+        run = self.parallel
+        known = len(run.overloads)
         if _lock is None:
-            out = self.parallel(*args)
+            out = run(*args)
         else:
             with _lock:
-                out = self.parallel(*args)
+                out = run(*args)
                 _settle_layer()
-        _watch(perf_counter() - start, work)
+        if len(run.overloads) == known:          # compiling or loading is no stall
+            _watch(perf_counter() - start, work)
         return out
 
 

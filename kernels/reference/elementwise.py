@@ -112,7 +112,7 @@ def softplus_backward(dy, x, beta, threshold):
 @quiet
 def erf(x):
     """2/√π ∫₀^x e^−t² dt."""
-    return np.frompyfunc(math.erf, 1, 1)(x.astype(np.float64)).astype(x.dtype)
+    return np.asarray(np.frompyfunc(math.erf, 1, 1)(x.astype(np.float64))).astype(x.dtype)
 
 
 @quiet

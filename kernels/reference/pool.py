@@ -60,11 +60,11 @@ def max_pool2d_gather(x, indices):
     return _last(np.where(indices >= 0, y, np.zeros((), x.dtype)))
 
 
-def _member(ranges, size):
-    """(out, size) matrix: 1 where input position i lies in window o."""
-    first, last, _ = ranges
-    i = np.arange(size)
-    return ((i >= first[:, None]) & (i < last[:, None])).astype(np.float64)
+def _windows(rows, columns):
+    """Each window: its place in y, and what it covers in x."""
+    for p, (top, bottom) in enumerate(zip(*rows[:2])):
+        for q, (left, right) in enumerate(zip(*columns[:2])):
+            yield (..., p, q), (..., slice(top, bottom), slice(left, right))
 
 
 def _divisor(rows, columns, override=None):
@@ -73,14 +73,17 @@ def _divisor(rows, columns, override=None):
 
 
 def _mean(x, rows, columns, divisor):
-    h, w = _member(rows, x.shape[2]), _member(columns, x.shape[3])
-    y = np.einsum("ph,nchw,qw->ncpq", h, x.astype(np.float64), w, optimize=True) / divisor
-    return _last(y.astype(x.dtype))
+    y = np.zeros((*x.shape[:2], *divisor.shape))
+    for place, window in _windows(rows, columns):
+        y[place] = x[window].astype(np.float64).sum((2, 3))
+    return _last((y / divisor).astype(x.dtype))
 
 
 def _mean_backward(dy, input_size, rows, columns, divisor):
-    h, w = _member(rows, input_size[2]), _member(columns, input_size[3])
-    dx = np.einsum("ph,ncpq,qw->nchw", h, dy.astype(np.float64) / divisor, w, optimize=True)
+    dx = np.zeros(input_size)
+    share = dy.astype(np.float64) / divisor
+    for place, window in _windows(rows, columns):
+        dx[window] += share[place][..., None, None]
     return _last(dx.astype(dy.dtype))
 
 

@@ -35,7 +35,8 @@ def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: An
     x: (N, C, H, W) or (C, H, W)  weight: (O, C/groups, I, J)  bias: (O,)  y: (N, O, P, Q),
     P = ⌊(H + 2 padding − dilation (I − 1) − 1) / stride⌋ + 1. ``padding`` may be "valid" (none) or
     "same" (P = H; an odd zero goes below and right). Keeps x (or what makes it again, see
-    ``autograd.kept``) and weight. y has channels-last memory. Raises RuntimeError where sizes do not fit.
+    ``autograd.kept``) and weight. y has channels-last memory.
+    Raises RuntimeError where sizes do not fit.
     """
     input, weight = checked(input, "conv2d"), checked(weight, "conv2d")
     if input.ndim == 3:
