@@ -54,7 +54,7 @@ def test_computes_what_numpy_does(dtype, n):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_streams(dtype):
-    a = np.arange(1 << 14, dtype=dtype)         # from the pool, which aligns
+    a = np.arange(1 << 15, dtype=dtype)         # from the pool, which aligns
     y = empty(a.shape, a.dtype)
     _stream(a, y)
     np.testing.assert_array_equal(y, a)

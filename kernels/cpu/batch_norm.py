@@ -2,10 +2,10 @@
 
 Sums are taken in the array's dtype over chunks in which one accumulator takes at most 128 values,
 about a pivot close to the chunk's mean; chunks are merged in float64 in index order by Chan's
-formula (Chan, Golub & LeVeque 1979). The pivot is the mean so far. Where it lies more than 2 standard
-deviations from the chunk's mean, cancellation would cost digits: the chunk is read again about its
-own mean. What leaves the range of float32 (squares of 1e20, say) makes a kernel return True: the
-caller does it in float64.
+formula (Chan, Golub & LeVeque 1979). The pivot is the mean so far. Where it lies more than 2
+standard deviations from the chunk's mean, cancellation would cost digits: the chunk is read again
+about its own mean. What leaves the range of float32 (squares of 1e20, say) makes a kernel return
+True: the caller does it in float64.
 
 A *task* is a tile of channels and a block of rows. If one block holds all rows of its tile, it is
 small enough to be in a cache still when it is read the second time, and the task does all; else
@@ -13,7 +13,6 @@ sums come from all tasks first, and the second pass goes backwards, from what wa
 """
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -29,14 +28,16 @@ from .columns import (
     inner,
     normalize,
     normalize_backward,
+    pitch,
 )
 from .jit import kernel, prange
-from .simd import VECTOR, pointer
+from .simd import VECTOR, lanes, load, load_part, pointer, splat, store, store_part, total
 
-__all__ = ["Plan", "backward", "forward", "plan"]
+__all__ = ["backward", "forward", "plan"]
 
 ADDS = 128                 # values per accumulator and chunk
 LINE = 1024                # columns of a tile
+FEW = 32                   # rows that several rows are made one for
 RUN = 256                  # values of a plane from which on it is a matrix of its own
 BLOCK_BYTES = 1 << 19
 SLAB_BYTES = 1 << 22       # what one task reads twice: two cores' share of a 16 MB cache and more
@@ -58,13 +59,12 @@ class Plan(NamedTuple):
     rows: int              # segments per block
     blocks: int
     tiles: int
-    back: bool             # the second pass goes backwards
-    aligned: bool          # every vector begins at a multiple of vectors
+    back: int              # whether the second pass goes backwards
+    aligned: int           # whether every vector begins at a multiple of vectors
 
 
-@lru_cache(1 << 12)
 def plan(N, C, S, itemsize):
-    """Plan for memory of that shape: S values of a channel, C channels, N times."""
+    """A Plan, as an array, for memory of that shape: S values of a channel, C channels, N times."""
     lanes = VECTOR // itemsize
     size = C * S * itemsize * N
     if C == 1 or S >= RUN:
@@ -80,7 +80,7 @@ def plan(N, C, S, itemsize):
         W, chunk = together * S, ADDS
         repeat = lanes // math.gcd(W, lanes)
         repeat *= -(-4 * lanes // (repeat * W))
-        if together == C and repeat * W <= 2 * LINE:
+        if together == C and repeat * W <= 2 * LINE and repeat * FEW <= N:
             W, chunk = repeat * W, repeat * ADDS
     return _cut(N, C, S, pieces, length, together, inner, W, chunk, size, itemsize)
 
@@ -100,8 +100,15 @@ def _cut(N, C, S, pieces, length, together, inner, W, chunk, size, itemsize):
         tile = together
     lanes = VECTOR // itemsize
     aligned = W % lanes == 0 and (S if together == 1 else C * S) % lanes == 0
-    return Plan(N, C, S, pieces, length, tile, together, inner, W, chunk, rows, -(-N // rows),
-                -(-C // tile), size > 1 << 22, aligned)
+    return np.array(Plan(N, C, S, pieces, length, tile, together, inner, W, chunk, rows,
+                         -(-N // rows), -(-C // tile), size > 1 << 22, aligned), np.int64)
+
+
+@inner
+def _unpack(p):
+    """A tuple of 16 fields as an argument would cost 2 us per call."""
+    return Plan(p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12],
+                p[13], p[14])
 
 
 @inner
@@ -111,31 +118,55 @@ def _values(plan, m):
 
 
 @inner
+def _table(x, plan, lines):
+    """An uninitialised table, its lines aligned."""
+    L = lanes(x)
+    room = np.empty(lines * pitch(plan.W, L) + L, x.dtype)
+    return room[-(room.ctypes.data // x.itemsize) % L:]
+
+
+@inner
 def _spread(values, v, channels, plan, table, line):
     """Line of the table: the value of each column's channel, found from values[v] on."""
-    at, inner, reach = line * plan.W, plan.inner, channels * plan.inner
+    inner, reach, L, t = plan.inner, channels * plan.inner, lanes(table), pointer(table)
+    at = line * pitch(plan.W, L)
     for first in range(at, at + plan.W if channels == plan.together else at + 1, reach):
+        if inner == 1:
+            for c in range(channels):
+                table[first + c] = values[v + c]
+            continue
         for c in range(channels):
-            for k in range(first + c * inner, first + (c + 1) * inner):
-                table[k] = values[v + c]
+            value, begin = splat(table.dtype.type(values[v + c])), first + c * inner
+            for k in range(0, inner - L + 1, L):
+                store(t, begin + k, value)
+            if inner % L:
+                store_part(t, begin + inner // L * L, value, inner % L)
 
 
 @inner
 def _fold(table, line, channels, plan, out, v):
     """The sum of the columns of each channel, from out[v] on."""
-    at, inner, reach = line * plan.W, plan.inner, channels * plan.inner
+    inner, reach, L, t = plan.inner, channels * plan.inner, lanes(table), pointer(table)
+    at = line * pitch(plan.W, L)
     for c in range(channels):
         out[v + c] = 0.0
     for first in range(at, at + plan.W if channels == plan.together else at + 1, reach):
+        if inner == 1:
+            for c in range(channels):
+                out[v + c] += table[first + c]
+            continue
         for c in range(channels):
-            for k in range(first + c * inner, first + (c + 1) * inner):
-                out[v + c] += table[k]
+            begin = first + c * inner
+            s = load_part(t, begin + inner // L * L, inner % L)
+            for k in range(0, inner - L + 1, L):
+                s = s + load(t, begin + k)
+            out[v + c] += total(s)
 
 
 @inner
 def _settle(work, channels, n, before, mean, m2, b, final):
-    """Merge a chunk: n values per channel that, taken about the pivot, add up to s and their squares
-    to q. False if a pivot was too far (unless final): the pivots are the chunk's means then."""
+    """Merge a chunk: n values per channel that, taken about the pivot, add up to s and their
+    squares to q. False if a pivot was too far (unless final): pivots are the chunk's means then."""
     far = False
     for c in range(channels):
         d = work[channels + c] / n
@@ -171,7 +202,7 @@ def _statistics(x, plan, first, last, c, channels, table, work, mean, m2, b):
             for k in range(channels):
                 work[k] = x.dtype.type(work[k])
             _spread(work, 0, channels, plan, table, HI)
-            for k in range(2 * plan.W):
+            for k in range(2 * pitch(plan.W, lanes(table))):
                 table[k] = 0
             add_squares(p, p, p, p, plan, m, end, False, c, channels, table, 0)
             _fold(table, 0, channels, plan, work, channels)
@@ -228,7 +259,7 @@ def _forward_task(x, residual, gamma, beta, eps, plan, t, collect, option, y, me
     b, c0 = t // plan.tiles, t % plan.tiles * plan.tile
     first, c1 = b * plan.rows, min(c0 + plan.tile, plan.C)
     last = min(first + plan.rows, plan.N)
-    table, work = np.empty(6 * plan.W, x.dtype), np.empty(4 * plan.together, np.float64)
+    table, work = _table(x, plan, 6), np.empty(4 * plan.together, np.float64)
     for c in range(c0, c1, plan.together):
         channels = min(c1 - c, plan.together)
         if collect:
@@ -244,10 +275,11 @@ def _forward_task(x, residual, gamma, beta, eps, plan, t, collect, option, y, me
 
 
 @kernel
-def forward(x, residual, gamma, beta, running_mean, running_var, momentum, eps, plan, collect,
+def forward(x, residual, gamma, beta, running_mean, running_var, momentum, eps, packed, collect,
             option, y, mean, var, invstd):
     """mean, var and invstd of x (if ``collect``), then y where it is not empty. True if float32 is
     not enough: nothing holds then."""
+    plan = _unpack(packed)
     if not collect and _lost(x, invstd, invstd, 1.0):
         return True
     tasks, blocks = plan.tiles * plan.blocks, plan.blocks if collect else 0
@@ -279,7 +311,7 @@ def _sums(x, dy, y, dz, plan, first, last, c, channels, table, work, option, sum
     m = first
     while m < last:
         end = min(last, m + plan.chunk)
-        for k in range(2 * plan.W):
+        for k in range(2 * pitch(plan.W, lanes(table))):
             table[k] = 0
         add_products(pointer(x), pointer(dy), pointer(dz), pointer(y), plan, m, end, False, c,
                      channels, table, option)
@@ -324,7 +356,7 @@ def _backward_task(x, dy, y, gamma, beta, mean, invstd, plan, t, collect, option
     b, c0 = t // plan.tiles, t % plan.tiles * plan.tile
     first, c1 = b * plan.rows, min(c0 + plan.tile, plan.C)
     last = min(first + plan.rows, plan.N)
-    table, work = np.empty(10 * plan.W, x.dtype), np.empty(4 * plan.together, np.float64)
+    table, work = _table(x, plan, 10), np.empty(4 * plan.together, np.float64)
     source, rest = pointer(dy), option
     if option & WRITE:
         source, rest = pointer(dz), option & PAST
@@ -345,10 +377,11 @@ def _backward_task(x, dy, y, gamma, beta, mean, invstd, plan, t, collect, option
 
 
 @kernel
-def backward(x, dy, y, gamma, beta, mean, invstd, plan, collect, option, dz, sum_dy, sum_p, dgamma,
-             dbeta, dx):
+def backward(x, dy, y, gamma, beta, mean, invstd, packed, collect, option, dz, sum_dy, sum_p,
+             dgamma, dbeta, dx):
     """Σ dy and Σ dy x̂ of the masked dy (if ``collect``), then dx where it is not empty. True if
     float32 is not enough: nothing holds then."""
+    plan = _unpack(packed)
     if _lost(x, invstd, invstd, 1.0):
         return True
     tasks, blocks = plan.tiles * plan.blocks, plan.blocks if collect else 0

@@ -29,10 +29,10 @@ from .simd import (
 
 __all__ = ["ADD", "BY_X", "BY_Y", "HI", "INV", "LO", "MEAN_DY", "PAST", "REST", "RELU", "SCALE",
            "SHIFT", "SLOPE", "WRITE", "add_products", "add_squares", "inner", "normalize",
-           "normalize_backward"]
+           "normalize_backward", "pitch"]
 
-ROWS = 4
-AHEAD = 1024               # values in front of the loads: where memory is asked for
+ROWS = 2
+AHEAD = 1024               # values in front of the loads at least: where memory is asked for
 # Lines of a table: two sums, the forward's constants, the backward's.
 HI, LO, SCALE, SHIFT, INV, MEAN_DY, SLOPE, REST = range(2, 10)
 RELU, ADD, PAST = 1, 2, 4                  # forward: relu, a residual; both: stores past the caches
@@ -67,6 +67,12 @@ def _put_part(y, i, v, n, past):
     store_part(y, i, v, n)
 
 
+@inner
+def pitch(W, L):
+    """From line to line of a table: at W = 1024 all lines would fall into one set of the cache."""
+    return (W + L - 1) // L * L + L
+
+
 def _over(make):
     """The loop over segments first … last of so many channels from c on. Of the matrix that they
     are, ``column`` does one column in up to ROWS rows."""
@@ -75,6 +81,7 @@ def _over(make):
     @inner
     def over(x, b, z, y, plan, first, last, back, c, channels, table, option):
         W, L, stride, t = plan.W, lanes(table), plan.C * plan.S, pointer(table)
+        line = pitch(W, L)
         zero = table.dtype.type(0)
         planes = plan.inner == W
         for k in range(last - first if planes else 1):
@@ -83,11 +90,13 @@ def _over(make):
             at, length = m // plan.pieces * stride + c * plan.S + before, (last - first) * stride
             if planes:
                 length = min(plan.length, plan.S - before)
-            rows, step, width = (length + W - 1) // W, W, W
+            rows, step, width, ahead = (length + W - 1) // W, W, W, max(AHEAD, 2 * W)
             end = length - (rows - 1) * W
             if channels < plan.C and not planes:
                 rows, step, width = last - first, stride, channels * plan.S
-                end = width
+                end, ahead = width, max(AHEAD, 2 * stride)
+            if planes and plan.pieces == 1:
+                ahead = -stride if back else stride            # the same place of the next segment
             r, many = 0, rows if end == width else rows - 1
             while r < rows:
                 count = ROWS if r + ROWS <= many else 1
@@ -95,9 +104,10 @@ def _over(make):
                 for j in range(0, columns, L):
                     i = at + r * step + j
                     if columns - j >= L:
-                        whole(x, b, z, y, i, step, count, t, j, W, L, zero, option)
+                        whole(x, b, z, y, i, step, count, t, j, line, L, ahead, zero, option)
                     else:
-                        part(x, b, z, y, i, step, count, t, j, W, columns - j, zero, option)
+                        part(x, b, z, y, i, step, count, t, j, line, columns - j, ahead, zero,
+                             option)
                 r += count
     return over
 
@@ -105,11 +115,12 @@ def _over(make):
 @_over
 def add_squares(take, put):
     """Lines 0 and 1: sums of d and of d², d = x − HI."""
-    def column(x, _b, _z, _y, at, step, count, t, j, W, n, zero, option):
+    def column(x, _b, _z, _y, at, step, count, t, j, W, n, ahead, zero,
+               option):
         s, q, pivot = take(t, j, n), take(t, W + j, n), take(t, HI * W + j, n)
         for k in range(count):
             i = at + k * step
-            prefetch(x, i + AHEAD)
+            prefetch(x, i + ahead)
             d = take(x, i, n) - pivot
             s = s + d
             q = fma(d, d, q)
@@ -121,13 +132,16 @@ def add_squares(take, put):
 @_over
 def normalize(take, put):
     """y = ((x − HI) − LO) · SCALE + SHIFT [+ residual], not below zero with RELU."""
-    def column(x, residual, _z, y, at, step, count, t, j, W, n, zero, option):
+    def column(x, residual, _z, y, at, step, count, t, j, W, n, ahead, zero,
+               option):
         hi, lo = take(t, HI * W + j, n), take(t, LO * W + j, n)
         scale, shift, floor = take(t, SCALE * W + j, n), take(t, SHIFT * W + j, n), splat(zero)
         for k in range(count):
             i = at + k * step
+            prefetch(x, i + ahead)
             v = fma((take(x, i, n) - hi) - lo, scale, shift)
             if option & ADD:
+                prefetch(residual, i + ahead)
                 v = v + take(residual, i, n)
             if option & RELU:
                 v = where(greater(floor, v), floor, v)
@@ -148,14 +162,15 @@ def _masked(dy, d, y, scale, shift, floor, option):
 @_over
 def add_products(take, put):
     """Lines 0 and 1: sums of the masked dy and of it times x̂. It is written to z with WRITE."""
-    def column(x, dy, z, y, at, step, count, t, j, W, n, zero, option):
+    def column(x, dy, z, y, at, step, count, t, j, W, n, ahead, zero,
+               option):
         s, p, inv = take(t, j, n), take(t, W + j, n), take(t, INV * W + j, n)
         hi, lo = take(t, HI * W + j, n), take(t, LO * W + j, n)
         scale, shift, floor = take(t, SCALE * W + j, n), take(t, SHIFT * W + j, n), splat(zero)
         for k in range(count):
             i = at + k * step
-            prefetch(x, i + AHEAD)
-            prefetch(dy, i + AHEAD)
+            prefetch(x, i + ahead)
+            prefetch(dy, i + ahead)
             d = (take(x, i, n) - hi) - lo
             g = _masked(take(dy, i, n), d, take(y, i, n), scale, shift, floor, option)
             if option & WRITE:
@@ -170,13 +185,16 @@ def add_products(take, put):
 @_over
 def normalize_backward(take, put):
     """z = dx = (dy − MEAN_DY) · SCALE + x̂ · SLOPE + REST with the masked dy."""
-    def column(x, dy, dx, y, at, step, count, t, j, W, n, zero, option):
+    def column(x, dy, dx, y, at, step, count, t, j, W, n, ahead, zero,
+               option):
         hi, lo, inv = take(t, HI * W + j, n), take(t, LO * W + j, n), take(t, INV * W + j, n)
         scale, shift, floor = take(t, SCALE * W + j, n), take(t, SHIFT * W + j, n), splat(zero)
         mean_dy, slope = take(t, MEAN_DY * W + j, n), take(t, SLOPE * W + j, n)
         rest = take(t, REST * W + j, n)
         for k in range(count):
             i = at + k * step
+            prefetch(x, i + ahead)
+            prefetch(dy, i + ahead)
             d = (take(x, i, n) - hi) - lo
             g = _masked(take(dy, i, n), d, take(y, i, n), scale, shift, floor, option)
             put(dx, i, fma(scale, g - mean_dy, fma(d * inv, slope, rest)), n, option & PAST)

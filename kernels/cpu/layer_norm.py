@@ -132,9 +132,9 @@ def _forward(x, gamma, beta, eps, R, D, block, past, y, mean, invstd):
 
 
 @inner
-def _times(a, b):
+def _times(a, b, zero):
     """a b, rounded. LLVM would contract a * b − c, and g − mean(g) of equal g must be exactly 0."""
-    return fma(a, b, a - a)
+    return fma(a, b, zero)
 
 
 @inner
@@ -142,19 +142,19 @@ def _products(x, dy, gamma, at, D, mean, invstd, one, sums):
     """Sums of g = γ dy and of g x̂ over a row; dy x̂ and dy are added to the columns of ``sums``."""
     L, s = lanes(one), splat(one.dtype.type(invstd))
     hi, lo = _words(mean, one)
-    sum_g, sum_p = 0.0, 0.0
+    sum_g, sum_p, zero = 0.0, 0.0, splat(one.dtype.type(0))
     for start in range(0, D, CHUNK * L):
-        a = p = s - s
+        a = p = zero
         for j in range(start, min(D, start + CHUNK * L), L):
             k = D - j
             if k >= L:
                 xhat, d = ((load(x, at + j) - hi) - lo) * s, load(dy, at + j)
-                g = _times(d, load(gamma, j))
+                g = _times(d, load(gamma, j), zero)
                 store(sums, j, fma(d, xhat, load(sums, j)))
                 store(sums, D + j, load(sums, D + j) + d)
             else:
                 xhat, d = ((load_part(x, at + j, k) - hi) - lo) * s, load_part(dy, at + j, k)
-                g = _times(d, load_part(gamma, j, k))
+                g = _times(d, load_part(gamma, j, k), zero)
                 store_part(sums, j, fma(d, xhat, load_part(sums, j, k)), k)
                 store_part(sums, D + j, load_part(sums, D + j, k) + d, k)
             a, p = a + g, fma(g, xhat, p)
@@ -169,10 +169,11 @@ def _slope(x, dy, gamma, at, D, mean, invstd, mean_g, mean_p, one, past, dx):
     L, s = lanes(one), splat(one.dtype.type(invstd))
     hi, lo = _words(mean, one)
     a, b = splat(one.dtype.type(mean_g)), splat(one.dtype.type(-mean_p))
+    zero = splat(one.dtype.type(0))
     end = D // L * L
     for j in range(0, end, L):
         xhat = ((load(x, at + j) - hi) - lo) * s
-        v = fma(xhat, b, _times(load(dy, at + j), load(gamma, j)) - a) * s
+        v = fma(xhat, b, _times(load(dy, at + j), load(gamma, j), zero) - a) * s
         if past:
             stream(dx, at + j, v)
         else:
@@ -180,7 +181,7 @@ def _slope(x, dy, gamma, at, D, mean, invstd, mean_g, mean_p, one, past, dx):
     if end < D:
         k = D - end
         xhat = ((load_part(x, at + end, k) - hi) - lo) * s
-        g = _times(load_part(dy, at + end, k), load_part(gamma, end, k))
+        g = _times(load_part(dy, at + end, k), load_part(gamma, end, k), zero)
         store_part(dx, at + end, fma(xhat, b, g - a) * s, k)
 
 

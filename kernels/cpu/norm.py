@@ -33,15 +33,18 @@ def _contiguous(shape, strides, step):
 
 @lru_cache(1 << 12)
 def _order(shape, strides, itemsize):
-    """Axes in their order in memory (None if they are), and the plan; None if x is not dense."""
+    """Axes in their order in memory (None if they are), the plan, and what is added to the option
+    of a kernel that writes to such memory. None if x is not dense."""
     N, C, *S = shape
-    S = math.prod(S)
-    if _contiguous(shape, strides, itemsize):
-        return None, plan(N, C, S, itemsize)
-    axes = 0, *range(2, len(shape)), 1
-    if _contiguous([shape[i] for i in axes], [strides[i] for i in axes], itemsize):
-        return axes, plan(N * S, C, 1, itemsize)
-    return None
+    S, axes = math.prod(S), None
+    if not _contiguous(shape, strides, itemsize):
+        axes = 0, *range(2, len(shape)), 1
+        if not _contiguous([shape[i] for i in axes], [strides[i] for i in axes], itemsize):
+            return None
+        N, S = N * S, 1
+    how = plan(N, C, S, itemsize) if N * C * S else None
+    past = N * C * S * itemsize > STREAM_BYTES and how[-1]
+    return axes, how, PAST if past else 0
 
 
 def _dense(x):
@@ -98,19 +101,15 @@ def _narrow(a, x):
     return out
 
 
-def _past(y, how):
-    return PAST if how.aligned and y.nbytes > STREAM_BYTES else 0
-
-
 def _run_forward(x, gamma, beta, residual, stats, eps=1.0, relu=False, running=None, *, collect,
                  apply=True):
     """y (None unless apply), and stats, if collect. float32 that overflows is done in float64."""
-    x, (axes, how) = _dense(x)
+    x, (axes, how, past) = _dense(x)
     dtype, none = x.dtype, _NONE[x.dtype]
     y = empty_like(x) if apply else none
     if not x.size:
         return y
-    option = relu * RELU | (residual is not None) * ADD | _past(y, how)
+    option = relu * RELU | (residual is not None) * ADD | past
     mean, var, momentum = (none, none, 0.0) if running is None else running
     if forward(_flat(x, axes), none if residual is None else _flat_as(residual, x, axes),
                _vector(gamma, dtype), _vector(beta, dtype), mean, var, momentum, eps, how, collect,
@@ -171,12 +170,12 @@ def _run_backward(dy, x, gamma, mean, invstd, sums, *, beta=None, y=None, relu=F
                   collect=True, apply=True):
     """dx, dγ, dβ and the masked dy, if ``written``, else None. float32 that overflows is done in
     float64."""
-    x, (axes, how) = _dense(x)
+    x, (axes, how, past) = _dense(x)
     dtype, none = x.dtype, _NONE[x.dtype]
     dx, dz = empty_like(x) if apply else none, empty_like(x) if written else none
     dgamma, dbeta = np.empty(x.shape[1], dtype), np.empty(x.shape[1], dtype)
     flat = _flat(x, axes)
-    option = relu * (BY_X if y is None else BY_Y) | written * WRITE | _past(dx, how)
+    option = relu * (BY_X if y is None else BY_Y) | written * WRITE | past
     if backward(flat, _flat_as(dy, x, axes), flat if y is None else _flat_as(y, x, axes),
                 _vector(gamma, dtype), _vector(beta, dtype), _writable(mean, np.float64),
                 _writable(invstd, np.float64), how, collect, option,

@@ -14,6 +14,8 @@ from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.reduce import mean as mean_of, sum
 from nbgrad.ops.shape import checked, reshape
 
+relu_backward = OPS["relu_backward"]
+
 
 def _data(t: Tensor | None) -> Any:
     return None if t is None else t.data
@@ -27,8 +29,8 @@ def _per_channel(t: Any, x: Tensor) -> Any:
 
 def _batch_formula(x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, /,
                    eps: float, relu: bool = False, running: Any = None) -> Any:
-    """y = γ x̂ + β [+ residual], not below 0 with relu;  x̂ = (x − μ) / √(σ² + ε);  μ and σ² of x over
-    every axis but 1.
+    """y = γ x̂ + β [+ residual], not below 0 with relu;  x̂ = (x − μ) / √(σ² + ε);  μ and σ² of x
+    over every axis but 1.
 
     ∂β = Σ g      ∂γ = Σ g x̂      ∂x = γ/σ (g − ∂β/m − x̂ ∂γ/m)      ∂residual = g,
     g = ∂y, with relu where y > 0;   m = N·|S|.      Ioffe & Szegedy 2015
@@ -137,8 +139,8 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
     PyTorch's arguments: ``residual``, of x's shape and dtype, is added, and ``activation="relu"``
     clips the sum at 0, both in the same pass over memory.
 
-    Keeps x, γ, μ, 1/σ; with relu also β, or with both y. Raises ValueError for one value per channel
-    in training and for sizes that do not fit.
+    Keeps x, γ, μ, 1/σ; with relu also β, or with both y. Raises ValueError for one value per
+    channel in training and for sizes that do not fit.
     """
     if type(input) is not Tensor:
         input = checked(input, "batch_norm")
