@@ -12,6 +12,7 @@ from .columns import inner
 from .jit import kernel, prange
 from .memory import empty_like
 from .simd import (
+    PAST_BYTES,
     VECTOR,
     fma,
     lanes,
@@ -32,7 +33,6 @@ BLOCK = 1 << 16            # elements of a task: 256 KB of float32
 GROUPS = 16                # tasks of the backward at least: each has sums of its own
 CHUNK = 128                # vectors, or rows, added up in the array's dtype
 AHEAD = 1024
-STREAM_BYTES = 1 << 24     # outputs beyond half of a 32 MB cache go past it
 
 
 @inner
@@ -228,7 +228,7 @@ def _flat(x, dtype):
 
 
 def _past(y, D):
-    return y.nbytes > STREAM_BYTES and D % (VECTOR // y.itemsize) == 0
+    return y.nbytes > PAST_BYTES and D % (VECTOR // y.itemsize) == 0
 
 
 def _as(y, out):

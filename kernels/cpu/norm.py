@@ -14,12 +14,12 @@ from .columns import ADD, BY_X, BY_Y, PAST, RELU, WRITE
 from .jit import kernel
 from .layer_norm import layer_norm, layer_norm_backward
 from .memory import empty, empty_like
+from .simd import PAST_BYTES
 
 __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
            "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats",
            "batch_norm_update", "layer_norm", "layer_norm_backward"]
 
-STREAM_BYTES = 1 << 24     # outputs beyond half of a 32 MB cache go past it
 _NONE = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
 
 
@@ -43,7 +43,7 @@ def _order(shape, strides, itemsize):
             return None
         N, S = N * S, 1
     how = plan(N, C, S, itemsize) if N * C * S else None
-    past = N * C * S * itemsize > STREAM_BYTES and how[-1]
+    past = N * C * S * itemsize > PAST_BYTES and how[-1]
     return axes, how, PAST if past else 0
 
 

@@ -83,7 +83,7 @@ def backward_of_batch(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor 
     if relu and y is None:
         y = xc * scale if beta is None else xc * scale + _per_channel(beta, x)
     if y is not None:
-        dy = OPS["relu_backward"](dy, y)
+        dy = relu_backward(dy, y)
     dx = scale * (dy - mean_of(dy, axes, True) - xhat * mean_of(dy * xhat, axes, True))
     return dx, sum(dy * xhat, axes), sum(dy, axes), dy
 
@@ -101,7 +101,7 @@ def _inference_formula(x: Tensor, gamma: Tensor | None, beta: Tensor | None,
     added = residual is not None
 
     def vjp(dy: Tensor, y: Tensor | None = None) -> Any:
-        g = dy if y is None else OPS["relu_backward"](dy, y)
+        g = dy if y is None else relu_backward(dy, y)
         grads = batch_norm_inference_backward(g, x, gamma, mean=mean, invstd=invstd)
         return (*grads, g if added else None)
     return y, vjp
