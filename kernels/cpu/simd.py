@@ -20,18 +20,10 @@ from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, register_model
 
-from ..formulas import device
-
 __all__ = ["VECTOR", "absolute", "fma", "greater", "lanes", "load", "load_part", "maximum",
            "pointer", "prefetch", "splat", "store", "store_part", "stream", "total", "where"]
 
 VECTOR = 64 if binding.get_host_cpu_features().get("avx512f") else 32
-
-
-@device
-def lanes(x):
-    """Values of an array's dtype in one vector."""
-    return VECTOR // x.itemsize
 
 
 class Vector(types.Type):
@@ -92,6 +84,15 @@ def _place(context, builder, array_type, array, index):
     if not isinstance(array_type, types.CPointer):
         array = context.make_array(array_type)(context, builder, array).data
     return builder.gep(array, [index])
+
+
+@intrinsic
+def lanes(typingctx, x):
+    """Values of an array's dtype in one vector: a constant, where x.itemsize is read from memory
+    and n % lanes(x) a division."""
+    def codegen(context, builder, sig, args):
+        return ir.Constant(ir.IntType(64), VECTOR * 8 // x.dtype.bitwidth)
+    return types.int64(x), codegen
 
 
 @intrinsic
@@ -244,6 +245,9 @@ def total(typingctx, a):
 
 
 if config.DISABLE_JIT:                            # the same in NumPy
+    def lanes(x):
+        return VECTOR // x.itemsize
+
     def load(x, i):
         return x[i:i + lanes(x)].copy()
 
