@@ -167,9 +167,9 @@ def _fold(table, line, channels, plan, out, v):
 def _settle(work, channels, n, before, mean, m2, b, final):
     """Merge a chunk: n values per channel that, taken about the pivot, add up to s and their
     squares to q. False if a pivot was too far (unless final): pivots are the chunk's means then."""
-    far = False
+    far, inverse = False, 1.0 / n
     for c in range(channels):
-        d = work[channels + c] / n
+        d = work[channels + c] * inverse
         q = work[2 * channels + c] - d * d * n
         work[channels + c], work[2 * channels + c] = d, q
         far |= d * d * n > 4.0 * q
@@ -228,16 +228,20 @@ def _constants(plan, gamma, beta, mean, invstd, c, channels, table, work):
 @inner
 def _merge(plan, block_mean, block_m2, eps, c0, c1, mean, var, invstd):
     """Statistics of channels c0 … c1 from those of their blocks, in order."""
-    total = _values(plan, plan.N)
     for c in range(c0, c1):
-        m = s = 0.0
-        for b in range(plan.blocks):
-            before = _values(plan, b * plan.rows)
-            n = _values(plan, min(plan.N, (b + 1) * plan.rows)) - before
-            d, w = block_mean[b * plan.C + c] - m, n / (before + n)
-            m += d * w
-            s += block_m2[b * plan.C + c] + d * d * w * before
-        mean[c], var[c], invstd[c] = m, s / total, 1.0 / math.sqrt(s / total + eps)
+        mean[c] = var[c] = 0.0
+    for b in range(plan.blocks):
+        before = _values(plan, b * plan.rows)
+        n = _values(plan, min(plan.N, (b + 1) * plan.rows)) - before
+        w, at = n / (before + n), b * plan.C
+        for c in range(c0, c1):
+            d = block_mean[at + c] - mean[c]
+            mean[c] += d * w
+            var[c] += block_m2[at + c] + d * d * w * before
+    total = 1.0 / _values(plan, plan.N)
+    for c in range(c0, c1):
+        var[c] *= total
+        invstd[c] = 1.0 / math.sqrt(var[c] + eps)
 
 
 @inner
@@ -253,9 +257,10 @@ def _lost(x, var, invstd, eps):
 
 
 @inner
-def _forward_task(x, residual, gamma, beta, eps, plan, t, collect, option, y, mean, var, invstd,
+def _forward_task(x, residual, gamma, beta, eps, packed, t, collect, option, y, mean, var, invstd,
                   block_mean, block_m2):
     """Statistics, and y if they are known after that."""
+    plan = _unpack(packed)
     b, c0 = t // plan.tiles, t % plan.tiles * plan.tile
     first, c1 = b * plan.rows, min(c0 + plan.tile, plan.C)
     last = min(first + plan.rows, plan.N)
@@ -279,17 +284,18 @@ def forward(x, residual, gamma, beta, running_mean, running_var, momentum, eps, 
             option, y, mean, var, invstd):
     """mean, var and invstd of x (if ``collect``), then y where it is not empty. True if float32 is
     not enough: nothing holds then."""
-    plan = _unpack(packed)
+    plan = _unpack(packed)               # a prange takes the array: it cannot rebuild the tuple
     if not collect and _lost(x, invstd, invstd, 1.0):
         return True
     tasks, blocks = plan.tiles * plan.blocks, plan.blocks if collect else 0
+    back = plan.back
     block_mean, block_m2 = np.empty(blocks * plan.C), np.empty(blocks * plan.C)
     for phase in range(2 if blocks > 1 else 1):
         for t in prange(tasks):
             u = np.int64(t)              # a prange counts in uint64, which with int64 gives float64
-            if phase == 1 and plan.back:
+            if phase == 1 and back:
                 u = tasks - 1 - u
-            _forward_task(x, residual, gamma, beta, eps, plan, u, collect and phase == 0, option,
+            _forward_task(x, residual, gamma, beta, eps, packed, u, collect and phase == 0, option,
                           y, mean, var, invstd, block_mean, block_m2)
         if phase == 0 and blocks > 1:
             _merge(plan, block_mean, block_m2, eps, 0, plan.C, mean, var, invstd)
@@ -326,13 +332,13 @@ def _sums(x, dy, y, dz, plan, first, last, c, channels, table, work, option, sum
 @inner
 def _slopes(plan, gamma, invstd, sum_dy, sum_p, c, channels, table, work):
     """Lines MEAN_DY, SLOPE and REST of the table for the channels from c on."""
-    n = _values(plan, plan.N)
+    inverse = 1.0 / _values(plan, plan.N)
     for k in range(channels):
-        mean, scale = sum_dy[c + k] / n, invstd[c + k]
+        mean, scale = sum_dy[c + k] * inverse, invstd[c + k]
         if gamma.size:
             scale *= gamma[c + k]
         hi = table.dtype.type(mean)
-        work[k], work[channels + k] = hi, sum_p[c + k] / n * -scale
+        work[k], work[channels + k] = hi, sum_p[c + k] * inverse * -scale
         work[2 * channels + k] = (hi - mean) * scale if abs(hi) < math.inf else 0.0
     for line in range(3):
         _spread(work, line * channels, channels, plan, table, MEAN_DY + line)
@@ -342,17 +348,20 @@ def _slopes(plan, gamma, invstd, sum_dy, sum_p, c, channels, table, work):
 def _total(plan, block_dy, block_p, c0, c1, sum_dy, sum_p, dgamma, dbeta):
     """Sums over the blocks of channels c0 … c1, in order."""
     for c in range(c0, c1):
-        s = p = 0.0
-        for b in range(plan.blocks):
-            s += block_dy[b * plan.C + c]
-            p += block_p[b * plan.C + c]
-        sum_dy[c], sum_p[c], dbeta[c], dgamma[c] = s, p, s, p
+        sum_dy[c] = sum_p[c] = 0.0
+    for b in range(plan.blocks):
+        for c in range(c0, c1):
+            sum_dy[c] += block_dy[b * plan.C + c]
+            sum_p[c] += block_p[b * plan.C + c]
+    for c in range(c0, c1):
+        dbeta[c], dgamma[c] = sum_dy[c], sum_p[c]
 
 
 @inner
-def _backward_task(x, dy, y, gamma, beta, mean, invstd, plan, t, collect, option, dz, block_dy,
+def _backward_task(x, dy, y, gamma, beta, mean, invstd, packed, t, collect, option, dz, block_dy,
                    block_p, sum_dy, sum_p, dgamma, dbeta, dx):
     """Sums, and dx if they are known after that."""
+    plan = _unpack(packed)
     b, c0 = t // plan.tiles, t % plan.tiles * plan.tile
     first, c1 = b * plan.rows, min(c0 + plan.tile, plan.C)
     last = min(first + plan.rows, plan.N)
@@ -385,13 +394,14 @@ def backward(x, dy, y, gamma, beta, mean, invstd, packed, collect, option, dz, s
     if _lost(x, invstd, invstd, 1.0):
         return True
     tasks, blocks = plan.tiles * plan.blocks, plan.blocks if collect else 0
+    back = plan.back
     block_dy, block_p = np.empty(blocks * plan.C), np.empty(blocks * plan.C)
     for phase in range(2 if blocks > 1 else 1):
         for t in prange(tasks):
             u = np.int64(t)              # a prange counts in uint64, which with int64 gives float64
-            if phase == 1 and plan.back:
+            if phase == 1 and back:
                 u = tasks - 1 - u
-            _backward_task(x, dy, y, gamma, beta, mean, invstd, plan, u, collect and phase == 0,
+            _backward_task(x, dy, y, gamma, beta, mean, invstd, packed, u, collect and phase == 0,
                            option, dz, block_dy, block_p, sum_dy, sum_p, dgamma, dbeta, dx)
         if phase == 0 and blocks > 1:
             _total(plan, block_dy, block_p, 0, plan.C, sum_dy, sum_p, dgamma, dbeta)

@@ -14,12 +14,12 @@ from .columns import ADD, BY_X, BY_Y, PAST, RELU, WRITE
 from .jit import kernel
 from .layer_norm import layer_norm, layer_norm_backward
 from .memory import empty, empty_like
-from .simd import PAST_BYTES
 
 __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
            "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats",
            "batch_norm_update", "layer_norm", "layer_norm_backward"]
 
+STREAM_BYTES = 3 << 22     # 12 MB: beyond, x and y together leave a 32 MB cache, and y goes past it
 _NONE = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
 
 
@@ -43,7 +43,7 @@ def _order(shape, strides, itemsize):
             return None
         N, S = N * S, 1
     how = plan(N, C, S, itemsize) if N * C * S else None
-    past = N * C * S * itemsize > PAST_BYTES and how[-1]
+    past = N * C * S * itemsize > STREAM_BYTES and how[-1]
     return axes, how, PAST if past else 0
 
 
@@ -131,11 +131,10 @@ def _run_update(running, stats, x):
 
 
 def _new_stats(x, eps):
-    stats = np.empty((3, x.shape[1]))
-    if not x.size:
-        stats[:2] = 0
-        stats[2] = 1 / math.sqrt(eps) if eps else math.inf
-    return stats
+    C = x.shape[1]
+    if x.size:
+        return np.empty(C), np.empty(C), np.empty(C)
+    return np.zeros(C), np.zeros(C), np.full(C, 1 / math.sqrt(eps) if eps else math.inf)
 
 
 def batch_norm_stats(x):
@@ -147,8 +146,8 @@ def batch_norm_stats(x):
 
 def batch_norm_elemt(x, gamma, beta, mean, invstd, residual=None, *, relu=False):
     """y = (x − mean) invstd γ + β [+ residual], not below 0 with relu."""
-    stats = np.empty((3, x.shape[1]))
-    stats[0], stats[2] = mean, invstd
+    mean, invstd = _writable(mean, np.float64), _writable(invstd, np.float64)
+    stats = mean, mean, invstd
     return _run_forward(x, gamma, beta, residual, stats, relu=relu, collect=False)
 
 
@@ -163,7 +162,7 @@ def batch_norm(x, gamma, beta, residual=None, *, eps, relu=False, running=None):
         _run_update(running, stats, x)
     else:
         y = _run_forward(x, gamma, beta, residual, stats, eps, relu, running, collect=True)
-    return y, stats[0], stats[1], stats[2]
+    return y, *stats
 
 
 def _run_backward(dy, x, gamma, mean, invstd, sums, *, beta=None, y=None, relu=False, written=False,
@@ -191,19 +190,19 @@ def _run_backward(dy, x, gamma, mean, invstd, sums, *, beta=None, y=None, relu=F
 
 def batch_norm_backward_reduce(dy, x, mean, invstd):
     """Σdy and Σ dy x̂: float64 (C,)."""
-    sums = np.zeros((2, x.shape[1]))
+    sums = np.zeros(x.shape[1]), np.zeros(x.shape[1])
     if x.size:
         _run_backward(dy, x, None, mean, invstd, sums, apply=False)
-    return sums[0], sums[1]
+    return sums
 
 
 def batch_norm_backward_elemt(dy, x, gamma, mean, invstd, sum_dy, sum_dy_xhat):
     """dx = γ invstd (dy − Σdy / n − x̂ Σ(dy x̂) / n); without the sums, dx = γ invstd dy."""
     if sum_dy is None:
-        return batch_norm_elemt(dy, gamma, None, 0.0, invstd)
+        return batch_norm_elemt(dy, gamma, None, np.zeros(x.shape[1]), invstd)
     if not x.size:
         return empty_like(x)
-    sums = np.array([sum_dy, sum_dy_xhat], np.float64)
+    sums = _writable(sum_dy, np.float64), _writable(sum_dy_xhat, np.float64)
     return _run_backward(dy, x, gamma, mean, invstd, sums, collect=False)[0]
 
 
@@ -217,8 +216,9 @@ def batch_norm_backward(dy, x, gamma, mean, invstd, *, beta=None, y=None, relu=F
     if not x.size:
         zeros = np.zeros(C, x.dtype), np.zeros(C, x.dtype)
         return empty_like(x), *zeros, empty_like(x) if residual else None
-    dx, dgamma, dbeta, dz = _run_backward(dy, x, gamma, mean, invstd, np.empty((2, C)), beta=beta,
-                                          y=y, relu=relu, written=residual and relu)
+    sums = np.empty(C), np.empty(C)
+    dx, dgamma, dbeta, dz = _run_backward(dy, x, gamma, mean, invstd, sums, beta=beta, y=y,
+                                          relu=relu, written=residual and relu)
     return dx, dgamma, dbeta, dy if residual and not relu else dz
 
 
