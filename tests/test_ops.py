@@ -412,3 +412,19 @@ def test_dropout_scales_what_it_keeps():
     np.testing.assert_array_equal(x.grad.data, y.data)
     assert nbgrad.dropout(x, 0.2, training=False) is x
     assert nbgrad.dropout(x, 1.0).sum().item() == 0
+
+
+def test_padding_and_slices_keep_the_order_of_axes_in_memory():
+    """Channels-last goes through, forward and backward."""
+    last = np.arange(2 * 4 * 5 * 3.0).reshape(2, 4, 5, 3).transpose(0, 3, 1, 2)
+    x = nbgrad.as_tensor(last).requires_grad_()
+    y = nbgrad.pad(x[:, :, ::2], (0, 1, 0, 0, 2, 0), value=7.0)
+    want = np.pad(last[:, :, ::2], [(0, 0), (2, 0), (0, 0), (0, 1)], constant_values=7.0)
+    np.testing.assert_array_equal(y.data, want)
+    assert y.data.transpose(0, 2, 3, 1).flags.c_contiguous
+    dy = np.random.default_rng(0).standard_normal(y.shape[:1] + y.shape[2:] + y.shape[1:2])
+    (dx,) = nbgrad.grad(y, x, nbgrad.as_tensor(dy.transpose(0, 3, 1, 2)))
+    expected = np.zeros(last.shape)
+    expected[:, :, ::2] = dy.transpose(0, 3, 1, 2)[:, 2:, :, :-1]
+    np.testing.assert_array_equal(dx.data, expected)
+    assert dx.data.transpose(0, 2, 3, 1).flags.c_contiguous

@@ -37,10 +37,19 @@ def getitem(x: Tensor, /, index: Any) -> Any:
     return y, (lambda dy: index_add(dy, index=index, shape=shape),)
 
 
+def _full_in_order(shape: Sequence[int], value: Any, like: Any) -> Any:
+    """An array of one value with like's axes in like's order in memory, where it has as many: a
+    gradient or residual in another order costs a strided pass wherever the two meet."""
+    if like.ndim != len(shape):
+        return np.full(shape, value, like.dtype)
+    order = sorted(range(like.ndim), key=lambda i: -abs(like.strides[i]))
+    return np.full([shape[i] for i in order], value, like.dtype).transpose(np.argsort(order))
+
+
 @op(method=False)
 def index_add(dy: Tensor, /, index: Any, shape: tuple[int, ...]) -> Any:
     """x = 0 with x[index] += dy: what getitem's gradient is.   ∂dy = ∂x[index]."""
-    x = np.zeros(shape, dy.dtype)
+    x = _full_in_order(shape, 0, dy.data)
     if _is_basic(index):
         x[index] = dy.data
     else:
@@ -117,7 +126,9 @@ def roll(input: Tensor, shifts: Any, dims: Any = None) -> Tensor:
 @op(name="pad", method=False)
 def _pad(x: Tensor, /, widths: Any, value: Any) -> Any:
     inner = tuple(slice(a, a + n) for (a, _), n in zip(widths, x.shape))
-    return np.pad(x.data, widths, constant_values=value), (lambda dy: getitem(dy, inner),)
+    y = _full_in_order([a + n + b for (a, b), n in zip(widths, x.shape)], value, x.data)
+    y[inner] = x.data
+    return y, (lambda dy: getitem(dy, inner),)
 
 
 def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
