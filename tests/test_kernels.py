@@ -364,7 +364,7 @@ def test_optimizer_steps_write_through_strides(normal):
 
 def test_optimizer_steps_of_many_arrays(normal):
     """Sizes around a task's, both dtypes, some for the first time, read-only gradients."""
-    sizes = [1, 0, 32767, 32768, 32769, 100_000, 3]
+    sizes = [1, 0, 4095, 4096, 4097, 100_000, 3]
     dtypes = [np.float32] * 5 + [np.float64] * 2
     ps, bufs, gs = ([normal(d, n) for n, d in zip(sizes, dtypes)] for _ in range(3))
     for g in gs:

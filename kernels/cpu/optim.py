@@ -16,7 +16,7 @@ from .jit import device, kernel, prange
 
 __all__ = ["adam_step", "sgd_step"]
 
-CHUNK = 1 << 15            # values per task
+CHUNK = 1 << 12            # values per task
 
 
 @intrinsic
@@ -127,12 +127,14 @@ class _Plan:
         self.sizes = np.array([p.size for p in ps])
         self.tasks = int((-(-self.sizes // CHUNK)).sum())
         self.like = np.empty(0, ps[0].dtype)
+        # Read and written, of which half is in a cache: 0.4 MB of parameters took 40 us in one
+        # thread and 60 in two.
         self.work = int(self.sizes.sum()) * ps[0].itemsize * (len(owned) + 1)
         rows = [[_address(a) for a in arrays] for arrays in owned]
         self.table = np.array([rows[0], rows[0], *rows[1:]])
 
     def fits(self, owned):
-        return all(all(map(is_, a, b)) for a, b in zip(owned, self.owned))
+        return all(len(a) == len(b) and all(map(is_, a, b)) for a, b in zip(owned, self.owned))
 
     def run(self, loop, gs, settings):
         self.table[1] = [_address(g) for g in gs]
@@ -143,25 +145,36 @@ def _dense(a, dtype):
     return a if a.flags.c_contiguous and a.dtype is dtype else np.ascontiguousarray(a, dtype)
 
 
+def _are_ready(gs, dtype):
+    return all(g.dtype is dtype and g.flags.c_contiguous for g in gs)
+
+
 def _in_place(loop, gs, owned, per_array, settings, plans):
     """Run loop on the arrays of each dtype; those that are not C-ordered go through a copy."""
+    if len(plans) == 1:                             # as in the step before
+        (dtype, plan), = plans.items()
+        if plan.fits(owned) and _are_ready(gs, dtype):
+            plan.run(loop, gs, (*map(np.array, per_array), *settings))
+            return
     for dtype in {p.dtype for p in owned[0]}:
         which = [i for i, p in enumerate(owned[0]) if p.dtype is dtype and p.size]
-        if not which:
-            continue
-        mine = [[arrays[i] for i in which] for arrays in owned]
-        plan = plans.get(dtype)
-        if plan is None or not plan.fits(mine):
-            dense = [[_dense(a, dtype) for a in arrays] for arrays in mine]
-            plan = _Plan(dense)
-            if plan.fits(mine):
-                plans[dtype] = plan
-        values = [np.array([a[i] for i in which]) for a in per_array]
-        plan.run(loop, [_dense(gs[i], dtype) for i in which], (*values, *settings))
-        for arrays, copies in zip(mine, plan.owned):
-            for a, copy in zip(arrays, copies):
-                if copy is not a:
-                    a[...] = copy
+        if which:
+            _in_place_of(dtype, which, loop, gs, owned, per_array, settings, plans)
+
+
+def _in_place_of(dtype, which, loop, gs, owned, per_array, settings, plans):
+    mine = [[arrays[i] for i in which] for arrays in owned]
+    plan = plans.get(dtype)
+    if plan is None or not plan.fits(mine):
+        plan = _Plan([[_dense(a, dtype) for a in arrays] for arrays in mine])
+        if plan.fits(mine):
+            plans[dtype] = plan
+    values = [np.array([a[i] for i in which]) for a in per_array]
+    plan.run(loop, [_dense(gs[i], dtype) for i in which], (*values, *settings))
+    for arrays, copies in zip(mine, plan.owned):
+        for a, copy in zip(arrays, copies):
+            if copy is not a:
+                a[...] = copy
 
 
 def sgd_step(ps, gs, bufs, *, lr, momentum, dampening, weight_decay, nesterov, first, plans=None):
