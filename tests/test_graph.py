@@ -84,4 +84,5 @@ def test_dot_has_every_node_and_edge():
 def test_names_of_a_models_parameters():
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     loss = model(nbgrad.randn(4, 3)).sum()
-    assert "linear_batch_norm(_, 0.weight, 1.weight, 1.bias, 0.bias" in graph.text(loss, dict(model.named_parameters()))
+    text = graph.text(loss, dict(model.named_parameters()))
+    assert "linear_batch_norm(_, 0.weight, 1.weight, 1.bias, 0.bias" in text
