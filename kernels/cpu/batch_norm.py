@@ -257,9 +257,10 @@ def _lost(x, var, invstd, eps):
 
 
 @inner
-def _forward_task(x, residual, gamma, beta, eps, plan, t, collect, option, y, mean, var, invstd,
+def _forward_task(x, residual, gamma, beta, eps, packed, t, collect, option, y, mean, var, invstd,
                   block_mean, block_m2):
     """Statistics, and y if they are known after that."""
+    plan = _unpack(packed)
     b, c0 = t // plan.tiles, t % plan.tiles * plan.tile
     first, c1 = b * plan.rows, min(c0 + plan.tile, plan.C)
     last = min(first + plan.rows, plan.N)
@@ -286,14 +287,14 @@ def forward(x, residual, gamma, beta, running_mean, running_var, momentum, eps, 
     plan = _unpack(packed)
     if not collect and _lost(x, invstd, invstd, 1.0):
         return True
-    tasks, blocks = plan.tiles * plan.blocks, plan.blocks if collect else 0
+    tasks, blocks, back = plan.tiles * plan.blocks, plan.blocks if collect else 0, plan.back
     block_mean, block_m2 = np.empty(blocks * plan.C), np.empty(blocks * plan.C)
     for phase in range(2 if blocks > 1 else 1):
         for t in prange(tasks):
             u = np.int64(t)              # a prange counts in uint64, which with int64 gives float64
-            if phase == 1 and plan.back:
+            if phase == 1 and back:
                 u = tasks - 1 - u
-            _forward_task(x, residual, gamma, beta, eps, plan, u, collect and phase == 0, option,
+            _forward_task(x, residual, gamma, beta, eps, packed, u, collect and phase == 0, option,
                           y, mean, var, invstd, block_mean, block_m2)
         if phase == 0 and blocks > 1:
             _merge(plan, block_mean, block_m2, eps, 0, plan.C, mean, var, invstd)
@@ -356,9 +357,10 @@ def _total(plan, block_dy, block_p, c0, c1, sum_dy, sum_p, dgamma, dbeta):
 
 
 @inner
-def _backward_task(x, dy, y, gamma, beta, mean, invstd, plan, t, collect, option, dz, block_dy,
+def _backward_task(x, dy, y, gamma, beta, mean, invstd, packed, t, collect, option, dz, block_dy,
                    block_p, sum_dy, sum_p, dgamma, dbeta, dx):
     """Sums, and dx if they are known after that."""
+    plan = _unpack(packed)
     b, c0 = t // plan.tiles, t % plan.tiles * plan.tile
     first, c1 = b * plan.rows, min(c0 + plan.tile, plan.C)
     last = min(first + plan.rows, plan.N)
@@ -390,14 +392,14 @@ def backward(x, dy, y, gamma, beta, mean, invstd, packed, collect, option, dz, s
     plan = _unpack(packed)
     if _lost(x, invstd, invstd, 1.0):
         return True
-    tasks, blocks = plan.tiles * plan.blocks, plan.blocks if collect else 0
+    tasks, blocks, back = plan.tiles * plan.blocks, plan.blocks if collect else 0, plan.back
     block_dy, block_p = np.empty(blocks * plan.C), np.empty(blocks * plan.C)
     for phase in range(2 if blocks > 1 else 1):
         for t in prange(tasks):
             u = np.int64(t)              # a prange counts in uint64, which with int64 gives float64
-            if phase == 1 and plan.back:
+            if phase == 1 and back:
                 u = tasks - 1 - u
-            _backward_task(x, dy, y, gamma, beta, mean, invstd, plan, u, collect and phase == 0,
+            _backward_task(x, dy, y, gamma, beta, mean, invstd, packed, u, collect and phase == 0,
                            option, dz, block_dy, block_p, sum_dy, sum_p, dgamma, dbeta, dx)
         if phase == 0 and blocks > 1:
             _total(plan, block_dy, block_p, 0, plan.C, sum_dy, sum_p, dgamma, dbeta)

@@ -20,6 +20,8 @@ from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, register_model
 
+from ..formulas import device
+
 __all__ = ["VECTOR", "absolute", "fma", "greater", "lanes", "load", "load_part", "maximum",
            "pointer", "prefetch", "splat", "store", "store_part", "stream", "total", "where"]
 
@@ -87,12 +89,17 @@ def _place(context, builder, array_type, array, index):
 
 
 @intrinsic
-def lanes(typingctx, x):
-    """Values of an array's dtype in one vector: a constant, where x.itemsize is read from memory
-    and n % lanes(x) a division."""
+def _lanes(typingctx, x):
+    """A constant: with x.itemsize, which is read from memory, n % lanes(x) would be a division."""
     def codegen(context, builder, sig, args):
         return ir.Constant(ir.IntType(64), VECTOR * 8 // x.dtype.bitwidth)
     return types.int64(x), codegen
+
+
+@device
+def lanes(x):
+    """Values of an array's dtype in one vector."""
+    return _lanes(x)
 
 
 @intrinsic
@@ -245,7 +252,7 @@ def total(typingctx, a):
 
 
 if config.DISABLE_JIT:                            # the same in NumPy
-    def lanes(x):
+    def _lanes(x):
         return VECTOR // x.itemsize
 
     def load(x, i):
