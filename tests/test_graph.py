@@ -25,7 +25,7 @@ def test_the_graph_as_a_program():
         "gamma: float32[2]",
         "beta: float32[2]",
         "%1: float32[4, 2] = linear(_, w, b)    keeps weight 24 B, x 48 B",
-        ("%2: float32[4, 2] = batch_norm(%1, gamma, beta, eps=0.001)    keeps "
+        ("%2: float32[4, 2] = batch_norm(%1, gamma, beta, _, eps=0.001)    keeps "
          "gamma 8 B, invstd 16 B, mean 16 B, x 32 B"),
         "%3: float32[4, 2] = relu(%2)    keeps y 32 B",
         "%4: float32[] = sum(%3)",
