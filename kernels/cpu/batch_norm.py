@@ -287,8 +287,7 @@ def forward(x, residual, gamma, beta, running_mean, running_var, momentum, eps, 
     plan = _unpack(packed)               # a prange takes the array: it cannot rebuild the tuple
     if not collect and _lost(x, invstd, invstd, 1.0):
         return True
-    tasks, blocks = plan.tiles * plan.blocks, plan.blocks if collect else 0
-    back = plan.back
+    tasks, blocks, back = plan.tiles * plan.blocks, plan.blocks if collect else 0, plan.back
     block_mean, block_m2 = np.empty(blocks * plan.C), np.empty(blocks * plan.C)
     for phase in range(2 if blocks > 1 else 1):
         for t in prange(tasks):
@@ -393,8 +392,7 @@ def backward(x, dy, y, gamma, beta, mean, invstd, packed, collect, option, dz, s
     plan = _unpack(packed)
     if _lost(x, invstd, invstd, 1.0):
         return True
-    tasks, blocks = plan.tiles * plan.blocks, plan.blocks if collect else 0
-    back = plan.back
+    tasks, blocks, back = plan.tiles * plan.blocks, plan.blocks if collect else 0, plan.back
     block_dy, block_p = np.empty(blocks * plan.C), np.empty(blocks * plan.C)
     for phase in range(2 if blocks > 1 else 1):
         for t in prange(tasks):

@@ -24,6 +24,8 @@ _NONE = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
 
 
 def _contiguous(shape, strides, step):
+    if 0 in shape:
+        return True
     for n, s in zip(shape[::-1], strides[::-1]):
         if n != 1 and s != step:
             return False

@@ -27,8 +27,9 @@ def _per_channel(t: Any, x: Tensor) -> Any:
 
 # ---------------------------------------------------------------------------------- batch, training
 
-def _batch_formula(x: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None, /,
-                   eps: float, relu: bool = False, running: Any = None) -> Any:
+def _batch_formula(x: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                   residual: Tensor | None = None, /, *, eps: float, relu: bool = False,
+                   running: Any = None) -> Any:
     """y = γ x̂ + β [+ residual], not below 0 with relu;  x̂ = (x − μ) / √(σ² + ε);  μ and σ² of x
     over every axis but 1.
 
@@ -91,7 +92,7 @@ def backward_of_batch(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor 
 # -------------------------------------------------------------------------------- batch, evaluation
 
 def _inference_formula(x: Tensor, gamma: Tensor | None, beta: Tensor | None,
-                       residual: Tensor | None, /, mean: Any, invstd: Any,
+                       residual: Tensor | None = None, /, *, mean: Any, invstd: Any,
                        relu: bool = False) -> Any:
     """y = γ (x − μ)/σ + β [+ residual] with given statistics, not below 0 with relu.
 
