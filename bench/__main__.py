@@ -153,6 +153,10 @@ def parse(argv):
         parser.error(f"no such group: {', '.join(sorted(unknown))}")
     if args.limit and args.out == measure.RESULTS:
         parser.error("--limit: results of cut cases need their own --out")
+    try:
+        re.compile(args.only)
+    except re.error as e:
+        parser.error(f"--only: {args.only!r} is no regular expression: {e}")
     return args
 
 

@@ -102,7 +102,7 @@ def batch_norm_add_relu(k, shape, layout):
         y, mean, _, invstd = k.batch_norm(x, gamma, beta, eps=EPS)
         y = k.relu(k.add(y, r))
         dr = k.relu_backward(dy, y)
-        return y, *k.batch_norm_backward(dr, x, gamma, mean, invstd), dr
+        return y, *k.batch_norm_backward(dr, x, gamma, mean, invstd)[:3], dr
 
     def fused():
         y, mean, _, invstd = k.batch_norm(x, gamma, beta, r, eps=EPS, relu=True)

@@ -66,6 +66,7 @@ class Timer:
 def sums_of(result):
     """Σ|x| of each array that a call returned, in order."""
     results = result if isinstance(result, tuple | list) else (result,)
+    results = [r for r in results if r is not None]
     arrays = [r.detach().numpy() if hasattr(r, "detach") else np.asarray(r) for r in results]
     return [float(np.abs(a).sum(dtype=float)) for a in arrays]
 

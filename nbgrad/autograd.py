@@ -1041,12 +1041,28 @@ REMAKE_BYTES = 1 << 20      # a smaller value costs less to keep than to make ag
 class Remade(Tensor):
     """What a vjp holds of a value that is not kept: its op makes it again when it is asked for."""
 
-    def __init__(self, x: Tensor, remake: Callable[[], Array]) -> None:
-        self.remake, self.requires_grad, self.grad_fn = remake, x.requires_grad, x.grad_fn
+    def __init__(self, x: Tensor, remake: Callable[[], Array], sources: list[Tensor]) -> None:
+        self.remake, self.sources = remake, sources
+        self.requires_grad, self.grad_fn = x.requires_grad, x.grad_fn
+        self._shape, self._dtype = x.data.shape, x.data.dtype
 
     @property
     def data(self) -> Array:  # type: ignore[override]
         return self.remake()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._dtype
+
+    @property
+    def _version(self) -> list[Any] | None:  # type: ignore[override]
+        """Of what it is made from: the last in-place write to any of them."""
+        clocks = [s._version[0] for s in self.sources if s._version is not None]
+        return [max(clocks)] if clocks else None
 
 
 def kept(x: Tensor) -> Tensor:
@@ -1054,12 +1070,19 @@ def kept(x: Tensor) -> Tensor:
     that op's vjp has a function ``remake``.
 
     A ReLU behind a batch norm is one pass over memory, and its value is as large as the rest that
-    the layer keeps. Values that have been written to in place are held themselves.
+    the layer keeps. Values that have been written to in place, or whose sources have, are held
+    themselves; a later write to a source raises at backward. (Writes to ``x.data``, which nothing
+    counts, do not reach what is made again.)
     """
-    remake = getattr(x.grad_fn.vjp, "remake", None) if x.grad_fn is not None else None
+    node = x.grad_fn
+    remake = getattr(node.vjp, "remake", None) if node is not None else None
     if remake is None or x._version is not None or x.data.nbytes < REMAKE_BYTES:
         return x
-    return Remade(x, remake)
+    cells = [cell.cell_contents for cell in remake.__closure__]
+    sources = [value for value in cells if isinstance(value, Tensor)]
+    if any(s._version is not None and s._version[0] > node.clock for s in sources):  # type: ignore[union-attr]
+        return x
+    return Remade(x, remake, sources)
 
 
 def _plain(x: Any) -> Any:

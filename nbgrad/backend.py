@@ -68,7 +68,7 @@ def set_winograd(on: bool) -> None:
     default), or never.
 
     They take a quarter of the multiplications and change the rounding: in float32 the largest error
-    is 1 to 3e-6 of the largest output, about twice that of the direct sum. An error spreads
+    is 1 to 2 times that of the direct sum (1 to 6e-6 of the largest output). An error spreads
     over a tile of 4×4 outputs: beside one huge pixel, small ones lose digits that the direct sum
     keeps. NaN and Inf reach exactly the outputs whose windows hold them, either way.
     """

@@ -211,3 +211,86 @@ def test_resnet_blocks_are_fused_and_fold():
 
 def test_the_fused_op_is_in_the_registry():
     assert {"linear_batch_norm", "linear_batch_norm_backward"} <= set(OPS)
+
+
+def test_fuse_leaves_what_is_watched_or_used_twice():
+    twice = nn.Linear(3, 3)
+    hooked = nn.BatchNorm1d(3)
+    hooked.register_forward_hook(lambda module, args, y: y * 2)
+
+    class Own(nn.BatchNorm1d):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    x = nbgrad.randn(5, 3)
+    for model in (nn.Sequential(twice, nn.BatchNorm1d(3), twice),
+                  nn.Sequential(nn.Linear(3, 3), Own(3)),
+                  nn.Sequential(nn.Linear(3, 3), hooked)):
+        model(x * 2 + 1)
+        model.eval()
+        for fused in (nbgrad.fuse(model), nbgrad.fuse(model, x)):
+            np.testing.assert_array_equal(values_of(fused, x), values_of(model, x))
+
+
+def test_fuse_compares_what_a_model_returns():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.norm = nn.Linear(3, 2), nn.BatchNorm1d(2)
+
+        def forward(self, x):
+            y = self.norm(self.fc(x))
+            return {"y": y, "label": y.argmax(1)}
+
+    model, x = Two(), nbgrad.randn(5, 3)
+    model(x * 3)
+    fused = nbgrad.fuse(model.eval(), x)
+    assert isinstance(fused.norm, nn.Identity)
+    np.testing.assert_allclose(fused(x)["y"].detach().numpy(), model(x)["y"].detach().numpy(),
+                               rtol=1e-5, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------- values made again
+
+def block(seed=0):
+    """Convolution of a ReLU behind a batch norm, of 1 MB: its input is made again for backward."""
+    rng = np.random.default_rng(seed)
+    z = nbgrad.tensor(rng.standard_normal((8, 4, 96, 96)).astype(np.float32), requires_grad=True)
+    w = nbgrad.tensor(rng.standard_normal((2, 4, 3, 3)).astype(np.float32), requires_grad=True)
+    gamma, beta = (nbgrad.tensor(np.full(4, v, np.float32), requires_grad=True) for v in (1.5, 0.1))
+    z = z * 1
+    y = nbgrad.batch_norm(z, None, None, gamma, beta, True, activation="relu")
+    return z, w, gamma, y
+
+
+def test_a_relu_behind_a_batch_norm_is_made_again():
+    z, w, _, y = block()
+    out = nbgrad.conv2d(y, w)
+    (dw,) = nbgrad.grad((out * out).mean(), w, retain_graph=True)
+    held = nbgrad.conv2d(y.detach(), w)
+    (want,) = nbgrad.grad((held * held).mean(), w)
+    np.testing.assert_array_equal(dw.data, want.data)
+    assert "x made again" in nbgrad.graph.text(out)
+    assert nbgrad.graph.saved_bytes(out) < 1.2 * z.nbytes
+
+
+def test_a_write_to_what_it_is_made_from_raises():
+    for which in (0, 2):
+        parts = block()
+        out = nbgrad.conv2d(parts[3], parts[1])
+        with nbgrad.no_grad():
+            parts[which].mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            nbgrad.grad((out * out).mean(), parts[1])
+
+
+def test_a_value_or_source_written_to_before_use_is_held():
+    _, w, gamma, y = block()
+    expected = y.data.copy()
+    with nbgrad.no_grad():
+        gamma.mul_(2)
+    out = nbgrad.conv2d(y, w)
+    assert "made again" not in nbgrad.graph.text(out)
+    (dw,) = nbgrad.grad((out * out).mean(), w)
+    held = nbgrad.conv2d(nbgrad.as_tensor(expected), w)
+    np.testing.assert_array_equal(dw.data, nbgrad.grad((held * held).mean(), w)[0].data)

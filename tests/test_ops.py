@@ -428,3 +428,15 @@ def test_padding_and_slices_keep_the_order_of_axes_in_memory():
     expected[:, :, ::2] = dy.transpose(0, 3, 1, 2)[:, 2:, :, :-1]
     np.testing.assert_array_equal(dx.data, expected)
     assert dx.data.transpose(0, 2, 3, 1).flags.c_contiguous
+
+
+def test_evaluation_of_nothing_and_backward_of_nan():
+    mean, var, gamma = (nbgrad.tensor(np.full(4, v, np.float32)) for v in (0.5, 2.0, 3.0))
+    empty = nbgrad.batch_norm(nbgrad.zeros(0, 4, 5, 5), mean, var, gamma, None, False)
+    assert empty.shape == (0, 4, 5, 5)
+    x = nbgrad.tensor(normal(6, 4, dtype=F32), requires_grad=True)
+    dy = np.ones((6, 4), F32)
+    dy[2, 1] = np.nan
+    y = nbgrad.batch_norm(x, mean, var, gamma, None, False, eps=0.25)
+    (dx,) = nbgrad.grad(y, x, nbgrad.tensor(dy))
+    np.testing.assert_allclose(dx.data, dy * np.float32(3 / 1.5), rtol=1e-6)

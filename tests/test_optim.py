@@ -342,3 +342,30 @@ def test_training_lowers_the_loss():
 def test_repr_lists_options():
     text = repr(optim.SGD([nn.Parameter(np.ones(1))], lr=0.5))
     assert text.startswith("SGD (\nParameter Group 0\n    dampening: 0\n    lr: 0.5\n")
+
+
+@pytest.mark.parametrize("make", [lambda p: optim.SGD(p, lr=0.5), optim.Adam])
+def test_what_changes_between_steps_is_noticed(make):
+    """Other parameters with a gradient, more parameters, momentum from now on: each step is that of
+    the parameters it finds."""
+    def run(alone):
+        ps = [nbgrad.tensor(np.full(3, i, np.float32), requires_grad=True) for i in range(4)]
+        optimizer = make(ps[:3])
+        kept = []
+        for step, which in enumerate([(0, 1, 2), (1,), (0, 2), (0, 1, 2, 3)]):
+            if step == 2 and "momentum" in optimizer.param_groups[0]:
+                optimizer.param_groups[0]["momentum"] = 0.9
+            if step == 3:
+                optimizer.param_groups[0]["params"].append(ps[3])
+            for i, p in enumerate(ps):
+                p.grad = nbgrad.ones(3) * (i + 1) if i in which else None
+            if alone:
+                optimizer._plans = {}                  # as if every step were the first
+            optimizer.step()
+            kept.append([p.detach().numpy().copy() for p in ps])
+        return kept
+
+    for a, b in zip(run(False), run(True)):
+        np.testing.assert_array_equal(a, b)
+    assert run(False)[0][3].tolist() == [3, 3, 3]
+    assert run(False)[1][0].tolist() == run(False)[0][0].tolist()

@@ -113,10 +113,11 @@ class Kernel:
             return self.serial(*args)
         run = self.parallel
         known = len(run.overloads)
-        if _lock is None:
+        lock = _lock
+        if lock is None:
             out = run(*args)
         else:
-            with _lock:
+            with lock:
                 out = run(*args)
                 _settle_layer()
         if len(run.overloads) == known:          # compiling or loading is no stall

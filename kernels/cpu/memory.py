@@ -6,6 +6,7 @@ last view dies.
 """
 
 import math
+import os
 import sys
 import threading
 
@@ -20,6 +21,16 @@ KEEP_BYTES = 1 << 31       # what may lie idle in the pool; beyond it blocks go 
 _lock = threading.RLock()  # re-entrant: a collection inside the pool may free another block
 _free = {}
 _idle = 0
+
+
+def _renew_lock():
+    """Another thread of the parent may have held it, and is not there in the child to let go."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _size_class(nbytes):

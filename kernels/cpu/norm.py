@@ -158,7 +158,9 @@ def batch_norm(x, gamma, beta, residual=None, *, eps, relu=False, running=None):
     not below 0 with relu. ``running`` = (mean, var, momentum): see batch_norm_update.
 
     Reads x twice; the second time from a cache, if a channel or all of x fits."""
-    stats = _new_stats(x, eps)
+    eps, stats = float(eps), _new_stats(x, eps)           # one type: kernels are compiled once
+    if running is not None:
+        running = *running[:2], float(running[2])
     if running is not None and not (running[0].flags.carray and running[1].flags.carray):
         y = _run_forward(x, gamma, beta, residual, stats, eps, relu, collect=True)
         _run_update(running, stats, x)
@@ -186,6 +188,7 @@ def _run_backward(dy, x, gamma, mean, invstd, sums, *, beta=None, y=None, relu=F
             y = batch_norm_elemt(x, gamma, beta, mean, invstd, relu=True)
         out = _run_backward(*_wide(dy, x, gamma), mean, invstd, sums, y=y, relu=relu,
                             written=written, collect=collect, apply=apply)
+        out = (out[0] if apply else None, *out[1:])
         return [a if a is None else _narrow(a, b) for a, b in zip(out, (x, dgamma, dbeta, x))]
     return dx, dgamma, dbeta, dz if written else None
 

@@ -134,7 +134,8 @@ class _Plan:
         self.table = np.array([rows[0], rows[0], *rows[1:]])
 
     def fits(self, owned):
-        return all(len(a) == len(b) and all(map(is_, a, b)) for a, b in zip(owned, self.owned))
+        return len(owned) == len(self.owned) and all(
+            len(a) == len(b) and all(map(is_, a, b)) for a, b in zip(owned, self.owned))
 
     def run(self, loop, gs, settings):
         self.table[1] = [_address(g) for g in gs]

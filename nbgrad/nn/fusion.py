@@ -74,10 +74,11 @@ def fuse(model: Module, *example: Tensor) -> Module:
     """A copy of a model in evaluation mode, with each batch norm folded into the Conv2d or Linear
     that feeds it: w' = w γ/σ,  b' = (b − μ) γ/σ + β, in float64, rounded once.
 
-    Pairs are neighbours in a Sequential; with ``example`` inputs, the model is run on them, and all
-    pairs where a batch norm's input is the output of a layer are found, however ``forward`` is
-    written. Values then agree with the model's up to rounding, and with an example this is checked.
-    The folded model is for inference: training it would train other parameters.
+    Pairs are neighbours in a Sequential (a Linear's norm is taken to see (N, C)); with ``example``
+    inputs, the model is run on them, and the pairs are those where a batch norm's input is the
+    output of a layer, however ``forward`` is written; that the outputs agree is then checked.
+    Modules with hooks, with a forward of their own, or used twice stay as they are. The folded
+    model is for inference: training it would train other parameters.
 
     Raises ValueError if a batch norm is in training mode or has no running statistics, and
     RuntimeError if the example's output changes (a layer whose output has a second use).
@@ -95,9 +96,7 @@ def fuse(model: Module, *example: Tensor) -> Module:
             raise ValueError(f"fuse: {name or 'the model'} normalizes with the batch's statistics; "
                              "call model.eval() first, with running statistics tracked")
     fused = copy.deepcopy(model)
-    pairs = dict(_neighbours(fused))
-    if example:
-        pairs |= _observed(fused, example)
+    pairs = _observed(fused, example) if example else dict(_neighbours(fused))
     homes = {id(child): (parent, name) for parent in fused.modules()
              for name, child in parent.named_children()}
     for norm, layer in pairs.items():
@@ -116,21 +115,30 @@ def _neighbours(model: Module) -> Iterator[tuple[Any, Any]]:
         if isinstance(parent, Sequential):
             children = list(parent)
             for layer, norm in pairwise(children):
-                if type(layer) in (Conv2d, Linear) and isinstance(norm, _NORMS):
+                once = children.count(layer) == children.count(norm) == 1
+                if once and _foldable(layer, norm):
                     yield norm, layer
+
+
+def _foldable(layer: Any, norm: Any) -> bool:
+    """Whether both are just what they are called, unwatched, and of one number of channels."""
+    if type(layer) not in (Conv2d, Linear) or type(norm) not in _NORMS:
+        return False
+    return _plain(layer) and _plain(norm) and layer.weight.shape[0] == norm.num_features
 
 
 def _observed(model: Module, example: tuple[Tensor, ...]) -> dict[Any, Any]:
     """{norm: layer} where, in one run, the norm's only input was the layer's only output."""
     made: dict[int, tuple[Any, Any]] = {}
+    plain = {m for m in model.modules() if _plain(m)}           # before the hooks below
     calls: dict[Any, int] = {}
     pairs: dict[Any, Any] = {}
 
     def watch(module: Any, args: Any, y: Any) -> None:
         calls[module] = calls.get(module, 0) + 1
-        if isinstance(module, _NORMS) and id(args[0]) in made:
+        if type(module) in _NORMS and id(args[0]) in made:
             pairs[module] = made[id(args[0])][0]
-        elif type(module) in (Conv2d, Linear):
+        elif type(module) is Conv2d or (type(module) is Linear and y.ndim == 2):
             made[id(y)] = module, y                 # y stays alive, so that its id stays its own
 
     handles = [m.register_forward_hook(watch) for m in model.modules()]
@@ -140,7 +148,8 @@ def _observed(model: Module, example: tuple[Tensor, ...]) -> dict[Any, Any]:
     finally:
         for handle in handles:
             handle.remove()
-    return {norm: layer for norm, layer in pairs.items() if calls[norm] == calls[layer] == 1}
+    return {norm: layer for norm, layer in pairs.items()
+            if calls[norm] == calls[layer] == 1 and {norm, layer} <= plain}
 
 
 def _fold(layer: Any, norm: Any) -> None:
@@ -158,8 +167,18 @@ def _fold(layer: Any, norm: Any) -> None:
 def _compare(model: Module, fused: Module, example: tuple[Tensor, ...]) -> None:
     """The outputs agree to 1e-3 of their size: rounding stays far below, a wrong pair does not."""
     with no_grad():
-        y, new = model(*example).data, fused(*example).data
-    off = np.abs(y - new).max(initial=0)
-    if not off <= 1e-3 * np.abs(y).max(initial=0):
-        raise RuntimeError(f"fuse: the example's output changed by {off:.3g}: the output of a "
-                           "layer before a batch norm is used elsewhere, too")
+        pairs = zip(_arrays(model(*example)), _arrays(fused(*example)))
+    for y, new in pairs:
+        off = np.abs(y - new).max(initial=0)
+        if not off <= 1e-3 * np.abs(y).max(initial=0):
+            raise RuntimeError(f"fuse: the example's output changed by {off:.3g}: the output of a "
+                               "layer before a batch norm is used elsewhere, too, or the model "
+                               "does not give the same output twice")
+
+
+def _arrays(y: Any) -> list[Any]:
+    """The floating arrays in what a model returns."""
+    if isinstance(y, Tensor):
+        return [y.data] if y.dtype.kind == "f" else []
+    values = y.values() if isinstance(y, dict) else y if isinstance(y, (tuple, list)) else ()
+    return [a for value in values for a in _arrays(value)]
