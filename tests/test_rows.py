@@ -97,8 +97,11 @@ def test_pools_of_any_window(dtype, shape, k, s, d, seed, wider):
     np.testing.assert_array_equal(y, want)
     np.testing.assert_array_equal(at, where)
     dy = numbers(dtype, seed + 1, *y.shape)
-    close(cpu.max_pool2d_backward(dy, at, input_size=shape),
-          reference.max_pool2d_backward(dy, at, input_size=shape), k * k)
+    want = reference.max_pool2d_backward(dy, at, input_size=shape)
+    windows = {name: how[name] for name in ("kernel_size", "stride", "padding")}
+    for known in ({}, windows | {"dilation": (d, d)}):
+        np.testing.assert_array_equal(
+            cpu.max_pool2d_backward(dy, at, input_size=shape, **known), want)
     x = numbers(dtype, seed, *shape)
     how |= {"count_include_pad": bool(seed % 2), "divisor_override": None}
     y = reference.avg_pool2d(x, **how)
