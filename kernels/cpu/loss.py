@@ -110,12 +110,12 @@ def _gradients(dloss, each, x, i, C, n, target, first, weight, ignore_index, smo
         g = np.float64(dloss[first + k if each else 0])
         q = (every + own) / s
         at = g * (dx[p + c] * q - spread * weight[c] - own)
-        a, b = fill(x, g * q), fill(x, g * spread if smoothing > 0 else 0.0)     # g may be inf
+        a, b = fill(x, q), fill(x, spread)
         for m in range(0, whole, W):
-            store(dx, p + m, load(dx, p + m) * a - b * load(weight, m))
+            store(dx, p + m, (load(dx, p + m) * a - b * load(weight, m)) * fill(x, g))
         if whole < C:
             v = load_part(dx, p + whole, C - whole) * a - b * load_part(weight, whole, C - whole)
-            store_part(dx, p + whole, v, C - whole)
+            store_part(dx, p + whole, v * fill(x, g), C - whole)
         dx[p + c] = at
 
 

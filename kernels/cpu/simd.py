@@ -22,8 +22,8 @@ from numba.extending import intrinsic, lower_builtin, overload, register_model
 
 from ..formulas import POLICY, device, select
 
-__all__ = ["PAST_BYTES", "VECTOR", "absolute", "fill", "fma", "greater", "high", "lanes", "load",
-           "load_or", "load_part", "low", "maximum", "narrow", "peak", "places", "pointer",
+__all__ = ["PAST_BYTES", "VECTOR", "absolute", "fill", "fma", "greater", "high", "lanes", "largest",
+           "load", "load_or", "load_part", "low", "maximum", "narrow", "peak", "places", "pointer",
            "points", "prefetch", "put", "splat", "store", "store_part", "store_places", "stream",
            "total", "where"]
 
@@ -300,9 +300,7 @@ def where(typingctx, mask, a, b):
 def maximum(typingctx, a, b):
     """The larger of a and b; NaN where either is."""
     def codegen(context, builder, sig, args):
-        x, y = args
-        larger = builder.select(builder.fcmp_ordered(">", x, y), x, y)
-        return builder.select(builder.fcmp_unordered("uno", x, x), x, larger)
+        return _larger(builder, *args)
     return a(a, b), codegen
 
 
@@ -326,6 +324,14 @@ total = _fold("total", "The sum of the lanes, halves first: one order for each w
               lambda builder, a, b: builder.fadd(a, b))
 peak = _fold("peak", "The largest lane; one of them where a lane is NaN.",
              lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+
+def _larger(builder, x, y):
+    larger = builder.select(builder.fcmp_ordered(">", x, y), x, y)
+    return builder.select(builder.fcmp_unordered("uno", x, x), x, larger)
+
+
+largest = _fold("largest", "The largest lane; NaN if there is one.", _larger)
 
 
 def _half(name, doc, upper):
@@ -452,6 +458,7 @@ if config.DISABLE_JIT:                            # the same in NumPy
             return a[0]
         return fold
 
+    largest = _halves(np.maximum)
     total, peak = _halves(np.add), _halves(lambda a, b: np.where(a > b, a, b))
 
     def low(a):
