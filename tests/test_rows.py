@@ -171,7 +171,7 @@ def test_broadcasting_in_any_direction(name, shape):
 
 
 @dtypes
-@pytest.mark.parametrize("name", ["erf", "gelu", "gelu_tanh", "sigmoid", "silu"])
+@pytest.mark.parametrize("name", ["erf", "exp", "gelu", "gelu_tanh", "sigmoid", "silu", "tanh"])
 def test_functions_over_their_whole_range(name, dtype):
     x = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -0.0, 1e-30, 60, -60, np.inf, np.nan]])
     x = x.astype(dtype)

@@ -11,7 +11,7 @@ function that takes three arrays compiles several times as long.
 
 from numba import njit
 
-from ..formulas import POLICY
+from ..polynomials import POLICY
 from .simd import (
     fma,
     greater,

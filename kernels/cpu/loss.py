@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..formulas import log_above_one
+from ..polynomials import log_above_one
 from .columns import inner
 from .jit import kernel, prange
 from .memory import empty_like

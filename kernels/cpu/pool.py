@@ -204,18 +204,24 @@ def max_pool2d_gather(x, indices):
 
 
 @inner
-def _window(x, at, width, C, h0, h1, w0, w1, deep, share, scale, y, o):
+def _window(x, at, width, C, h0, h1, w0, w1, share, scale, y, o):
     """y[o …] = scale Σ share x over a window of rows h0 … h1 and columns w0 … w1: SPAN products in
-    x's own dtype (they are ``deep`` rows of it), everything beyond in float64."""
-    L = lanes(x)
+    x's own dtype, everything beyond in float64."""
+    L, few = lanes(x), (h1 - h0) * (w1 - w0) <= SPAN
     for c in range(0, C, L):
-        m, a, b = min(L, C - c), splat(np.float64(0)), splat(np.float64(0))
-        for h in range(h0, h1, deep):
+        m, acc = min(L, C - c), fill(x, 0)
+        a, b = splat(np.float64(0)), splat(np.float64(0))
+        if few:
+            for h in range(h0, h1):
+                for k in range(h * width + w0, h * width + w1):
+                    acc = fma(load_part(x, at + k * C + c, m), fill(x, share[k]), acc)
+            store_part(y, o + c, acc * fill(x, scale), m)
+            continue
+        for h in range(h0, h1):
             for w in range(w0, w1, SPAN):
-                acc, end = fill(x, 0), min(w1, w + SPAN)
-                for r in range(h * width, min(h1, h + deep) * width, width):
-                    for k in range(r + w, r + end):
-                        acc = fma(load_part(x, at + k * C + c, m), fill(x, share[k]), acc)
+                acc = fill(x, 0)
+                for k in range(h * width + w, h * width + min(w1, w + SPAN)):
+                    acc = fma(load_part(x, at + k * C + c, m), fill(x, share[k]), acc)
                 a, b = a + low(acc), b + high(acc)
         store_part(y, o + c, narrow(a * scale, b * scale, y), m)
 
@@ -242,7 +248,7 @@ def _windows(x, share, rows, columns, scale, y):
                         pointer(y), o)
             else:
                 _window(pointer(x), n * H * W * C, W, C, h, rows[1, p], w, columns[1, q],
-                        columns[2, q], pointer(share), scale[p, q], pointer(y), o)
+                        pointer(share), scale[p, q], pointer(y), o)
 
 
 def _sums(x, plan):
@@ -252,13 +258,6 @@ def _sums(x, plan):
     if y.size:
         _windows(x, share, rows, columns, scale, y, work=x.nbytes + y.nbytes)
     return y
-
-
-def _plan(share, rows, columns, scale):
-    """What _windows reads: the rows and columns of windows, and how many rows make SPAN."""
-    rows, columns = np.stack(rows[:2]), np.stack(columns[:2])
-    deep = np.maximum(1, SPAN // np.maximum(1, columns[1] - columns[0]))
-    return share, rows, np.concatenate([columns, deep[None]]), scale
 
 
 def _holders(first, last, size):
@@ -273,14 +272,15 @@ def _shares(rows, columns, override=None):
     return 1 / np.asarray(count if override is None else np.full(count.shape, override), np.float64)
 
 
-def _means(size, rows, columns, override=None):
-    return _plan(np.ones(size), rows, columns, _shares(rows, columns, override))
+def _means(dtype, size, rows, columns, override=None):
+    """What _windows reads: shares, rows, columns, scale."""
+    return (np.ones(size, dtype), np.stack(rows[:2]), np.stack(columns[:2]),
+            _shares(rows, columns, override))
 
 
-def _means_backward(size, rows, columns, override=None):
-    shares = _shares(rows, columns, override)
-    return _plan(shares, *(_holders(*r[:2], n) for r, n in zip((rows, columns), size)),
-                 np.ones(size))
+def _means_backward(dtype, size, rows, columns, override=None):
+    holders = (np.stack(_holders(*r[:2], n)) for r, n in zip((rows, columns), size))
+    return _shares(rows, columns, override).astype(dtype), *holders, np.ones(size)
 
 
 def _ranges(size, kernel_size, stride, padding, ceil_mode, count_include_pad):
@@ -289,29 +289,30 @@ def _ranges(size, kernel_size, stride, padding, ceil_mode, count_include_pad):
 
 
 @_once
-def _pools(backward, size, override, *how):
+def _pools(backward, dtype, size, override, *how):
     """The plan of avg_pool2d, or of its backward."""
-    return (_means_backward if backward else _means)(size, *_ranges(size, *how), override)
+    return (_means_backward if backward else _means)(dtype, size, *_ranges(size, *how),
+                                                     override)
 
 
 @_once
-def _adaptive(backward, size, out):
+def _adaptive(backward, dtype, size, out):
     ranges = (adaptive_ranges(*a) for a in zip(size, out))
-    return (_means_backward if backward else _means)(size, *ranges)
+    return (_means_backward if backward else _means)(dtype, size, *ranges)
 
 
 def avg_pool2d(x, *, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override):
     """y = Σ over the window / (its size, or divisor_override)."""
-    plan = _pools(False, x.shape[2:], divisor_override, kernel_size, stride, padding, ceil_mode,
-                  count_include_pad)
+    plan = _pools(False, x.dtype, x.shape[2:], divisor_override, kernel_size, stride, padding,
+                  ceil_mode, count_include_pad)
     return _first(_sums(_last(x), plan))
 
 
 def avg_pool2d_backward(dy, *, input_size, kernel_size, stride, padding, ceil_mode,
                         count_include_pad, divisor_override):
     """dx = Σ over the windows that hold the pixel of dy / divisor."""
-    plan = _pools(True, tuple(input_size[2:]), divisor_override, kernel_size, stride, padding,
-                  ceil_mode, count_include_pad)
+    plan = _pools(True, dy.dtype, tuple(input_size[2:]), divisor_override, kernel_size, stride,
+                  padding, ceil_mode, count_include_pad)
     return _first(_sums(_last(dy), plan))
 
 
@@ -320,9 +321,9 @@ def adaptive_avg_pool2d(x, *, output_size):
     if tuple(output_size) == (1, 1) and x.size:
         y = sum(x, axes=(2, 3), keepdims=True)
         return y / x.dtype.type(x.shape[2] * x.shape[3])
-    return _first(_sums(_last(x), _adaptive(False, x.shape[2:], tuple(output_size))))
+    return _first(_sums(_last(x), _adaptive(False, x.dtype, x.shape[2:], tuple(output_size))))
 
 
 def adaptive_avg_pool2d_backward(dy, *, input_size):
     """dx = Σ over the windows that hold the pixel of dy / window size."""
-    return _first(_sums(_last(dy), _adaptive(True, tuple(input_size[2:]), dy.shape[2:])))
+    return _first(_sums(_last(dy), _adaptive(True, dy.dtype, tuple(input_size[2:]), dy.shape[2:])))

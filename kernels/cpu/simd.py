@@ -20,7 +20,7 @@ from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, overload, register_model
 
-from ..formulas import POLICY, device, select
+from ..polynomials import POLICY, device, select
 
 __all__ = ["PAST_BYTES", "VECTOR", "absolute", "fill", "fma", "greater", "high", "lanes", "largest",
            "load", "load_or", "load_part", "low", "maximum", "narrow", "peak", "places", "pointer",

@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from ..formulas import exp, log_above_one
+from ..polynomials import exp, log_above_one
 from .columns import inner
 from .jit import kernel, prange
 from .memory import empty_like
