@@ -63,11 +63,10 @@ def test_streams(dtype):
 @kernel
 def _search(a, indices, y, found):
     """found: the largest lane of each vector; y: 3 where the index is 7, else −2."""
-    x, n = simd.pointer(a), 0
+    x = simd.pointer(a)
     for i in range(0, a.size, simd.lanes(a)):
         m = min(simd.lanes(a), a.size - i)
-        found[n] = simd.largest(simd.load_or(x, i, m, simd.fill(x, -np.inf)))
-        n += 1
+        found[i // simd.lanes(a)] = simd.largest(simd.load_or(x, i, m, simd.fill(x, -np.inf)))
         mask = simd.points(x, indices, i, m, 7)
         simd.store_part(y, i, simd.where(mask, simd.fill(x, 3), simd.fill(a, -2.0)), m)
 

@@ -133,9 +133,13 @@ def _max_backward(dy, indices, rows, columns, dx):
 @inner
 def _place(dy, indices, i, windows, C, width, dx, o, pixels):
     """dx[o …] at the indices = Σ dy, 0 elsewhere: ``width`` of C channels of an image."""
-    for j in range(o, o + pixels * C, C):
-        for c in range(width):
-            dx[j + c] = 0
+    if width == C:
+        for j in range(o, o + pixels * C):
+            dx[j] = 0
+    else:
+        for j in range(o, o + pixels * C, C):
+            for c in range(width):
+                dx[j + c] = 0
     for w in range(i, i + windows * C, C):
         for c in range(width):
             k = indices[w + c]
