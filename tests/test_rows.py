@@ -1,5 +1,7 @@
 """Row, window, sum and elementwise kernels against the reference on shapes drawn at random."""
 
+import importlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -81,6 +83,52 @@ def test_sums_over_any_axes_and_memory_order(shape, axes, seed, repeat):
               np.prod([shape[a] for a in axes]))
 
 
+@pytest.mark.parametrize("shape", [(3, 16_007), (16_007, 3), (40, 70, 8), (9, 1 << 17)])
+@pytest.mark.parametrize("axis", [0, -1])
+def test_sums_round_no_more_than_they_say(shape, axis):
+    x = np.abs(numbers(np.float32, 0, *shape)) + np.float32(1000)     # all of one sign: Σ|x|
+    want = np.sum(x, axis=axis, dtype=np.float64)
+    error = np.abs(cpu.sum(x, axes=(axis,), keepdims=False) - want) / want
+    assert error.max() <= 12 * 2.0**-24
+
+
+@dtypes
+@some
+@given(shapes, st.sets(st.integers(0, 3), min_size=1), seeds, st.integers(1, 30))
+def test_extremes_over_any_axes_and_memory_order(dtype, shape, axes, seed, repeat):
+    shape = (shape[0] * repeat, *shape[1:])                           # beyond where NumPy serves
+    axes = tuple({a % len(shape) for a in axes})
+    x = reordered(numbers(dtype, seed, *shape), seed)
+    x.flat[seed % x.size] = [np.nan, -np.inf, np.inf][seed % 3]
+    for name in ("max", "min"):
+        for keepdims in (False, True):
+            np.testing.assert_array_equal(getattr(cpu, name)(x, axes=axes, keepdims=keepdims),
+                                          getattr(reference, name)(x, axes=axes, keepdims=keepdims))
+
+
+@dtypes
+@pytest.mark.parametrize(("k", "s"), [(1, 1), (2, 2), (3, 2), (3, 1), (2, 3)])
+def test_max_pool_backward_past_the_caches(dtype, k, s, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("nbgrad.kernels.cpu.pool"), "PAST_BYTES", 0)
+    x = numbers(dtype, 0, 2, 32, 33, 32)
+    how = {"kernel_size": (k, k), "stride": (s, s), "padding": (k // 2, k // 2), "dilation": (1, 1)}
+    y, at = reference.max_pool2d(x, ceil_mode=False, **how)
+    dy = numbers(dtype, 1, *y.shape)
+    np.testing.assert_array_equal(cpu.max_pool2d_backward(dy, at, input_size=x.shape, **how),
+                                  reference.max_pool2d_backward(dy, at, input_size=x.shape))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_an_infinite_gradient_of_the_loss(smoothing):
+    x, target = numbers(np.float32, 0, 4, 20), np.array([0, 7, 19, 16])
+    how = {"ignore_index": -1, "label_smoothing": smoothing}
+    dloss = np.array(np.inf, np.float32)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(
+            cpu.cross_entropy_backward(dloss, x, target, None, **how),
+            reference.cross_entropy_backward(dloss, x, target, None, **how))
+
+
 @dtypes
 @some
 @given(st.tuples(*[st.integers(1, 9)] * 2, *[st.integers(3, 12)] * 2), st.integers(1, 3),
@@ -97,8 +145,11 @@ def test_pools_of_any_window(dtype, shape, k, s, d, seed, wider):
     np.testing.assert_array_equal(y, want)
     np.testing.assert_array_equal(at, where)
     dy = numbers(dtype, seed + 1, *y.shape)
-    close(cpu.max_pool2d_backward(dy, at, input_size=shape),
-          reference.max_pool2d_backward(dy, at, input_size=shape), k * k)
+    want = reference.max_pool2d_backward(dy, at, input_size=shape)
+    windows = {name: how[name] for name in ("kernel_size", "stride", "padding")}
+    for known in ({}, windows | {"dilation": (d, d)}):
+        np.testing.assert_array_equal(
+            cpu.max_pool2d_backward(dy, at, input_size=shape, **known), want)
     x = numbers(dtype, seed, *shape)
     how |= {"count_include_pad": bool(seed % 2), "divisor_override": None}
     y = reference.avg_pool2d(x, **how)
@@ -120,7 +171,7 @@ def test_broadcasting_in_any_direction(name, shape):
 
 
 @dtypes
-@pytest.mark.parametrize("name", ["erf", "gelu", "gelu_tanh", "sigmoid", "silu"])
+@pytest.mark.parametrize("name", ["erf", "exp", "gelu", "gelu_tanh", "sigmoid", "silu", "tanh"])
 def test_functions_over_their_whole_range(name, dtype):
     x = np.concatenate([np.linspace(-12, 12, 4001), [0.0, -0.0, 1e-30, 60, -60, np.inf, np.nan]])
     x = x.astype(dtype)

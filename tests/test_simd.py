@@ -58,3 +58,28 @@ def test_streams(dtype):
     y = empty(a.shape, a.dtype)
     _stream(a, y)
     np.testing.assert_array_equal(y, a)
+
+
+@kernel
+def _search(a, indices, y, found):
+    """found: the largest lane of each vector; y: 3 where the index is 7, else −2."""
+    x = simd.pointer(a)
+    for i in range(0, a.size, simd.lanes(a)):
+        m = min(simd.lanes(a), a.size - i)
+        found[i // simd.lanes(a)] = simd.largest(simd.load_or(x, i, m, simd.fill(x, -np.inf)))
+        mask = simd.points(x, indices, i, m, 7)
+        simd.store_part(y, i, simd.where(mask, simd.fill(x, 3), simd.fill(a, -2.0)), m)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [1, 8, 15, 37])
+def test_fills_points_and_finds_the_largest(dtype, n):
+    rng = np.random.default_rng(n)
+    a, indices = rng.standard_normal(n).astype(dtype), rng.integers(6, 9, n)
+    indices[-1] = (1 << 32) + 7                  # all 64 bits count
+    a[-1] = np.nan
+    y, W = np.zeros(n, dtype), simd.lanes(a)
+    found = np.zeros(-(-n // W), dtype)
+    _search(a, indices, y, found)
+    np.testing.assert_array_equal(y, np.where(indices == 7, 3, -2))
+    np.testing.assert_array_equal(found, [a[i:i + W].max() for i in range(0, n, W)])

@@ -12,7 +12,7 @@ pointers: a function that takes three arrays compiles several times as long.
 
 from numba import njit
 
-from ..formulas import POLICY
+from ..polynomials import POLICY
 from .simd import (
     fma,
     greater,

@@ -58,7 +58,7 @@ def _permuted(x):
 def _loop(name, dtype, arrays):
     """The kernel ``out[i] = formula(a[i], …, p, …)`` for so many arrays, and numbers p."""
     f = getattr(formulas, name)
-    if name not in _BINARY:
+    if name not in _PLAIN:
         f = f(dtype.type)
 
     @device
@@ -93,6 +93,7 @@ def _loop(name, dtype, arrays):
 
 
 _BINARY = {"add", "sub", "mul", "div"}
+_PLAIN = _BINARY | {"exp", "tanh"}            # no constants of a dtype
 # What takes no longer than moving the bytes; the others take about four times as long.
 _LIGHT = _BINARY | {"relu", "relu_backward", "leaky_relu", "leaky_relu_backward",
                     "sigmoid_backward", "tanh_backward"}
@@ -227,9 +228,9 @@ div, pow = _arithmetic("div", np.divide), quiet(np.power)
 neg, abs, sign = np.negative, np.abs, np.sign
 floor, ceil, round, trunc = np.floor, np.ceil, np.rint, np.trunc
 maximum, minimum = np.maximum, np.minimum
-exp, log, log1p, expm1 = map(_pooled, (np.exp, np.log, np.log1p, np.expm1))
+log, log1p, expm1 = map(_pooled, (np.log, np.log1p, np.expm1))
 sqrt, square, reciprocal = map(_pooled, (np.sqrt, np.square, np.reciprocal))
-sin, cos, tanh = map(_pooled, (np.sin, np.cos, np.tanh))
+sin, cos = map(_pooled, (np.sin, np.cos))
 
 
 @quiet
@@ -252,7 +253,7 @@ def _fused(name):
             return _run(name, x)
         out, dtype = np.empty_like(x), x.dtype
         loop = serial.get(dtype) or serial.setdefault(dtype, _loop(name, dtype, 1).serial)
-        loop(x.reshape(-1), out.reshape(-1), False)
+        loop(x.ravel(), out.ravel(), False)      # a view here, in half of reshape's time
         return out
     return _named(run, name)
 
@@ -266,7 +267,7 @@ def _slope(name):
             return _run(name, dy, k)
         out, dtype = np.empty_like(dy), dy.dtype
         loop = serial.get(dtype) or serial.setdefault(dtype, _loop(name, dtype, 2).serial)
-        loop(dy.reshape(-1), k.reshape(-1), out.reshape(-1), False)
+        loop(dy.ravel(), k.ravel(), out.ravel(), False)
         return out
     return run
 
@@ -281,6 +282,17 @@ def _fused_from_x(name):
     return _named(lambda dy, x: slope(dy, x), name)
 
 
+def _function(ufunc):
+    """A NumPy function that polynomials.py has too, two to four times as fast."""
+    fused = _fused(ufunc.__name__)
+
+    def run(x):
+        return fused(x) if x.dtype.kind == "f" else silent().run(ufunc, x)
+    run.__name__, run.__doc__ = ufunc.__name__, f"Elementwise {ufunc.__name__}."
+    return run
+
+
+exp, tanh = map(_function, (np.exp, np.tanh))
 relu, sigmoid, silu, erf = map(_fused, ("relu", "sigmoid", "silu", "erf"))
 gelu, gelu_tanh = map(_fused, ("gelu", "gelu_tanh"))
 relu_backward, sigmoid_backward = map(_fused_from_y, ("relu_backward", "sigmoid_backward"))

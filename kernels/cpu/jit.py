@@ -21,7 +21,7 @@ from numba import config, njit, prange
 from numba.core import event
 from numba.core.caching import FunctionCache
 
-from ..formulas import POLICY, device
+from ..polynomials import POLICY, device
 from ..quiet import quiet
 
 __all__ = ["Kernel", "cache_dir", "device", "get_num_threads", "kernel", "machine", "notify",

@@ -7,10 +7,22 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..formulas import log_above_one
-from .jit import device, kernel, prange
+from ..polynomials import log_above_one
+from .columns import inner
+from .jit import kernel, prange
 from .memory import empty_like
-from .simd import lanes, load, load_part, splat, store, store_part, total, where
+from .simd import (
+    fill,
+    lanes,
+    load,
+    load_part,
+    peak,
+    pointer,
+    store,
+    store_part,
+    total,
+    where,
+)
 from .softmax import (
     TASK,
     _classes,
@@ -27,40 +39,37 @@ __all__ = ["cross_entropy", "cross_entropy_backward", "log_softmax", "log_softma
            "softmax", "softmax_backward"]
 
 
-@device
+@inner
 def _gather(x, i, B, C, n, rows):
     """n rows whose classes are B apart, one after the other."""
-    source, out = x.reshape(-1), rows.reshape(-1)
     for c in range(C):
         for r in range(n):
-            out[r * C + c] = source[i + c * B + r]
+            rows[r * C + c] = x[i + c * B + r]
 
 
-@device
+@inner
 def _scatter(rows, C, n, x, i, B):
-    source, out = rows.reshape(-1), x.reshape(-1)
     for c in range(C):
         for r in range(n):
-            out[i + c * B + r] = source[r * C + c]
+            x[i + c * B + r] = rows[r * C + c]
 
 
-@device
+@inner
 def _smooth(x, i, C, weight, shift):
     """Σ w (shift − x) over the classes of weight."""
     W, s = lanes(x), 0.0
-    zero, whole = splat(x.dtype.type(0)), C // W * W
+    zero, whole, by = fill(x, 0), C // W * W, fill(x, shift)
     for k in range(0, whole, W):
         w = load(weight, k)
-        s += total(where(w != zero, w * (shift - load(x, i + k)), zero))
+        s += total(where(w != zero, w * (by - load(x, i + k)), zero))
     w = load_part(weight, whole, C - whole)
-    return s + total(where(w != zero, w * (shift - load_part(x, i + whole, C - whole)), zero))
+    return s + total(where(w != zero, w * (by - load_part(x, i + whole, C - whole)), zero))
 
 
-@device
-def _losses(x, i, C, n, target, first, weight, ignore_index, smoothing, losses):
+@inner
+def _losses(x, i, C, n, target, first, weight, ignore_index, smoothing, losses, room):
     """Of n rows from x[i]: Σ loss, Σ weight of the target, and how many targets are no class."""
-    room = np.empty(C, x.dtype)
-    values, loss_sum, weight_sum, bad = x.reshape(-1), 0.0, 0.0, 0
+    loss_sum, weight_sum, bad = 0.0, 0.0, 0
     for k in range(n):
         r, j, c = first + k, i + k * C, target[first + k]
         losses[r] = 0
@@ -70,9 +79,9 @@ def _losses(x, i, C, n, target, first, weight, ignore_index, smoothing, losses):
             bad += 1
             continue
         top = _top(x, j, C)
-        s = log_above_one(x.dtype.type(_exponentials(x, j, C, top, room, 0)))
+        s = peak(log_above_one(fill(x, _exponentials(x, j, C, top, room, 0))))
         w = weight[c]
-        loss = (1 - smoothing) * w * (s - (values[j + c] - top)) if w != 0 else 0.0
+        loss = (1 - smoothing) * w * (s - (x[j + c] - top)) if w != 0 else 0.0
         if smoothing > 0:
             loss += smoothing / C * _smooth(x, j, C, weight, s + top)
         losses[r] = loss
@@ -81,10 +90,11 @@ def _losses(x, i, C, n, target, first, weight, ignore_index, smoothing, losses):
     return loss_sum, weight_sum, bad
 
 
-@device
-def _gradients(dloss, x, i, C, n, target, first, weight, ignore_index, smoothing, dx, o):
-    """Of n rows from x[i] into dx[o]; a target that is no class counts as ignored."""
-    W, out, spread, every = lanes(x), dx.reshape(-1), smoothing / C, 0.0
+@inner
+def _gradients(dloss, each, x, i, C, n, target, first, weight, ignore_index, smoothing, dx, o):
+    """Of n rows from x[i] into dx[o], ``each`` with a dloss of its own or not; a target that is no
+    class counts as ignored."""
+    W, spread, every = lanes(x), smoothing / C, 0.0
     if smoothing > 0:
         for c in range(C):
             every += spread * weight[c]
@@ -92,19 +102,21 @@ def _gradients(dloss, x, i, C, n, target, first, weight, ignore_index, smoothing
     for k in range(n):
         j, p, c = i + k * C, o + k * C, target[first + k]
         if c == ignore_index or c < 0 or c >= C:
-            out[p:p + C] = 0
+            for m in range(p, p + C):
+                dx[m] = 0
             continue
         s = _exponentials(x, j, C, _top(x, j, C), dx, p)
         own = (1 - smoothing) * weight[c]
-        g = np.float64(dloss[first + k if dloss.size > 1 else 0])
+        g = np.float64(dloss[first + k if each else 0])
         q = (every + own) / s
-        at = g * (out[p + c] * q - spread * weight[c] - own)
-        a, b = splat(x.dtype.type(g * q)), splat(x.dtype.type(g * spread))
+        at = g * (dx[p + c] * q - spread * weight[c] - own)
+        a, b = fill(x, q), fill(x, spread)
         for m in range(0, whole, W):
-            store(dx, p + m, load(dx, p + m) * a - b * load(weight, m))
-        v = load_part(dx, p + whole, C - whole) * a - b * load_part(weight, whole, C - whole)
-        store_part(dx, p + whole, v, C - whole)
-        out[p + c] = at
+            store(dx, p + m, (load(dx, p + m) * a - b * load(weight, m)) * fill(x, g))
+        if whole < C:
+            v = load_part(dx, p + whole, C - whole) * a - b * load_part(weight, whole, C - whole)
+            store_part(dx, p + whole, v * fill(x, g), C - whole)
+        dx[p + c] = at
 
 
 @kernel
@@ -115,17 +127,19 @@ def _cross_entropy(x, target, weight, strip, ignore_index, smoothing, losses):
     tasks = A * strips if B > 1 else (A + strip - 1) // strip
     parts = np.empty((tasks, 3))
     for t in prange(tasks):
+        room = np.empty(C, x.dtype)
         if B == 1:
             first = t * strip
-            part = _losses(x, first * C, C, min(strip, A - first), target, first, weight,
-                           ignore_index, smoothing, losses)
+            part = _losses(pointer(x), first * C, C, min(strip, A - first), pointer(target), first,
+                           pointer(weight), ignore_index, smoothing, pointer(losses),
+                           pointer(room))
         else:
             a, b = t // strips, t % strips * strip
             n = min(strip, B - b)
             rows = np.empty(n * C, x.dtype)
-            _gather(x, a * C * B + b, B, C, n, rows)
-            part = _losses(rows, 0, C, n, target, a * B + b, weight, ignore_index, smoothing,
-                           losses)
+            _gather(pointer(x), a * C * B + b, B, C, n, pointer(rows))
+            part = _losses(pointer(rows), 0, C, n, pointer(target), a * B + b, pointer(weight),
+                           ignore_index, smoothing, pointer(losses), pointer(room))
         parts[t, 0], parts[t, 1], parts[t, 2] = part
     loss_sum = weight_sum = bad = 0.0
     for t in range(tasks):
@@ -143,16 +157,17 @@ def _cross_entropy_backward(dloss, x, target, weight, strip, ignore_index, smoot
     for t in prange(tasks):
         if B == 1:
             first = t * strip
-            _gradients(dloss, x, first * C, C, min(strip, A - first), target, first, weight,
-                       ignore_index, smoothing, dx, first * C)
+            _gradients(pointer(dloss), dloss.size > 1, pointer(x), first * C, C,
+                       min(strip, A - first), pointer(target), first, pointer(weight),
+                       ignore_index, smoothing, pointer(dx), first * C)
         else:
             a, b = t // strips, t % strips * strip
             n = min(strip, B - b)
             rows = np.empty(n * C, x.dtype)
-            _gather(x, a * C * B + b, B, C, n, rows)
-            _gradients(dloss, rows, 0, C, n, target, a * B + b, weight, ignore_index, smoothing,
-                       rows, 0)
-            _scatter(rows, C, n, dx, a * C * B + b, B)
+            _gather(pointer(x), a * C * B + b, B, C, n, pointer(rows))
+            _gradients(pointer(dloss), dloss.size > 1, pointer(rows), 0, C, n, pointer(target),
+                       a * B + b, pointer(weight), ignore_index, smoothing, pointer(rows), 0)
+            _scatter(pointer(rows), C, n, pointer(dx), a * C * B + b, B)
 
 
 def _samples(a, order):

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import config, types
 from numba.extending import intrinsic
 
-from ..formulas import select
+from ..polynomials import select
 from ..reference import random as reference
 from .jit import device, kernel, prange
 from .memory import empty

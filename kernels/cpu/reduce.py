@@ -1,6 +1,10 @@
-"""Reductions. Small sums, sums of float64 and of views with gaps are NumPy's. The others add four
-float32 values in pairs, everything beyond in float64 (converting each value would take longer than
-reading it), over fixed blocks in index order: they do not depend on the number of threads.
+"""Reductions over the last axis or a middle one; NumPy's where they are as good.
+
+Sums of float32 add 512 neighbours, or 16 rows, in float32 and everything beyond in float64:
+converting each value would take longer than reading it. No value takes part in more than 11
+roundings before float64, so |error| ≤ 12 · 2⁻²⁴ Σ|x| for any number of values, the last rounding
+included; NumPy's pairwise summation has 15 + log2(n / 16). Blocks are fixed and merged in index
+order: sums do not depend on the number of threads.
 """
 
 import math
@@ -8,49 +12,58 @@ import math
 import numpy as np
 
 from ..quiet import quiet
-from .jit import device, kernel, prange
-from .simd import high, lanes, load, load_part, low, splat, store, total
+from .columns import inner
+from .jit import kernel, prange
+from .simd import (
+    fill,
+    high,
+    lanes,
+    largest,
+    load,
+    load_or,
+    load_part,
+    low,
+    maximum,
+    pointer,
+    store,
+    store_part,
+    total,
+)
 
 __all__ = ["max", "min", "prod", "sum"]
 
 SMALL = 1 << 13          # elements: up to here NumPy's float32 sums (2 us) are exact enough
-BLOCK = 1 << 17          # elements per partial sum: 512 KB of float32, half a core's L2
+EXTREMES = 1 << 12       # elements: up to here its maxima take no longer than ours
+BLOCK = 1 << 16          # elements per partial sum: 256 KB of float32
+TASK = 1 << 14           # elements per task of short rows
+CHUNK = 32               # vectors of a row that are added up in its dtype, in four chains
+ROWS = 16                # rows that are
 COLUMNS = 512            # side by side in one task: their sums are 4 KB of float64
 NARROW = 64              # columns below: several rows are taken as one
 _smaller = min           # `min` below is a kernel
 
 
-@device
-def _add_four(x, i, B, n, acc):
-    """acc[j] += x[i + j] + x[i + B + j] + x[i + 2 B + j] + x[i + 3 B + j] for j < n."""
+@inner
+def _four(x, i, B, n):
+    p, q = load_part(x, i, n), load_part(x, i + B, n)
+    r, s = load_part(x, i + 2 * B, n), load_part(x, i + 3 * B, n)
+    return (p + q) + (r + s)
+
+
+@inner
+def _add_columns(x, i, B, n, rows, acc):
+    """acc[j] += Σ over the rows of x[i + j], which are B apart, for j < n ≤ COLUMNS."""
     W, H = lanes(x), lanes(acc)
-    whole = n // W * W
-    for j in range(0, whole, W):
-        k = i + j
-        p, q, r, s = load(x, k), load(x, k + B), load(x, k + 2 * B), load(x, k + 3 * B)
-        v = (p + q) + (r + s)
-        store(acc, j, load(acc, j) + low(v))
-        store(acc, j + H, load(acc, j + H) + high(v))
-    for r in range(4):
-        v = load_part(x, i + r * B + whole, n - whole)
-        store(acc, whole, load(acc, whole) + low(v))
-        store(acc, whole + H, load(acc, whole + H) + high(v))
-
-
-@device
-def _add_columns(x, i, B, n, rows, partial, o):
-    """partial[o + j] = Σ over the rows of x[i + j], which are B apart, for j < n ≤ COLUMNS."""
-    W, H = lanes(x), lanes(partial)
-    acc, out = np.zeros(COLUMNS + W), partial.reshape(-1)
-    for r in range(0, rows // 4 * 4, 4):
-        _add_four(x, i + r * B, B, n, acc)
-    for r in range(rows // 4 * 4, rows):
+    for r in range(0, rows, ROWS):
+        many = _smaller(ROWS, rows - r)
         for j in range(0, n, W):
-            v = load_part(x, i + r * B + j, _smaller(W, n - j))
+            k, m, v = i + r * B + j, _smaller(W, n - j), fill(x, 0)
+            for q in range(many // 4):
+                v = v + _four(x, k + 4 * q * B, B, m)
+            for q in range(many // 4 * 4, many):
+                v = v + load_part(x, k + q * B, m)
             store(acc, j, load(acc, j) + low(v))
             store(acc, j + H, load(acc, j + H) + high(v))
-    for j in range(n):
-        out[o + j] = acc[j]
 
 
 @kernel
@@ -58,29 +71,36 @@ def _sum_blocks(x, rows, partial):
     """partial[a, k, b] = Σ of x[a, r, b] over the k-th block of ``rows`` rows; x (A, R, B)."""
     A, blocks, B = partial.shape
     R, groups = x.shape[1], (B + COLUMNS - 1) // COLUMNS
+    out = partial.reshape(-1)
     for t in prange(A * blocks * groups):
         block, b = t // groups, t % groups * COLUMNS
         a, r = block // blocks, block % blocks * rows
-        _add_columns(x, (a * R + r) * B + b, B, _smaller(COLUMNS, B - b), _smaller(rows, R - r),
-                     partial, block * B + b)
+        n, acc = _smaller(COLUMNS, B - b), np.zeros(COLUMNS + 16)
+        _add_columns(pointer(x), (a * R + r) * B + b, B, n, _smaller(rows, R - r), pointer(acc))
+        for j in range(n):
+            out[block * B + b + j] = acc[j]
 
 
-@device
+@inner
 def _sum_row(x, i, n):
     """Σ of n neighbours."""
     W = lanes(x)
-    whole, unrolled = i + n // W * W, i + n // (4 * W) * (4 * W)
+    whole = i + n // W * W
     rest = load_part(x, whole, i + n - whole)
-    a = low(rest) + high(rest)
-    b = splat(np.float64(0))
-    for k in range(i, unrolled, 4 * W):
-        p, q, r, s = load(x, k), load(x, k + W), load(x, k + 2 * W), load(x, k + 3 * W)
-        v = (p + q) + (r + s)
-        a, b = a + low(v), b + high(v)
-    for k in range(unrolled, whole, W):
-        p = load(x, k)
-        a = a + (low(p) + high(p))
-    return total(a + b)
+    wide = low(rest) + high(rest)
+    for first in range(i, whole, CHUNK * W):
+        end = _smaller(whole, first + CHUNK * W)
+        four = first + (end - first) // (4 * W) * (4 * W)
+        a = fill(x, 0)
+        b, c, d = a, a, a
+        for k in range(first, four, 4 * W):
+            a, b = a + load(x, k), b + load(x, k + W)
+            c, d = c + load(x, k + 2 * W), d + load(x, k + 3 * W)
+        for k in range(four, end, W):
+            a = a + load(x, k)
+        v = (a + b) + (c + d)
+        wide = wide + (low(v) + high(v))
+    return total(wide)
 
 
 @kernel
@@ -89,7 +109,7 @@ def _sum_rows(x, block, out):
     A, R = x.shape
     for t in prange((A + block - 1) // block):
         for a in range(t * block, _smaller(t * block + block, A)):
-            out[a] = _sum_row(x, a * R, R)
+            out[a] = _sum_row(pointer(x), a * R, R)
 
 
 def _sum_middle(x):
@@ -112,11 +132,96 @@ def _sum_last(x):
     A, R = x.shape
     if R <= BLOCK:
         out = np.empty(A)
-        _sum_rows(x, -(-BLOCK // R), out, work=x.nbytes)
+        _sum_rows(x, -(-TASK // R), out, work=x.nbytes)
         return out
     whole = R // COLUMNS * COLUMNS
     columns = _sum_middle(x[:, :whole].reshape(A, whole // COLUMNS, COLUMNS))
     return columns.sum(axis=1) + x[:, whole:].sum(axis=1, dtype=np.float64)
+
+
+@inner
+def _largest_of_row(x, i, n, sign):
+    W, s = lanes(x), fill(x, sign)
+    whole = i + n // W * W
+    four = i + n // (4 * W) * (4 * W)
+    a = load_or(x, whole, i + n - whole, fill(x, -np.inf) * s) * s
+    b, c, d = a, a, a
+    for k in range(i, four, 4 * W):
+        a, b = maximum(a, load(x, k) * s), maximum(b, load(x, k + W) * s)
+        c, d = maximum(c, load(x, k + 2 * W) * s), maximum(d, load(x, k + 3 * W) * s)
+    for k in range(four, whole, W):
+        a = maximum(a, load(x, k) * s)
+    return largest(maximum(maximum(a, b), maximum(c, d)))
+
+
+@inner
+def _largest_of_columns(x, i, B, n, rows, sign, out, o):
+    """Of n columns, whose rows are B apart."""
+    W, s = lanes(x), fill(x, sign)
+    for j in range(0, n, W):
+        m = _smaller(W, n - j)
+        a = fill(x, -np.inf)
+        b = a
+        for r in range(0, rows - 1, 2):
+            k = i + j + r * B
+            a, b = maximum(a, load_part(x, k, m) * s), maximum(b, load_part(x, k + B, m) * s)
+        a = maximum(a, load_part(x, i + j + (rows - 1) * B, m) * s)
+        store_part(out, o + j, maximum(a, b) * s, m)
+
+
+@kernel
+def _extremes(x, sign, width, out):
+    """out[a, b] = sign · largest of sign · x[a, r, b] over r; x (A, R, B)."""
+    A, R, B = x.shape
+    flat = out.reshape(-1)
+    if B == 1:
+        for t in prange((A + width - 1) // width):
+            for a in range(t * width, _smaller(t * width + width, A)):
+                flat[a] = _largest_of_row(pointer(x), a * R, R, sign) * sign
+    else:
+        groups = (B + width - 1) // width
+        for t in prange(A * groups):
+            a, b = t // groups, t % groups * width
+            _largest_of_columns(pointer(x), a * R * B + b, B, _smaller(width, B - b), R, sign,
+                                pointer(flat), a * B + b)
+
+
+def _merged(x, axes, last, middle, merge):
+    """A reduction of the last run of reduced axes in memory order by last (A, R) or middle
+    (A, R, B), merged over the others; None where x has gaps."""
+    if axes is None and (x.flags.c_contiguous or x.flags.f_contiguous):
+        return last(x.reshape(1, -1) if x.flags.c_contiguous else x.T.reshape(1, -1))[0]
+    axes = range(x.ndim) if axes is None else axes if type(axes) is tuple else (axes,)
+    axes = {a % x.ndim for a in axes}
+    order, t = list(range(x.ndim)), x
+    if not x.flags.c_contiguous:
+        if _smaller(x.strides) < 0:                           # a sum may be read from its other end
+            x = x[tuple(slice(None, None, -1 if i in axes and x.strides[i] < 0 else 1)
+                        for i in range(x.ndim))]
+        order.sort(key=lambda i: -x.strides[i])
+        t = x.transpose(order)
+    if not axes or not t.flags.c_contiguous:
+        return None
+    end = order.index(next(i for i in reversed(order) if i in axes)) + 1
+    first = end - 1
+    while first and order[first - 1] in axes:
+        first -= 1
+    sizes = t.shape
+    A, R, B = math.prod(sizes[:first]), math.prod(sizes[first:end]), math.prod(sizes[end:])
+    part = last(t.reshape(A, R)) if B == 1 else middle(t.reshape(A, R, B))
+    left = order[:first] + order[end:]
+    part = part.reshape([x.shape[i] for i in left])
+    if left != sorted(left):
+        part = part.transpose(np.argsort(left))
+    rest = tuple(n for n, i in enumerate(sorted(left)) if i in axes)
+    return merge(part, axis=rest) if rest else part
+
+
+def _kept(y, x, axes, keepdims):
+    """y with the reduced axes as ones again."""
+    if keepdims:
+        y = np.expand_dims(y, tuple(range(x.ndim)) if axes is None else axes)
+    return y
 
 
 @quiet
@@ -125,41 +230,25 @@ def sum(x, *, axes, keepdims):
     if x.size <= SMALL or x.dtype != np.float32:
         dtype = None if x.dtype.kind == "f" else np.int64
         return np.add.reduce(x, axis=axes, keepdims=keepdims, dtype=dtype)
-    y = _sum_axes(x, axes)
+    y = _merged(x, axes, _sum_last, _sum_middle, np.sum)
     if y is None:
-        y = np.add.reduce(x, axis=axes, keepdims=keepdims, dtype=np.float64)
-    elif keepdims:
-        y = np.expand_dims(y, tuple(range(x.ndim)) if axes is None else axes)
-    return y.astype(x.dtype)
+        return np.add.reduce(x, axis=axes, keepdims=keepdims, dtype=np.float64).astype(x.dtype)
+    return _kept(y, x, axes, keepdims).astype(x.dtype)
 
 
-def _sum_axes(x, axes):
-    """The last run of reduced axes in memory order by the kernel, the others on what is left; None
-    where x has gaps."""
-    if axes is None and (x.flags.c_contiguous or x.flags.f_contiguous):
-        return _sum_last(x.reshape(1, -1) if x.flags.c_contiguous else x.T.reshape(1, -1))[0]
-    axes = range(x.ndim) if axes is None else axes if type(axes) is tuple else (axes,)
-    axes = {a % x.ndim for a in axes}
-    if _smaller(x.strides) < 0:                               # a sum may be read from its other end
-        x = x[tuple(slice(None, None, -1 if i in axes and x.strides[i] < 0 else 1)
-                    for i in range(x.ndim))]
-    order = sorted(range(x.ndim), key=lambda i: (-x.strides[i], i))
-    t = x.transpose(order)
-    if not axes or not t.flags.c_contiguous:
-        return None
-    last = order.index(next(i for i in reversed(order) if i in axes)) + 1
-    first = last - 1
-    while first and order[first - 1] in axes:
-        first -= 1
-    sizes = t.shape
-    A, R, B = math.prod(sizes[:first]), math.prod(sizes[first:last]), math.prod(sizes[last:])
-    part = _sum_last(t.reshape(A, R)) if B == 1 else _sum_middle(t.reshape(A, R, B))
-    left = order[:first] + order[last:]
-    if not left:
-        return part.reshape(())
-    part = part.reshape([x.shape[i] for i in left]).transpose(np.argsort(left))
-    rest = tuple(n for n, i in enumerate(sorted(left)) if i in axes)
-    return part.sum(axis=rest) if rest else part
+def _extreme(ufunc, sign, x, axes, keepdims):
+    def middle(x):
+        A, _, B = x.shape
+        out = np.empty((A, B), x.dtype)
+        _extremes(x, x.dtype.type(sign), -(-TASK // x.shape[1]) if B == 1 else 4 * NARROW, out,
+                  work=x.nbytes)
+        return out
+    y = None
+    if axes is not None and x.size > EXTREMES and x.dtype.kind == "f":
+        y = _merged(x, axes, lambda x: middle(x[..., None]), middle, ufunc.reduce)
+    if y is None:
+        return ufunc.reduce(x, axis=axes, keepdims=keepdims)
+    return _kept(y, x, axes, keepdims)
 
 
 @quiet
@@ -170,9 +259,9 @@ def prod(x, *, axes, keepdims):
 
 def max(x, *, axes, keepdims):
     """Largest element over axes; NaN if there is one."""
-    return np.max(x, axis=axes, keepdims=keepdims)
+    return _extreme(np.maximum, 1, x, axes, keepdims)
 
 
 def min(x, *, axes, keepdims):
     """Smallest element over axes; NaN if there is one."""
-    return np.min(x, axis=axes, keepdims=keepdims)
+    return _extreme(np.minimum, -1, x, axes, keepdims)

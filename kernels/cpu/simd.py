@@ -20,11 +20,12 @@ from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, overload, register_model
 
-from ..formulas import POLICY, device, select
+from ..polynomials import POLICY, device, select
 
-__all__ = ["PAST_BYTES", "VECTOR", "absolute", "fma", "greater", "high", "lanes", "load", "load_or",
-           "load_part", "low", "maximum", "narrow", "peak", "places", "pointer", "prefetch", "put",
-           "splat", "store", "store_part", "store_places", "stream", "total", "where"]
+__all__ = ["PAST_BYTES", "VECTOR", "absolute", "fill", "fma", "greater", "high", "lanes", "largest",
+           "load", "load_or", "load_part", "low", "maximum", "narrow", "peak", "places", "pointer",
+           "points", "prefetch", "put", "splat", "store", "store_part", "store_places", "stream",
+           "total", "where"]
 
 PAST_BYTES = 1 << 24       # results above, half of a usual last-level cache, are written past it
 VECTOR = 64 if binding.get_host_cpu_features().get("avx512f") else 32
@@ -254,6 +255,15 @@ def splat(typingctx, s):
 
 
 @intrinsic
+def fill(typingctx, x, s):
+    """The number s in every lane of a vector of x's dtype; x is an array or a pointer."""
+    def codegen(context, builder, sig, args):
+        number = context.cast(builder, args[1], s, x.dtype)
+        return _every(builder, _ir(sig.return_type), number)
+    return Vector(x.dtype)(x, s), codegen
+
+
+@intrinsic
 def fma(typingctx, a, b, c):
     """a b + c, rounded once."""
     def codegen(context, builder, sig, args):
@@ -290,9 +300,7 @@ def where(typingctx, mask, a, b):
 def maximum(typingctx, a, b):
     """The larger of a and b; NaN where either is."""
     def codegen(context, builder, sig, args):
-        x, y = args
-        larger = builder.select(builder.fcmp_ordered(">", x, y), x, y)
-        return builder.select(builder.fcmp_unordered("uno", x, x), x, larger)
+        return _larger(builder, *args)
     return a(a, b), codegen
 
 
@@ -316,6 +324,14 @@ total = _fold("total", "The sum of the lanes, halves first: one order for each w
               lambda builder, a, b: builder.fadd(a, b))
 peak = _fold("peak", "The largest lane; one of them where a lane is NaN.",
              lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b))
+
+
+def _larger(builder, x, y):
+    larger = builder.select(builder.fcmp_ordered(">", x, y), x, y)
+    return builder.select(builder.fcmp_unordered("uno", x, x), x, larger)
+
+
+largest = _fold("largest", "The largest lane; NaN if there is one.", _larger)
 
 
 def _half(name, doc, upper):
@@ -363,6 +379,22 @@ def places(typingctx, x, n):
 
 
 @intrinsic
+def points(typingctx, x, indices, i, n, here):
+    """Mask, for vectors of x's dtype, of the n int64 from indices[i] on that are ``here``; what
+    lanes behind them say is left open."""
+    def codegen(context, builder, sig, args):
+        _, indices_, i_, n_, here_ = args
+        i64, vector = ir.IntType(64), sig.return_type
+        wide = ir.VectorType(i64, vector.lanes)
+        found = _call(builder, f"llvm.masked.load.v{vector.lanes}i64.p0", wide,
+                      [_place(context, builder, indices, indices_, i_),
+                       ir.Constant(ir.IntType(32), 8), _first(builder, vector, n_),
+                       ir.Constant(wide, [0] * vector.lanes)])
+        return builder.icmp_signed("==", found, _every(builder, wide, here_))
+    return Vector(x.dtype, "mask")(x, indices, types.intp, types.intp, types.intp), codegen
+
+
+@intrinsic
 def store_places(typingctx, y, i, v, n):
     """The first n lanes of v as int64 in y[i], y[i + 1], …."""
     def codegen(context, builder, sig, args):
@@ -398,7 +430,15 @@ if config.DISABLE_JIT:                            # the same in NumPy
     stream = store
 
     def pointer(x):
-        return x
+        return x.reshape(-1)
+
+    def fill(x, s):
+        return np.full(lanes(x), s, x.dtype)
+
+    def points(x, indices, i, n, here):
+        mask = np.zeros(lanes(x), bool)
+        mask[:n] = indices.reshape(-1)[i:i + n] == here
+        return mask
 
     def prefetch(x, i):
         pass
@@ -418,6 +458,7 @@ if config.DISABLE_JIT:                            # the same in NumPy
             return a[0]
         return fold
 
+    largest = _halves(np.maximum)
     total, peak = _halves(np.add), _halves(lambda a, b: np.where(a > b, a, b))
 
     def low(a):

@@ -2,23 +2,27 @@
 
 A row is read three times, from memory once: for its maximum, for its exponentials and their sum,
 for its result.
-Sums of exponentials are float32 over SPAN elements or STEPS classes and float64 beyond.
+Sums of exponentials are in x's dtype over SPAN elements or STEPS classes and float64 beyond.
 """
 
 import math
 
 import numpy as np
 
-from ..formulas import exp, log_above_one
-from .jit import device, kernel, prange
+from ..polynomials import exp, log_above_one
+from .columns import inner
+from .jit import kernel, prange
 from .memory import empty_like
 from .simd import (
+    fill,
+    high,
     lanes,
     load,
     load_or,
     load_part,
+    low,
     peak,
-    splat,
+    pointer,
     store,
     store_part,
     total,
@@ -66,82 +70,84 @@ def _strip(C, B):
     return max(1, TASK // C) if B == 1 else max(16, min(STRIP, BUFFER // C // 16 * 16))
 
 
-@device
+@inner
 def _top(x, i, n):
     """The maximum of n elements, of comparisons that NaN never wins: the exponentials show it."""
     W = lanes(x)
-    whole = n // W * W
-    a = load_or(x, i + whole, n - whole, splat(x.dtype.type(-np.inf)))
+    whole = i + n // W * W
+    four = i + n // (4 * W) * (4 * W)
+    a = load_or(x, whole, i + n - whole, fill(x, -np.inf))
     b, c, d = a, a, a
-    for k in range(i, i + whole // (4 * W) * (4 * W), 4 * W):
+    for k in range(i, four, 4 * W):
         p, q, r, s = load(x, k), load(x, k + W), load(x, k + 2 * W), load(x, k + 3 * W)
         a, b, c, d = where(p > a, p, a), where(q > b, q, b), where(r > c, r, c), where(s > d, s, d)
-    for k in range(i + whole // (4 * W) * (4 * W), i + whole, W):
+    for k in range(four, whole, W):
         p = load(x, k)
         a = where(p > a, p, a)
     a, c = where(b > a, b, a), where(d > c, d, c)
     return peak(where(c > a, c, a))
 
 
-@device
+@inner
 def _exponentials(x, i, n, top, e, j):
-    """Σ e^(x − top) over n elements, each of which is put into e. Without branches: they would keep
-    Numba from dropping the reference counts of x and e, 60 ns a row."""
+    """Σ e^(x − top) over n elements, each of which is put into e."""
     W = lanes(x)
-    whole, s = n // W * W, 0.0
+    whole, acc = n // W * W, fill(x, 0)
+    wide = low(acc)
     for first in range(0, whole, SPAN):
-        acc = splat(x.dtype.type(0))
+        wide, acc = wide + (low(acc) + high(acc)), fill(x, 0)
         for k in range(first, min(whole, first + SPAN), W):
             v = exp(load(x, i + k) - top)
             store(e, j + k, v)
             acc = acc + v
-        s += total(acc)
-    v = exp(load_or(x, i + whole, n - whole, splat(x.dtype.type(-np.inf))) - top)
-    store_part(e, j + whole, v, n - whole)
-    return s + total(v)
+    if whole < n:
+        v = exp(load_or(x, i + whole, n - whole, fill(x, -np.inf)) - top)
+        store_part(e, j + whole, v, n - whole)
+        acc = acc + v
+    return total(wide + (low(acc) + high(acc)))
 
 
-@device
-def _normalised(x, e, top, s, logarithm):
-    return x - top - s if logarithm else e * s
-
-
-@device
+@inner
 def _softmax_row(x, i, n, logarithm, y):
-    W, top, whole = lanes(x), _top(x, i, n), n // lanes(x) * lanes(x)
-    s = x.dtype.type(_exponentials(x, i, n, top, y, i))
-    s = log_above_one(s) if logarithm else x.dtype.type(1) / s
-    for k in range(i, i + whole, W):
-        store(y, k, _normalised(load(x, k), load(y, k), top, s, logarithm))
-    v = _normalised(load_part(x, i + whole, n - whole), load_part(y, i + whole, n - whole), top, s,
-                    logarithm)
-    store_part(y, i + whole, v, n - whole)
+    W, top, end = lanes(x), _top(x, i, n), i + n
+    whole = i + n // W * W
+    s = fill(x, _exponentials(x, i, n, top, y, i))
+    if logarithm:
+        s = log_above_one(s)
+        for k in range(i, whole, W):
+            store(y, k, load(x, k) - top - s)
+        if whole < end:
+            store_part(y, whole, load_part(x, whole, end - whole) - top - s, end - whole)
+    else:
+        s = fill(x, 1) / s
+        for k in range(i, whole, W):
+            store(y, k, load(y, k) * s)
+        if whole < end:
+            store_part(y, whole, load_part(y, whole, end - whole) * s, end - whole)
 
 
-@device
-def _softmax_strip(x, i, B, C, n, logarithm, y):
+@inner
+def _softmax_strip(x, i, B, C, n, logarithm, y, room, side):
     """n ≤ STRIP rows side by side: classes are B apart."""
     W = lanes(x)
-    zero, least = splat(x.dtype.type(0)), splat(x.dtype.type(-np.inf))
-    room, side = np.empty(C * STRIP, x.dtype), np.empty(STRIP, x.dtype)
     for j in range(0, n, W):
-        store(side, j, least)
+        store(side, j, fill(x, -np.inf))
     for c in range(C):
         for j in range(0, n, W):
             v, top = load_part(x, i + c * B + j, min(W, n - j)), load(side, j)
             store(room, c * STRIP + j, v)
             store(side, j, where(v > top, v, top))
     for j in range(0, n, W):
-        top, s = load(side, j), zero
+        top, s = load(side, j), fill(x, 0)
         for first in range(0, C, STEPS):
-            acc = zero
+            acc = fill(x, 0)
             for c in range(first, min(C, first + STEPS)):
                 d = load(room, c * STRIP + j) - top
                 e = exp(d)
                 acc = acc + e
                 store(room, c * STRIP + j, d if logarithm else e)
             s = s + acc
-        store(side, j, log_above_one(s) if logarithm else x.dtype.type(1) / s)
+        store(side, j, log_above_one(s) if logarithm else fill(x, 1) / s)
     for c in range(C):
         for j in range(0, n, W):
             v, s = load(room, c * STRIP + j), load(side, j)
@@ -154,12 +160,14 @@ def _softmax(x, strip, logarithm, y):
     if B == 1:
         for t in prange((A + strip - 1) // strip):
             for a in range(t * strip, min(A, t * strip + strip)):
-                _softmax_row(x, a * C, C, logarithm, y)
+                _softmax_row(pointer(x), a * C, C, logarithm, pointer(y))
     else:
         strips = (B + strip - 1) // strip
         for t in prange(A * strips):
             b = t % strips * strip
-            _softmax_strip(x, t // strips * C * B + b, B, C, min(strip, B - b), logarithm, y)
+            room, side = np.empty(C * STRIP, x.dtype), np.empty(STRIP, x.dtype)
+            _softmax_strip(pointer(x), t // strips * C * B + b, B, C, min(strip, B - b), logarithm,
+                           pointer(y), pointer(room), pointer(side))
 
 
 def _forward(x, axis, logarithm):
@@ -182,33 +190,33 @@ def log_softmax(x, *, axis):
     return _forward(x, axis, True)
 
 
-@device
+@inner
 def _slope(d, p, s, logarithm):
     return d - exp(p) * s if logarithm else p * (d - s)
 
 
-@device
+@inner
 def _backward_row(dy, y, i, n, logarithm, dx):
     W = lanes(y)
-    whole, s = n // W * W, 0.0
-    for first in range(0, whole, SPAN):
-        acc = splat(y.dtype.type(0))
-        for k in range(i + first, i + min(whole, first + SPAN), W):
-            d = load(dy, k)
-            acc = acc + (d if logarithm else d * load(y, k))
-        s += total(acc)
-    d, p = load_part(dy, i + whole, n - whole), load_part(y, i + whole, n - whole)
-    s += total(d if logarithm else d * p)
-    by = splat(y.dtype.type(s))
-    for k in range(i, i + whole, W):
+    whole, acc = i + n // W * W, fill(y, 0)
+    wide, rest = low(acc), i + n - whole
+    for first in range(i, whole, SPAN):
+        wide, acc = wide + (low(acc) + high(acc)), fill(y, 0)
+        for k in range(first, min(whole, first + SPAN), W):
+            acc = acc + (load(dy, k) if logarithm else load(dy, k) * load(y, k))
+    d, p = load_part(dy, whole, rest), load_part(y, whole, rest)
+    acc = acc + (d if logarithm else d * p)
+    by = fill(y, total(wide + (low(acc) + high(acc))))
+    for k in range(i, whole, W):
         store(dx, k, _slope(load(dy, k), load(y, k), by, logarithm))
-    store_part(dx, i + whole, _slope(d, p, by, logarithm), n - whole)
+    if rest:
+        store_part(dx, whole, _slope(d, p, by, logarithm), rest)
 
 
-@device
+@inner
 def _backward_strip(dy, y, i, B, C, n, logarithm, dx):
     W = lanes(y)
-    zero = splat(y.dtype.type(0))
+    zero = fill(y, 0)
     for j in range(i, i + n, W):
         s, m = zero, min(W, i + n - j)
         for first in range(0, C, STEPS):
@@ -229,12 +237,13 @@ def _softmax_backward(dy, y, strip, logarithm, dx):
     if B == 1:
         for t in prange((A + strip - 1) // strip):
             for a in range(t * strip, min(A, t * strip + strip)):
-                _backward_row(dy, y, a * C, C, logarithm, dx)
+                _backward_row(pointer(dy), pointer(y), a * C, C, logarithm, pointer(dx))
     else:
         strips = (B + strip - 1) // strip
         for t in prange(A * strips):
             b = t % strips * strip
-            _backward_strip(dy, y, t // strips * C * B + b, B, C, min(strip, B - b), logarithm, dx)
+            _backward_strip(pointer(dy), pointer(y), t // strips * C * B + b, B, C,
+                            min(strip, B - b), logarithm, pointer(dx))
 
 
 def _backward(dy, y, axis, logarithm):

@@ -41,8 +41,9 @@ def max_pool2d(x, *, kernel_size, stride, padding, dilation, ceil_mode):
     return _last(y), _last(indices)
 
 
-def max_pool2d_backward(dy, indices, *, input_size):
-    """dx = dy added at the indices, 0 elsewhere."""
+def max_pool2d_backward(dy, indices, *, input_size, kernel_size=None, stride=None, padding=None,
+                        dilation=None):
+    """dx = dy added at the indices, 0 elsewhere. What windows they are from need not be known."""
     N, C, H, W = input_size
     dx = np.zeros((N, C, H * W), dy.dtype)
     n, c, p, q = np.nonzero(indices >= 0)

@@ -28,27 +28,27 @@ def _geometry(x: Tensor, name: str, kernel_size: Any, stride: Any, padding: Any,
 
 
 @op(name="max_pool2d", method=False)
-def _max_pool2d(x: Tensor, /, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair,
-                ceil_mode: bool) -> Any:
-    y, indices = kernels(x).max_pool2d(x.data, kernel_size=kernel_size, stride=stride,
-                                       padding=padding, dilation=dilation, ceil_mode=ceil_mode)
+def _max_pool2d(x: Tensor, /, ceil_mode: bool, **how: Pair) -> Any:
+    y, indices = kernels(x).max_pool2d(x.data, ceil_mode=ceil_mode, **how)
     shape = x.shape
-    return y, (lambda dy: max_pool2d_backward(dy, indices=indices, input_size=shape),), indices
+    return (y, (lambda dy: max_pool2d_backward(dy, indices=indices, input_size=shape, **how),),
+            indices)
 
 
 @op(method=False)
-def max_pool2d_backward(dy: Tensor, /, indices: Any, input_size: tuple[int, ...]) -> Any:
+def max_pool2d_backward(dy: Tensor, /, indices: Any, input_size: tuple[int, ...],
+                        **how: Pair) -> Any:
     """∂x of max_pool2d: dy added where the maxima were."""
-    return (kernels(dy).max_pool2d_backward(dy.data, indices, input_size=input_size),
-            (lambda dx: max_pool2d_gather(dx, indices=indices),))
+    return (kernels(dy).max_pool2d_backward(dy.data, indices, input_size=input_size, **how),
+            (lambda dx: max_pool2d_gather(dx, indices=indices, **how),))
 
 
 @op(method=False)
-def max_pool2d_gather(x: Tensor, /, indices: Any) -> Any:
+def max_pool2d_gather(x: Tensor, /, indices: Any, **how: Pair) -> Any:
     """x at the places of the maxima: ∂dy of max_pool2d_backward."""
     shape = x.shape
     return (kernels(x).max_pool2d_gather(x.data, indices),
-            (lambda dy: max_pool2d_backward(dy, indices=indices, input_size=shape),))
+            (lambda dy: max_pool2d_backward(dy, indices=indices, input_size=shape, **how),))
 
 
 def _batched(x: Tensor, name: str) -> Tensor:
