@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from .jit import device, get_num_threads, kernel, prange
-from .depthtile import OUTPUTS, tiles
+from .depthtile import ROWS, tiles
 from .memory import empty
-from .simd import VECTOR
+from .simd import VECTOR, lanes, pointer
 
 __all__ = ["depthwise", "depthwise_input", "depthwise_weight", "spaces"]
 
@@ -60,14 +60,14 @@ def _strip_of(shape):
     one, two, three = (tiles[rows, *shape] for rows in (1, 2, 3))
 
     @device
-    def strip(x, source, steps, weight, places, bias, first, y, target, zeros, n, rows):
-        """A tile of so many rows of taps."""
+    def strip(x, source, steps, weight, places, bias, first, y, target, n, rows):
+        """A row of outputs from so many rows of taps."""
         if rows == 1:
-            one(x, source, steps, weight, places, bias, first, y, target, zeros, n)
+            one(x, source, steps, weight, places, bias, first, y, target, n)
         elif rows == 2:
-            two(x, source, steps, weight, places, bias, first, y, target, zeros, n)
+            two(x, source, steps, weight, places, bias, first, y, target, n)
         else:
-            three(x, source, steps, weight, places, bias, first, y, target, zeros, n)
+            three(x, source, steps, weight, places, bias, first, y, target, n)
     return strip
 
 
@@ -75,65 +75,60 @@ _single, _pair, _triple, _skipping = (_strip_of(s) for s in ((1, 1), (2, 1), (3,
 
 
 @device
-def _outputs(x, at, h, w, size, down, right, weight, J, C, bias, y, target, zeros, c, n):
-    """Four outputs of a row, from taps of pixel (h, w) on."""
+def _line(x, at, h, size, down, right, weight, J, C, bias, y, target, c, n):
+    """A row of outputs, one vector of channels."""
     H, W = size
-    dense, first = right.apart == 1, 1
-    if down.taps == 0 or right.taps == 0:
-        _nothing(bias, c, y, target, n)
-    for i in range(0, down.taps, 3):
-        rows, j = min(3, down.taps - i), 0
+    first = 1
+    for i in range(0, down.taps, ROWS):
+        rows, j = min(ROWS, down.taps - i), 0
         while j < right.taps:
-            h0, w0 = h + i * down.apart, w + j * right.apart
+            h0, w0 = h + i * down.apart, right.start + j * right.apart
             place = at + (h0 * W + w0) * C + c, h0, w0, H, W
             tap = (down.first + i * down.by) * J + right.first + j * right.by
             places = tap * C + c, down.by * J * C, right.by * C
             steps = down.apart * W * C, C, down.apart, 1
-            left, start = right.taps - j, (first, c)
-            if dense and right.step == 1 and left >= 3:
-                _triple(x, place, steps, weight, places, bias, start, y, target, zeros, n, rows)
+            left, start = right.taps - j if right.apart == 1 else 1, (first, c)
+            if right.step == 1 and left >= 3:
+                _triple(x, place, steps, weight, places, bias, start, y, target, n, rows)
                 j += 3
-            elif dense and right.step == 2 and left >= 3:
-                _skipping(x, place, steps, weight, places, bias, start, y, target, zeros, n, rows)
+            elif right.step == 2 and left >= 3:
+                _skipping(x, place, steps, weight, places, bias, start, y, target, n, rows)
                 j += 3
-            elif dense and right.step == 1 and left == 2:
-                _pair(x, place, steps, weight, places, bias, start, y, target, zeros, n, rows)
+            elif right.step == 1 and left == 2:
+                _pair(x, place, steps, weight, places, bias, start, y, target, n, rows)
                 j += 2
             else:
                 steps = steps[0], right.step * C, down.apart, right.step
-                _single(x, place, steps, weight, places, bias, start, y, target, zeros, n, rows)
+                _single(x, place, steps, weight, places, bias, start, y, target, n, rows)
                 j += 1
             first = 0
 
 
-@device
-def _nothing(bias, c, y, target, n):
-    """Outputs that no tap meets."""
-    at, out, count = target
-    for u in range(min(count, OUTPUTS)):
-        for i in range(n):
-            y[at + u * out + i] = bias[c + i]
-
-
 @kernel
-def _sums(x, weight, bias, J, downs, rights, zeros, y):
+def _sums(x, weight, bias, J, downs, rights, y):
     """y (N, P, Q, C); a task is a row."""
     N, P, Q, C = y.shape
-    H, W, width = x.shape[1], x.shape[2], zeros.size
-    x, weight, y = x.reshape(-1), weight.reshape(-1), y.reshape(-1)
+    H, W, L = x.shape[1], x.shape[2], lanes(x)
     for t in prange(N * P):
         image, p = t // P, t % P
         down = _axis(downs, p % downs.shape[0])
         h = p // down.period * down.step + down.start
-        for c in range(0, C, width):
-            for r in range(min(rights.shape[0], Q)):
-                right = _axis(rights, r)
-                count, out = (Q - 1 - r) // right.period + 1, right.period * C
-                for u in range(0, count, OUTPUTS):
-                    _outputs(x, image * H * W * C, h, u * right.step + right.start, (H, W), down,
-                             right, weight, J, C, bias, y,
-                             ((t * Q + r) * C + u * out + c, out, count - u), zeros, c,
-                             min(width, C - c))
+        for r in range(min(rights.shape[0], Q)):
+            right = _axis(rights, r)
+            to, count, out = (t * Q + r) * C, (Q - 1 - r) // right.period + 1, right.period * C
+            if down.taps == 0 or right.taps == 0:
+                _nothing(y, to, count, out, C)
+            for c in range(0, C, L):
+                _line(pointer(x), image * H * W * C, h, (H, W), down, right, pointer(weight), J, C,
+                      pointer(bias), pointer(y), (to + c, out, count), c, min(L, C - c))
+
+
+@device
+def _nothing(y, to, count, out, C):
+    """Pixels that no output reads: there is none in a convolution itself, with its bias."""
+    y = y.reshape(-1)
+    for u in range(count):
+        y[to + u * out:to + u * out + C] = 0
 
 
 def spaces(values, dtype):
@@ -145,14 +140,13 @@ def spaces(values, dtype):
 def depthwise(x, weight, bias, g, y, work=0):
     """y (N, P, Q, C)."""
     _sums(x, weight, bias, g.J, _forward(g.I, g.sh, g.ph, g.dh), _forward(g.J, g.sw, g.pw, g.dw),
-          np.zeros(SLICE * VECTOR // x.itemsize, x.dtype), y, work=work)
+          y, work=work)
 
 
 def depthwise_input(dy, weight, g, dx, work=0):
     """dx (N, H, W, C)."""
     _sums(dy, weight, np.zeros(g.C, dy.dtype), g.J, _backward(g.I, g.sh, g.ph, g.dh),
-          _backward(g.J, g.sw, g.pw, g.dw),
-          np.zeros(SLICE * VECTOR // dy.itemsize, dy.dtype), dx, work=work)
+          _backward(g.J, g.sw, g.pw, g.dw), dx, work=work)
 
 
 from ._oldweight import depthwise_weight
