@@ -8,14 +8,15 @@ it, of consecutive pixels of dy. So it is the same loop, over axes that say whic
 """
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
-from .jit import device, get_num_threads, kernel, prange
-from .depthtile import ROWS, tiles
+from .jit import Kernel, device, get_num_threads, prange
+from .depthtile import ROWS, rows_of
 from .memory import empty
-from .simd import VECTOR, lanes, pointer
+from .simd import VECTOR, pointer
 
 __all__ = ["depthwise", "depthwise_input", "depthwise_weight", "spaces"]
 
@@ -56,79 +57,85 @@ def _axis(axes, i):
     return _Axis(a[0], a[1], a[2], a[3], a[4], a[5], a[6])
 
 
-def _strip_of(shape):
-    one, two, three = (tiles[rows, *shape] for rows in (1, 2, 3))
+def _piece(right, j):
+    """How many taps of a row from tap j on go together, and by which step."""
+    if right.apart == 1 and right.step <= 2 and right.taps - j >= 3:
+        return 3, right.step
+    if right.apart == 1 and right.step == 1 and right.taps - j == 2:
+        return 2, 1
+    return 1, 1
+
+
+_piece_device = device(_piece)
+
+
+def _shapes(downs, rights):
+    """Of all pieces, for a kernel that holds only these."""
+    found = set()
+    for down in downs:
+        for right in rights:
+            down, right, j = _Axis(*down), _Axis(*right), 0
+            while j < right.taps:
+                taps, step = _piece(right, j)
+                found.update((min(ROWS, down.taps - i), taps, step)
+                             for i in range(0, down.taps, ROWS))
+                j += taps
+    return tuple(sorted(found))
+
+
+@cache
+def _kernel_of(shapes):
+    """The loop over all rows, from pieces of those shapes."""
+    row = rows_of(shapes)
 
     @device
-    def strip(x, source, steps, weight, places, bias, first, y, target, n, rows):
-        """A row of outputs from so many rows of taps."""
-        if rows == 1:
-            one(x, source, steps, weight, places, bias, first, y, target, n)
-        elif rows == 2:
-            two(x, source, steps, weight, places, bias, first, y, target, n)
-        else:
-            three(x, source, steps, weight, places, bias, first, y, target, n)
-    return strip
+    def line(x, at, h, size, down, right, weight, J, C, bias, y, target, zeros):
+        """A row of outputs, all channels."""
+        H, W = size
+        first = 1
+        for i in range(0, down.taps, ROWS):
+            rows, j = min(ROWS, down.taps - i), 0
+            while j < right.taps:
+                taps, step = _piece_device(right, j)
+                dw = right.step if taps == 1 else 1
+                h0, w0 = h + i * down.apart, right.start + j * right.apart
+                tap = (down.first + i * down.by) * J + right.first + j * right.by
+                row((rows, taps, step), x, (at + (h0 * W + w0) * C, h0, w0, H, W),
+                    (down.apart * W * C, dw * C, down.apart, dw), weight,
+                    (tap * C, down.by * J * C, right.by * C), bias, (first, 0), y, target, zeros,
+                    C)
+                first, j = 0, j + taps
 
-
-_single, _pair, _triple, _skipping = (_strip_of(s) for s in ((1, 1), (2, 1), (3, 1), (3, 2)))
-
-
-@device
-def _line(x, at, h, size, down, right, weight, J, C, bias, y, target, c, n):
-    """A row of outputs, one vector of channels."""
-    H, W = size
-    first = 1
-    for i in range(0, down.taps, ROWS):
-        rows, j = min(ROWS, down.taps - i), 0
-        while j < right.taps:
-            h0, w0 = h + i * down.apart, right.start + j * right.apart
-            place = at + (h0 * W + w0) * C + c, h0, w0, H, W
-            tap = (down.first + i * down.by) * J + right.first + j * right.by
-            places = tap * C + c, down.by * J * C, right.by * C
-            steps = down.apart * W * C, C, down.apart, 1
-            left, start = right.taps - j if right.apart == 1 else 1, (first, c)
-            if right.step == 1 and left >= 3:
-                _triple(x, place, steps, weight, places, bias, start, y, target, n, rows)
-                j += 3
-            elif right.step == 2 and left >= 3:
-                _skipping(x, place, steps, weight, places, bias, start, y, target, n, rows)
-                j += 3
-            elif right.step == 1 and left == 2:
-                _pair(x, place, steps, weight, places, bias, start, y, target, n, rows)
-                j += 2
-            else:
-                steps = steps[0], right.step * C, down.apart, right.step
-                _single(x, place, steps, weight, places, bias, start, y, target, n, rows)
-                j += 1
-            first = 0
-
-
-@kernel
-def _sums(x, weight, bias, J, downs, rights, y):
-    """y (N, P, Q, C); a task is a row."""
-    N, P, Q, C = y.shape
-    H, W, L = x.shape[1], x.shape[2], lanes(x)
-    for t in prange(N * P):
-        image, p = t // P, t % P
-        down = _axis(downs, p % downs.shape[0])
-        h = p // down.period * down.step + down.start
-        for r in range(min(rights.shape[0], Q)):
-            right = _axis(rights, r)
-            to, count, out = (t * Q + r) * C, (Q - 1 - r) // right.period + 1, right.period * C
-            if down.taps == 0 or right.taps == 0:
-                _nothing(y, to, count, out, C)
-            for c in range(0, C, L):
-                _line(pointer(x), image * H * W * C, h, (H, W), down, right, pointer(weight), J, C,
-                      pointer(bias), pointer(y), (to + c, out, count), c, min(L, C - c))
+    def loop(x, weight, bias, J, downs, rights, zeros, y):
+        """y (N, P, Q, C); a task is a row."""
+        N, P, Q, C = y.shape
+        H, W = x.shape[1], x.shape[2]
+        for t in prange(N * P):
+            image, p = t // P, t % P
+            down = _axis(downs, p % downs.shape[0])
+            h = p // down.period * down.step + down.start
+            for r in range(min(rights.shape[0], Q)):
+                right = _axis(rights, r)
+                to, count, out = (t * Q + r) * C, (Q - 1 - r) // right.period + 1, right.period * C
+                if down.taps == 0 or right.taps == 0:
+                    _nothing(y.reshape(-1), to, count, out, C)
+                else:
+                    line(pointer(x), image * H * W * C, h, (H, W), down, right, pointer(weight), J,
+                         C, pointer(bias), pointer(y), (to, out, count), pointer(zeros))
+    return Kernel(loop, "rows " + " ".join(map(str, shapes)))
 
 
 @device
 def _nothing(y, to, count, out, C):
-    """Pixels that no output reads: there is none in a convolution itself, with its bias."""
-    y = y.reshape(-1)
+    """Pixels that no output reads: there are none in a convolution itself, with its bias."""
     for u in range(count):
         y[to + u * out:to + u * out + C] = 0
+
+
+def _sums(x, weight, bias, J, downs, rights, y, work=0):
+    shapes = _shapes(downs, rights)
+    _kernel_of(shapes)(x, weight, bias, J, downs, rights, np.zeros(x.shape[3], x.dtype), y,
+                       work=work)
 
 
 def spaces(values, dtype):
