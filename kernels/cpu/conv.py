@@ -15,6 +15,7 @@ from .conv_weight import conv2d_weight
 from .depthwise import depthwise, depthwise_input
 from .jit import kernel, prange
 from .memory import empty
+from .simd import VECTOR, fma, lanes, load_part, splat, total
 from .windows import Windows, packed, shifts, windows
 from .winograd import Tiles
 
@@ -78,14 +79,58 @@ def _dense(g):
     return g
 
 
+def _together(g, lanes):
+    """How many groups to compute as one, where one fills less than half a vector: with weights of
+    zero between them there is more to multiply, but in whole vectors."""
+    most = max(g.C, g.O) // g.G
+    if 2 * most > lanes:
+        return 1
+    return min((n for n in range(1, g.G + 1) if g.G % n == 0 and n * most >= lanes), default=g.G)
+
+
+def _diagonal(weight, g, n):
+    """The weights (O, C/G, I, J) of n groups as one: (O, n C/G, I, J), zero between the groups."""
+    n_o, n_c = g.O // g.G, g.C // g.G
+    out = np.zeros((g.G // n, n, n_o, n, n_c, g.I, g.J), weight.dtype)
+    for i in range(n):
+        out[:, i, :, i] = weight.reshape(g.G // n, n, n_o, n_c, g.I, g.J)[:, i]
+    return out.reshape(g.O, n * n_c, g.I, g.J)
+
+
+@kernel
+def _mark(y, spoiled):
+    """spoiled[n] is set where a value of y (N, rows, values) is not finite."""
+    N, rows, size = y.shape
+    for t in prange(N * rows):
+        row = y[t // rows, t % rows]
+        zero = splat(y.dtype.type(0))
+        sums = zero
+        for i in range(0, size, lanes(y)):
+            sums = fma(load_part(row, i, min(lanes(y), size - i)), zero, sums)
+        if total(sums) != 0:
+            spoiled[t // rows] = True
+
+
+def _spoiled(y):
+    """The numbers of the images in which a value is not finite."""
+    spoiled = np.zeros(y.shape[0], np.bool_)
+    _mark(y.reshape(*y.shape[:2], -1), spoiled, work=y.nbytes)
+    return np.flatnonzero(spoiled)
+
+
 def _fastest(direct, x, weight, bias, g, tiles, y):
-    """y (N, …) by Winograd's products where they are faster. They spread NaN and Inf over a tile:
-    images in which a result is not finite are computed directly."""
+    """y (N, …) by Winograd's products or groups together where they are faster. Both spread NaN
+    and Inf to other results: images in which a result is not finite are computed directly."""
     plain = g.G == g.sh == g.sw == g.dh == g.dw == 1 and g.I == g.J == 3
-    if not (plain and winograd.suits(tiles)):
+    together = _together(g, VECTOR // x.itemsize)
+    if plain and winograd.suits(tiles):
+        spoiled = winograd.winograd(x, weight, bias, tiles, y, direct is _input)
+    elif together > 1:
+        direct(x, _diagonal(weight, g, together), bias, g._replace(G=g.G // together), y)
+        spoiled = _spoiled(y)
+    else:
         direct(x, weight, bias, _dense(g), y)
         return
-    spoiled = winograd.winograd(x, weight, bias, tiles, y, direct is _input)
     if spoiled.size:
         some = np.empty((spoiled.size, *y.shape[1:]), y.dtype)
         direct(x[spoiled], weight, bias, g._replace(N=spoiled.size), some)
@@ -98,7 +143,7 @@ def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
     y = empty((g.N, g.P, g.Q, g.O), x.dtype)
     if y.size == 0 or g.depth == 0:
         y[...] = 0 if bias is None else bias
-    elif g.depthwise:
+    elif g.G == g.C > 1:
         shift = np.zeros(g.O, x.dtype) if bias is None else np.ascontiguousarray(bias, x.dtype)
         depthwise(_last(x), _taps(weight, g), shift, g, y, work=x.nbytes + y.nbytes)
     else:
@@ -141,7 +186,7 @@ def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
     dx = empty((g.N, g.H, g.W, g.C), dy.dtype)
     if dy.size == 0 or dx.size == 0 or g.depth == 0:
         dx[...] = 0
-    elif g.depthwise:
+    elif g.G == g.C > 1:
         depthwise_input(_last(dy), _taps(weight, g), g, dx, work=dx.nbytes + dy.nbytes)
     else:
         tiles = Tiles(g.N, g.P, g.Q, g.O, g.H, g.W, g.C, 2 - g.ph, 2 - g.pw)
@@ -150,5 +195,5 @@ def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
 
 
 def _taps(weight, g):
-    """Depthwise weights (C, 1, I, J) as contiguous (I·J, C)."""
-    return np.ascontiguousarray(weight.reshape(g.C, g.I * g.J).T)
+    """Depthwise weights (O, 1, I, J) as contiguous (I·J, O)."""
+    return np.ascontiguousarray(weight.reshape(g.O, g.I * g.J).T)

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .jit import Kernel, device, get_num_threads, prange
+from .jit import Kernel, device, get_num_threads, kernel, prange
 from .depthtile import ROWS, rows_of
 from .memory import empty
 from .simd import VECTOR, pointer
 
-__all__ = ["depthwise", "depthwise_input", "depthwise_weight", "spaces"]
+__all__ = ["depthwise", "depthwise_input", "depthwise_weight", "repeated", "spaces"]
 
 SLICE = 8                  # vectors of channels that go along a row together: what three rows of
 
@@ -144,16 +144,52 @@ def spaces(values, dtype):
     return empty((get_num_threads(), -(-values // lanes) * lanes), dtype)
 
 
+@kernel
+def _repeat(x, times, out):
+    """out (pixels, C · times): every channel several times."""
+    for t in prange(x.shape[0]):
+        source, target = x[t], out[t]
+        for c in range(source.size):
+            for m in range(times):
+                target[c * times + m] = source[c]
+
+
+@kernel
+def _merge(x, times, out):
+    """out (pixels, C) = the sums of ``times`` neighbours."""
+    for t in prange(out.shape[0]):
+        source, target = x[t], out[t]
+        for c in range(target.size):
+            total = source[c * times]
+            for m in range(1, times):
+                total += source[c * times + m]
+            target[c] = total
+
+
+def repeated(x, times):
+    """x (N, H, W, C) with every channel several times: what serves several outputs is read as
+    several channels."""
+    if times == 1:
+        return x
+    out = empty((*x.shape[:3], x.shape[3] * times), x.dtype)
+    _repeat(x.reshape(-1, x.shape[3]), times, out.reshape(-1, out.shape[3]), work=out.nbytes)
+    return out
+
+
 def depthwise(x, weight, bias, g, y, work=0):
-    """y (N, P, Q, C)."""
-    _sums(x, weight, bias, g.J, _forward(g.I, g.sh, g.ph, g.dh), _forward(g.J, g.sw, g.pw, g.dw),
-          y, work=work)
+    """y (N, P, Q, O)."""
+    _sums(repeated(x, g.O // g.C), weight, bias, g.J, _forward(g.I, g.sh, g.ph, g.dh),
+          _forward(g.J, g.sw, g.pw, g.dw), y, work=work)
 
 
 def depthwise_input(dy, weight, g, dx, work=0):
     """dx (N, H, W, C)."""
-    _sums(dy, weight, np.zeros(g.C, dy.dtype), g.J, _backward(g.I, g.sh, g.ph, g.dh),
-          _backward(g.J, g.sw, g.pw, g.dw), dx, work=work)
+    times = g.O // g.C
+    out = dx if times == 1 else empty((*dx.shape[:3], g.O), dx.dtype)
+    _sums(dy, weight, np.zeros(g.O, dy.dtype), g.J, _backward(g.I, g.sh, g.ph, g.dh),
+          _backward(g.J, g.sw, g.pw, g.dw), out, work=work)
+    if times > 1:
+        _merge(out.reshape(-1, g.O), times, dx.reshape(-1, g.C), work=out.nbytes)
 
 
 from ._oldweight import depthwise_weight
