@@ -13,9 +13,10 @@ from ..shapes import Conv
 from . import winograd
 from .conv_weight import conv2d_weight
 from .depthwise import depthwise, depthwise_input
+from .groups import groups_together, joined, spoiled_images
 from .jit import kernel, prange
 from .memory import empty
-from .simd import VECTOR, fma, lanes, load_part, splat, total
+from .simd import VECTOR
 from .windows import Windows, packed, shifts, windows
 from .winograd import Tiles
 
@@ -79,55 +80,16 @@ def _dense(g):
     return g
 
 
-def _together(g, lanes):
-    """How many groups to compute as one, where one fills less than half a vector: with weights of
-    zero between them there is more to multiply, but in whole vectors."""
-    most = max(g.C, g.O) // g.G
-    if 2 * most > lanes:
-        return 1
-    return min((n for n in range(1, g.G + 1) if g.G % n == 0 and n * most >= lanes), default=g.G)
-
-
-def _diagonal(weight, g, n):
-    """The weights (O, C/G, I, J) of n groups as one: (O, n C/G, I, J), zero between the groups."""
-    n_o, n_c = g.O // g.G, g.C // g.G
-    out = np.zeros((g.G // n, n, n_o, n, n_c, g.I, g.J), weight.dtype)
-    for i in range(n):
-        out[:, i, :, i] = weight.reshape(g.G // n, n, n_o, n_c, g.I, g.J)[:, i]
-    return out.reshape(g.O, n * n_c, g.I, g.J)
-
-
-@kernel
-def _mark(y, spoiled):
-    """spoiled[n] is set where a value of y (N, rows, values) is not finite."""
-    N, rows, size = y.shape
-    for t in prange(N * rows):
-        row = y[t // rows, t % rows]
-        zero = splat(y.dtype.type(0))
-        sums = zero
-        for i in range(0, size, lanes(y)):
-            sums = fma(load_part(row, i, min(lanes(y), size - i)), zero, sums)
-        if total(sums) != 0:
-            spoiled[t // rows] = True
-
-
-def _spoiled(y):
-    """The numbers of the images in which a value is not finite."""
-    spoiled = np.zeros(y.shape[0], np.bool_)
-    _mark(y.reshape(*y.shape[:2], -1), spoiled, work=y.nbytes)
-    return np.flatnonzero(spoiled)
-
-
 def _fastest(direct, x, weight, bias, g, tiles, y):
     """y (N, …) by Winograd's products or groups together where they are faster. Both spread NaN
     and Inf to other results: images in which a result is not finite are computed directly."""
     plain = g.G == g.sh == g.sw == g.dh == g.dw == 1 and g.I == g.J == 3
-    together = _together(g, VECTOR // x.itemsize)
+    together = groups_together(g, VECTOR // x.itemsize)
     if plain and winograd.suits(tiles):
         spoiled = winograd.winograd(x, weight, bias, tiles, y, direct is _input)
     elif together > 1:
-        direct(x, _diagonal(weight, g, together), bias, g._replace(G=g.G // together), y)
-        spoiled = _spoiled(y)
+        direct(x, joined(weight, g, together), bias, g._replace(G=g.G // together), y)
+        spoiled = spoiled_images(y)
     else:
         direct(x, weight, bias, _dense(g), y)
         return

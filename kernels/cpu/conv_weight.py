@@ -13,6 +13,7 @@ import numpy as np
 
 from ..shapes import Conv
 from .depthwise import depthwise_weight, repeated, spaces
+from .groups import groups_together, parted
 from .jit import device, kernel, prange
 from .memory import empty
 from .microkernel import transpose
@@ -281,6 +282,11 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
         out = conv2d_weight(x, dy, kernel_size=kernel_size, stride=stride, padding=padding,
                             dilation=dilation, groups=groups)
         return np.ascontiguousarray(out.swapaxes(0, 1))
+    together = groups_together(g, VECTOR // x.itemsize)
+    if together > 1:
+        out = conv2d_weight(dy, x, kernel_size=kernel_size, stride=stride, padding=padding,
+                            dilation=dilation, groups=groups // together)
+        return parted(out, g, together)
     work = 2 * dy.size * g.depth
     steps, g = _geometry(x, g)
     cut = _cut(g, x.itemsize)
