@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..shapes import Conv
-from .depthwise import depthwise_weight, repeated, spaces
+from .depthweight import depthwise_weight, spaces
+from .depthwise import repeated
 from .groups import groups_together, parted
 from .jit import device, kernel, prange
 from .memory import empty

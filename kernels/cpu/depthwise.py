@@ -1,10 +1,9 @@
-"""Depthwise convolution, channels-last: a vector of channels of four pixels at a time.
+"""Depthwise convolution, channels-last: rows of outputs from up to 3 × 3 taps (depthtile.py).
 
-x (N, H, W, C), weight (taps, C), g the geometry (shapes.Conv). Nothing is copied: a tile reads each
-pixel of a row of x once, for all taps that meet it, and that makes fewer loads than multiply-adds.
-Where a tile leaves the image, or channels fill no vector, its loads are masked. 
-The input gradient is a convolution too: for each phase of the stride, a sum over the taps that meet
-it, of consecutive pixels of dy. So it is the same loop, over axes that say which pixel a tap reads.
+x (N, H, W, C), weight (taps, C), g the geometry (shapes.Conv). Nothing is copied. Larger kernels
+add piece by piece to y. The input gradient is a convolution too: for each phase of the stride, a
+sum over the taps that meet it, of consecutive pixels of dy. So it is the same loop, over axes that
+say which pixel a tap reads.
 """
 
 import math
@@ -13,14 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .jit import Kernel, device, get_num_threads, kernel, prange
 from .depthtile import ROWS, rows_of
+from .jit import Kernel, device, kernel, prange
 from .memory import empty
-from .simd import VECTOR, pointer
+from .simd import pointer
 
-__all__ = ["depthwise", "depthwise_input", "depthwise_weight", "repeated", "spaces"]
-
-SLICE = 8                  # vectors of channels that go along a row together: what three rows of
+__all__ = ["depthwise", "depthwise_input", "repeated"]
 
 
 class _Axis(NamedTuple):
@@ -138,12 +135,6 @@ def _sums(x, weight, bias, J, downs, rights, y, work=0):
                        work=work)
 
 
-def spaces(values, dtype):
-    """Memory for each thread to work in: allocated by the tasks, its pages would be new to each."""
-    lanes = VECTOR // dtype.itemsize
-    return empty((get_num_threads(), -(-values // lanes) * lanes), dtype)
-
-
 @kernel
 def _repeat(x, times, out):
     """out (pixels, C · times): every channel several times."""
@@ -190,6 +181,3 @@ def depthwise_input(dy, weight, g, dx, work=0):
           _backward(g.J, g.sw, g.pw, g.dw), out, work=work)
     if times > 1:
         _merge(out.reshape(-1, g.O), times, dx.reshape(-1, g.C), work=out.nbytes)
-
-
-from ._oldweight import depthwise_weight
