@@ -13,8 +13,10 @@ from ..shapes import Conv
 from . import winograd
 from .conv_weight import conv2d_weight
 from .depthwise import depthwise, depthwise_input
+from .groups import groups_together, joined, spoiled_images
 from .jit import kernel, prange
 from .memory import empty
+from .simd import VECTOR
 from .windows import Windows, packed, shifts, windows
 from .winograd import Tiles
 
@@ -79,13 +81,18 @@ def _dense(g):
 
 
 def _fastest(direct, x, weight, bias, g, tiles, y):
-    """y (N, …) by Winograd's products where they are faster. They spread NaN and Inf over a tile:
-    images in which a result is not finite are computed directly."""
+    """y (N, …) by Winograd's products or groups together where they are faster. Both spread NaN
+    and Inf to other results: images in which a result is not finite are computed directly."""
     plain = g.G == g.sh == g.sw == g.dh == g.dw == 1 and g.I == g.J == 3
-    if not (plain and winograd.suits(tiles)):
+    together = groups_together(g, VECTOR // x.itemsize)
+    if plain and winograd.suits(tiles):
+        spoiled = winograd.winograd(x, weight, bias, tiles, y, direct is _input)
+    elif together > 1:
+        direct(x, joined(weight, g, together), bias, g._replace(G=g.G // together), y)
+        spoiled = spoiled_images(y)
+    else:
         direct(x, weight, bias, _dense(g), y)
         return
-    spoiled = winograd.winograd(x, weight, bias, tiles, y, direct is _input)
     if spoiled.size:
         some = np.empty((spoiled.size, *y.shape[1:]), y.dtype)
         direct(x[spoiled], weight, bias, g._replace(N=spoiled.size), some)
@@ -98,7 +105,7 @@ def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
     y = empty((g.N, g.P, g.Q, g.O), x.dtype)
     if y.size == 0 or g.depth == 0:
         y[...] = 0 if bias is None else bias
-    elif g.depthwise:
+    elif g.G == g.C > 1:
         shift = np.zeros(g.O, x.dtype) if bias is None else np.ascontiguousarray(bias, x.dtype)
         depthwise(_last(x), _taps(weight, g), shift, g, y, work=x.nbytes + y.nbytes)
     else:
@@ -141,7 +148,7 @@ def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
     dx = empty((g.N, g.H, g.W, g.C), dy.dtype)
     if dy.size == 0 or dx.size == 0 or g.depth == 0:
         dx[...] = 0
-    elif g.depthwise:
+    elif g.G == g.C > 1:
         depthwise_input(_last(dy), _taps(weight, g), g, dx, work=dx.nbytes + dy.nbytes)
     else:
         tiles = Tiles(g.N, g.P, g.Q, g.O, g.H, g.W, g.C, 2 - g.ph, 2 - g.pw)
@@ -150,5 +157,5 @@ def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
 
 
 def _taps(weight, g):
-    """Depthwise weights (C, 1, I, J) as contiguous (I·J, C)."""
-    return np.ascontiguousarray(weight.reshape(g.C, g.I * g.J).T)
+    """Depthwise weights (O, 1, I, J) as contiguous (I·J, O)."""
+    return np.ascontiguousarray(weight.reshape(g.O, g.I * g.J).T)

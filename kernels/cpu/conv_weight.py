@@ -12,7 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..shapes import Conv
-from .depthwise import depthwise_weight, spaces
+from .depthweight import depthwise_weight, spaces
+from .depthwise import repeated
+from .groups import groups_together, parted
 from .jit import device, kernel, prange
 from .memory import empty
 from .microkernel import transpose
@@ -275,12 +277,17 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
     if dy.size == 0 or 0 in shape:
         return np.zeros(shape, x.dtype)
     if g.G == g.C > 1:                      # a channel that serves several is read as several
-        x = _last(x) if g.depthwise else np.repeat(_last(x), g.O // g.C, axis=3)
+        x = repeated(_last(x), g.O // g.C)
         return depthwise_weight(_last(dy), x, g._replace(C=g.O, G=g.O)).reshape(shape)
     if _turned(g, VECTOR // x.itemsize):
         out = conv2d_weight(x, dy, kernel_size=kernel_size, stride=stride, padding=padding,
                             dilation=dilation, groups=groups)
         return np.ascontiguousarray(out.swapaxes(0, 1))
+    together = groups_together(g, VECTOR // x.itemsize)
+    if together > 1:
+        out = conv2d_weight(dy, x, kernel_size=kernel_size, stride=stride, padding=padding,
+                            dilation=dilation, groups=groups // together)
+        return parted(out, g, together)
     work = 2 * dy.size * g.depth
     steps, g = _geometry(x, g)
     cut = _cut(g, x.itemsize)
