@@ -91,7 +91,7 @@ def batch_norm_forward(k, shape, layout):
 def batch_norm_backward(k, shape, layout):
     x, dy, _, gamma, beta = _norm(shape, layout)
     _, mean, _, invstd = k.batch_norm(x, gamma, beta, eps=EPS)
-    return lambda: k.batch_norm_backward(dy, x, gamma, mean, invstd)
+    return lambda: k.batch_norm_backward(dy, x, gamma, mean, invstd)[:3]
 
 
 def batch_norm_add_relu(k, shape, layout):
