@@ -241,7 +241,7 @@ def _merge(plan, block_mean, block_m2, eps, c0, c1, mean, var, invstd):
     total = 1.0 / _values(plan, plan.N)
     for c in range(c0, c1):
         var[c] *= total
-        invstd[c] = 1.0 / math.sqrt(var[c] + eps)
+        invstd[c] = 1.0 / np.sqrt(var[c] + eps)
 
 
 @inner

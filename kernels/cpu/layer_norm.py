@@ -122,7 +122,7 @@ def _forward(x, gamma, beta, eps, R, D, block, past, y, mean, invstd):
         one, first = np.empty(16, x.dtype), np.int64(b) * block
         for r in range(first, min(R, first + block)):
             m, v = _statistics(pointer(x), x[r * D], r * D, D, one)
-            s = 1.0 / math.sqrt(v + eps)
+            s = 1.0 / np.sqrt(v + eps)
             mean[r], invstd[r] = m, s
             if _lost(one, v, s, eps):
                 bad[b] = 1
