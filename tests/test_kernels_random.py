@@ -1,7 +1,8 @@
 """Every family of CPU kernels against the reference in float64: random shapes, settings, memory
 layouts and dtypes, with finite values and with NaN and infinities among them.
 
-The examples are the same in every run. NBGRAD_EXAMPLES sets how many each test makes.
+The examples are the same in every run. NBGRAD_EXAMPLES sets how many each test makes,
+NBGRAD_DTYPES of which dtypes.
 """
 
 import math
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from nbgrad.kernels import cpu, reference
 
 EXAMPLES = int(os.environ.get("NBGRAD_EXAMPLES", "40"))
+DTYPES = os.environ.get("NBGRAD_DTYPES", "float32 float64").split()
 # nothing, one, primes, the vector widths (4 to 16 values) and their multiples ± 1, some long ones
 SIZES = [0, 1, 2, 3, 5, 7, 8, 9, 13, 15, 16, 17, 31, 32, 33, 61, 63, 64, 65, 97, 127, 128, 129, 257,
          509, 1031, 4099]
@@ -72,7 +74,7 @@ class Example:
 
     def __init__(self, data, special):
         self.draw, self.special = data.draw, special
-        self.dtype = np.dtype(self.pick([np.float32, np.float64]))
+        self.dtype = np.dtype(self.pick(DTYPES))
         self.eps = np.finfo(self.dtype).eps
         self.random = np.random.default_rng(self.draw(st.integers(0, 2**32 - 1)))
 
