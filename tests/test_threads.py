@@ -119,7 +119,7 @@ def calls():
 def bits(out):
     """A hash of one array or several."""
     arrays = out if isinstance(out, tuple) else (out,)
-    return hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in arrays)).hexdigest()[:16]
+    return hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in arrays if a is not None)).hexdigest()[:16]
 
 
 class Entries:

@@ -13,6 +13,7 @@ from .jit import kernel, prange
 from .memory import empty_like
 from .simd import (
     fill,
+    keep,
     lanes,
     load,
     load_part,
@@ -140,6 +141,8 @@ def _cross_entropy(x, target, weight, strip, ignore_index, smoothing, losses):
             _gather(pointer(x), a * C * B + b, B, C, n, pointer(rows))
             part = _losses(pointer(rows), 0, C, n, pointer(target), a * B + b, pointer(weight),
                            ignore_index, smoothing, pointer(losses), pointer(room))
+            keep(rows)
+        keep(room)
         parts[t, 0], parts[t, 1], parts[t, 2] = part
     loss_sum = weight_sum = bad = 0.0
     for t in range(tasks):
@@ -168,6 +171,7 @@ def _cross_entropy_backward(dloss, x, target, weight, strip, ignore_index, smoot
             _gradients(pointer(dloss), dloss.size > 1, pointer(rows), 0, C, n, pointer(target),
                        a * B + b, pointer(weight), ignore_index, smoothing, pointer(rows), 0)
             _scatter(pointer(rows), C, n, pointer(dx), a * C * B + b, B)
+            keep(rows)
 
 
 def _samples(a, order):

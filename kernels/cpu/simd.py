@@ -22,9 +22,9 @@ from numba.extending import intrinsic, lower_builtin, overload, register_model
 
 from ..polynomials import POLICY, device, select
 
-__all__ = ["PAST_BYTES", "VECTOR", "absolute", "fill", "fma", "greater", "high", "lanes", "largest",
-           "load", "load_or", "load_part", "low", "maximum", "narrow", "peak", "places", "pointer",
-           "points", "prefetch", "put", "splat", "store", "store_part", "store_places", "stream",
+__all__ = ["PAST_BYTES", "VECTOR", "absolute", "fill", "fma", "greater", "high", "keep", "lanes",
+           "largest", "load", "load_or", "load_part", "low", "maximum", "narrow", "peak", "places",
+           "pointer", "points", "prefetch", "put", "splat", "store", "store_part", "store_places", "stream",
            "total", "where"]
 
 PAST_BYTES = 1 << 24       # results above, half of a usual last-level cache, are written past it
@@ -129,6 +129,15 @@ def _place(context, builder, array_type, array, index):
     if not isinstance(array_type, types.CPointer):
         array = context.make_array(array_type)(context, builder, array).data
     return builder.gep(array, [index])
+
+
+@intrinsic
+def keep(typingctx, x):
+    """Nothing. An array made in a kernel is freed after its last mention, and a pointer to it is
+    none: mention it once more behind the last use of the pointer."""
+    def codegen(context, builder, sig, args):
+        return context.get_dummy_value()
+    return types.void(x), codegen
 
 
 @intrinsic
@@ -408,6 +417,9 @@ def store_places(typingctx, y, i, v, n):
 
 
 if config.DISABLE_JIT:                            # the same in NumPy
+    def keep(x):
+        pass
+
     def load(x, i):
         return x.reshape(-1)[i:i + lanes(x)].copy()
 

@@ -16,6 +16,7 @@ from .memory import empty_like
 from .simd import (
     fill,
     high,
+    keep,
     lanes,
     load,
     load_or,
@@ -168,6 +169,8 @@ def _softmax(x, strip, logarithm, y):
             room, side = np.empty(C * STRIP, x.dtype), np.empty(STRIP, x.dtype)
             _softmax_strip(pointer(x), t // strips * C * B + b, B, C, min(strip, B - b), logarithm,
                            pointer(y), pointer(room), pointer(side))
+            keep(room)
+            keep(side)
 
 
 def _forward(x, axis, logarithm):
