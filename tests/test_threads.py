@@ -119,7 +119,8 @@ def calls():
 def bits(out):
     """A hash of one array or several."""
     arrays = out if isinstance(out, tuple) else (out,)
-    return hashlib.sha256(b"".join(np.asarray(a).tobytes() for a in arrays if a is not None)).hexdigest()[:16]
+    data = b"".join(np.asarray(a).tobytes() for a in arrays if a is not None)
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 class Entries:
