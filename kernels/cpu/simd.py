@@ -24,8 +24,8 @@ from ..polynomials import POLICY, device, select
 
 __all__ = ["PAST_BYTES", "VECTOR", "absolute", "fill", "fma", "greater", "high", "keep", "lanes",
            "largest", "load", "load_or", "load_part", "low", "maximum", "narrow", "peak", "places",
-           "pointer", "points", "prefetch", "put", "splat", "store", "store_part", "store_places", "stream",
-           "total", "where"]
+           "pointer", "points", "prefetch", "put", "splat", "store", "store_part", "store_places",
+           "stream", "total", "where"]
 
 PAST_BYTES = 1 << 24       # results above, half of a usual last-level cache, are written past it
 VECTOR = 64 if binding.get_host_cpu_features().get("avx512f") else 32
