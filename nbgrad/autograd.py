@@ -1059,6 +1059,10 @@ class Remade(Tensor):
         return self._dtype
 
     @property
+    def ndim(self) -> int:
+        return len(self._shape)
+
+    @property
     def _version(self) -> list[Any] | None:  # type: ignore[override]
         """Of what it is made from: the last in-place write to any of them."""
         clocks = [s._version[0] for s in self.sources if s._version is not None]
