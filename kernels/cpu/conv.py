@@ -2,9 +2,8 @@
 
 3×3 convolutions with stride 1 and enough channels go by Winograd's products (winograd.py), all
 others by direct sums over windows (windows.py); either also makes the gradient of the input.
-Depthwise convolutions are too thin for both and have loops of their own. For the gradient of the
-weights x is copied once where it needs padding; one row of a window (J · C values) is contiguous
-there. K = taps × channels of a group, in the order (i, j, c).
+Depthwise convolutions are too thin for both and have loops of their own (depthwise.py), and so has
+the gradient of the weights (conv_weight.py).
 """
 
 import numpy as np
@@ -14,50 +13,12 @@ from . import winograd
 from .conv_weight import conv2d_weight
 from .depthwise import depthwise, depthwise_input
 from .groups import groups_together, joined, spoiled_images
-from .jit import kernel, prange
-from .memory import empty
+from .memory import channels_first, channels_last, empty
 from .simd import VECTOR
 from .windows import Windows, packed, shifts, windows
 from .winograd import Tiles
 
 __all__ = ["conv2d", "conv2d_input", "conv2d_weight"]
-
-
-def _last(x):
-    """x (N, C, H, W) as contiguous (N, H, W, C)."""
-    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-
-
-def _first(y):
-    return y.transpose(0, 3, 1, 2)
-
-
-@kernel
-def _pad(x, g, out):
-    """out (N, H + 2 ph, W + 2 pw, C) = x (N, H, W, C) with zeros around."""
-    rows, width, size = out.shape[1], out.shape[2] * g.C, g.W * g.C
-    x, out = x.reshape(-1), out.reshape(-1)
-    for t in prange(g.N * rows):
-        n, h = t // rows, t % rows - g.ph
-        row = out[t * width:(t + 1) * width]
-        if 0 <= h < g.H:
-            row[:g.pw * g.C] = 0
-            source, middle = x[(n * g.H + h) * size:(n * g.H + h + 1) * size], row[g.pw * g.C:]
-            for c in range(size):
-                middle[c] = source[c]
-            middle[size:] = 0
-        else:
-            row[:] = 0
-
-
-def _padded(x, g):
-    """x (N, C, H, W) in channels-last memory with its padding, as (N, H', W', C)."""
-    x = _last(x)
-    if not g.ph and not g.pw:
-        return x
-    out = empty((g.N, g.H + 2 * g.ph, g.W + 2 * g.pw, g.C), x.dtype)
-    _pad(x, g, out, work=2 * out.nbytes)
-    return out
 
 
 def _forward(x, weight, bias, g, y):
@@ -107,11 +68,11 @@ def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
         y[...] = 0 if bias is None else bias
     elif g.G == g.C > 1:
         shift = np.zeros(g.O, x.dtype) if bias is None else np.ascontiguousarray(bias, x.dtype)
-        depthwise(_last(x), _taps(weight, g), shift, g, y, work=x.nbytes + y.nbytes)
+        depthwise(channels_last(x), _taps(weight, g), shift, g, y, work=x.nbytes + y.nbytes)
     else:
         tiles = Tiles(g.N, g.H, g.W, g.C, g.P, g.Q, g.O, g.ph, g.pw)
-        _fastest(_forward, _last(x), weight, bias, g, tiles, y)
-    return _first(y)
+        _fastest(_forward, channels_last(x), weight, bias, g, tiles, y)
+    return channels_first(y)
 
 
 def _meeting(h0, size, k, s, p, d):
@@ -149,11 +110,11 @@ def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
     if dy.size == 0 or dx.size == 0 or g.depth == 0:
         dx[...] = 0
     elif g.G == g.C > 1:
-        depthwise_input(_last(dy), _taps(weight, g), g, dx, work=dx.nbytes + dy.nbytes)
+        depthwise_input(channels_last(dy), _taps(weight, g), g, dx, work=dx.nbytes + dy.nbytes)
     else:
         tiles = Tiles(g.N, g.P, g.Q, g.O, g.H, g.W, g.C, 2 - g.ph, 2 - g.pw)
-        _fastest(_input, _last(dy), weight, None, g, tiles, dx)
-    return _first(dx)
+        _fastest(_input, channels_last(dy), weight, None, g, tiles, dx)
+    return channels_first(dx)
 
 
 def _taps(weight, g):

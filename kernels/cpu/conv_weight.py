@@ -16,7 +16,7 @@ from .depthweight import depthwise_weight, spaces
 from .depthwise import repeated
 from .groups import groups_together, parted
 from .jit import device, kernel, prange
-from .memory import empty
+from .memory import channels_last, empty
 from .microkernel import transpose
 from .simd import VECTOR, load, load_part, store, store_part
 from .sumtile import sum_tiles
@@ -277,8 +277,8 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
     if dy.size == 0 or 0 in shape:
         return np.zeros(shape, x.dtype)
     if g.G == g.C > 1:                      # a channel that serves several is read as several
-        x = repeated(_last(x), g.O // g.C)
-        return depthwise_weight(_last(dy), x, g._replace(C=g.O, G=g.O)).reshape(shape)
+        x = repeated(channels_last(x), g.O // g.C)
+        return depthwise_weight(channels_last(dy), x, g._replace(C=g.O, G=g.O)).reshape(shape)
     if _turned(g, VECTOR // x.itemsize):
         out = conv2d_weight(x, dy, kernel_size=kernel_size, stride=stride, padding=padding,
                             dilation=dilation, groups=groups)
@@ -292,15 +292,10 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
     steps, g = _geometry(x, g)
     cut = _cut(g, x.itemsize)
     sums = empty((cut.parts, g.G, cut.depth, cut.n_o), x.dtype)
-    _weight(_last(dy), _last(x), steps, g, cut,
+    _weight(channels_last(dy), channels_last(x), steps, g, cut,
             spaces(cut.room + cut.aside + cut.own, x.dtype), sums, work=work)
     out = empty((g.O, g.depth), x.dtype)
     _finish(sums, g.O // g.G, out, work=sums.nbytes + out.nbytes)
     if cut.windows:
         out = np.ascontiguousarray(out.reshape(g.O, g.I * g.J, g.C // g.G).transpose(0, 2, 1))
     return out.reshape(shape)
-
-
-def _last(x):
-    """x (N, C, H, W) as contiguous (N, H, W, C)."""
-    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))

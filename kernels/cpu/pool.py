@@ -7,7 +7,7 @@ import numpy as np
 from ..shapes import Pool, adaptive_ranges, window_ranges
 from .columns import inner
 from .jit import kernel, prange
-from .memory import empty
+from .memory import channels_first, channels_last, empty
 from .reduce import sum
 from .simd import (
     PAST_BYTES,
@@ -39,15 +39,6 @@ SPAN = 16                  # elements of a window's row that are summed in their
 
 # What the loops read of a geometry is made once: it took longer than a small pool.
 _once = lru_cache(64)
-
-
-def _last(x):
-    """x (N, C, H, W) as contiguous (N, H, W, C)."""
-    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-
-
-def _first(y):
-    return y.transpose(0, 3, 1, 2)
 
 
 @_once
@@ -97,10 +88,10 @@ def max_pool2d(x, *, kernel_size, stride, padding, dilation, ceil_mode):
     shape = x.shape[0], g.P, g.Q, x.shape[1]
     y, indices = empty(shape, x.dtype), empty(shape, np.int64)
     if y.size:
-        _max(_last(x), g, _taps(g.H, g.P, g.I, g.sh, g.ph, g.dh),
+        _max(channels_last(x), g, _taps(g.H, g.P, g.I, g.sh, g.ph, g.dh),
              _taps(g.W, g.Q, g.J, g.sw, g.pw, g.dw), y, indices,
              work=x.nbytes + y.nbytes + indices.nbytes)
-    return _first(y), _first(indices)
+    return channels_first(y), channels_first(indices)
 
 
 @inner
@@ -172,7 +163,7 @@ def max_pool2d_backward(dy, indices, *, input_size, kernel_size=None, stride=Non
     the caches is written in one pass."""
     N, C, H, W = input_size
     dx = empty((N, H, W, C), dy.dtype)
-    dy, indices, work = _last(dy), _last(indices), dx.nbytes + 3 * dy.nbytes
+    dy, indices, work = channels_last(dy), channels_last(indices), dx.nbytes + 3 * dy.nbytes
     known = kernel_size is not None and tuple(dilation) == (1, 1)
     if known and dx.nbytes >= PAST_BYTES and C * dx.itemsize % VECTOR == 0:
         rows, columns = (_windows_of(*a) for a in zip((H, W), dy.shape[1:3], kernel_size, stride,
@@ -182,7 +173,7 @@ def max_pool2d_backward(dy, indices, *, input_size, kernel_size=None, stride=Non
         shape = N, dy.shape[1] * dy.shape[2], C
         _scatter(dy.reshape(shape), indices.reshape(shape), dx.reshape(N, H * W, C),
                  C if N >= FEW else CHANNELS, work=work)
-    return _first(dx)
+    return channels_first(dx)
 
 
 @kernel
@@ -202,9 +193,9 @@ def max_pool2d_gather(x, indices):
     if y.size and not x.size:
         y[...] = 0
     elif y.size:
-        _gather(_last(x).reshape(N, -1, C), _last(indices).reshape(N, P * Q, C),
+        _gather(channels_last(x).reshape(N, -1, C), channels_last(indices).reshape(N, P * Q, C),
                 y.reshape(N, P * Q, C), work=4 * y.nbytes)
-    return _first(y)
+    return channels_first(y)
 
 
 @inner
@@ -309,7 +300,7 @@ def avg_pool2d(x, *, kernel_size, stride, padding, ceil_mode, count_include_pad,
     """y = Σ over the window / (its size, or divisor_override)."""
     plan = _pools(False, x.dtype, x.shape[2:], divisor_override, kernel_size, stride, padding,
                   ceil_mode, count_include_pad)
-    return _first(_sums(_last(x), plan))
+    return channels_first(_sums(channels_last(x), plan))
 
 
 def avg_pool2d_backward(dy, *, input_size, kernel_size, stride, padding, ceil_mode,
@@ -317,7 +308,7 @@ def avg_pool2d_backward(dy, *, input_size, kernel_size, stride, padding, ceil_mo
     """dx = Σ over the windows that hold the pixel of dy / divisor."""
     plan = _pools(True, dy.dtype, tuple(input_size[2:]), divisor_override, kernel_size, stride,
                   padding, ceil_mode, count_include_pad)
-    return _first(_sums(_last(dy), plan))
+    return channels_first(_sums(channels_last(dy), plan))
 
 
 def adaptive_avg_pool2d(x, *, output_size):
@@ -325,9 +316,11 @@ def adaptive_avg_pool2d(x, *, output_size):
     if tuple(output_size) == (1, 1) and x.size:
         y = sum(x, axes=(2, 3), keepdims=True)
         return y / x.dtype.type(x.shape[2] * x.shape[3])
-    return _first(_sums(_last(x), _adaptive(False, x.dtype, x.shape[2:], tuple(output_size))))
+    plan = _adaptive(False, x.dtype, x.shape[2:], tuple(output_size))
+    return channels_first(_sums(channels_last(x), plan))
 
 
 def adaptive_avg_pool2d_backward(dy, *, input_size):
     """dx = Σ over the windows that hold the pixel of dy / window size."""
-    return _first(_sums(_last(dy), _adaptive(True, dy.dtype, tuple(input_size[2:]), dy.shape[2:])))
+    plan = _adaptive(True, dy.dtype, tuple(input_size[2:]), dy.shape[2:])
+    return channels_first(_sums(channels_last(dy), plan))

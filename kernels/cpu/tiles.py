@@ -4,23 +4,11 @@ Matrices are one axis in memory with an offset and steps, so that a convolution'
 where they lie.
 """
 
-import numpy as np
-
 from .jit import device
 from .microkernel import ROWS, tile, transpose, transpose_part
 from .simd import VECTOR, load_part, store_part
 
-__all__ = ["columns", "copy", "fill", "pack", "panels", "strip"]
-
-
-def panels(b):
-    """b (G, K, n) cut into tile columns: (G, ⌈n/W⌉, K, W), W = two vectors, zeros behind n."""
-    G, K, n = b.shape
-    W = 2 * VECTOR // b.itemsize
-    out = np.zeros((G, -(-n // W), K, W), b.dtype)
-    for p in range(out.shape[1]):
-        out[:, p, :, :min(W, n - p * W)] = b[:, :, p * W:(p + 1) * W]
-    return out
+__all__ = ["copy", "pack", "strip"]
 
 
 @device
@@ -84,23 +72,3 @@ def strip(m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc):
     if few:
         _rows(m, few, K, a, at, row, step, b, bt + n - few, ldb, s, st + n - few, lds,
               c, ct + n - few, ldc)
-
-
-@device
-def columns(a, at, row, step, m, K, b, bt, ldb, n, y, yt, N, aside):
-    """m rows and n columns, at most two vectors, of y += a b; ``aside`` is not used."""
-    strip(m, n, K, a, at, row, step, b, bt, ldb, y, yt, N, y, yt, N)
-
-
-@device
-def fill(y, at, m, N, n, bias, j0):
-    """m rows of y from ``at`` are n values of the bias, or 0 where it is empty."""
-    for r in range(m):
-        row = y[at + r * N:at + r * N + n]
-        if bias.size:
-            shift = bias[j0:j0 + n]
-            for j in range(n):
-                row[j] = shift[j]
-        else:
-            for j in range(n):
-                row[j] = 0

@@ -5,8 +5,7 @@ A tile of 6×6 inputs d and the weights g are taken to 36 values each, B d Bᵀ 
 products are summed over the channels, which makes 36 small matrix products, and A m Aᵀ is a tile of
 4×4 outputs. The interpolation points are 0, ±√½, ±√2 and ∞: against float64 on normal data the
 largest error is 1 to 2 times the direct sum's (1 to 6e-6 of the largest output in float32, for 64
-to 1024 channels), where
-the usual points 0, ±1, ±2 and ∞ err 3 to 5 times more.
+to 1024 channels), where the usual points 0, ±1, ±2 and ∞ err 3 to 5 times more.
 
 NaN and Inf, and values that overflow, spread over a tile: images in which a result is not finite
 are reported, and the direct path makes them again. Beside one huge value, small results of the same

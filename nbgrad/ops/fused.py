@@ -17,10 +17,6 @@ __all__ = ["linear_batch_norm"]
 ACTIVATIONS = (None, "relu", "sigmoid", "tanh")
 
 
-def _data(t: Tensor | None) -> Any:
-    return None if t is None else t.data
-
-
 @op(name="linear_batch_norm", method=False, saves_output=True)
 def _linear_batch_norm(x: Tensor, weight: Tensor, gamma: Tensor | None, beta: Tensor | None,
                        bias: Tensor | None, /, *, eps: float, activation: str | None,
@@ -30,8 +26,8 @@ def _linear_batch_norm(x: Tensor, weight: Tensor, gamma: Tensor | None, beta: Te
     The vjp is that of φ, batch_norm and linear in turn.
     """
     k = kernels(x)
-    z = k.linear(x.data, weight.data, _data(bias))
-    y, mu, _, invstd = k.batch_norm(z, _data(gamma), _data(beta), eps=eps,
+    z = k.linear(x.data, weight.data, norm.data(bias))
+    y, mu, _, invstd = k.batch_norm(z, norm.data(gamma), norm.data(beta), eps=eps,
                                     relu=activation == "relu", running=running)
     if activation in ("sigmoid", "tanh"):
         y = getattr(k, activation)(y)
@@ -50,7 +46,7 @@ def linear_batch_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, gamma: Ten
     k, du, masked = kernels(dy), dy.data, activation == "relu"
     if activation in ("sigmoid", "tanh"):
         du = getattr(k, f"{activation}_backward")(du, y)
-    dz, dgamma, dbeta, _ = k.batch_norm_backward(du, z, _data(gamma), mean, invstd,
+    dz, dgamma, dbeta, _ = k.batch_norm_backward(du, z, norm.data(gamma), mean, invstd,
                                                  y=y if masked else None, relu=masked)
     dx, dw, db = k.linear_backward(dz, x.data, weight.data, input_gradient=input_gradient)
 

@@ -17,7 +17,7 @@ from nbgrad.ops.shape import checked, reshape
 relu_backward = OPS["relu_backward"]
 
 
-def _data(t: Tensor | None) -> Any:
+def data(t: Tensor | None) -> Any:
     return None if t is None else t.data
 
 
@@ -36,7 +36,7 @@ def _batch_formula(x: Tensor, gamma: Tensor | None, beta: Tensor | None,
     ∂β = Σ g      ∂γ = Σ g x̂      ∂x = γ/σ (g − ∂β/m − x̂ ∂γ/m)      ∂residual = g,
     g = ∂y, with relu where y > 0;   m = N·|S|.      Ioffe & Szegedy 2015
     """
-    y, mean, _, invstd = kernels(x).batch_norm(x.data, _data(gamma), _data(beta), _data(residual),
+    y, mean, _, invstd = kernels(x).batch_norm(x.data, data(gamma), data(beta), data(residual),
                                                eps=eps, relu=relu, running=running)
     if relu and residual is not None:
         return y, lambda dy, y: batch_norm_backward(dy, x, gamma, None, y, mean=mean, invstd=invstd,
@@ -46,7 +46,7 @@ def _batch_formula(x: Tensor, gamma: Tensor | None, beta: Tensor | None,
             return (*batch_norm_backward(dy, x, gamma, beta, None, mean=mean, invstd=invstd,
                                          eps=eps, relu=True), None)
         vjp.remake = lambda: kernels(x).batch_norm_elemt(  # type: ignore[attr-defined]
-            x.data, _data(gamma), _data(beta), mean, invstd, relu=True)
+            x.data, data(gamma), data(beta), mean, invstd, relu=True)
         return y, vjp
     added = residual is not None
     return y, lambda dy: (*batch_norm_backward(dy, x, gamma, None, None, mean=mean, invstd=invstd,
@@ -65,8 +65,8 @@ def batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tenso
                         relu: bool = False) -> Any:
     """∂x, ∂γ and ∂β of batch_norm in training, and, where y is given, ∂residual."""
     added = y is not None
-    grads = kernels(dy).batch_norm_backward(dy.data, x.data, _data(gamma), mean, invstd,
-                                            beta=_data(beta), y=_data(y), relu=relu, residual=added)
+    grads = kernels(dy).batch_norm_backward(dy.data, x.data, data(gamma), mean, invstd,
+                                            beta=data(beta), y=data(y), relu=relu, residual=added)
 
     def again(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor | None,
               y: Tensor | None) -> tuple[Tensor, ...]:
@@ -97,8 +97,8 @@ def _inference_formula(x: Tensor, gamma: Tensor | None, beta: Tensor | None,
     """y = γ (x − μ)/σ + β [+ residual] with given statistics, not below 0 with relu.
 
     ∂x = γ/σ g,  ∂γ = Σ g x̂,  ∂β = Σ g,  ∂residual = g;  g = ∂y, with relu where y > 0."""
-    y = kernels(x).batch_norm_elemt(x.data, _data(gamma), _data(beta), mean, invstd,
-                                    _data(residual), relu=relu)
+    y = kernels(x).batch_norm_elemt(x.data, data(gamma), data(beta), mean, invstd,
+                                    data(residual), relu=relu)
     added = residual is not None
 
     def vjp(dy: Tensor, y: Tensor | None = None) -> Any:
@@ -119,7 +119,7 @@ def batch_norm_inference_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /
     """∂x, ∂γ and ∂β of batch_norm_inference."""
     k = kernels(dy)
     dbeta, dgamma = k.batch_norm_backward_reduce(dy.data, x.data, mean, invstd)
-    dx = k.batch_norm_backward_elemt(dy.data, x.data, _data(gamma), mean, invstd, None, None)
+    dx = k.batch_norm_backward_elemt(dy.data, x.data, data(gamma), mean, invstd, None, None)
 
     def again(dy: Tensor, x: Tensor, gamma: Tensor | None) -> tuple[Tensor, ...]:
         axes = (0, *range(2, x.ndim))
@@ -242,7 +242,7 @@ def _layer_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, /, dims: i
     ∂β = Σ ∂y,  ∂γ = Σ ∂y x̂ over rows;  ∂x = (g − mean g − x̂ mean(g x̂)) / σ,  g = γ ∂y.
     Ba et al. 2016
     """
-    y, mean, invstd = kernels(x).layer_norm(x.data, _data(gamma), _data(beta), dims=dims, eps=eps)
+    y, mean, invstd = kernels(x).layer_norm(x.data, data(gamma), data(beta), dims=dims, eps=eps)
     return y, lambda dy: layer_norm_backward(dy, x, gamma, mean=mean, invstd=invstd, dims=dims,
                                              eps=eps)
 
@@ -251,7 +251,7 @@ def _layer_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, /, dims: i
 def layer_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, mean: Any, invstd: Any,
                         dims: int, eps: float) -> Any:
     """∂x, ∂γ and ∂β of layer_norm."""
-    grads = kernels(dy).layer_norm_backward(dy.data, x.data, _data(gamma), mean, invstd, dims=dims)
+    grads = kernels(dy).layer_norm_backward(dy.data, x.data, data(gamma), mean, invstd, dims=dims)
     return grads, composition(lambda dy, x, gamma: _backward_of_layer(dy, x, gamma, dims, eps),
                               dy, x, gamma)
 
