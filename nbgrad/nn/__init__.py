@@ -13,6 +13,7 @@ from .activation import (
     Softplus,
     Tanh,
 )
+from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .container import ModuleDict, ModuleList, ParameterList, Sequential
 from .conv import Conv2d
 from .dropout import Dropout
@@ -20,9 +21,10 @@ from .fusion import fuse
 from .linear import Flatten, Identity, Linear, Unflatten
 from .loss import CrossEntropyLoss, MSELoss, NLLLoss
 from .module import Module
-from .norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, LayerNorm, Normalization
+from .norm import LayerNorm, Normalization
 from .parameter import Parameter
 from .pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from .statistics import Cumulative, DebiasedExponential, Exponential, InProcess
 from .summary import summary
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "Linear", "Identity", "Flatten", "Unflatten", "Conv2d",
     "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d",
     "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "Normalization", "Dropout",
+    "Exponential", "DebiasedExponential", "Cumulative", "InProcess",
     "ReLU", "LeakyReLU", "ELU", "GELU", "SiLU", "Sigmoid", "Tanh", "Softplus", "Softmax",
     "LogSoftmax",
     "CrossEntropyLoss", "NLLLoss", "MSELoss",

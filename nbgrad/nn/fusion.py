@@ -14,10 +14,10 @@ import numpy as np
 from nbgrad.autograd import Tensor, no_grad
 
 from .activation import ReLU, Sigmoid, Tanh
+from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .conv import Conv2d
 from .linear import Identity, Linear
 from .module import Module
-from .norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .parameter import Parameter
 
 __all__ = ["fuse"]                               # what `import nbgrad` shows

@@ -10,12 +10,14 @@ from nbgrad.ops import (  # the modules by other names: `matmul` and `norm` belo
     joining as _joining,
     loss as _loss,
     matmul as _matmul,
+    moments as _moments,
     norm as _norm,
     pool as _pool,
     random as _random,
     reduce as _reduce,
     selection as _selection,
     shape as _shape,
+    weighted_norm as _weighted_norm,
 )
 from nbgrad.ops.conv import *  # noqa: F403
 from nbgrad.ops.creation import *  # noqa: F403
@@ -25,14 +27,16 @@ from nbgrad.ops.indexing import *  # noqa: F403
 from nbgrad.ops.joining import *  # noqa: F403
 from nbgrad.ops.loss import *  # noqa: F403
 from nbgrad.ops.matmul import *  # noqa: F403
+from nbgrad.ops.moments import *  # noqa: F403
 from nbgrad.ops.norm import *  # noqa: F403
 from nbgrad.ops.pool import *  # noqa: F403
 from nbgrad.ops.random import *  # noqa: F403
 from nbgrad.ops.reduce import *  # noqa: F403
 from nbgrad.ops.selection import *  # noqa: F403
 from nbgrad.ops.shape import *  # noqa: F403
+from nbgrad.ops.weighted_norm import *  # noqa: F403
 
 _FILES = (_conv, _creation, _elementwise, _fused, _indexing, _inplace, _joining, _loss, _matmul,
-          _norm, _pool, _random, _reduce, _selection, _shape)
+          _moments, _norm, _pool, _random, _reduce, _selection, _shape, _weighted_norm)
 
 __all__ = [name for module in _FILES for name in module.__all__]

@@ -83,5 +83,6 @@ def linear_batch_norm(input: Tensor, weight: Tensor, bias: Tensor | None,
                      gamma, beta, True, eps)
     if not input.shape[0] or not weight.shape[0]:
         running_mean = running_var = None
-    return norm.moving(_linear_batch_norm, (input, weight, gamma, beta, bias), running_mean,
-                       running_var, momentum, eps=eps, activation=activation)
+    y: Tensor = norm.moving(_linear_batch_norm, (input, weight, gamma, beta, bias), running_mean,
+                            running_var, momentum, eps=eps, activation=activation)
+    return y

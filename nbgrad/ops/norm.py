@@ -11,6 +11,7 @@ import numpy as np
 from nbgrad.autograd import OPS, Tensor, bump, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import rsqrt
+from nbgrad.ops.moments import Moments
 from nbgrad.ops.reduce import mean as mean_of, sum
 from nbgrad.ops.shape import checked, reshape
 
@@ -29,28 +30,29 @@ def _per_channel(t: Any, x: Tensor) -> Any:
 
 def _batch_formula(x: Tensor, gamma: Tensor | None, beta: Tensor | None,
                    residual: Tensor | None = None, /, *, eps: float, relu: bool = False,
-                   running: Any = None) -> Any:
+                   running: Any = None, statistics: bool = False) -> Any:
     """y = γ x̂ + β [+ residual], not below 0 with relu;  x̂ = (x − μ) / √(σ² + ε);  μ and σ² of x
     over every axis but 1.
 
     ∂β = Σ g      ∂γ = Σ g x̂      ∂x = γ/σ (g − ∂β/m − x̂ ∂γ/m)      ∂residual = g,
     g = ∂y, with relu where y > 0;   m = N·|S|.      Ioffe & Szegedy 2015
     """
-    y, mean, _, invstd = kernels(x).batch_norm(x.data, data(gamma), data(beta), data(residual),
-                                               eps=eps, relu=relu, running=running)
+    y, mean, var, invstd = kernels(x).batch_norm(x.data, data(gamma), data(beta), data(residual),
+                                                 eps=eps, relu=relu, running=running)
+    told = (mean, var) if statistics else ()
     if relu and residual is not None:
         return y, lambda dy, y: batch_norm_backward(dy, x, gamma, None, y, mean=mean, invstd=invstd,
-                                                    eps=eps, relu=True)
+                                                    eps=eps, relu=True), *told
     if relu:
         def vjp(dy: Tensor) -> Any:
             return (*batch_norm_backward(dy, x, gamma, beta, None, mean=mean, invstd=invstd,
                                          eps=eps, relu=True), None)
         vjp.remake = lambda: kernels(x).batch_norm_elemt(  # type: ignore[attr-defined]
             x.data, data(gamma), data(beta), mean, invstd, relu=True)
-        return y, vjp
+        return y, vjp, *told
     added = residual is not None
     return y, lambda dy: (*batch_norm_backward(dy, x, gamma, None, None, mean=mean, invstd=invstd,
-                                               eps=eps), dy if added else None)
+                                               eps=eps), dy if added else None), *told
 
 
 _batch_norm = op(name="batch_norm", method=False)(_batch_formula)
@@ -132,13 +134,14 @@ def batch_norm_inference_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /
 def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
                weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
                momentum: float = 0.1, eps: float = 1e-5, *, residual: Tensor | None = None,
-               activation: str | None = None) -> Tensor:
+               activation: str | None = None, return_moments: bool = False) -> Any:
     """y = γ (x − μ) / √(σ² + ε) + β per channel.      x: (N, C, *)   weight γ, bias β: (C,)
 
     Training: μ and (biased) σ² of this batch; the running arrays, where given, move in place by
     ``momentum`` towards μ and the unbiased variance. Evaluation: the running arrays. Beyond
     PyTorch's arguments: ``residual``, of x's shape and dtype, is added, and ``activation="relu"``
-    clips the sum at 0, both in the same pass over memory.
+    clips the sum at 0, both in the same pass over memory; ``return_moments`` (training only): also
+    the batch's ``Moments``.
 
     Keeps x, γ, μ, 1/σ; with relu also β, or with both y. Raises ValueError for one value per
     channel in training and for sizes that do not fit.
@@ -150,6 +153,10 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
     if residual is not None or activation is not None:
         _check_fused(input, residual, activation)
     settings = {} if activation is None else {"relu": True}
+    if return_moments:
+        if not training:
+            raise ValueError("batch_norm: return_moments needs training=True")
+        settings["statistics"] = True
     if not training:
         assert running_mean is not None
         assert running_var is not None
@@ -157,25 +164,30 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
         with np.errstate(all="ignore"):
             invstd = 1 / np.sqrt(running_var.data.astype(np.float64) + eps)
         infer = _batch_norm_inference_relu if settings else batch_norm_inference
-        return infer(input, weight, bias, residual, mean=mu, invstd=invstd, **settings)  # type: ignore[no-any-return]
+        return infer(input, weight, bias, residual, mean=mu, invstd=invstd, **settings)
     train = _batch_norm_add_relu if settings and residual is not None else _batch_norm
     if not input.data.size:
         running_mean = running_var = None
-    return moving(train, (input, weight, bias, residual), running_mean, running_var, momentum,
-                  eps=eps, **settings)
+    out = moving(train, (input, weight, bias, residual), running_mean, running_var, momentum,
+                 eps=eps, **settings)
+    if not return_moments:
+        return out
+    count = np.full(input.shape[1], float(input.data.size // max(input.shape[1], 1)))
+    return out[0], Moments(count, out[1].data, out[2].data * count)
 
 
 def moving(train: Any, inputs: Any, mean: Tensor | None, var: Tensor | None, momentum: float,
-           **settings: Any) -> Tensor:
+           **settings: Any) -> Any:
     """train(*inputs), whose kernel also moves the running arrays, where there are any."""
     if mean is None or var is None:
-        return train(*inputs, **settings)  # type: ignore[no-any-return]
-    y = train(*inputs, running=(mean.data, var.data, momentum), **settings)
-    if y.grad_fn is not None:
-        del y.grad_fn.settings["running"]        # what the graph keeps and shows is the function
+        return train(*inputs, **settings)
+    out = train(*inputs, running=(mean.data, var.data, momentum), **settings)
+    node = (out[0] if type(out) is tuple else out).grad_fn
+    if node is not None:
+        del node.settings["running"]             # what the graph keeps and shows is the function
     bump(mean)
     bump(var)
-    return y  # type: ignore[no-any-return]
+    return out
 
 
 def _check_fused(x: Tensor, residual: Tensor | None, activation: str | None) -> None:

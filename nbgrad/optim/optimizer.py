@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, enable_grad
+from nbgrad.nn.statistics import step_taken
 
 __all__ = ["Optimizer", "Params"]
 
@@ -96,6 +97,7 @@ class Optimizer:
         self._check_step()
         for group in self.param_groups:
             self._update(group)
+        step_taken()
         return loss
 
     def _check_step(self) -> None:

@@ -1,0 +1,294 @@
+"""Batch normalization: which statistics normalize, and how they are averaged."""
+
+# mypy: no-warn-return-any
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nbgrad import ops
+from nbgrad.autograd import Tensor, as_tensor, bump
+from nbgrad.ops import Moments
+
+from . import init
+from .norm import Normalization, check_eps
+from .parameter import Parameter, check_sizes
+from .statistics import PRESETS, Average, current_step
+
+__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+
+STATISTICS = ("batch", "running", "frozen", "population", "prediction")
+UPDATES = ("forward", "step")
+ON_NONFINITE = ("propagate", "skip_update", "raise")
+
+
+class _BatchNorm(Normalization):
+    """y = gamma (x − mean) / √(var + eps) + beta, per channel C.      Ioffe & Szegedy 2015
+
+    x: {shape}.  Training: mean and biased var of this batch, and the running ones move by
+    ``momentum`` towards them (var unbiased), or, with ``momentum=None``, become the average of all
+    batches. Evaluation: the running ones, or the batch's without ``track_running_stats``.
+
+    Beyond PyTorch's arguments:
+
+    statistics: which mean and var normalize, in training / in evaluation:
+      "batch": the batch's / the running ones;
+      "running": the running ones, as constants, which the batch then moves / the running ones;
+      "frozen": the running ones, which nothing moves / the running ones;
+      "population": the batch's / those that ``nbgrad.train.update_bn`` found over a data set;
+      "prediction": the batch's / the batch's (Nado et al. 2020).
+    average: ``Exponential(decay)``, ``DebiasedExponential(decay)`` or ``Cumulative()`` instead of
+      ``momentum``.
+    correction: the running var is M2 / (count − correction); 1 as in PyTorch, 0 as in Keras.
+    like: "torch" or "keras" sets eps, average and correction as there.
+    update: "step": the batches between two steps of an optimizer count as one, so that gradient
+      accumulation and recomputed activations do not count twice; "forward": each batch counts.
+    on_nonfinite: of a batch whose mean or var is NaN or infinite in some channels, "propagate" it
+      into their running values, "skip_update" of those channels, or "raise" FloatingPointError.
+
+    Calls take ``mask``: weights w ≥ 0 of samples or positions, (N, *S) or what broadcasts against
+    (N, 1, *S); what has weight 0 does not count, and y is 0 there.
+
+    Buffers: running_mean, running_var, num_batches_tracked (int64; state dicts without it load).
+    Raises ValueError for a wrong number of dimensions, a wrong C, or one value per channel in
+    training, and, at construction, for bad values and words.
+    """
+
+    weight: Parameter | None
+    bias: Parameter | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+    average: Average | None
+    _optional_state = ("num_batches_tracked",)
+    _ndims: tuple[int, ...]
+    workers: ops.Workers | None = None
+    _pending: tuple[int, Moments, tuple[Any, Any, int]] | None = None
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
+                 affine: bool = True, track_running_stats: bool = True, *, bias: bool = True,
+                 statistics: str = "batch", average: Average | None = None, correction: int = 1,
+                 like: str | None = None, update: str = "forward", on_nonfinite: str = "propagate",
+                 dtype: Any = np.float32) -> None:
+        super().__init__()
+        check_sizes(type(self).__name__, num_features=num_features)
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.affine, self.track_running_stats = affine, track_running_stats
+        self.statistics, self.average, self.correction = statistics, average, correction
+        self.update, self.on_nonfinite = update, on_nonfinite
+        if like is not None:
+            self._imitate(like)
+        check_eps(self, self.eps)
+        self._check_words()
+        C, track = num_features, track_running_stats
+        self.register_parameter("weight", Parameter(np.empty(C, dtype)) if affine else None)
+        self.register_parameter("bias", Parameter(np.empty(C, dtype)) if affine and bias else None)
+        self.register_buffer("running_mean", as_tensor(np.empty(C, dtype)) if track else None)
+        self.register_buffer("running_var", as_tensor(np.empty(C, dtype)) if track else None)
+        self.register_buffer("num_batches_tracked",
+                             as_tensor(np.zeros((), np.int64)) if track else None)
+        self.reset_parameters()
+
+    def _imitate(self, like: str) -> None:
+        owner = type(self).__name__
+        if like not in PRESETS:
+            raise ValueError(f"{owner}: expected like to be one of {', '.join(PRESETS)}, "
+                             f"got {like!r}")
+        own = self.eps, self.momentum, self.average, self.correction
+        if own != (1e-5, 0.1, None, 1):
+            raise ValueError(f"{owner}: like={like!r} sets eps, average and correction: give "
+                             "either it or them")
+        for name, value in PRESETS[like].items():
+            setattr(self, name, value)
+
+    def _check_words(self) -> None:
+        owner = type(self).__name__
+        for name, words in (("statistics", STATISTICS), ("update", UPDATES),
+                            ("on_nonfinite", ON_NONFINITE)):
+            if getattr(self, name) not in words:
+                raise ValueError(f"{owner}: expected {name} to be one of {', '.join(words)}, "
+                                 f"got {getattr(self, name)!r}")
+        if self.correction not in (0, 1):
+            raise ValueError(f"{owner}: expected correction to be 0 or 1, got {self.correction!r}")
+        if self.statistics in ("running", "frozen", "population") and not self.track_running_stats:
+            raise ValueError(f"{owner}: statistics={self.statistics!r} needs "
+                             "track_running_stats=True")
+
+    def reset_running_stats(self) -> None:
+        """mean 0, var 1, no batches."""
+        self._pending = None
+        if self.running_mean is not None and self.running_var is not None:
+            init.zeros_(self.running_mean)
+            init.ones_(self.running_var)
+        if self.num_batches_tracked is not None:
+            init.zeros_(self.num_batches_tracked)
+
+    def reset_parameters(self) -> None:
+        """gamma 1, beta 0, and ``reset_running_stats``."""
+        self.reset_running_stats()
+        if self.weight is not None:
+            init.ones_(self.weight)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+    # ------------------------------------------------------------------------------------ forward
+
+    def forward(self, x: Tensor, *, residual: Tensor | None = None, activation: str | None = None,
+                mask: Any = None) -> Tensor:
+        """With ``residual`` and ``activation="relu"``: max(y + residual, 0), in one kernel."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{type(self).__name__}: expected a Tensor, got {type(x).__name__}")
+        if x.ndim not in self._ndims:
+            expected = " or ".join(f"{n}D" for n in self._ndims)
+            raise ValueError(f"expected {expected} input (got {x.ndim}D input)")
+        if mask is not None or not self._is_plain():
+            return self._forward(x, residual, activation, mask)
+        mean, var = self._running()
+        y = ops.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps,
+                           training=self.training or self.running_mean is None,
+                           momentum=self._momentum(), residual=residual, activation=activation)
+        self._count()
+        return y
+
+    def _is_plain(self) -> bool:
+        """Whether the kernel that normalizes also does all that happens to the statistics."""
+        return (self.statistics == "batch" and self.correction == 1 and self.update == "forward"
+                and self.on_nonfinite == "propagate" and self.workers is None)
+
+    def _forward(self, x: Tensor, residual: Tensor | None, activation: str | None,
+                 mask: Any) -> Tensor:
+        by_batch, moves = self._policy()
+        if by_batch:
+            y, batch = self._by_batch(x, residual, activation, mask)
+            if moves:
+                self._collect(batch)
+            return y
+        y = ops.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
+                           eps=self.eps, residual=residual, activation=activation)
+        if moves:
+            self._collect(ops.moments(x, mask=mask))
+        return y
+
+    def _policy(self) -> tuple[bool, bool]:
+        """Whether the batch's statistics normalize, and whether they move the running ones."""
+        word, tracked = self.statistics, self.track_running_stats
+        if self.training:
+            return word in ("batch", "population", "prediction"), (
+                tracked and word not in ("frozen", "population"))
+        if word == "population" and not self.num_batches_tracked.data:  # type: ignore[union-attr]
+            raise RuntimeError(f"{type(self).__name__}: evaluation needs the statistics of the "
+                               "population: call nbgrad.train.update_bn(model, loader) first")
+        return word == "prediction" or self.running_mean is None, False
+
+    def _by_batch(self, x: Tensor, residual: Tensor | None, activation: str | None,
+                  mask: Any) -> tuple[Tensor, Moments]:
+        if mask is None and self.workers is None:
+            return ops.batch_norm(x, None, None, self.weight, self.bias, True, eps=self.eps,
+                                  residual=residual, activation=activation, return_moments=True)
+        y, batch = ops.weighted_batch_norm(x, self.weight, self.bias, self.eps, mask=mask,
+                                           workers=self.workers)
+        y = y if residual is None else y + residual
+        return (ops.relu(y) if activation == "relu" else y), batch
+
+    # ------------------------------------------------------------------------------------ running
+
+    def _collect(self, batch: Moments) -> None:
+        """Move the running statistics towards those of a batch."""
+        mean, var, tracked = self.running_mean, self.running_var, self.num_batches_tracked
+        assert mean is not None
+        assert var is not None
+        assert tracked is not None
+        now, t = (mean.data, var.data), int(tracked.data)
+        if self.update == "step":
+            step = current_step()
+            if self._pending is not None and self._pending[0] == step:
+                _, before, start = self._pending
+                batch, now, t = before.merge(batch), start[:2], start[2]
+            else:
+                start = now[0].copy(), now[1].copy(), t
+            self._pending = step, batch, start
+        moved = self._moved(now, batch, t + 1)
+        mean.data[...], var.data[...] = moved
+        tracked.data[...] = t + 1
+        bump(mean)
+        bump(var)
+
+    def _moved(self, now: Any, batch: Moments, t: int) -> tuple[Any, Any]:
+        m, found = self._momentum(t), (batch.mean, batch.var(self.correction))
+        with np.errstate(all="ignore"):
+            moved = tuple((1 - m) * a + m * b for a, b in zip(now, found))
+        bad = ~(np.isfinite(found[0]) & np.isfinite(found[1])) & (batch.count > self.correction)
+        if self.on_nonfinite == "raise" and bad.any():
+            where = ", ".join(map(str, np.flatnonzero(bad)[:8]))
+            raise FloatingPointError(f"{type(self).__name__}: the batch's mean or variance is not "
+                                     f"finite in channels {where}; the running ones are unchanged")
+        skip = batch.count <= self.correction              # of nothing, or one value, no variance
+        if self.on_nonfinite == "skip_update":
+            skip = skip | bad
+        return tuple(np.where(skip, a, b) for a, b in zip(now, moved))
+
+    def _running(self) -> tuple[Tensor | None, Tensor | None]:
+        """The running statistics that this call reads or moves."""
+        if self.training and not self.track_running_stats:
+            return None, None
+        return self.running_mean, self.running_var
+
+    def _momentum(self, t: int | None = None) -> float:
+        """Of the t-th batch; without t, of the next."""
+        if self.average is None and self.momentum is not None:
+            return self.momentum
+        tracked = self.num_batches_tracked
+        if not (self.training and self.track_running_stats and tracked is not None):
+            return 0.0
+        t = int(tracked.data) + 1 if t is None else t
+        return 1.0 / t if self.average is None else self.average.momentum(t)
+
+    def _count(self) -> None:
+        """After the op, so that a rejected batch is not counted."""
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.data += 1
+
+    # ------------------------------------------------------------------------------------- fusion
+
+    def follows(self, x: Any, linear: Any) -> bool:
+        """Whether ``of_linear`` says what this module would say of linear(x)."""
+        return (self.training and isinstance(x, Tensor) and x.ndim == 2 and 2 in self._ndims
+                and self._is_plain())
+
+    def of_linear(self, x: Tensor, linear: Any, activation: str | None) -> Tensor:
+        """activation(self(linear(x))) as one op."""
+        mean, var = self._running()
+        y = ops.linear_batch_norm(x, linear.weight, linear.bias, mean, var, self.weight, self.bias,
+                                  self._momentum(), self.eps, activation)
+        self._count()
+        return y
+
+    def extra_repr(self) -> str:
+        text = (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
+                f"affine={self.affine}, bias={self.bias is not None}, "
+                f"track_running_stats={self.track_running_stats}")
+        more = {"average": None, "statistics": "batch", "correction": 1, "update": "forward",
+                "on_nonfinite": "propagate"}
+        return text + "".join(f", {name}={getattr(self, name)!r}" for name, usual in more.items()
+                              if getattr(self, name) != usual)
+
+
+def _documented(shape: str) -> str:
+    return (_BatchNorm.__doc__ or "").replace("{shape}", shape)
+
+
+class BatchNorm1d(_BatchNorm):
+    __doc__ = _documented("(N, C) or (N, C, L)")
+    _ndims = (2, 3)
+
+
+class BatchNorm2d(_BatchNorm):
+    __doc__ = _documented("(N, C, H, W)")
+    _ndims = (4,)
+
+
+class BatchNorm3d(_BatchNorm):
+    __doc__ = _documented("(N, C, D, H, W)")
+    _ndims = (5,)

@@ -1,0 +1,128 @@
+"""Batch norm of part of the values, or of several workers' values: one op over moments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nbgrad.autograd import Tensor, as_tensor, composition, op
+from nbgrad.backend import kernels
+from nbgrad.ops.elementwise import rsqrt
+from nbgrad.ops.moments import Moments, Workers, moments, weights
+from nbgrad.ops.norm import check_batch, data
+from nbgrad.ops.reduce import sum
+from nbgrad.ops.shape import checked, reshape
+
+__all__ = ["weighted_batch_norm"]
+
+
+@op(method=False)
+def sum_over_workers(x: Tensor, /, *, workers: Workers) -> Any:
+    """y = Σ over the workers of their x, the same for each.   ∂x = Σ over the workers of their ∂y
+    """
+    return workers.sum(x.data)[0], (lambda dy: sum_over_workers(dy, workers=workers),)
+
+
+@op(name="weighted_batch_norm", method=False)
+def _weighted(x: Tensor, gamma: Tensor | None, beta: Tensor | None, /, *, eps: float,
+              w: Any = None, workers: Workers | None = None) -> Any:
+    """y = γ x̂ + β where w > 0, else 0;  x̂ = (x − μ)/√(σ² + ε), μ and σ² weighted by w, of all
+    workers.
+
+    ∂x = γ/σ (∂y − w/W (Σ∂y + x̂ Σ∂y x̂)), sums and W = Σw over all workers;   ∂γ = Σ ∂y x̂ and
+    ∂β = Σ ∂y over the own x.
+    """
+    own = moments(x, mask=w)
+    total = own if workers is None else workers.merge(own)
+    with np.errstate(all="ignore"):
+        invstd = 1 / np.sqrt(np.where(total.count > 0, total.var(), 0.0) + eps)
+    y = kernels(x).batch_norm_elemt(_there(x.data, w), data(gamma), data(beta), total.mean, invstd)
+    return (_there(y, w), lambda dy: weighted_batch_norm_backward(
+        dy, x, gamma, count=total.count, mean=total.mean, invstd=invstd, eps=eps, w=w,
+        workers=workers), *total)
+
+
+@op(method=False)
+def weighted_batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, *, count: Any,
+                                 mean: Any, invstd: Any, eps: float, w: Any = None,
+                                 workers: Workers | None = None) -> Any:
+    """∂x, ∂γ and ∂β of weighted_batch_norm."""
+    k, d, at = kernels(dy), _there(dy.data, w), _there(x.data, w)
+    own = k.batch_norm_backward_reduce(d, at, mean, invstd)
+    s, sx = own if workers is None else workers.sum(*own)
+    if w is None:
+        share = x.data.size / x.data.shape[1] / count
+        dx = k.batch_norm_backward_elemt(d, at, data(gamma), mean, invstd, s * share, sx * share)
+    else:
+        dx = _there(_dx(d, at, gamma, count, mean, invstd, w, s, sx), w)
+
+    def again(dy: Tensor, x: Tensor, gamma: Tensor | None) -> tuple[Tensor, ...]:
+        return _backward_in_ops(dy, x, gamma, count, eps, w, workers)
+    return ((dx, own[1].astype(dx.dtype), own[0].astype(dx.dtype)),
+            composition(again, dy, x, gamma))
+
+
+def _there(x: Any, w: Any) -> Any:
+    """x, and 0 where the weight is."""
+    return x if w is None else np.where(w > 0, x, np.zeros((), x.dtype))
+
+
+def _dx(dy: Any, x: Any, gamma: Any, count: Any, mean: Any, invstd: Any, w: Any, s: Any,
+        sx: Any) -> Any:
+    def keep(a: Any) -> Any:
+        return np.asarray(a).reshape(1, -1, *[1] * (x.ndim - 2))
+    scale = invstd if gamma is None else invstd * gamma.data
+    with np.errstate(all="ignore"):
+        xhat = (x - keep(mean)) * keep(invstd)
+        share = w / keep(np.where(count > 0, count, 1.0))
+        return (keep(scale) * (dy - share * (keep(s) + xhat * keep(sx)))).astype(x.dtype)
+
+
+def _backward_in_ops(dy: Tensor, x: Tensor, gamma: Tensor | None, count: Any, eps: float, w: Any,
+                     workers: Workers | None) -> tuple[Tensor, ...]:
+    axes, per_channel = (0, *range(2, x.ndim)), (1, -1) + (1,) * (x.ndim - 2)
+
+    def everywhere(a: Tensor) -> Tensor:
+        return a if workers is None else sum_over_workers(a, workers=workers)
+
+    def constant(a: Any) -> Tensor:
+        return as_tensor(np.asarray(a, x.dtype))
+    share = constant(np.where(count > 0, 1 / np.maximum(count, 1e-300), 0).reshape(per_channel))
+    if w is not None:
+        share = share * constant(w)
+        there = constant(np.broadcast_to(w > 0, x.shape))
+        x, dy = x * there, dy * there
+    xc = x - everywhere(sum(x * share, axes, True))
+    invstd = rsqrt(everywhere(sum(xc * xc * share, axes, True)) + eps)
+    xhat = xc * invstd
+    own, own_x = sum(dy, axes, True), sum(dy * xhat, axes, True)
+    dx = invstd * (dy - share * (everywhere(own) + xhat * everywhere(own_x)))
+    if gamma is not None:
+        dx = dx * reshape(gamma, per_channel)
+    return (dx if w is None else dx * there, reshape(own_x, (-1,)), reshape(own, (-1,)))
+
+
+def weighted_batch_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
+                        eps: float = 1e-5, *, mask: Any = None,
+                        workers: Workers | None = None) -> tuple[Tensor, Moments]:
+    """Batch norm in training over part of the values, or over several workers' values: y, and the
+    moments that it normalized by.
+
+    x: (N, C, *S)   γ ``weight``, β ``bias``: (C,)   mask: weights w ≥ 0 or booleans, (N, *S) or
+    what broadcasts against (N, 1, *S). What has weight 0 is not there: y = 0 and ∂x = 0, whatever x
+    is. workers: see ``Workers``; ∂γ and ∂β are those of the own x. Keeps x, γ, w, μ, 1/σ.
+
+    Raises ValueError for one value or weight per channel over all workers, and for masks and sizes
+    that do not fit.
+    """
+    x = checked(input, "weighted_batch_norm")
+    # how many values there are is known when those of all workers are counted
+    check_batch((2, *x.shape[1:]), x.dtype, None, None, weight, bias, True, eps)
+    w = None if mask is None else weights(mask, x.shape)
+    y, *found = _weighted(x, weight, bias, eps=eps, w=w, workers=workers)
+    total = Moments(*(a.data for a in found))
+    if (total.count == 1).any():
+        raise ValueError("Expected more than 1 value per channel when training, got input size "
+                         f"{list(x.shape)}" + ("" if w is None else " with one value in the mask"))
+    return y, total

@@ -1,0 +1,288 @@
+"""Moments, how they merge, and the policies of batch-norm layers over them."""
+
+import threading
+
+import numpy as np
+import pytest
+
+import nbgrad
+from nbgrad import nn, ops, optim
+from nbgrad.ops import Moments, moments
+from nbgrad.testing import gradcheck
+
+rng = np.random.default_rng(11)
+
+
+def tensor(*shape, dtype=np.float64, grad=False):
+    return nbgrad.tensor(rng.standard_normal(shape).astype(dtype), requires_grad=grad)
+
+
+def same(a, b, rtol=1e-12, atol=1e-12):
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
+
+
+def on_each(n, work):
+    """work(rank) in n threads; their results, by rank. An error in one is raised here."""
+    found, errors = [None] * n, []
+
+    def run(i):
+        try:
+            found[i] = work(i)
+        except Exception as e:
+            errors.append(e)
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(n)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(120)
+    if errors:
+        raise errors[0]
+    return found
+
+
+# ------------------------------------------------------------------------------------------ moments
+
+@pytest.mark.parametrize("offset", [0, 1e4, 1e7])
+def test_parts_in_any_split_merge_to_the_whole(offset):
+    x = rng.standard_normal((40, 3, 2, 2)) + offset
+    parts = np.split(x, [0, 1, 7, 7, 30])
+    first, *others = map(moments, parts)
+    whole = first.merge(*others)
+    np.testing.assert_array_equal(whole.count, 160)
+    np.testing.assert_allclose(whole.mean, x.mean((0, 2, 3)), rtol=1e-14)
+    np.testing.assert_allclose(whole.var(), x.var((0, 2, 3)), rtol=1e-8)      # of x: 1e-9 at 1e7
+    np.testing.assert_allclose(whole.var(1), x.var((0, 2, 3), ddof=1), rtol=1e-8)
+
+
+def test_an_empty_part_far_from_the_rest_changes_nothing():
+    x = moments(rng.standard_normal((5, 2)) + 1e300)
+    for merged in (x.merge(moments(np.zeros((0, 2)))), moments(np.zeros((0, 2))).merge(x)):
+        for a, b in zip(merged, x):
+            np.testing.assert_array_equal(a, b)
+    assert np.isnan(moments(np.zeros((0, 2))).var()).all()
+    assert np.isnan(moments(np.ones((1, 2))).var(1)).all()
+
+
+def test_ghosts_and_groups_are_the_moments_of_slices():
+    x = rng.standard_normal((7, 6, 3))
+    ghosts = moments(x, ghost_size=3)
+    assert ghosts.count.shape == (3, 6)
+    same(Moments(*(a[2] for a in ghosts)), moments(x[6:]))
+    same(ghosts.over(0), moments(x))
+    groups = moments(x, groups=2)
+    assert groups.mean.shape == (7, 2)
+    np.testing.assert_allclose(groups.mean[4, 1], x[4, 3:].mean())
+    np.testing.assert_allclose(groups.var()[4, 1], x[4, 3:].var())
+
+
+def test_weights_count_as_repetitions_and_zero_is_not_looked_at():
+    x = rng.standard_normal((5, 2, 3))
+    w = rng.integers(0, 3, (5, 3)).astype(float)
+    repeated = np.repeat(x.transpose(0, 2, 1).reshape(15, 2), w.reshape(-1).astype(int), axis=0)
+    same(moments(x, mask=w), moments(repeated))
+    x[w[:, None].repeat(2, 1) == 0] = np.nan
+    same(moments(x, mask=w), moments(repeated))
+    same(moments(x, mask=w, groups=1).over(0), Moments(*(
+        np.asarray([a]) for a in (2 * w.sum(), repeated.mean(), repeated.var() * repeated.size))))
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"mask": np.ones((4, 3))}, "broadcasts against"), ({"mask": -np.ones(5)}, "not negative"),
+    ({"mask": np.full(5, np.nan)}, "not negative"), ({"groups": 4}, "divide the 6 channels"),
+    ({"ghost_size": 0}, "at least 1"), ({"groups": 2, "ghost_size": 2}, "no ghost")])
+def test_bad_arguments_of_moments(settings, said):
+    with pytest.raises(ValueError, match=said):
+        moments(np.ones((5, 6)), **settings)
+
+
+# ------------------------------------------------------------------------------ weighted batch norm
+
+def test_without_mask_and_workers_it_is_batch_norm():
+    x, g, b = tensor(6, 3, 2, 2, grad=True), tensor(3, grad=True), tensor(3, grad=True)
+    dy = tensor(*x.shape)
+    y, found = ops.weighted_batch_norm(x, g, b)
+    want, told = ops.batch_norm(x, None, None, g, b, True, return_moments=True)
+    same([y.data, *found], [want.data, *told])
+    same([d.data for d in nbgrad.grad(y, (x, g, b), dy)],
+         [d.data for d in nbgrad.grad(want, (x, g, b), dy)])
+
+
+@pytest.mark.parametrize("mask", [(np.arange(24).reshape(6, 2, 2) % 3 > 0),
+                                  rng.uniform(0.2, 2, (6, 1, 2, 2)), np.array([1, 0, 1, 1, 0, 1])])
+def test_gradients_with_a_mask(mask):
+    inputs = tensor(6, 3, 2, 2, grad=True), tensor(3, grad=True), tensor(3, grad=True)
+    assert gradcheck(lambda *xs: ops.weighted_batch_norm(*xs, mask=mask)[0], inputs, order=3)
+
+
+def test_what_is_masked_out_is_not_there():
+    x, w = rng.standard_normal((6, 3)), np.array([1, 1, 0, 1, 0, 1], bool)
+    bad = x.copy()
+    bad[~w] = np.nan
+    t, g = nbgrad.tensor(bad, requires_grad=True), tensor(3, grad=True)
+    y, _ = ops.weighted_batch_norm(t, g, mask=w)
+    want = ops.batch_norm(nbgrad.tensor(x[w]), None, None, g, None, True)
+    np.testing.assert_allclose(y.data[w], want.data, rtol=1e-12)
+    np.testing.assert_array_equal(y.data[~w], 0)
+    dx, dg = nbgrad.grad(y.sum() * 3 + (y * y * y).sum(), (t, g))
+    np.testing.assert_array_equal(dx.data[~w], 0)
+    assert np.isfinite(dx.data).all()
+    assert np.isfinite(dg.data).all()
+
+
+@pytest.mark.parametrize("cuts", [[4], [1, 5], [0, 3, 3, 7]])
+@pytest.mark.parametrize("masked", [False, True])
+def test_workers_compute_what_one_process_does(cuts, masked):
+    """Equal, unequal and empty parts: values, gradients, and gradients of gradients."""
+    x, dy, ddx = rng.standard_normal((3, 8, 3, 2))
+    g, mask = rng.standard_normal(3), rng.integers(0, 2, (8, 2)) if masked else None
+
+    def work(x, dy, ddx, mask, workers):
+        x, gamma = nbgrad.tensor(x, requires_grad=True), nbgrad.tensor(g, requires_grad=True)
+        y, found = ops.weighted_batch_norm(x, gamma, None, mask=mask, workers=workers)
+        dx, dg = nbgrad.grad(y, (x, gamma), nbgrad.tensor(dy), create_graph=True)
+        second = nbgrad.grad(dx, (x, gamma), nbgrad.tensor(ddx))
+        return [y.data, dx.data, second[0].data], [dg.data, second[1].data], found
+    want = work(x, dy, ddx, mask, None)
+    n = len(cuts) + 1
+    group = nn.InProcess(n, timeout=60)
+    parts = [np.split(a, cuts) if a is not None else [None] * n for a in (x, dy, ddx, mask)]
+    found = on_each(n, lambda i: work(*(p[i] for p in parts), group.rank(i)))
+    for j in range(3):
+        np.testing.assert_allclose(np.concatenate([f[0][j] for f in found]), want[0][j],
+                                   rtol=1e-9, atol=1e-11)
+    for j in range(2):
+        np.testing.assert_allclose(sum(f[1][j] for f in found), want[1][j], rtol=1e-9, atol=1e-11)
+    for f in found:
+        same(f[2], want[2])
+
+
+def test_a_worker_that_does_not_come_is_an_error_not_a_hang():
+    with pytest.raises(RuntimeError, match="not all of 2 workers"):
+        ops.weighted_batch_norm(tensor(4, 3), workers=nn.InProcess(2, timeout=0.1).rank(0))
+
+
+# ----------------------------------------------------------------------------------------- policies
+
+def test_averages_are_the_weighted_means_they_say():
+    values, decay = rng.standard_normal(6), 0.8
+    for average, weights in ((nn.Cumulative(), np.ones(6)),
+                             (nn.DebiasedExponential(decay), decay ** np.arange(5, -1, -1.0))):
+        running = 0.0
+        for t, value in enumerate(values, 1):
+            running += average.momentum(t) * (value - running)
+        assert running == pytest.approx((weights * values).sum() / weights.sum(), rel=1e-12)
+    with pytest.raises(ValueError, match="decay must be"):
+        nn.Exponential(1.0)
+
+
+@pytest.mark.parametrize("average", [nn.Exponential(0.75), nn.DebiasedExponential(0.75),
+                                     nn.Cumulative()])
+@pytest.mark.parametrize("settings", [{}, {"correction": 0}, {"on_nonfinite": "raise"}])
+def test_running_statistics_follow_the_average_and_the_correction(average, settings):
+    layer = nn.BatchNorm1d(3, average=average, dtype=np.float64, **settings)
+    mean, var = np.zeros(3), np.ones(3)
+    for t in range(1, 5):
+        x, m = rng.standard_normal((5, 3)) + t, average.momentum(t)
+        layer(nbgrad.tensor(x))
+        mean = (1 - m) * mean + m * x.mean(0)
+        var = (1 - m) * var + m * x.var(0, ddof=settings.get("correction", 1))
+    same((layer.running_mean.data, layer.running_var.data), (mean, var))
+    assert layer.num_batches_tracked.item() == 4
+
+
+def test_presets_say_what_they_set():
+    keras, torch = nn.BatchNorm2d(4, like="keras"), nn.BatchNorm2d(4, like="torch")
+    assert (keras.eps, keras.average, keras.correction) == (1e-3, nn.Exponential(0.99), 0)
+    assert (torch.eps, torch.average, torch.correction) == (1e-5, nn.Exponential(0.9), 1)
+    assert "average=Exponential(decay=0.99), correction=0" in repr(keras)
+    with pytest.raises(ValueError, match="either it or them"):
+        nn.BatchNorm2d(4, eps=1e-4, like="keras")
+    with pytest.raises(ValueError, match="like to be one of torch, keras"):
+        nn.BatchNorm2d(4, like="jax")
+
+
+@pytest.mark.parametrize(("word", "training", "evaluation", "moves"), [
+    ("batch", "batch", "running", True), ("running", "running", "running", True),
+    ("frozen", "running", "running", False), ("prediction", "batch", "batch", True)])
+def test_which_statistics_normalize(word, training, evaluation, moves):
+    layer = nn.BatchNorm1d(3, statistics=word, dtype=np.float64)
+    layer.running_mean.data[:], layer.running_var.data[:] = [1, 2, 3], [4, 5, 6]
+    x = rng.standard_normal((6, 3))
+    by = {"batch": (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5),
+          "running": (x - [1, 2, 3]) / np.sqrt(np.array([4, 5, 6]) + 1e-5)}
+    np.testing.assert_allclose(layer.eval()(nbgrad.tensor(x)).data, by[evaluation], rtol=1e-9)
+    np.testing.assert_allclose(layer.train()(nbgrad.tensor(x)).data, by[training], rtol=1e-9)
+    want = 0.9 * np.array([1, 2, 3]) + 0.1 * x.mean(0) if moves else [1, 2, 3]
+    np.testing.assert_allclose(layer.running_mean.data, want, rtol=1e-12)
+    assert layer.num_batches_tracked.item() == moves
+
+
+def test_the_population_has_to_be_known_before_evaluation():
+    layer = nn.BatchNorm1d(3, statistics="population")
+    layer(tensor(4, 3, dtype=np.float32))
+    np.testing.assert_array_equal(layer.running_mean.data, 0)
+    with pytest.raises(RuntimeError, match="update_bn"):
+        layer.eval()(tensor(4, 3, dtype=np.float32))
+
+
+def test_batches_between_two_steps_count_as_one():
+    """Four micro-batches give the running statistics, and a recomputed forward those, of one."""
+    x = rng.standard_normal((8, 3))
+    layers = [nn.BatchNorm1d(3, update=update, dtype=np.float64) for update in ("step", "forward")]
+    optimizer = optim.SGD(layers[0].parameters(), lr=0.1)
+    for scale in (1, 5):
+        for part in np.split(x * scale, 4):
+            layers[0](nbgrad.tensor(part))
+        optimizer.step()
+        layers[1](nbgrad.tensor(x * scale))
+    for name, a in layers[0].state_dict().items():
+        np.testing.assert_allclose(a.data, layers[1].state_dict()[name].data, rtol=1e-12)
+    before = layers[0].running_mean.data.copy()
+    twice = [layers[0](nbgrad.tensor(x)) for _ in range(2)]
+    np.testing.assert_array_equal(twice[0].data, twice[1].data)
+    np.testing.assert_allclose(layers[0].running_mean.data, 0.9 * before + 0.1 * x.mean(0))
+
+
+@pytest.mark.parametrize("word", ["propagate", "skip_update", "raise"])
+def test_one_bad_value_touches_its_own_channel_only(word):
+    x = rng.standard_normal((6, 3)).astype(np.float32)
+    clean = nn.BatchNorm1d(3)
+    want = clean(nbgrad.tensor(x))
+    x[2, 1] = np.inf
+    layer = nn.BatchNorm1d(3, on_nonfinite=word)
+    if word == "raise":
+        with pytest.raises(FloatingPointError, match="channels 1"):
+            layer(nbgrad.tensor(x))
+        np.testing.assert_array_equal(layer.running_mean.data, 0)
+        assert layer.num_batches_tracked.item() == 0
+        return
+    y = layer(nbgrad.tensor(x))
+    others = [0, 2]
+    np.testing.assert_array_equal(y.data[:, others], want.data[:, others])
+    assert not np.isfinite(y.data[:, 1]).all()
+    for name in ("running_mean", "running_var"):
+        got, expected = getattr(layer, name).data, getattr(clean, name).data
+        np.testing.assert_allclose(got[others], expected[others], rtol=1e-6)
+        assert np.isfinite(got[1]) == (word == "skip_update")
+    assert layer.running_mean.data[1] == 0 or word == "propagate"
+
+
+def test_a_mask_in_the_layer_moves_by_what_is_there():
+    layer, x = nn.BatchNorm1d(3, dtype=np.float64), rng.standard_normal((4, 3, 5))
+    lengths = np.array([5, 2, 0, 3])
+    mask = np.arange(5) < lengths[:, None]
+    layer(nbgrad.tensor(x), mask=mask)
+    there = x.transpose(0, 2, 1)[mask]
+    np.testing.assert_allclose(layer.running_mean.data, 0.1 * there.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(layer.running_var.data, 0.9 + 0.1 * there.var(0, ddof=1))
+    layer(nbgrad.tensor(x), mask=np.zeros((4, 5)))
+    np.testing.assert_allclose(layer.running_mean.data, 0.1 * there.mean(0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [
+    {"statistics": "median"}, {"update": "epoch"}, {"on_nonfinite": "ignore"}, {"correction": 2},
+    {"statistics": "frozen", "track_running_stats": False}])
+def test_bad_policies_are_refused_at_construction(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        nn.BatchNorm2d(3, **settings)
