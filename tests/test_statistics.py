@@ -1,7 +1,5 @@
 """Moments, how they merge, and the policies of batch-norm layers over them."""
 
-import threading
-
 import numpy as np
 import pytest
 
@@ -20,25 +18,6 @@ def tensor(*shape, dtype=np.float64, grad=False):
 def same(a, b, rtol=1e-12, atol=1e-12):
     for x, y in zip(a, b, strict=True):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=atol)
-
-
-def on_each(n, work):
-    """work(rank) in n threads; their results, by rank. An error in one is raised here."""
-    found, errors = [None] * n, []
-
-    def run(i):
-        try:
-            found[i] = work(i)
-        except Exception as e:
-            errors.append(e)
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(n)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join(120)
-    if errors:
-        raise errors[0]
-    return found
 
 
 # ------------------------------------------------------------------------------------------ moments
@@ -147,7 +126,7 @@ def test_workers_compute_what_one_process_does(cuts, masked):
     n = len(cuts) + 1
     group = nn.InProcess(n, timeout=60)
     parts = [np.split(a, cuts) if a is not None else [None] * n for a in (x, dy, ddx, mask)]
-    found = on_each(n, lambda i: work(*(p[i] for p in parts), group.rank(i)))
+    found = group.run(lambda worker: work(*(p[worker.number] for p in parts), worker))
     for j in range(3):
         np.testing.assert_allclose(np.concatenate([f[0][j] for f in found]), want[0][j],
                                    rtol=1e-9, atol=1e-11)

@@ -13,7 +13,14 @@ from .activation import (
     Softplus,
     Tanh,
 )
-from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .batch_variants import (
+    BatchRenorm,
+    FrozenBatchNorm,
+    GhostBatchNorm,
+    SplitBatchNorm,
+    SyncBatchNorm,
+)
 from .container import ModuleDict, ModuleList, ParameterList, Sequential
 from .conv import Conv2d
 from .dropout import Dropout
@@ -31,8 +38,9 @@ __all__ = [
     "Module", "Parameter", "Sequential", "ModuleList", "ModuleDict", "ParameterList",
     "Linear", "Identity", "Flatten", "Unflatten", "Conv2d",
     "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d",
-    "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "Normalization", "Dropout",
-    "Exponential", "DebiasedExponential", "Cumulative", "InProcess",
+    "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "Normalization",
+    "BatchRenorm", "FrozenBatchNorm", "GhostBatchNorm", "SplitBatchNorm", "SyncBatchNorm",
+    "Exponential", "DebiasedExponential", "Cumulative", "InProcess", "Dropout",
     "ReLU", "LeakyReLU", "ELU", "GELU", "SiLU", "Sigmoid", "Tanh", "Softplus", "Softmax",
     "LogSoftmax",
     "CrossEntropyLoss", "NLLLoss", "MSELoss",

@@ -7,6 +7,8 @@ one is of that form.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -106,8 +108,8 @@ class InProcess:
     For tests, and to see what synchronized batch norm computes. A call that some worker does not
     make within ``timeout`` seconds raises RuntimeError in all.
 
-    >>> InProcess(1).rank(0).sum(np.ones(2))
-    (array([1., 1.]),)
+    >>> InProcess(2).run(lambda worker: worker.sum(np.full(1, 1.0 + worker.number)))
+    [(array([3.]),), (array([3.]),)]
     """
 
     def __init__(self, size: int, timeout: float = 60.0) -> None:
@@ -122,6 +124,12 @@ class InProcess:
         if not 0 <= i < self.size:
             raise ValueError(f"InProcess: rank must be from 0 to {self.size - 1}, got {i}")
         return _Rank(self, i)
+
+    def run(self, work: Callable[[_Rank], Any]) -> list[Any]:
+        """work(worker) in a thread for each; their results by rank. Raises the first error."""
+        with ThreadPoolExecutor(self.size) as pool:
+            futures = [pool.submit(work, self.rank(i)) for i in range(self.size)]
+            return [future.result() for future in futures]
 
     def exchange(self, i: int, own: Any) -> list[Any]:
         """What each worker gave, by rank."""

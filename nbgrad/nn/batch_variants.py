@@ -1,0 +1,196 @@
+"""Batch normalization with other statistics: of ghosts, of several batches, of all workers, pulled
+towards the running ones, or frozen. All take (N, C), (N, C, L), (N, C, H, W) and (N, C, D, H, W).
+"""
+
+# mypy: no-warn-return-any
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nbgrad import ops
+from nbgrad.autograd import Tensor, as_tensor
+from nbgrad.ops import Moments
+
+from .batch_norm import BatchNorm
+from .parameter import check_sizes
+
+__all__ = ["BatchRenorm", "FrozenBatchNorm", "GhostBatchNorm", "SplitBatchNorm", "SyncBatchNorm"]
+
+
+class FrozenBatchNorm(BatchNorm):
+    """y = gamma (x − running_mean) / √(running_var + eps) + beta, in training too; nothing moves.
+
+    For fine-tuning with batches too small for statistics. gamma and beta do not require grad; what
+    ``BatchNorm``'s state dict holds loads into it.
+
+    >>> layer = FrozenBatchNorm(2)
+    >>> layer.weight.requires_grad, layer.statistics
+    (False, 'frozen')
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, **settings: Any) -> None:
+        super().__init__(num_features, eps, statistics="frozen", **settings)
+        self.requires_grad_(False)
+
+
+class SyncBatchNorm(BatchNorm):
+    """Batch norm over the batches of all workers together; gradients are of the sum of their
+    losses.
+
+    ``workers`` (see ``nbgrad.ops.Workers``) merges (count, mean, M2) in the order of ranks in
+    float64, and sums Σ∂y and Σ∂y x̂ in backward, so that unequal and empty parts are right. All
+    workers must call forward and backward in the same order. Without workers: batch norm.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
+                 affine: bool = True, track_running_stats: bool = True,
+                 workers: ops.Workers | None = None, **settings: Any) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, **settings)
+        self.workers = workers
+
+
+class GhostBatchNorm(BatchNorm):
+    """In training, batch norm of each ``ghost_size`` samples for themselves (the last may be
+    fewer).      Hoffer, Hubara & Soudry 2017
+
+    The running statistics move, once a batch, towards the moments of the whole batch, merged from
+    the ghosts'. Evaluation as in batch norm. Raises ValueError for a ghost of one value per
+    channel.
+    """
+
+    def __init__(self, num_features: int, ghost_size: int = 32, eps: float = 1e-5,
+                 momentum: float | None = 0.1, **settings: Any) -> None:
+        super().__init__(num_features, eps, momentum, **settings)
+        check_sizes("GhostBatchNorm", ghost_size=ghost_size)
+        if not ghost_size:
+            raise ValueError("GhostBatchNorm: ghost_size must be at least 1, got 0")
+        self.ghost_size = ghost_size
+
+    def _is_plain(self) -> bool:
+        return not self.training and super()._is_plain()
+
+    def _by_batch(self, x: Tensor, residual: Tensor | None, activation: str | None,
+                  mask: Any) -> tuple[Tensor, Moments]:
+        if mask is not None:
+            raise ValueError("GhostBatchNorm: expected no mask")
+        whole = len(x) - len(x) % self.ghost_size
+        parts = [x] if whole in (0, len(x)) else [x[:whole], x[whole:]]
+        made = [_ghosts(part, self.ghost_size, self.weight, self.bias, self.eps) for part in parts]
+        y = made[0][0] if len(made) == 1 else ops.cat([y for y, _ in made])
+        y = y if residual is None else y + residual
+        first, *others = (found for _, found in made)
+        return (ops.relu(y) if activation == "relu" else y), first.merge(*others)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, ghost_size={self.ghost_size}"
+
+
+def _ghosts(x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None,
+            eps: float) -> tuple[Tensor, Moments]:
+    """Every ghost's channels side by side as channels of one batch of ``size``: one call."""
+    N, C, *S = x.shape
+    ghosts = N // size
+    if ghosts <= 1:
+        return ops.batch_norm(x, None, None, weight, bias, True, eps=eps, return_moments=True)
+    side = ops.transpose(ops.reshape(x, (ghosts, size, C, *S)), 0, 1)
+    gamma, beta = (None if p is None else ops.reshape(ops.broadcast_to(p, (ghosts, C)), (-1,))
+                   for p in (weight, bias))
+    y, found = ops.batch_norm(ops.reshape(side, (size, ghosts * C, *S)), None, None, gamma, beta,
+                              True, eps=eps, return_moments=True)
+    y = ops.transpose(ops.reshape(y, (size, ghosts, C, *S)), 0, 1)
+    each = Moments(*(a.reshape(ghosts, C) for a in found))
+    return ops.reshape(y, x.shape), each.over(0)
+
+
+class SplitBatchNorm(BatchNorm):
+    """``num_splits`` batch norms, one for each equal part of the batch in training; evaluation is
+    by the first, whose keys are those of batch norm.      Xie et al. 2020 (auxiliary batch norms)
+
+    For batches of parts from different distributions, such as clean and augmented samples. Raises
+    ValueError for a batch that does not split evenly.
+    """
+
+    def __init__(self, num_features: int, num_splits: int = 2, eps: float = 1e-5,
+                 momentum: float | None = 0.1, **settings: Any) -> None:
+        super().__init__(num_features, eps, momentum, **settings)
+        if not isinstance(num_splits, int) or num_splits < 2:
+            raise ValueError(f"SplitBatchNorm: num_splits must be at least 2, got {num_splits!r}")
+        from .container import ModuleList
+
+        self.num_splits = num_splits
+        self.aux_bn = ModuleList([BatchNorm(num_features, eps, momentum, **settings)
+                                  for _ in range(num_splits - 1)])
+
+    def _is_plain(self) -> bool:
+        return not self.training and super()._is_plain()
+
+    def _forward(self, x: Tensor, residual: Tensor | None, activation: str | None,
+                 mask: Any) -> Tensor:
+        if not self.training:
+            return super()._forward(x, residual, activation, mask)
+        size, rest = divmod(len(x), self.num_splits)
+        if rest or mask is not None:
+            raise ValueError(f"SplitBatchNorm: expected a batch that splits into {self.num_splits} "
+                             f"equal parts, and no mask, got {len(x)} samples")
+        parts = [x[i * size:(i + 1) * size] for i in range(self.num_splits)]
+        first = BatchNorm._forward(self, parts[0], None, None, None)
+        y = ops.cat([first, *(bn(part) for bn, part in zip(self.aux_bn, parts[1:]))])
+        y = y if residual is None else y + residual
+        return ops.relu(y) if activation == "relu" else y
+
+
+class BatchRenorm(BatchNorm):
+    """y = gamma (x̂ r + d) + beta in training, x̂ by the batch's mean μ and σ = √(var + eps).
+    Ioffe 2017
+
+    r = σ/σ_run clipped to [1/r_max, r_max] and d = (μ − μ_run)/σ_run clipped to [−d_max, d_max],
+    both taken as constants by the gradient. Within the limits y is what evaluation would give.
+    ``r_max`` and ``d_max`` may be changed while training (the paper goes from 1 and 0, which is
+    batch norm, to 3 and 5). Raises ValueError for r_max below 1 or a negative d_max.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-3, momentum: float | None = 0.01,
+                 r_max: float = 3.0, d_max: float = 5.0, **settings: Any) -> None:
+        super().__init__(num_features, eps, momentum, **settings)
+        if not r_max >= 1 or not d_max >= 0:
+            raise ValueError("BatchRenorm: expected r_max of at least 1 and d_max of at least 0, "
+                             f"got {r_max} and {d_max}")
+        if self.running_mean is None:
+            raise ValueError("BatchRenorm: expected track_running_stats=True")
+        self.r_max, self.d_max = r_max, d_max
+
+    def _is_plain(self) -> bool:
+        return not self.training and super()._is_plain()
+
+    def _by_batch(self, x: Tensor, residual: Tensor | None, activation: str | None,
+                  mask: Any) -> tuple[Tensor, Moments]:
+        if not self.training:
+            return super()._by_batch(x, residual, activation, mask)
+        found = ops.moments(x, mask=mask)
+        if self.workers is not None:
+            found = self.workers.merge(found)
+        r, d = self._limits(found)
+        weight = r if self.weight is None else self.weight * r
+        shift = d if self.weight is None else self.weight * d
+        bias = shift if self.bias is None else self.bias + shift
+        y, _ = ops.weighted_batch_norm(x, weight, bias, self.eps, mask=mask,
+                                       workers=self.workers)
+        y = y if residual is None else y + residual
+        return (ops.relu(y) if activation == "relu" else y), found
+
+    def _limits(self, batch: Moments) -> tuple[Tensor, Tensor]:
+        """r and d of each channel."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        dtype, mean = self.running_mean.dtype, self.running_mean.data.astype(np.float64)
+        with np.errstate(all="ignore"):
+            own = np.sqrt(self.running_var.data.astype(np.float64) + self.eps)
+            r = np.clip(np.sqrt(batch.var() + self.eps) / own, 1 / self.r_max, self.r_max)
+            d = np.clip((batch.mean - mean) / own, -self.d_max, self.d_max)
+        return as_tensor(r.astype(dtype)), as_tensor(d.astype(dtype))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, r_max={self.r_max}, d_max={self.d_max}"
