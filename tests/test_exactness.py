@@ -1,9 +1,9 @@
 """docs/exactness.md: the numbers that the page promises, measured again, and the page itself."""
 
 import pytest
-from bench import exactness, measure
 
 import nbgrad
+from bench import exactness, measure
 
 # float64 at |μ| = 1e4 σ has lost 4 of 16 digits before a norm sees it, in x and in every sum
 ROUNDING = {"mean = 1e4 σ": 1e-9}

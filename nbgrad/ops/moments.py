@@ -105,11 +105,14 @@ def moments(x: Tensor | Array, *, mask: Tensor | Array | None = None, groups: in
                          f"{list(array.shape)}")
     w = None if mask is None else weights(mask, array.shape)
     N, C, *S = array.shape
+    for name, value in (("groups", groups), ("ghost_size", ghost_size)):
+        if value is not None and (not isinstance(value, (int, np.integer)) or value < 1):
+            raise ValueError(f"moments: {name} must be an int of at least 1, got {value!r}")
     if ghost_size is not None:
         return _stacked(array, w, ghost_size, groups)
     if groups is None:
         return _over_channels(array, w)
-    if groups < 1 or C % groups:
+    if C % groups or groups > C:
         raise ValueError(f"moments: groups must divide the {C} channels, got {groups}")
     rows = (N * groups, C // groups, *S)
     array = array.reshape(1, rows[0], -1)
@@ -138,8 +141,6 @@ def weights(mask: Tensor | Array, shape: tuple[int, ...]) -> Array:
 
 
 def _stacked(x: Array, w: Array | None, ghost_size: int, groups: int | None) -> Moments:
-    if ghost_size < 1:
-        raise ValueError(f"moments: ghost_size must be at least 1, got {ghost_size}")
     if groups is not None:
         raise ValueError("moments: groups have statistics of each sample, and no ghost batches")
     parts = [_over_channels(x[i:i + ghost_size], None if w is None else w[i:i + ghost_size])

@@ -52,7 +52,7 @@ def weighted_batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /,
     own = k.batch_norm_backward_reduce(d, at, mean, invstd)
     s, sx = own if workers is None else workers.sum(*own)
     if w is None:
-        share = x.data.size / x.data.shape[1] / count
+        share = x.data.size / max(x.data.shape[1], 1) / np.where(count > 0, count, 1.0)
         dx = k.batch_norm_backward_elemt(d, at, data(gamma), mean, invstd, s * share, sx * share)
     else:
         dx = _there(_dx(d, at, gamma, count, mean, invstd, w, s, sx), w)
