@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import OPS, Tensor, _constant, op
+from nbgrad.autograd import OPS, Tensor, constant, op
 
 
 def checked(x: Any, name: str) -> Tensor:
     """x as a Tensor. Raises TypeError for what is none, and no array or number."""
-    return x if isinstance(x, Tensor) else _constant(x, None, name)
+    return x if isinstance(x, Tensor) else constant(x, None, name)
 
 
 def _axis(dim: Any, ndim: int, name: str) -> int:
