@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import OPS, Tensor, bump, composition, op
+from nbgrad.autograd import Tensor, bump, composition, op
 from nbgrad.backend import kernels
+from nbgrad.ops.activation import relu_backward
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.reduce import mean as mean_of, sum
 from nbgrad.ops.shape import checked, reshape
-
-relu_backward = OPS["relu_backward"]
 
 
 def data(t: Tensor | None) -> Any:
