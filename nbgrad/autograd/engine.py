@@ -12,7 +12,7 @@ from typing import Any
 from numpy import ndarray
 
 from . import versions
-from .mode import set_grad_enabled
+from .mode import state
 from .node import OPS, Node, Part
 from .saved import check_unmodified
 from .tensors import Tensor, wrap
@@ -25,78 +25,101 @@ _USED = ("Trying to backward through the graph a second time (or directly access
 
 
 def propagate(roots: Sequence[Tensor], dys: Sequence[Tensor], targets: set[Any] | None, *,
-         retain: bool, record: bool, stop: bool = False) -> dict[Any, Tensor]:
+              retain: bool, record: bool, stop: bool = False) -> dict[Any, Tensor]:
     """Carry cotangents from the roots back. Leaves get ``.grad``, or, with ``targets``, only these
     are computed and returned. ``stop``: the targets' own histories are not entered."""
     sources = [r.grad_fn or r for r in roots]
     nodes = [s for s in sources if isinstance(s, Node)]
     pending = _pending(nodes, targets if stop and targets else set())
-    needed = None if targets is None or stop else _leading_to(targets, nodes, pending)
+    needed = None
+    if targets is not None:
+        needed = pending.keys() - targets if stop else _leading_to(targets, nodes, pending)
     dy_of: dict[Any, Any] = {}
-    found: dict[Any, Tensor] = {}
     for source, dy in zip(sources, dys):
-        dy_of[source] = _add(dy_of.get(source), dy)
-    ready: list[Any] = [s for s in dict.fromkeys(sources) if not pending.get(s)]
-    with set_grad_enabled(record):
-        while ready:
-            node = ready.pop()
-            dy = dy_of.pop(node, None)
-            leaf = isinstance(node, Tensor)
-            if dy is not None:
-                hooks = node._hooks if leaf else node.hooks
-                if hooks:
-                    dy = _hooked(hooks, dy, node)
-                if leaf if targets is None else node in targets:
-                    found[node] = dy
-            if leaf or (stop and node in targets):  # type: ignore[operator]
-                continue
-            wanted = dy is not None and (needed is None or node in needed)
-            dxs = _pull(node, dy, retain) if wanted else (None,) * len(node.edges)
-            for edge, dx in zip(node.edges, dxs):
-                if edge is None:
-                    continue
-                if dx is not None and (needed is None or edge in needed or edge in targets):  # type: ignore[operator]
-                    if not record and isinstance(edge, Tensor):
-                        dx = _owned(dx, dy, dxs)
-                    _deliver(dy_of, edge, dx, node)
-                pending[edge] -= 1
-                if not pending[edge]:
-                    ready.append(edge)
+        before = dy_of.get(source)
+        dy_of[source] = dy if before is None else OPS["add"](before, dy)
+    outside, state.recording = state.recording, record
+    try:
+        found = _visit(nodes, pending, dy_of, targets, needed, retain)
+        for x, dy in dy_of.items():                # only leaves are left
+            if x._hooks:
+                dy = _hooked(x._hooks, dy, x)
+            if targets is None or x in targets:
+                found[x] = dy
         if targets is None:               # last: an error on the way leaves every .grad as it was
             for x, dx in found.items():
                 accumulate(x, dx, record)
+    finally:
+        state.recording = outside
     return found
 
 
-def _pending(roots: Sequence[Node], stop: set[Node]) -> dict[Any, int]:
-    """For everything reachable: how many cotangents will arrive there."""
+def _visit(roots: Sequence[Node], pending: dict[Any, int], dy_of: dict[Any, Any],
+           targets: set[Any] | None, needed: set[Any] | None, retain: bool) -> dict[Any, Tensor]:
+    """Run the vjp of each needed node once its cotangent is complete; ``dy_of`` keeps those of the
+    leaves. Returns those of the nodes among the targets."""
+    found: dict[Any, Tensor] = {}
+    recording = state.recording
+    wanted = None if needed is None or targets is None else needed | targets
+    ready: list[Any] = [r for r in dict.fromkeys(roots) if not pending[r]]
+    while ready:
+        node = ready.pop()
+        dy = dy_of.pop(node, None)
+        if dy is not None:
+            if node.hooks:
+                dy = _hooked(node.hooks, dy, node)
+            if targets is not None and node in targets:
+                found[node] = dy
+        if needed is not None and node not in needed:
+            continue                               # nor is anything behind it
+        edges = node.edges
+        dxs = (None,) * len(edges) if dy is None else _pull(node, dy, retain)
+        for edge, dx in zip(edges, dxs):
+            if edge is None:
+                continue
+            left = pending.get(edge)               # None: a leaf
+            if dx is not None and (wanted is None or edge in wanted):
+                if left is None and not recording:
+                    dx = _owned(dx, dy, dxs)
+                if edge not in dy_of and dx.data.shape == edge.shape:
+                    dy_of[edge] = dx
+                else:
+                    _deliver(dy_of, edge, dx, node)
+            if left == 1:
+                ready.append(edge)
+            elif left is not None:
+                pending[edge] = left - 1
+    return found
+
+
+def _pending(roots: Sequence[Node], ends: set[Any]) -> dict[Any, int]:
+    """For every node that is reached: how many cotangents will arrive there."""
     pending: dict[Any, int] = dict.fromkeys(roots, 0)
     stack = list(pending)
     while stack:
         node = stack.pop()
-        if node in stop:
+        if node in ends:
             continue
         for edge in node.edges:
-            if edge is not None:
-                if edge in pending:
-                    pending[edge] += 1
-                else:
-                    pending[edge] = 1
-                    if isinstance(edge, Node):
-                        stack.append(edge)
+            if edge in pending:
+                pending[edge] += 1
+            elif isinstance(edge, Node):
+                pending[edge] = 1
+                stack.append(edge)
     return pending
 
 
 def _leading_to(targets: set[Any], roots: Sequence[Node], pending: dict[Any, int]) -> set[Any]:
     """The nodes from which a target can be reached; a target only if another lies behind it."""
-    left, order, ready = dict(pending), [], [r for r in dict.fromkeys(roots) if not pending[r]]
+    left, order = dict(pending), []
+    ready: list[Any] = [r for r in dict.fromkeys(roots) if not pending[r]]
     while ready:
         node = ready.pop()
         order.append(node)
         for edge in node.edges:
-            if edge is not None:
+            if edge in left:
                 left[edge] -= 1
-                if not left[edge] and isinstance(edge, Node):
+                if not left[edge]:
                     ready.append(edge)
     needed: set[Any] = set()
     for node in reversed(order):
@@ -107,34 +130,43 @@ def _leading_to(targets: set[Any], roots: Sequence[Node], pending: dict[Any, int
 
 def _pull(node: Node, dy: Any, retain: bool) -> Sequence[Any]:
     """The vjp of one node: cotangents of its inputs."""
-    vjp = node.vjp
+    vjp: Any = node.vjp
     if vjp is None:
         raise RuntimeError(_USED)
-    if isinstance(node, Part):
+    if type(node) is Part:
         return (dy,)
     if node.clock != versions.clock:
         check_unmodified(node)
+    args: Sequence[Any] = dy if type(dy) is list else (dy,)
     if node.output is not None:
-        y = wrap(node.output.data)
-        y.requires_grad, y.grad_fn = True, node
-        args: Sequence[Any] = (dy, y)
-    else:
-        args = dy if type(dy) is list else (dy,)
-    if type(vjp) in (tuple, list):
-        dxs: Any = [f(*args) if f is not None else None for f in vjp]
-    else:
-        dxs = vjp(*args)
+        args = dy, (_linked(node) if state.recording else node.output)
+    if type(vjp) is not tuple and type(vjp) is not list:
+        dxs: Any = vjp(*args)
         if type(dxs) is not tuple and type(dxs) is not list:
             dxs = (dxs,)
+    elif len(vjp) == 1:
+        dxs = (vjp[0](*args),)
+    else:
+        dxs = [f(*args) if f is not None else None for f in vjp]
     if not retain:
-        node.vjp = node.output = None
+        node.vjp = None
+        if node.output is not None:
+            node.output = None
     return dxs  # type: ignore[no-any-return]
+
+
+def _linked(node: Node) -> Tensor:
+    """The node's value, in the graph where the node stands."""
+    y = wrap(node.output.data)                     # type: ignore[union-attr]
+    y.requires_grad, y.grad_fn = True, node
+    return y
 
 
 def _deliver(dy_of: dict[Any, Any], edge: Any, dx: Tensor, node: Node) -> None:
     if isinstance(node, Part):                       # slot i of a node that has several outputs
         slots = dy_of.setdefault(edge, [None] * len(edge.shape))
-        slots[node.clock] = _add(slots[node.clock], dx)
+        before = slots[node.clock]
+        slots[node.clock] = dx if before is None else OPS["add"](before, dx)
         return
     shape = edge.shape
     if dx.data.shape != shape:
@@ -145,10 +177,6 @@ def _deliver(dy_of: dict[Any, Any], edge: Any, dx: Tensor, node: Node) -> None:
                                f"for an input of shape {shape}") from None
     before = dy_of.get(edge)
     dy_of[edge] = dx if before is None else OPS["add"](before, dx)
-
-
-def _add(a: Tensor | None, b: Tensor) -> Tensor:
-    return b if a is None else OPS["add"](a, b)
 
 
 def _hooked(hooks: list[Any], dy: Any, owner: Node | Tensor) -> Any:
@@ -168,19 +196,19 @@ def _hooked(hooks: list[Any], dy: Any, owner: Node | Tensor) -> Any:
 
 def _owned(dx: Tensor, dy: Any, dxs: Sequence[Any]) -> Tensor:
     """A leaf keeps its gradient, and users scale it in place: it must not be somebody else's."""
-    shared = dx is dy or isinstance(dx.data.base, ndarray)
-    others = 0
+    uses = 0
     for d in dxs:
         if d is dx:
-            others += 1
-    return wrap(dx.data.copy(order="K")) if shared or others > 1 else dx
+            uses += 1
+    shared = dx is dy or uses > 1 or isinstance(dx.data.base, ndarray)
+    return wrap(dx.data.copy(order="K")) if shared else dx
 
 
 def accumulate(leaf: Tensor, dy: Tensor, record: bool) -> None:
     if leaf.grad is None:
         leaf.grad = dy
     elif record:
-        leaf.grad = _add(leaf.grad, dy)
+        leaf.grad = leaf.grad + dy
     else:
         leaf.grad.data = leaf.grad.data + dy.data
         versions.bump(leaf.grad)

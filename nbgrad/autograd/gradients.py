@@ -78,12 +78,14 @@ def cotangent_of(y: Tensor, given: Any, where: str) -> Tensor:
         if y.data.size != 1:
             raise RuntimeError(f"{where}: grad can be implicitly created only for scalar outputs, "
                                f"got shape {y.shape}; pass a gradient of that shape")
-        return wrap(np.ones(y.data.shape, y.data.dtype))
+        one = np.empty(y.data.shape, y.data.dtype)
+        one.fill(1)
+        return wrap(one)
     dy = given if isinstance(given, Tensor) else as_tensor(np.asarray(given, y.data.dtype))
-    if dy.shape != y.shape:
+    if dy.data.shape != y.data.shape:
         raise RuntimeError(f"{where}: mismatch in shape: gradient has shape {dy.shape}, the output "
                            f"has shape {y.shape}")
-    return dy.to(y.dtype)
+    return dy if dy.data.dtype is y.data.dtype else dy.to(y.dtype)
 
 
 def composition(f: Callable[..., Any], *xs: Tensor | None) -> Callable[..., Any]:

@@ -18,11 +18,9 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, overload
 
-import numpy as np
 from numpy import ndarray
 
 from . import versions
-from .arrays import Array
 from .mode import state
 from .node import OPS, Node, Part
 from .promotion import constant, promoted
@@ -60,15 +58,14 @@ class Op:
         if len(inputs) != self.arity and not self.variadic:
             inputs, settings = self._bind(inputs, settings)
         edges: list[Any] = []
-        wanted, record = 0, state.recording
+        wanted = 0
         for x in inputs:
             if isinstance(x, Tensor):
-                if record:
-                    if x.requires_grad:
-                        wanted += 1
-                        edges.append(x.grad_fn or x)
-                    else:
-                        edges.append(None)
+                if x.requires_grad:
+                    wanted += 1
+                    edges.append(x.grad_fn or x)
+                else:
+                    edges.append(None)
             elif x is None:
                 if inputs[0] is None:
                     raise TypeError(f"{self.name}: expected a Tensor, got None")
@@ -79,11 +76,14 @@ class Op:
             p, q = promoted(*inputs)
             if p is not inputs[0] or q is not inputs[1]:
                 return self(p, q, **settings)
-        result = self.fn(*inputs, **settings)
+        result = self.fn(*inputs, **settings) if settings else self.fn(*inputs)
         y, vjp = result[0], result[1]
-        if not wanted or vjp is None:
-            out = wrap(y)
+        if type(y) is ndarray:
+            out = new(Tensor)
+            out.data = y
         else:
+            out = wrap(y)
+        if wanted and vjp is not None and state.recording:
             node = new(Node)
             node.op, node.edges, node.clock = self, edges, versions.clock
             if settings:
@@ -91,16 +91,14 @@ class Op:
             if wanted < len(edges) and type(vjp) is tuple:  # nobody asks these: free what they hold
                 vjp = [f if e is not None else None for f, e in zip(vjp, edges)]
             node.vjp = vjp
-            if type(y) is tuple:
-                out = _parts(y, node)
+            if type(out) is tuple:
+                _parts(out, node)
             else:
-                out = new(Tensor)
-                out.data = y = y if type(y) is ndarray else np.asarray(y)
                 out.requires_grad, out.grad_fn = True, node
-                node.shape, node.dtype = y.shape, y.dtype
+                node.shape, node.dtype = out.data.shape, out.data.dtype
                 if self.saves_output:
                     node.output = kept = new(Tensor)
-                    kept.data = y
+                    kept.data = out.data
                     out._version = kept._version = [0]
         if self.view:
             versions.share_version(inputs[0], out)
@@ -143,13 +141,11 @@ def op(fn: Callable[..., Any] | None = None, /, name: str | None = None, **optio
     return Op(fn, name)
 
 
-def _parts(ys: tuple[Array, ...], node: Node) -> tuple[Tensor, ...]:
-    outs = []
-    node.shape, node.dtype = tuple(y.shape for y in ys), ys[0].dtype
-    for i, y in enumerate(ys):
-        out, part = wrap(y), new(Part)
+def _parts(outs: tuple[Tensor, ...], node: Node) -> None:
+    """Give each of a Node's outputs its Part."""
+    node.shape, node.dtype = tuple(out.data.shape for out in outs), outs[0].data.dtype
+    for i, out in enumerate(outs):
+        part = new(Part)
         part.op, part.edges, part.vjp = node.op, (node,), ()
-        part.shape, part.dtype, part.clock = y.shape, y.dtype, i
+        part.shape, part.dtype, part.clock = out.data.shape, out.data.dtype, i
         out.requires_grad, out.grad_fn = True, part
-        outs.append(out)
-    return tuple(outs)

@@ -17,28 +17,31 @@ def _activation(name: str, keeps: str, slope: Callable[..., Tensor], doc: str,
     from which the derivatives of the second kernel are recorded when they are asked for."""
     names, kernel = [n for n, _ in defaults], name + "_backward"
     in_place = name in ("relu", "silu", "leaky_relu", "elu")
+    of_y = (lambda dy, y: back(dy, y),)      # no function that keeps y has numbers
 
-    def backward(dy: Tensor, k: Tensor, /, **settings: Any) -> Any:
-        numbers = [settings[n] for n in names]
-        return (getattr(kernels(dy), kernel)(dy.data, k.data, *numbers),
-                composition(lambda dy, k: dy * slope(k, *numbers), dy, k))
+    def backward(dy: Tensor, k: Tensor, /, **numbers: Any) -> Any:
+        return (getattr(kernels(dy), kernel)(dy.data, k.data, *numbers.values()),
+                composition(lambda dy, k: dy * slope(k, *numbers.values()), dy, k))
 
     def fn(x: Tensor, /, **settings: Any) -> Any:
+        if settings or defaults:
+            settings = checked(settings)
+        y = getattr(kernels(x), name)(real(x), *settings.values())
+        return y, of_y if keeps == "y" else (lambda dy: back(dy, x, **settings),)
+
+    def checked(settings: dict[str, Any]) -> dict[str, Any]:
         settings = {**dict(defaults), **settings}
         if in_place:                         # accepted for PyTorch's sake, without effect
             settings.pop("inplace", None)
         unknown = set(settings) - set(names)
         if unknown:
             raise TypeError(f"{name}() got an unexpected argument {unknown.pop()!r}")
-        y = getattr(kernels(x), name)(real(x), *settings.values())
-        if keeps == "y":
-            return y, (lambda dy, y: back(dy, y, **settings),)
-        return y, (lambda dy: back(dy, x, **settings),)
+        return settings
 
     for f in (fn, backward):
         f.__module__ = __name__
     fn.__doc__, backward.__doc__ = doc, f"∂x of {name}."
-    back = Op(backward, kernel, method=False)
+    back: Op = Op(backward, kernel, method=False)
     made = Op(fn, name, saves_output=keeps == "y")
     made.settings = [*names, "inplace"] if in_place else names
     return made

@@ -68,7 +68,9 @@ def _count(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> int:
 def sum(x: Tensor, /, dim: Any = None, keepdim: bool = False, *, dtype: Any = None,
         axis: Any = None) -> Any:
     """y = Σ x over dim (all by default), of x as ``dtype``.   ∂x = ∂y, spread."""
-    axes, shape, before = axes_of(_dims(dim, axis, "sum"), x.ndim, "sum"), x.shape, x.data.dtype
+    axes, shape, before = None, x.data.shape, x.data.dtype
+    if dim is not None or axis is not None:
+        axes = axes_of(_dims(dim, axis, "sum"), x.ndim, "sum")
     y = kernels(x).sum(taken(x, dtype), axes=axes, keepdims=keepdim)
     y = y if dtype is None else np.asarray(y, checked_dtype(dtype))
     return y, (lambda dy: _spread(given_back(dy, before), shape, axes, keepdim),)
