@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from nbgrad.autograd import Node, Remade, Tensor, _Part, saved_tensors
+from nbgrad.autograd import Node, Part, Remade, Tensor, saved_tensors
 
 __all__ = ["dot", "nodes", "saved", "saved_bytes", "show", "text"]
 
@@ -77,7 +77,7 @@ class _Names:
         self.count = 0
 
     def node(self, node: Node) -> str:
-        if isinstance(node, _Part):
+        if isinstance(node, Part):
             return f"{self.node(node.edges[0])}.{node.clock}"       # type: ignore[arg-type]
         if id(node) not in self.names:
             self.count += 1
@@ -120,7 +120,7 @@ def text(t: Tensor, names: Mapping[str, Tensor] | None = None) -> str:
     %2: float32[] = sum(%1)
     keeps 24 B alive in 2 nodes
     """
-    table, order = _Names(names), [n for n in nodes(t) if not isinstance(n, _Part)]
+    table, order = _Names(names), [n for n in nodes(t) if not isinstance(n, Part)]
     lines = [_line(node, table) for node in order]
     leaves = [f"{table.edge(leaf)}: {_type(leaf.shape, leaf.dtype)}" for leaf in table.leaves]
     total = f"keeps {_size(saved_bytes(t))} alive in {len(order)} nodes"

@@ -467,6 +467,32 @@ def test_errors_in_a_hook_restore_the_mode_and_leave_grads_unset():
     assert x.grad is None
 
 
+def test_an_error_in_the_hook_of_a_leaf_leaves_every_grad_as_it_was():
+    x, w = leaf(1.0), leaf(2.0)
+
+    def hook(dy):
+        raise KeyError("stop")
+    handle = w.register_hook(hook)
+    with pytest.raises(KeyError):
+        (x * w).backward()
+    assert nbgrad.is_grad_enabled()
+    assert x.grad is w.grad is None
+    handle.remove()
+    (x * w).backward()
+    assert (x.grad.item(), w.grad.item()) == (2, 1)
+
+
+def test_an_unneeded_branch_whose_graph_is_gone_does_not_matter():
+    """grad goes only where an input can be reached; the other branch has been used up before."""
+    x, w = leaf(3.0), leaf(2.0)
+    gone = w * w
+    gone.backward()
+    y = x * x
+    assert [d.item() for d in grad(y * gone, (x, y))] == [2 * 3 * 4, 4]
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        (x * gone).backward()
+
+
 def test_an_error_deep_in_the_graph_leaves_every_grad_as_it_was():
     x, w, late = leaf([1.0, 2.0]), tensor(np.array([3.0, 4.0])), leaf([5.0, 6.0])
     y = (x * w + late).sum()

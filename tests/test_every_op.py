@@ -467,8 +467,9 @@ def _survivors(module, names, within=None):
 
 
 MODULES = {
-    "elementwise": sorted(n for n in SAMPLES
-                          if n in OPS and OPS[n].fn.__module__ == "nbgrad.ops.elementwise"),
+    **{file: sorted(n for n in SAMPLES
+                    if n in OPS and OPS[n].fn.__module__ == f"nbgrad.ops.{file}")
+       for file in ("activation", "elementwise")},
     "reduce": ["sum", "sum_to", "mean", "amax", "amin", "prod", "norm", "cumsum", "var", "std",
                "logsumexp", "vector_norm"],
     "norm": ["batch_norm", "batch_norm_add_relu", "batch_norm_backward", "batch_norm_inference",
@@ -492,7 +493,7 @@ def test_no_term_of_a_vjp_can_be_changed_unnoticed(name):
 def test_no_term_of_a_backward_kernel_can_be_changed_unnoticed(name):
     """The same for the reference kernels, which define what the compiled ones must return."""
     names = {"norm": MODULES["norm"], "loss": MODULES["loss"],
-             "elementwise": [n for n in MODULES["elementwise"] if n.endswith("_backward")]}[name]
+             "elementwise": [n for n in MODULES["activation"] if n.endswith("_backward")]}[name]
     module = importlib.import_module(f"nbgrad.kernels.reference.{name}")
     with backend.use("reference"):
         assert _survives(names)

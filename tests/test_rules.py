@@ -124,6 +124,28 @@ def test_an_edit_of_any_kernel_source_changes_the_cache_folder(tmp_path, monkeyp
     assert jit._source_key() != before
 
 
+def test_what_processes_compile_at_the_same_time_stays_apart(tmp_path, monkeypatch):
+    """Kernels of one loop differ in the functions that it calls: each has files of its own, and no
+    list of them that another process could overwrite."""
+    from nbgrad.kernels.cpu import jit
+
+    monkeypatch.setattr(jit, "cache_dir", lambda: tmp_path)
+
+    def loop(x):
+        return x
+    caches = [jit._Cache(loop, name)._cache_file for name in ("relu", "sigmoid")]
+    keys = [(sig, ("cpu", "features"), name) for sig in ("(float32,)", "(float64,)")
+            for name in ("relu False", "sigmoid False")]
+    for i, key in enumerate(keys):
+        assert caches[1 - i % 2].load(key) is None
+        caches[i % 2].save(key, f"code of {key}")
+    for key in keys:
+        for cache in caches:
+            assert cache.load(key) == f"code of {key}"
+    assert len(list(tmp_path.rglob("*.nbc"))) == len(keys)
+    assert not list(tmp_path.rglob("*.nbi"))
+
+
 def run(code, **options):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
                           **options)

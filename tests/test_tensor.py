@@ -250,6 +250,22 @@ def test_dlpack_round_trips(view, dtype):
     np.testing.assert_array_equal(back.data, x.data)
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (3, 2), (0, 2)])
+def test_one_value_is_spread_without_a_copy(shape):
+    for before in ((), (1,)):
+        x = tensor(np.full(before, 2.5))
+        if len(before) > len(shape):
+            with pytest.raises(RuntimeError, match="cannot be expanded"):
+                x.broadcast_to(shape)
+            continue
+        y = x.broadcast_to(shape)
+        np.testing.assert_array_equal(y.data, np.full(shape, 2.5))
+        assert not y.data.flags.writeable
+        assert not y.data.size or np.shares_memory(x.data, y.data)
+        x[...] = 4                                   # the view sees it, and its version with it
+        np.testing.assert_array_equal(y.data, np.full(shape, 4.0))
+
+
 def test_dlpack_never_gives_away_read_only_or_broadcast_memory():
     torch = pytest.importorskip("torch")
     frozen = np.ones(3)

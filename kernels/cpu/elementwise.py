@@ -174,7 +174,7 @@ def _rows(name, x, b):
 
 def _arithmetic(name, ufunc):
     def run(a, b):
-        if a.nbytes < (SHARED_BYTES if a.shape == b.shape else SPREAD_BYTES) > b.nbytes:
+        if a.nbytes < SPREAD_BYTES > b.nbytes or (a.nbytes < SHARED_BYTES and a.shape == b.shape):
             return silent().run(ufunc, a, b)
         if a.strides != b.strides or a.shape != b.shape or a.dtype != b.dtype or (
                 a.dtype.kind != "f"):

@@ -19,7 +19,7 @@ import llvmlite
 import numba
 from numba import config, njit, prange
 from numba.core import event
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 from ..polynomials import POLICY, device
 from ..quiet import quiet
@@ -62,6 +62,28 @@ def cache_dir():
     return path if _writable(path) else None
 
 
+class _Files(IndexDataCacheFile):
+    """A file for each key, named after it. Numba numbers them and writes the numbers to an index:
+    two processes that compile at the same time take one number for two kernels, and from then on
+    one of these is the other."""
+
+    def __init__(self, folder, stem):
+        super().__init__(folder, stem, None)
+        self._stem = stem
+
+    def name(self, key):
+        return f"{self._stem}.{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.nbc"
+
+    def save(self, key, data):
+        self._save_data(self.name(key), data)
+
+    def load(self, key):
+        try:
+            return self._load_data(self.name(key))
+        except OSError:
+            return None
+
+
 class _Cache(FunctionCache):
     """Numba's disk cache under our folder. The folder's name already covers every source, so the
     key is signature, CPU and kernel: closure cells are left out, since a jitted function in a cell
@@ -74,6 +96,7 @@ class _Cache(FunctionCache):
             super().__init__(py_func)
         finally:
             config.CACHE_DIR = saved
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base)
 
     def _index_key(self, sig, codegen):
         return sig, codegen.magic_tuple(), self._kernel_name

@@ -63,7 +63,7 @@ def _dense(x):
 
 def _flat(x, axes):
     """The memory of a dense x as one axis."""
-    return x.reshape(-1) if axes is None else x.transpose(axes).reshape(-1)
+    return x.ravel() if axes is None else x.transpose(axes).ravel()
 
 
 def _flat_as(a, x, axes):
@@ -83,7 +83,7 @@ def _vector(a, dtype):
     """A (C,) array of that dtype; an empty one stands for None."""
     if a is None:
         return _NONE[dtype]
-    return a if a.dtype == dtype and a.flags.c_contiguous else np.ascontiguousarray(a, dtype)
+    return a if a.dtype is dtype and a.flags.c_contiguous else np.ascontiguousarray(a, dtype)
 
 
 def _writable(a, dtype):

@@ -247,8 +247,9 @@ class BatchNorm(Normalization):
 
     def _count(self) -> None:
         """After the op, so that a rejected batch is not counted."""
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.data += 1
+        tracked = self.num_batches_tracked
+        if tracked is not None and self.training and self.track_running_stats:
+            tracked.data[()] = tracked.data.item() + 1
 
     # ------------------------------------------------------------------------------------- fusion
 

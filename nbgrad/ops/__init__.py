@@ -1,6 +1,7 @@
 """Every op, under PyTorch's names. ``nbgrad.autograd.OPS`` is the registry."""
 
 from nbgrad.ops import (  # the modules by other names: `matmul` and `norm` below are the functions
+    activation as _activation,
     conv as _conv,
     creation as _creation,
     elementwise as _elementwise,
@@ -19,6 +20,7 @@ from nbgrad.ops import (  # the modules by other names: `matmul` and `norm` belo
     shape as _shape,
     weighted_norm as _weighted_norm,
 )
+from nbgrad.ops.activation import *  # noqa: F403
 from nbgrad.ops.conv import *  # noqa: F403
 from nbgrad.ops.creation import *  # noqa: F403
 from nbgrad.ops.elementwise import *  # noqa: F403
@@ -36,7 +38,7 @@ from nbgrad.ops.selection import *  # noqa: F403
 from nbgrad.ops.shape import *  # noqa: F403
 from nbgrad.ops.weighted_norm import *  # noqa: F403
 
-_FILES = (_conv, _creation, _elementwise, _fused, _indexing, _inplace, _joining, _loss, _matmul,
-          _moments, _norm, _pool, _random, _reduce, _selection, _shape, _weighted_norm)
+_FILES = (_activation, _conv, _creation, _elementwise, _fused, _indexing, _inplace, _joining, _loss,
+          _matmul, _moments, _norm, _pool, _random, _reduce, _selection, _shape, _weighted_norm)
 
 __all__ = [name for module in _FILES for name in module.__all__]

@@ -6,30 +6,30 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, _dtype, as_tensor
+from nbgrad.autograd import Tensor, as_tensor, checked_dtype
 from nbgrad.ops.random import _made, _shape
 
 
 def zeros(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
     """All 0."""
-    return _made(np.zeros(_shape(size), _dtype(dtype)), dtype, requires_grad)
+    return _made(np.zeros(_shape(size), checked_dtype(dtype)), dtype, requires_grad)
 
 
 def ones(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
     """All 1."""
-    return _made(np.ones(_shape(size), _dtype(dtype)), dtype, requires_grad)
+    return _made(np.ones(_shape(size), checked_dtype(dtype)), dtype, requires_grad)
 
 
 def empty(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
     """Whatever was in memory."""
-    return _made(np.empty(_shape(size), _dtype(dtype)), dtype, requires_grad)
+    return _made(np.empty(_shape(size), checked_dtype(dtype)), dtype, requires_grad)
 
 
 def full(size: Any, fill_value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """All ``fill_value``, whose kind decides the dtype unless one is given."""
     if dtype is None:
         dtype = {bool: np.bool_, int: np.int64}.get(type(fill_value), np.float32)
-    return _made(np.full(_shape((size,)), fill_value, _dtype(dtype)), dtype, requires_grad)
+    return _made(np.full(_shape((size,)), fill_value, checked_dtype(dtype)), dtype, requires_grad)
 
 
 def zeros_like(input: Tensor, dtype: Any = None) -> Tensor:

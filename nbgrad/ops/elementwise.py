@@ -1,4 +1,4 @@
-"""Elementwise ops: arithmetic with broadcasting, functions, activations, comparisons.
+"""Elementwise ops: arithmetic with broadcasting, functions, comparisons.
 
 The engine sums a gradient to its input's shape, so the rules here are plain calculus.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Op, Tensor, as_tensor, composition, op, promoted
+from nbgrad.autograd import Op, Tensor, as_tensor, op, promoted
 from nbgrad.backend import kernels
 
 _BOOL = np.dtype(np.bool_)
@@ -25,7 +25,7 @@ def _neg(dy: Tensor) -> Any:
     return neg(dy)
 
 
-def _real(x: Tensor) -> Any:
+def real(x: Tensor) -> Any:
     """x's array, integers as float32, as PyTorch's float functions take them."""
     return x.data if x.data.dtype.kind == "f" else x.data.astype(np.float32)
 
@@ -76,7 +76,7 @@ def div(a: Tensor, b: Tensor, /, rounding_mode: str | None = None) -> Any:
     Rounded towards 0 by "trunc", down by "floor": integers stay integers, and ∂a = ∂b = 0."""
     if rounding_mode is not None:
         return _rounded(a.data, b.data, rounding_mode), (_nothing, _nothing)
-    return (kernels(a).div(_real(a), _real(b)),
+    return (kernels(a).div(real(a), real(b)),
             (lambda dy: div(dy, b), lambda dy: neg(mul(div(dy, b), div(a, b)))))
 
 
@@ -131,10 +131,10 @@ def _function(name: str, slope: Callable[..., Tensor], keeps: str, doc: str) -> 
     """y = f(x) with ∂x = ∂y f'; ``slope(dy, k)`` is that product, k what is kept: "x" or "y"."""
     if keeps == "y":
         def fn(x: Tensor, /) -> Any:
-            return getattr(kernels(x), name)(_real(x)), (slope,)
+            return getattr(kernels(x), name)(real(x)), (slope,)
     else:
         def fn(x: Tensor, /) -> Any:
-            return getattr(kernels(x), name)(_real(x)), (lambda dy: slope(dy, x),)
+            return getattr(kernels(x), name)(real(x)), (lambda dy: slope(dy, x),)
     fn.__doc__, fn.__module__ = doc, __name__
     return Op(fn, name, saves_output=keeps == "y")
 
@@ -228,90 +228,6 @@ def where(condition: Any, input: Any, other: Any) -> Any:
     return _where(*promoted(a, b), condition=condition.data)
 
 
-# -------------------------------------------------------------------------------------- activations
-
-def _activation(name: str, keeps: str, slope: Callable[..., Tensor], doc: str,
-                defaults: tuple[tuple[str, Any], ...] = ()) -> Op:
-    """y = f(x) by a fused kernel, ∂x by another; ``slope(k, *numbers)`` is f' in elementary ops,
-    from which the derivatives of the second kernel are recorded when they are asked for."""
-    names, kernel = [n for n, _ in defaults], name + "_backward"
-    in_place = name in ("relu", "silu", "leaky_relu", "elu")
-
-    def backward(dy: Tensor, k: Tensor, /, **settings: Any) -> Any:
-        numbers = [settings[n] for n in names]
-        return (getattr(kernels(dy), kernel)(dy.data, k.data, *numbers),
-                composition(lambda dy, k: dy * slope(k, *numbers), dy, k))
-
-    def fn(x: Tensor, /, **settings: Any) -> Any:
-        settings = {**dict(defaults), **settings}
-        if in_place:                         # accepted for PyTorch's sake, without effect
-            settings.pop("inplace", None)
-        unknown = set(settings) - set(names)
-        if unknown:
-            raise TypeError(f"{name}() got an unexpected argument {unknown.pop()!r}")
-        y = getattr(kernels(x), name)(_real(x), *settings.values())
-        if keeps == "y":
-            return y, (lambda dy, y: back(dy, y, **settings),)
-        return y, (lambda dy: back(dy, x, **settings),)
-
-    for f in (fn, backward):
-        f.__module__ = __name__
-    fn.__doc__, backward.__doc__ = doc, f"∂x of {name}."
-    back = Op(backward, kernel, method=False)
-    made = Op(fn, name, saves_output=keeps == "y")
-    made.settings = [*names, "inplace"] if in_place else names
-    return made
-
-
-def _positive(x: Tensor) -> Tensor:
-    return as_tensor((x.data > 0).astype(x.dtype))
-
-
-def _leaky_slope(x: Tensor, slope: float) -> Any:
-    return where(as_tensor(x.data > 0), 1.0, as_tensor(x.dtype.type(slope)))
-
-
-relu = _activation("relu", "y", _positive, "y = max(x, 0).   ∂x = ∂y where y > 0.")
-sigmoid = _activation("sigmoid", "y", lambda y: y * (1 - y),
-                      "y = 1 / (1 + e^−x).   ∂x = ∂y y (1 − y).")
-silu = _activation("silu", "x", lambda x: sigmoid(x) * (1 + x * (1 - sigmoid(x))),
-                   "y = x σ(x).   ∂x = ∂y σ (1 + x (1 − σ)).   Elfwing et al. 2018.")
-leaky_relu = _activation(
-    "leaky_relu", "x", _leaky_slope, "y = x, or negative_slope·x below 0.   Maas et al. 2013.",
-    (("negative_slope", 0.01),))
-elu = _activation(
-    "elu", "x", lambda x, alpha: where(as_tensor(x.data > 0), 1.0, exp(minimum(x, 0.0)) * alpha),
-    "y = x, or α (e^x − 1) below 0.   Clevert et al. 2016.", (("alpha", 1.0),))
-softplus = _activation(
-    "softplus", "x", lambda x, beta, threshold: where(
-        as_tensor(x.data * beta > threshold), 1.0, sigmoid(x * beta)),
-    "y = log(1 + e^{βx}) / β, x itself where βx > threshold.", (("beta", 1.0), ("threshold", 20.0)))
-
-
-def _tanh_of(x: Tensor) -> Any:
-    return tanh((x + x * x * x * 0.044715) * math.sqrt(2 / math.pi))
-
-
-def _gelu_tanh_slope(x: Tensor) -> Any:
-    t = _tanh_of(x)
-    return (1 + t + x * (1 - t * t) * (1 + x * x * (3 * 0.044715)) * math.sqrt(2 / math.pi)) * 0.5
-
-
-tanh = _activation("tanh", "y", lambda y: 1 - y * y, "y = tanh x.   ∂x = ∂y (1 − y²).")
-_gelu = _activation(
-    "gelu", "x", lambda x: (erf(x * math.sqrt(0.5)) + 1) * 0.5
-    + x * exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi)), "y = x Φ(x).")
-_gelu_tanh = _activation("gelu_tanh", "x", _gelu_tanh_slope,
-                         "y = x (1 + tanh(√(2/π)(x + 0.044715 x³)))/2.")
-
-
-def gelu(input: Tensor, approximate: str = "none") -> Any:
-    """y = x Φ(x), or its tanh approximation.   Hendrycks & Gimpel 2016."""
-    if approximate not in ("none", "tanh"):
-        raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
-    return _gelu(input) if approximate == "none" else _gelu_tanh(input)
-
-
 # ---------------------------------------------------------------------------- comparisons and logic
 
 def _compare(name: str, ufunc: Any, **options: bool) -> Op:
@@ -367,8 +283,8 @@ for _name, _f in {"clamp": clamp, "where": _where_method}.items():
     setattr(Tensor, _name, _f)
 
 __all__ = ["abs", "add", "bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "ceil", "clamp",
-           "cos", "div", "elu", "eq", "erf", "exp", "expm1", "floor", "floor_divide", "ge", "gelu",
-           "gt", "isfinite", "isinf", "isnan", "le", "leaky_relu", "log", "log1p", "logical_and",
-           "logical_not", "logical_or", "logical_xor", "lt", "maximum", "minimum", "mul", "ne",
-           "neg", "pow", "reciprocal", "relu", "remainder", "round", "rsqrt", "sigmoid", "sign",
-           "silu", "sin", "softplus", "sqrt", "square", "sub", "tanh", "trunc", "where"]
+           "cos", "div", "eq", "erf", "exp", "expm1", "floor", "floor_divide", "ge", "gt",
+           "isfinite", "isinf", "isnan", "le", "log", "log1p", "logical_and", "logical_not",
+           "logical_or", "logical_xor", "lt", "maximum", "minimum", "mul", "ne", "neg", "pow",
+           "reciprocal", "remainder", "round", "rsqrt", "sign", "sin", "sqrt", "square", "sub",
+           "trunc", "where"]

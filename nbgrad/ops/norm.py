@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import OPS, Tensor, bump, composition, op
+from nbgrad.autograd import Tensor, bump, composition, op
 from nbgrad.backend import kernels
+from nbgrad.ops.activation import relu_backward
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.moments import Moments
 from nbgrad.ops.reduce import mean as mean_of, sum
 from nbgrad.ops.shape import checked, reshape
-
-relu_backward = OPS["relu_backward"]
 
 
 def data(t: Tensor | None) -> Any:
@@ -221,8 +220,9 @@ def check_batch(shape: tuple[int, ...], dtype: Any, mean: Tensor | None, var: Te
             _refuse(C, dtype, running_mean=mean, running_var=var, weight=weight, bias=bias)
     if not training:
         return
-    for name, t in (("running_mean", mean), ("running_var", var)):
+    for t in (mean, var):
         if t is not None and not t.data.flags.writeable:
+            name = "running_mean" if t is mean else "running_var"
             raise ValueError(f"batch_norm: {name} is to be updated in training, but is a "
                              "read-only array or an expanded view")
     if math.prod(shape) == shape[1] > 0:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, _dtype, as_tensor, op
+from nbgrad.autograd import Tensor, as_tensor, checked_dtype, op
 from nbgrad.backend import kernels
 from nbgrad.ops.shape import checked
 
@@ -74,19 +74,20 @@ def _shape(size: Any) -> tuple[int, ...]:
 
 
 def _made(data: Any, dtype: Any, requires_grad: bool) -> Tensor:
-    return as_tensor(np.asarray(data, _dtype(dtype))).requires_grad_(requires_grad)
+    return as_tensor(np.asarray(data, checked_dtype(dtype))).requires_grad_(requires_grad)
 
 
 def rand(*size: Any, generator: Generator | None = None, dtype: Any = np.float32,
          requires_grad: bool = False) -> Tensor:
     """Uniform on [0, 1)."""
-    return _made(_rng(generator).random(_shape(size), _dtype(dtype)), dtype, requires_grad)
+    return _made(_rng(generator).random(_shape(size), checked_dtype(dtype)), dtype, requires_grad)
 
 
 def randn(*size: Any, generator: Generator | None = None, dtype: Any = np.float32,
           requires_grad: bool = False) -> Tensor:
     """Normal with mean 0 and variance 1."""
-    return _made(_rng(generator).standard_normal(_shape(size), _dtype(dtype)), dtype, requires_grad)
+    z = _rng(generator).standard_normal(_shape(size), checked_dtype(dtype))
+    return _made(z, dtype, requires_grad)
 
 
 def uniform(low: float, high: float, size: Sequence[int], generator: Generator | None = None,
@@ -94,7 +95,7 @@ def uniform(low: float, high: float, size: Sequence[int], generator: Generator |
     """Uniform on [low, high)."""
     if not low <= high:
         raise ValueError(f"uniform: expected low <= high, got {low} and {high}")
-    u = _rng(generator).random(_shape((size,)), _dtype(dtype))
+    u = _rng(generator).random(_shape((size,)), checked_dtype(dtype))
     return _made(u * (high - low) + low, dtype, False)
 
 
@@ -103,7 +104,7 @@ def normal(mean: float, std: float, size: Sequence[int], generator: Generator | 
     """Normal with this mean and standard deviation."""
     if not std >= 0:
         raise ValueError(f"normal expects std >= 0.0, but found std {std}")
-    z = _rng(generator).standard_normal(_shape((size,)), _dtype(dtype))
+    z = _rng(generator).standard_normal(_shape((size,)), checked_dtype(dtype))
     return _made(z * std + mean, dtype, False)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, _dtype, as_tensor, op
+from nbgrad.autograd import Tensor, as_tensor, checked_dtype, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import abs, exp, log, mask, pow, sqrt, where
 from nbgrad.ops.indexing import flip, gather
@@ -38,7 +38,7 @@ builtin_max = max
 
 def taken(x: Tensor, dtype: Any) -> Any:
     """x's array, as ``dtype`` where one is given."""
-    return x.data if dtype is None else x.data.astype(_dtype(dtype), copy=False)
+    return x.data if dtype is None else x.data.astype(checked_dtype(dtype), copy=False)
 
 
 def given_back(dx: Tensor, dtype: Any) -> Tensor:
@@ -68,9 +68,11 @@ def _count(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> int:
 def sum(x: Tensor, /, dim: Any = None, keepdim: bool = False, *, dtype: Any = None,
         axis: Any = None) -> Any:
     """y = Σ x over dim (all by default), of x as ``dtype``.   ∂x = ∂y, spread."""
-    axes, shape, before = axes_of(_dims(dim, axis, "sum"), x.ndim, "sum"), x.shape, x.data.dtype
+    axes, shape, before = None, x.data.shape, x.data.dtype
+    if dim is not None or axis is not None:
+        axes = axes_of(_dims(dim, axis, "sum"), x.ndim, "sum")
     y = kernels(x).sum(taken(x, dtype), axes=axes, keepdims=keepdim)
-    y = y if dtype is None else np.asarray(y, _dtype(dtype))
+    y = y if dtype is None else np.asarray(y, checked_dtype(dtype))
     return y, (lambda dy: _spread(given_back(dy, before), shape, axes, keepdim),)
 
 
@@ -218,7 +220,7 @@ def prod(x: Tensor, /, dim: Any = None, keepdim: bool = False, *, dtype: Any = N
     dim, shape, before = _dims(dim, axis, "prod"), x.shape, x.data.dtype
     axes = None if dim is None or not x.ndim else (axis_of(dim, x.ndim, "prod"),)
     y = kernels(x).prod(taken(x, dtype), axes=axes, keepdims=keepdim)
-    y = y if dtype is None else np.asarray(y, _dtype(dtype))
+    y = y if dtype is None else np.asarray(y, checked_dtype(dtype))
 
     def vjp(dy: Tensor, y: Tensor) -> Tensor:
         if (x.data != 0).all():

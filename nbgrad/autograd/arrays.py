@@ -1,0 +1,46 @@
+"""What becomes an array, and of which dtype; NumPy is all that this knows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+__all__ = ["Array", "check_device", "checked_dtype", "to_array"]
+
+Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
+
+# One object per dtype, so that ops can compare dtypes with `is`.
+_DTYPES = {d: d for d in map(np.dtype, ["f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8",
+                                        "?"])}
+
+
+def checked_dtype(dtype: Any) -> np.dtype[Any]:
+    """A supported dtype; Python's float is float32 and int is int64, as in PyTorch."""
+    dtype = np.dtype(np.float32) if dtype is float else np.dtype(dtype).newbyteorder("=")
+    if dtype not in _DTYPES:
+        raise TypeError(f"dtype {dtype} is not supported: use float32, float64, an integer or bool")
+    return _DTYPES[dtype]
+
+
+def to_array(data: Any, dtype: Any = None, copy: bool | None = None) -> Array:
+    typed = isinstance(data, (ndarray, np.generic)) or hasattr(data, "__array_interface__")
+    try:
+        array = np.asarray(data)
+    except ValueError as e:
+        raise ValueError(f"tensor: expected a rectangular array of numbers: {e}") from None
+    if dtype is None:
+        dtype = np.float32 if array.dtype == np.float64 and not typed else array.dtype
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"tensor: expected numbers or bools, got {type(data).__name__} of dtype "
+                        f"{array.dtype}")
+    dtype = checked_dtype(dtype)
+    fit = array.dtype is dtype and array.flags.aligned     # kernels are compiled for aligned memory
+    return np.array(array, dtype, order="K", copy=copy if fit else True)
+
+
+def check_device(device: Any) -> None:
+    """Raise RuntimeError unless it is None or "cpu", the one device there is."""
+    if device is not None and str(device) != "cpu":
+        raise RuntimeError(f"device {device!r} is not there: the one device is 'cpu'")
