@@ -29,10 +29,10 @@ def _general(kind):
     return types.unliteral(kind)
 
 
-def device(function):
-    """Jit a scalar function that kernels call; it is compiled into each of them. Numba would
-    compile it again for every constant argument; LLVM folds those in when it inlines."""
-    jitted = njit(**POLICY)(function)
+def device(function, **options):
+    """Jit a function that kernels call; it is compiled into each of them. Numba would compile it
+    again for every constant argument; LLVM folds those in when it inlines."""
+    jitted = njit(**POLICY, **options)(function)
     if not config.DISABLE_JIT:
         template = jitted.get_call_template
         jitted.get_call_template = lambda args, kws: template(
