@@ -15,8 +15,15 @@ import numpy as np
 from .batch_norm import SLAB_BYTES, _constants, _spread, _statistics, _sums, _table, _unpack
 from .columns import INV, MEAN_DY, inner, normalize, normalize_backward
 from .jit import kernel, prange
-from .layer_norm import _lost, _normalize, _statistics as _row_statistics, _words
-from .layer_norm import BLOCK, CHUNK, normalize_rows, normalize_rows_backward
+from .layer_norm import (
+    BLOCK,
+    CHUNK,
+    _about,
+    _lost,
+    _statistics as _row_statistics,
+    normalize_rows,
+    normalize_rows_backward,
+)
 from .memory import empty_like
 from .norm import _dense, _flat, _flat_as, _vector, _writable
 from .simd import (
@@ -29,6 +36,7 @@ from .simd import (
     load_part,
     pointer,
     put,
+    splat,
     store_part,
     total,
 )
@@ -38,35 +46,50 @@ __all__ = ["group_norm", "group_norm_backward"]
 BLOCK_BYTES = 1 << 19      # pixels of a large channels-last sample that make one task
 
 
-# --------------------------------------------------------------------------------------- NCHW memory
+# -------------------------------------------------------------------------------------- NCHW memory
 
 @inner
-def _plane(x, at, S, mean, invstd, scale, shift, one, past, y):
-    """y = x̂ scale + shift over one plane."""
-    L, s = lanes(one), fill(x, invstd)
-    hi, lo = _words(mean, one)
-    a, b, end = fill(x, scale), fill(x, shift), at + S // L * L
-    for i in range(at, end, L):
-        put(y, i, fma(((load(x, i) - hi) - lo) * s, a, b), past)
-    n = S % L
-    if n:
-        store_part(y, end, fma(((load_part(x, end, n) - hi) - lo) * s, a, b), n)
+def _statistics_of(x, first, at, n, inverse, one):
+    """Mean and variance of a row that begins with ``first``; ``inverse`` is 1 / n. In one chunk, a
+    division and a square root are all that the row waits for."""
+    if n <= 2 * CHUNK * lanes(one) and abs(first) < math.inf:
+        s, q = _about(x, at, n, first, one)
+        d = s * inverse
+        q -= d * d * n
+        if not d * d * n > 4.0 * q:
+            return first + d, (0.0 if q < 0.0 else q) * inverse
+    return _row_statistics(x, first, at, n, one)
+
+
+@inner
+def _planes(x, gamma, beta, at, c, D, S, mean, invstd, one, past, y):
+    """y = (x − hi) scale + shift over planes; the mean's second word, below a standard deviation
+    of any float32 values, is part of the shift."""
+    L, hi = lanes(one), one.dtype.type(mean)
+    lo = mean - hi if abs(hi) < math.inf else 0.0
+    pivot, n = splat(hi), S % L
+    for k in range(c, c + D):
+        scale = gamma[k] * invstd
+        a, b, end = fill(x, scale), fill(x, beta[k] - lo * scale), at + S // L * L
+        for i in range(at, end, L):
+            put(y, i, fma(load(x, i) - pivot, a, b), past)
+        if n:
+            store_part(y, end, fma(load_part(x, end, n) - pivot, a, b), n)
+        at += S
 
 
 @inner
 def _forward_rows(x, gamma, beta, eps, center, b, block, G, C, S, past, y, mean, invstd, bad):
     """Statistics and y of a block of rows, a row being a sample's group."""
-    one, D = np.empty(16, x.dtype), C // G
+    one, D, n = np.empty(16, x.dtype), C // G, C // G * S
+    inverse = 1.0 / n
     for r in range(b * block, min(mean.size, (b + 1) * block)):
-        at, c = r * D * S, r % G * D
-        m, v = _row_statistics(pointer(x), x[at], at, D * S, one)
+        m, v = _statistics_of(pointer(x), x[r * n], r * n, n, inverse, one)
         if not center:
             m, v = 0.0, v + m * m
         s = 1.0 / np.sqrt(v + eps)
         mean[r], invstd[r], bad[r] = m, s, _lost(one, v, s, eps)
-        for k in range(D):
-            _plane(pointer(x), at + k * S, S, m, s, gamma[c + k], beta[c + k], one, past,
-                   pointer(y))
+        _planes(pointer(x), gamma, beta, r * n, r % G * D, D, S, m, s, one, past, pointer(y))
 
 
 @kernel
@@ -80,60 +103,82 @@ def _forward_planes(x, gamma, beta, eps, center, block, G, C, S, past, y, mean, 
 
 
 @inner
-def _plane_sums(x, dy, at, S, mean, invstd, one):
-    """Σ dy and Σ dy x̂ over one plane."""
-    L, s = lanes(one), fill(x, invstd)
-    hi, lo = _words(mean, one)
-    zero, sum_dy, sum_p = fill(x, 0), 0.0, 0.0
-    for start in range(at, at + S, 2 * CHUNK * L):
-        last = min(at + S, start + 2 * CHUNK * L)
-        a = b = p = q = zero
-        end = start + (last - start) // (2 * L) * (2 * L)
-        for i in range(start, end, 2 * L):
-            d, e = load(dy, i), load(dy, i + L)
+def _plane_sums(x, dy, at, S, pivot, one):
+    """Σ dy and Σ dy (x − pivot) over one plane."""
+    L, p = lanes(one), splat(pivot)
+    zero, sum_dy, sum_p, last = fill(x, 0), 0.0, 0.0, at + S
+    while at < last:
+        a = b = q = r = zero
+        end = min(last, at + 2 * CHUNK * L)
+        while at + 2 * L <= end:
+            d, e = load(dy, at), load(dy, at + L)
             a, b = a + d, b + e
-            p = fma(d, ((load(x, i) - hi) - lo) * s, p)
-            q = fma(e, ((load(x, i + L) - hi) - lo) * s, q)
-        while end < last:
-            n = min(L, last - end)
-            d = load_part(dy, end, n)
-            a, p = a + d, fma(d, ((load_part(x, end, n) - hi) - lo) * s, p)
-            end += L
+            q = fma(d, load(x, at) - p, q)
+            r = fma(e, load(x, at + L) - p, r)
+            at += 2 * L
+        if at + L <= end:
+            d = load(dy, at)
+            a, q = a + d, fma(d, load(x, at) - p, q)
+            at += L
+        if at < end:
+            d = load_part(dy, at, end - at)
+            b, r = b + d, fma(d, load_part(x, at, end - at) - p, r)
+            at = end
         sum_dy += np.float64(total(a + b))
-        sum_p += np.float64(total(p + q))
+        sum_p += np.float64(total(q + r))
     return sum_dy, sum_p
+
+
+@inner
+def _row_sums(x, dy, gamma, at, c, D, S, mean, invstd, one, r, sum_p, sum_dy):
+    """Σ dy x̂ and Σ dy of each plane of row r; their sums weighted by γ."""
+    hi, g, p = one.dtype.type(mean), 0.0, 0.0
+    lo = mean - hi if abs(hi) < math.inf else 0.0
+    for k in range(D):
+        a, q = _plane_sums(x, dy, at + k * S, S, hi, one)
+        q = (q - lo * a) * invstd
+        sum_p[r * D + k], sum_dy[r * D + k] = q, a
+        g += gamma[c + k] * a
+        p += gamma[c + k] * q
+    return g, p
 
 
 @inner
 def _slopes(gamma, invstd, mean_g, mean_p, one):
     """dx = (dy − pivot) scale + x̂ slope + rest. The pivot cancels in exact arithmetic; it keeps the
     digits of a dy that is large against its spread."""
-    scale = gamma * invstd
-    pivot = mean_g / gamma if gamma != 0.0 else 0.0
-    pivot = np.float64(one.dtype.type(pivot)) if abs(pivot) < 1e30 else 0.0
+    scale, pivot = gamma * invstd, 0.0
+    if mean_g != 0.0 and gamma != 0.0:
+        pivot = np.float64(one.dtype.type(mean_g / gamma))
+        if not abs(pivot) < 1e30:
+            pivot = 0.0
     return pivot, scale, -invstd * mean_p, scale * pivot - invstd * mean_g
 
 
 @inner
-def _plane_slope(x, dy, at, S, mean, invstd, constants, one, past, dx):
-    """dx over one plane."""
-    L, s = lanes(one), fill(x, invstd)
-    hi, lo = _words(mean, one)
-    pivot, scale = fill(x, constants[0]), fill(x, constants[1])
-    slope, rest, end = fill(x, constants[2]), fill(x, constants[3]), at + S // L * L
-    for i in range(at, end, L):
-        xhat = ((load(x, i) - hi) - lo) * s
-        put(dx, i, fma(load(dy, i) - pivot, scale, fma(xhat, slope, rest)), past)
-    n = S % L
-    if n:
-        xhat = ((load_part(x, end, n) - hi) - lo) * s
-        store_part(dx, end, fma(load_part(dy, end, n) - pivot, scale, fma(xhat, slope, rest)), n)
+def _row_slope(x, dy, gamma, at, c, D, S, mean, invstd, mean_g, mean_p, one, past, dx):
+    """dx of the planes of a row."""
+    L, hi, n = lanes(one), one.dtype.type(mean), S % lanes(one)
+    lo = mean - hi if abs(hi) < math.inf else 0.0
+    center = splat(hi)
+    for k in range(c, c + D):
+        pivot, scale, slope, rest = _slopes(np.float64(gamma[k]), invstd, mean_g, mean_p, one)
+        slope *= invstd
+        p, a, b, e = fill(x, pivot), fill(x, scale), fill(x, slope), fill(x, rest - lo * slope)
+        end = at + S // L * L
+        for i in range(at, end, L):
+            put(dx, i, fma(load(dy, i) - p, a, fma(load(x, i) - center, b, e)), past)
+        if n:
+            d = load_part(x, end, n) - center
+            store_part(dx, end, fma(load_part(dy, end, n) - p, a, fma(d, b, e)), n)
+        at += S
 
 
 @inner
 def _unfit(one, sum_g, sum_p, invstd):
-    """Whether float32 is not enough for the gradients of a group."""
-    return one.itemsize == 4 and not (abs(sum_g) + abs(sum_p) < 1e37 and 1e-12 < invstd < 1e12)
+    """Whether float32 is not enough for the gradients of a group, products of two invstd among
+    the constants."""
+    return one.itemsize == 4 and not (abs(sum_g) + abs(sum_p) < 1e37 and 1e-9 < invstd < 1e9)
 
 
 @inner
@@ -141,18 +186,13 @@ def _backward_rows(x, dy, gamma, mean, invstd, center, b, block, G, C, S, past, 
                    bad):
     """dx of a block of rows, and Σ dy x̂ and Σ dy of their planes."""
     one, D = np.empty(16, x.dtype), C // G
+    inverse = 1.0 / (D * S)
     for r in range(b * block, min(mean.size, (b + 1) * block)):
-        at, c, m, s, g, p = r * D * S, r % G * D, mean[r], invstd[r], 0.0, 0.0
-        for k in range(D):
-            a, q = _plane_sums(pointer(x), pointer(dy), at + k * S, S, m, s, one)
-            sum_dy[r * D + k], sum_p[r * D + k] = a, q
-            g += gamma[c + k] * a
-            p += gamma[c + k] * q
+        at, c, m, s = r * D * S, r % G * D, mean[r], invstd[r]
+        g, p = _row_sums(pointer(x), pointer(dy), gamma, at, c, D, S, m, s, one, r, sum_p, sum_dy)
         bad[r] = _unfit(one, g, p, s)
-        g, p = g / (D * S) if center else 0.0, p / (D * S)
-        for k in range(D):
-            _plane_slope(pointer(x), pointer(dy), at + k * S, S, m, s,
-                         _slopes(np.float64(gamma[c + k]), s, g, p, one), one, past, pointer(dx))
+        _row_slope(pointer(x), pointer(dy), gamma, at, c, D, S, m, s,
+                   g * inverse if center else 0.0, p * inverse, one, past, pointer(dx))
 
 
 @kernel
@@ -165,18 +205,19 @@ def _backward_planes(x, dy, gamma, mean, invstd, center, block, G, C, S, past, d
     return bad.sum() > 0
 
 
-# ------------------------------------------------------------------------------ channels-last memory
+# ----------------------------------------------------------------------------- channels-last memory
 
 @inner
 def _merge(block_mean, block_m2, n, B, rows, S, C, eps, center, mean, invstd, bad, one):
     """Statistics of the groups of sample n from those of its channels, block by block."""
     G = mean.shape[1]
     D = C // G
+    inverse = 1.0 / (D * S)
     for g in range(G):
         at, d, q = n * B * C + g * D, 0.0, 0.0
         pivot = block_mean[at]
         for b in range(B):
-            k = min(rows, S - b * rows) / (D * S)
+            k = min(rows, S - b * rows) * inverse
             for c in range(at + b * C, at + b * C + D):
                 d += k * (block_mean[c] - pivot)
         m = pivot + d
@@ -184,7 +225,7 @@ def _merge(block_mean, block_m2, n, B, rows, S, C, eps, center, mean, invstd, ba
             k = min(rows, S - b * rows)
             for c in range(at + b * C, at + b * C + D):
                 q += block_m2[c] + k * (block_mean[c] - m) ** 2
-        v = q / (D * S)
+        v = q * inverse
         if not center:
             m, v = 0.0, v + m * m
         s = 1.0 / np.sqrt(v + eps)
@@ -192,50 +233,52 @@ def _merge(block_mean, block_m2, n, B, rows, S, C, eps, center, mean, invstd, ba
 
 
 @inner
-def _of_channels(values, D, out):
-    """The value of each channel's group."""
-    for c in range(out.size):
-        out[c] = values[c // D]
+def _of_channels(mean, invstd, n, D, m, s):
+    """mean and invstd of each channel's group in sample n."""
+    for g in range(mean.shape[1]):
+        for c in range(g * D, (g + 1) * D):
+            m[c], s[c] = mean[n, g], invstd[n, g]
 
 
 @inner
-def _forward_pixels(x, gamma, beta, eps, center, packed, t, collect, B, rows, S, option, y, mean,
-                    invstd, bad, block_mean, block_m2):
-    """Statistics of the channels in a block of pixels, and y if those of the groups are known."""
-    plan, n = _unpack(packed), t // B
-    first = n * S + t % B * rows
-    last, C, step = min(first + rows, (n + 1) * S), plan.C, plan.together
-    table, work = _table(x, plan, 6), np.empty(4 * step, np.float64)
-    if collect:
+def _forward_pixels(x, gamma, beta, eps, center, packed, t, per, collect, B, rows, S, option, y,
+                    mean, invstd, bad, block_mean, block_m2):
+    """Statistics of the channels in blocks of pixels, and y if those of the groups are known."""
+    plan = _unpack(packed)
+    C, step = plan.C, plan.together
+    table, work, m, s = _table(x, plan, 6), np.empty(4 * step), np.empty(C), np.empty(C)
+    for u in range(t * per, min(mean.shape[0] * B, (t + 1) * per)):
+        n = u // B
+        first = n * S + u % B * rows
+        last = min(first + rows, (n + 1) * S)
+        if collect:
+            for c in range(0, C, step):
+                _statistics(x, plan, first, last, c, min(C - c, step), table, work, block_mean,
+                            block_m2, u * C + c)
+            if B > 1:
+                continue
+            _merge(block_mean, block_m2, n, B, rows, S, C, eps, center, mean, invstd, bad, table)
+        _of_channels(mean, invstd, n, C // mean.shape[1], m, s)
         for c in range(0, C, step):
-            _statistics(x, plan, first, last, c, min(C - c, step), table, work, block_mean,
-                        block_m2, t * C + c)
-        if B > 1:
-            return
-        _merge(block_mean, block_m2, n, B, rows, S, C, eps, center, mean, invstd, bad, table)
-    m, s, D = np.empty(C), np.empty(C), C // mean.shape[1]
-    _of_channels(mean[n], D, m)
-    _of_channels(invstd[n], D, s)
-    for c in range(0, C, step):
-        channels = min(C - c, step)
-        _constants(plan, gamma, beta, m, s, c, channels, table, work)
-        normalize(pointer(x), pointer(x), pointer(x), pointer(y), plan, first, last, True, c,
-                  channels, table, option)
+            _constants(plan, gamma, beta, m, s, c, min(C - c, step), table, work)
+            normalize(pointer(x), pointer(x), pointer(x), pointer(y), plan, first, last, True, c,
+                      min(C - c, step), table, option)
 
 
 @kernel
-def _forward_columns(x, gamma, beta, eps, center, packed, rows, S, option, y, mean, invstd, bad):
+def _forward_columns(x, gamma, beta, eps, center, packed, per, rows, S, option, y, mean, invstd,
+                     bad):
     """As _forward_planes, for x (N S, C)."""
     B, C = (S + rows - 1) // rows, gamma.size
-    tasks = mean.shape[0] * B
-    block_mean, block_m2 = np.empty(tasks * C), np.empty(tasks * C)
+    tasks = (mean.shape[0] * B + per - 1) // per
+    block_mean, block_m2 = np.empty(mean.shape[0] * B * C), np.empty(mean.shape[0] * B * C)
     for phase in range(2 if B > 1 else 1):
         for t in prange(tasks):
             u = np.int64(t)
             if phase == 1:
                 u = tasks - 1 - u
-            _forward_pixels(x, gamma, beta, eps, center, packed, u, phase == 0, B, rows, S, option,
-                            y, mean, invstd, bad, block_mean, block_m2)
+            _forward_pixels(x, gamma, beta, eps, center, packed, u, per, phase == 0, B, rows, S,
+                            option, y, mean, invstd, bad, block_mean, block_m2)
         if phase == 0 and B > 1:
             for n in range(mean.shape[0]):
                 _merge(block_mean, block_m2, n, B, rows, S, C, eps, center, mean, invstd, bad, x)
@@ -243,78 +286,85 @@ def _forward_columns(x, gamma, beta, eps, center, packed, rows, S, option, y, me
 
 
 @inner
-def _group_sums(gamma, sum_p, sum_dy, n, B, C, G, invstd, g, p, bad, one):
-    """Σ γ dy and Σ γ dy x̂ of the groups of sample n."""
-    D = C // G
-    for k in range(G):
-        g[k] = p[k] = 0.0
+def _group_sums(gamma, sum_p, sum_dy, n, B, C, inverse, invstd, center, g, p, bad, one):
+    """Means of γ dy and γ dy x̂ over the groups of sample n."""
+    D = C // g.size
+    for k in range(g.size):
+        a = q = 0.0
         for b in range(n * B, (n + 1) * B):
             for c in range(k * D, (k + 1) * D):
-                g[k] += gamma[c] * sum_dy[b * C + c]
-                p[k] += gamma[c] * sum_p[b * C + c]
-        bad[n, k] = _unfit(one, g[k], p[k], invstd[n, k])
+                a += gamma[c] * sum_dy[b * C + c]
+                q += gamma[c] * sum_p[b * C + c]
+        bad[n, k] = _unfit(one, a, q, invstd[n, k])
+        g[k], p[k] = a * inverse if center else 0.0, q * inverse
 
 
 @inner
-def _spread_slopes(plan, gamma, invstd, g, p, size, center, c, channels, table, work):
+def _spread_slopes(plan, gamma, invstd, g, p, c, channels, table, work):
     """Lines MEAN_DY, SLOPE and REST of the table for the channels from c on."""
-    D, K = plan.C // g.size, channels
-    for k in range(K):
-        j = (c + k) // D
-        work[k], _, work[K + k], work[2 * K + k] = _slopes(
-            np.float64(gamma[c + k]), invstd[c + k], g[j] / size if center else 0.0, p[j] / size,
-            table)
+    D = plan.C // g.size
+    j, left = c // D, D - c % D
+    for k in range(channels):
+        if left == 0:
+            j, left = j + 1, D
+        left -= 1
+        a, _, b, e = _slopes(np.float64(gamma[c + k]), invstd[c + k], g[j], p[j], table)
+        work[k], work[channels + k], work[2 * channels + k] = a, b, e
     for line in range(3):
-        _spread(work, line * K, K, plan, table, MEAN_DY + line)
+        _spread(work, line * channels, channels, plan, table, MEAN_DY + line)
 
 
 @inner
-def _backward_pixels(x, dy, gamma, mean, invstd, center, packed, t, collect, B, rows, S, option, dx,
-                     sum_p, sum_dy, bad):
-    """Sums of the channels in a block of pixels, and dx if those of the groups are known."""
-    plan, n, G = _unpack(packed), t // B, mean.shape[1]
-    first = n * S + t % B * rows
-    last, C, step = min(first + rows, (n + 1) * S), plan.C, plan.together
-    table, work = _table(x, plan, 10), np.empty(4 * step, np.float64)
-    m, s, g, p = np.empty(C), np.empty(C), np.empty(G), np.empty(G)
-    _of_channels(mean[n], C // G, m)
-    _of_channels(invstd[n], C // G, s)
-    for c in range(0, C if collect else 0, step):
-        channels = min(C - c, step)
-        _constants(plan, gamma, gamma, m, s, c, channels, table, work)
-        _spread(s, c, channels, plan, table, INV)
-        _sums(x, dy, x, dx, plan, first, last, c, channels, table, work, 0, sum_dy, sum_p,
-              t * C + c)
-    if collect and B > 1:
-        return
-    _group_sums(gamma, sum_p, sum_dy, n, B, C, G, invstd, g, p, bad, table)
-    for c in range(0, C, step):
-        channels = min(C - c, step)
-        if not collect or step < C:
-            _constants(plan, gamma, gamma, m, s, c, channels, table, work)
-            _spread(s, c, channels, plan, table, INV)
-        _spread_slopes(plan, gamma, s, g, p, C // G * S, center, c, channels, table, work)
-        normalize_backward(pointer(x), pointer(dy), pointer(dx), pointer(x), plan, first, last,
-                           True, c, channels, table, option)
+def _all_constants(plan, gamma, m, s, c, channels, table, work):
+    _constants(plan, gamma, gamma, m, s, c, channels, table, work)
+    _spread(s, c, channels, plan, table, INV)
+
+
+@inner
+def _backward_pixels(x, dy, gamma, mean, invstd, center, packed, t, per, collect, B, rows, S,
+                     option, dx, sum_p, sum_dy, bad):
+    """Sums of the channels in blocks of pixels, and dx if those of the groups are known."""
+    plan, G = _unpack(packed), mean.shape[1]
+    C, step = plan.C, plan.together
+    inverse, g, p = 1.0 / (C // G * S), np.empty(G), np.empty(G)
+    table, work, m, s = _table(x, plan, 10), np.empty(4 * step), np.empty(C), np.empty(C)
+    for u in range(t * per, min(mean.shape[0] * B, (t + 1) * per)):
+        n = u // B
+        first = n * S + u % B * rows
+        last = min(first + rows, (n + 1) * S)
+        _of_channels(mean, invstd, n, C // G, m, s)
+        for c in range(0, C if collect else 0, step):
+            _all_constants(plan, gamma, m, s, c, min(C - c, step), table, work)
+            _sums(x, dy, x, dx, plan, first, last, c, min(C - c, step), table, work, 0, sum_dy,
+                  sum_p, u * C + c)
+        if collect and B > 1:
+            continue
+        _group_sums(gamma, sum_p, sum_dy, n, B, C, inverse, invstd, center, g, p, bad, table)
+        for c in range(0, C, step):
+            if not collect or step < C:
+                _all_constants(plan, gamma, m, s, c, min(C - c, step), table, work)
+            _spread_slopes(plan, gamma, s, g, p, c, min(C - c, step), table, work)
+            normalize_backward(pointer(x), pointer(dy), pointer(dx), pointer(x), plan, first, last,
+                               True, c, min(C - c, step), table, option)
 
 
 @kernel
-def _backward_columns(x, dy, gamma, mean, invstd, center, packed, rows, S, option, dx, sum_p,
+def _backward_columns(x, dy, gamma, mean, invstd, center, packed, per, rows, S, option, dx, sum_p,
                       sum_dy, bad):
     """As _backward_planes, for x (N S, C); sums over the pixels of a block."""
     B = (S + rows - 1) // rows
-    tasks = mean.shape[0] * B
+    tasks = (mean.shape[0] * B + per - 1) // per
     for phase in range(2 if B > 1 else 1):
         for t in prange(tasks):
             u = np.int64(t)
             if phase == 1:
                 u = tasks - 1 - u
-            _backward_pixels(x, dy, gamma, mean, invstd, center, packed, u, phase == 0, B, rows, S,
-                             option, dx, sum_p, sum_dy, bad)
+            _backward_pixels(x, dy, gamma, mean, invstd, center, packed, u, per, phase == 0, B,
+                             rows, S, option, dx, sum_p, sum_dy, bad)
     return bad.sum() > 0
 
 
-# -------------------------------------------------------------------------------------------- callers
+# ------------------------------------------------------------------------------------------ callers
 
 def _gain(a, x, missing):
     """γ or β; ones or zeros for None."""
@@ -326,12 +376,13 @@ def _repeated(a, S):
 
 
 def _pixels(N, S, C, itemsize):
-    """Pixels of a sample that make one task: all where they stay in a cache and there are tasks."""
+    """How a sample is cut: blocks that make one task, and pixels of a block. Not at all where it
+    stays in a cache and there are enough of them; then several small ones make a task."""
     nbytes = S * C * itemsize
-    if N * nbytes <= 1 << 20 or (nbytes <= SLAB_BYTES and N >= min(16, N * nbytes >> 19)):
-        return S
+    if N * nbytes <= 1 << 20 or (nbytes <= SLAB_BYTES and min(16, N * nbytes >> 19) <= N):
+        return max(1, (1 << 17) // nbytes), S
     rows = max(1, BLOCK_BYTES // (C * itemsize))
-    return rows if rows < CHUNK else rows // CHUNK * CHUNK
+    return 1, rows if rows < CHUNK else rows // CHUNK * CHUNK
 
 
 def _narrow(x, axes, S):
@@ -362,7 +413,7 @@ def group_norm(x, gamma, beta, *, groups, eps, center=True):
                                _past(x, S), out, mean.reshape(-1), invstd.reshape(-1),
                                bad.reshape(-1), work=2 * x.nbytes)
     else:
-        lost = _forward_columns(flat, *gains, eps, center, how, _pixels(N, S, C, x.itemsize), S,
+        lost = _forward_columns(flat, *gains, eps, center, how, *_pixels(N, S, C, x.itemsize), S,
                                 past, out, mean, invstd, bad, work=2 * x.nbytes)
     if lost:
         _forward_again(x, gains, bad, groups, eps, center, y, mean, invstd)
@@ -397,7 +448,7 @@ def group_norm_backward(dy, x, gamma, mean, invstd, *, groups, center=True):
         dx, *sums = normalize_rows_backward(dy, x, _repeated(gamma, S), mean.reshape(-1),
                                             invstd.reshape(-1), N * G, C // G * S, center, G)
         return dx, *(a if S == 1 else a.reshape(C, S).sum(1) for a in sums)
-    rows = S if axes is None else _pixels(N, S, C, x.itemsize)
+    per, rows = (1, S) if axes is None else _pixels(N, S, C, x.itemsize)
     dx, bad, parts = empty_like(x), np.empty((N, G), bool), np.empty((2, N * -(-S // rows), C))
     flat, sums = (_flat(x, axes), _flat_as(dy, x, axes), _gain(gamma, x, 1)), parts.reshape(2, -1)
     if axes is None:
@@ -405,7 +456,8 @@ def group_norm_backward(dy, x, gamma, mean, invstd, *, groups, center=True):
                                 max(1, BLOCK * G // (C * S)), G, C, S, _past(x, S), _flat(dx, axes),
                                 *sums, bad.reshape(-1), work=3 * x.nbytes)
     else:
-        lost = _backward_columns(*flat, mean, invstd, center, how, rows, S, past, _flat(dx, axes),
+        lost = _backward_columns(*flat, mean, invstd, center, how, per, rows, S, past,
+                                 _flat(dx, axes),
                                  *sums, bad, work=3 * x.nbytes)
     with np.errstate(all="ignore"):
         dgamma, dbeta = parts.sum(1).astype(dtype)
@@ -416,7 +468,7 @@ def group_norm_backward(dy, x, gamma, mean, invstd, *, groups, center=True):
 
 def _backward_again(dy, x, gamma, mean, invstd, bad, center, dx, dgamma, dbeta):
     """The groups that ``bad`` marks in any sample, in float64."""
-    N, G = bad.shape
+    G = bad.shape[1]
     some = bad.any(0)
     wide = [_parted(a, G)[:, some].astype(np.float64) for a in (dy, x, gamma[None])]
     dy, x, gamma = (a.reshape(a.shape[0], -1, *a.shape[3:]) for a in wide)

@@ -207,8 +207,8 @@ def _backward(x, dy, gamma, mean, invstd, center, R, D, G, block, past, blocks, 
                              pointer(sums[2 * j:]))
             if one.itemsize == 4 and not (abs(g) + abs(p) < math.inf and 1e-12 < s < 1e12):
                 bad[b] = 1
-            _slope(pointer(x), pointer(dy), pointer(gamma[j:]), at, D, m, s, g / D if center else 0.0,
-                   p / D, one, past, pointer(dx))
+            _slope(pointer(x), pointer(dy), pointer(gamma[j:]), at, D, m, s,
+                   g / D if center else 0.0, p / D, one, past, pointer(dx))
             if (r - first) % (CHUNK * G) == CHUNK * G - 1 or r == last - 1:
                 for j in range(width):
                     blocks[b * width + j] += sums[j]

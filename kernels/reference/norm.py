@@ -10,7 +10,8 @@ import numpy as np
 
 __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
            "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats",
-           "batch_norm_update", "layer_norm", "layer_norm_backward", "rms_norm", "rms_norm_backward"]
+           "batch_norm_update", "layer_norm", "layer_norm_backward", "rms_norm",
+           "rms_norm_backward"]
 
 
 def _per_channel(a, x):

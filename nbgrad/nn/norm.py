@@ -49,7 +49,7 @@ class _BatchNorm(Normalization):
                  dtype: Any = np.float32) -> None:
         super().__init__()
         check_sizes(type(self).__name__, num_features=num_features)
-        _check_eps(self, eps)
+        check_eps(self, eps)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         C, track = num_features, track_running_stats
@@ -128,7 +128,7 @@ class _BatchNorm(Normalization):
                 f"track_running_stats={self.track_running_stats}")
 
 
-def _check_eps(owner: Normalization, eps: Any) -> None:
+def check_eps(owner: Normalization, eps: Any) -> None:
     if not isinstance(eps, Real) or not float(eps) >= 0:    # NaN too
         raise ValueError(f"{type(owner).__name__}: eps must not be negative, got {eps}")
 
@@ -170,7 +170,7 @@ class LayerNorm(Normalization):
         shape = normalized_shape if isinstance(normalized_shape, Sequence) else (normalized_shape,)
         for n in shape:
             check_sizes("LayerNorm", normalized_shape=n)
-        _check_eps(self, eps)
+        check_eps(self, eps)
         self.normalized_shape = tuple(shape)
         self.eps, self.elementwise_affine = eps, elementwise_affine
         for name, wanted in (("weight", elementwise_affine), ("bias", elementwise_affine and bias)):
