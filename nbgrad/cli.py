@@ -265,7 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     p = _command(commands, "compare", _compare, "train a network with and without a norm")
     _run_options(p)
-    p.add_argument("--norm", choices=("batch", "layer"), default="batch",
+    p.add_argument("--norm", choices=CHOICES["norm"][1:], default="batch",
                    help="what to compare with no norm (batch)")
     p.add_argument("--lr", type=float, nargs="+", help="learning rates (three that suit the model)")
     p.add_argument("--seeds", type=int, nargs="+", help="how many, or which ones if several (3)")

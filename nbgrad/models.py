@@ -1,7 +1,9 @@
 """Three models for studying normalization: an MLP, LeNet-5 and the ResNet-20 of CIFAR-10.
 
-``norm`` is "batch", "layer" or None and ``placement`` says where it stands: "before" the activation
-(Ioffe & Szegedy 2015), "after" it, or, in the ResNet, "preact" (before the layer: He et al. 2016b).
+``norm`` is a name of ``nn.create_norm`` or None and ``placement`` says where it stands: "before"
+the activation (Ioffe & Szegedy 2015), "after" it, or, in the ResNet, "preact" (before the layer: He
+et al. 2016b). "layer" and "rms" take each sample as a whole; "instance" needs images, so that the
+ResNet alone takes it.
 The layers of ``mlp`` and ``lenet`` keep their bias, which is PyTorch's default, although batch
 normalization that follows directly takes it out again (its gradient is zero to rounding); the
 ResNet's convolutions have none, as in torchvision.
@@ -25,7 +27,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU,
     "sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "softplus": nn.Softplus, "identity": nn.Identity,
 }
-NORMS = ("batch", "layer", None)
 
 
 def mlp(in_features: int = 64, hidden: Sequence[int] = (100, 100, 100), num_classes: int = 10, *,
@@ -96,8 +97,8 @@ def resnet20(in_channels: int = 3, num_classes: int = 10, width: int = 16, image
 
     x: (N, in_channels, image_size, image_size).  Shortcuts are the paper's option A: stride and
     zero channels, no parameters; 269,722 parameters with the defaults. Convolutions are initialised
-    with He's normal (fan_out). ``image_size`` matters to norm="layer" alone; ``dropout`` acts
-    before the last layer.
+    with He's normal (fan_out). ``image_size`` matters to norm="layer" and "rms" alone; ``dropout``
+    acts before the last layer.
     """
     return ResNet(in_channels, num_classes, width, image_size, blocks=3, activation=activation,
                   norm=norm, placement=placement, dropout=dropout)
@@ -197,13 +198,8 @@ def _around(number: str, activation: str, norm: str | None, placement: str,
 
 
 def _norm(norm: str | None, shape: tuple[int, ...]) -> nn.Module:
-    """For maps of this shape (C) or (C, H, W); "layer" takes each sample as a whole."""
-    _choose("models", "norm", norm, NORMS)
-    if norm is None:
-        return nn.Identity()
-    if norm == "layer":
-        return nn.LayerNorm(shape)
-    return nn.BatchNorm1d(shape[0]) if len(shape) == 1 else nn.BatchNorm2d(shape[0])
+    """For maps of this shape (C) or (C, H, W)."""
+    return nn.create_norm(norm, shape[0], size=shape[1:])
 
 
 def _activation(name: str) -> nn.Module:

@@ -1,4 +1,6 @@
-"""Layer normalization: each row is read from memory once and normalized while it is in a cache.
+"""Layer and RMS normalization: each row is read from memory once and normalized while it is in a
+cache. Without ``center`` the mean counts as 0: RMS normalization. With ``G`` above 1, γ and β are
+those of G rows, which take turns.
 
 Sums as in batch_norm.py: in the array's dtype over chunks, about a pivot close to the mean, merged
 in float64; where float32 is not enough, the caller does it in float64.
@@ -27,7 +29,8 @@ from .simd import (
     total,
 )
 
-__all__ = ["layer_norm", "layer_norm_backward"]
+__all__ = ["layer_norm", "layer_norm_backward", "normalize_rows", "normalize_rows_backward",
+           "rms_norm", "rms_norm_backward"]
 
 BLOCK = 1 << 16            # elements of a task: 256 KB of float32
 GROUPS = 16                # tasks of the backward at least: each has sums of its own
@@ -113,7 +116,7 @@ def _lost(one, var, invstd, eps):
 
 
 @kernel
-def _forward(x, gamma, beta, eps, R, D, block, past, y, mean, invstd):
+def _forward(x, gamma, beta, eps, center, R, D, G, block, past, y, mean, invstd):
     """Each row of x (R, D): statistics, then y = (x − mean) invstd γ + β. True if float32 is not
     enough."""
     blocks = (R + block - 1) // block
@@ -122,12 +125,14 @@ def _forward(x, gamma, beta, eps, R, D, block, past, y, mean, invstd):
         one, first = np.empty(16, x.dtype), np.int64(b) * block
         for r in range(first, min(R, first + block)):
             m, v = _statistics(pointer(x), x[r * D], r * D, D, one)
-            s = 1.0 / np.sqrt(v + eps)
+            if not center:
+                m, v = 0.0, v + m * m
+            s, j = 1.0 / np.sqrt(v + eps), r % G * D
             mean[r], invstd[r] = m, s
             if _lost(one, v, s, eps):
                 bad[b] = 1
-            _normalize(pointer(x), pointer(gamma), pointer(beta), r * D, D, m, s, one, past,
-                       pointer(y))
+            _normalize(pointer(x), pointer(gamma[j:]), pointer(beta[j:]), r * D, D, m, s, one,
+                       past, pointer(y))
     return bad.sum() > 0
 
 
@@ -186,41 +191,42 @@ def _slope(x, dy, gamma, at, D, mean, invstd, mean_g, mean_p, one, past, dx):
 
 
 @kernel
-def _backward(x, dy, gamma, mean, invstd, R, D, block, past, blocks, dx, dgamma, dbeta):
+def _backward(x, dy, gamma, mean, invstd, center, R, D, G, block, past, blocks, dx, dgamma, dbeta):
     """Rows of dx, and dγ and dβ: sums over rows in the array's dtype, over blocks in float64. True
     if float32 is not enough."""
-    bad = np.zeros(blocks.size // (2 * D), np.uint8)
+    width = 2 * G * D
+    bad = np.zeros(blocks.size // width, np.uint8)
     for t in prange(bad.size):
-        one, sums, b = np.empty(16, x.dtype), np.zeros(2 * D, x.dtype), np.int64(t)
+        one, sums, b = np.empty(16, x.dtype), np.zeros(width, x.dtype), np.int64(t)
         first, last = b * block, min(R, (b + 1) * block)
-        for j in range(2 * D):
-            blocks[b * 2 * D + j] = 0.0
+        for j in range(width):
+            blocks[b * width + j] = 0.0
         for r in range(first, last):
-            at, m, s = r * D, mean[r], invstd[r]
-            g, p = _products(pointer(x), pointer(dy), pointer(gamma), at, D, m, s, one,
-                             pointer(sums))
+            at, m, s, j = r * D, mean[r], invstd[r], r % G * D
+            g, p = _products(pointer(x), pointer(dy), pointer(gamma[j:]), at, D, m, s, one,
+                             pointer(sums[2 * j:]))
             if one.itemsize == 4 and not (abs(g) + abs(p) < math.inf and 1e-12 < s < 1e12):
                 bad[b] = 1
-            _slope(pointer(x), pointer(dy), pointer(gamma), at, D, m, s, g / D, p / D, one, past,
-                   pointer(dx))
-            if (r - first) % CHUNK == CHUNK - 1 or r == last - 1:
-                for j in range(2 * D):
-                    blocks[b * 2 * D + j] += sums[j]
+            _slope(pointer(x), pointer(dy), pointer(gamma[j:]), at, D, m, s,
+                   g / D if center else 0.0, p / D, one, past, pointer(dx))
+            if (r - first) % (CHUNK * G) == CHUNK * G - 1 or r == last - 1:
+                for j in range(width):
+                    blocks[b * width + j] += sums[j]
                     sums[j] = 0
-    for j in range(2 * D):
+    for j in range(width):
         a = 0.0
         for b in range(bad.size):
-            a += blocks[b * 2 * D + j]
-        if j < D:
-            dgamma[j] = a
+            a += blocks[b * width + j]
+        if j // D % 2 == 0:
+            dgamma[j // (2 * D) * D + j % D] = a
         else:
-            dbeta[j - D] = a
+            dbeta[j // (2 * D) * D + j % D] = a
     return bad.sum() > 0
 
 
-def _gain(a, D, dtype, missing):
+def _gain(a, n, dtype, missing):
     """γ or β as one axis; ones or zeros for None."""
-    return np.full(D, missing, dtype) if a is None else np.ascontiguousarray(a, dtype).reshape(D)
+    return np.full(n, missing, dtype) if a is None else np.ascontiguousarray(a, dtype).reshape(n)
 
 
 def _flat(x, dtype):
@@ -238,41 +244,68 @@ def _as(y, out):
     return y
 
 
-def layer_norm(x, gamma, beta, *, dims, eps):
-    """y = x̂ γ + β with the statistics of each row (the last dims axes); mean, invstd: (rows,)."""
-    lead, shape = x.shape[:x.ndim - dims], x.shape[x.ndim - dims:]
-    R, D = math.prod(lead), math.prod(shape)
+def normalize_rows(x, gamma, beta, R, D, eps, center=True, G=1):
+    """y = x̂ γ + β with the statistics of each of R rows of D values; mean, invstd: (R,)."""
     if not x.size:
         return empty_like(x), np.zeros(R), np.full(R, 1 / math.sqrt(eps) if eps else math.inf)
     mean, invstd = np.empty(R), np.empty(R)
     y = empty_like(x)
     out = y.reshape(-1) if y.flags.c_contiguous else np.empty(x.size, x.dtype)
-    if _forward(_flat(x, x.dtype), _gain(gamma, D, x.dtype, 1), _gain(beta, D, x.dtype, 0), eps, R,
-                D, max(1, BLOCK // D), _past(y, D) and y.flags.c_contiguous, out, mean, invstd,
-                work=2 * x.nbytes):
+    if _forward(_flat(x, x.dtype), _gain(gamma, G * D, x.dtype, 1), _gain(beta, G * D, x.dtype, 0),
+                eps, center, R, D, G, max(1, BLOCK // D), _past(y, D) and y.flags.c_contiguous,
+                out, mean, invstd, work=2 * x.nbytes):
         wide = [None if a is None else a.astype(np.float64) for a in (x, gamma, beta)]
-        out, mean, invstd = layer_norm(*wide, dims=dims, eps=eps)
+        out, mean, invstd = normalize_rows(*wide, R, D, eps, center, G)
         return _as(y, out), mean, invstd
     return y if y.flags.c_contiguous else _as(y, out), mean, invstd
 
 
-def layer_norm_backward(dy, x, gamma, mean, invstd, *, dims):
-    """dx = invstd (g − mean(g) − x̂ mean(g x̂)) with g = γ dy;  dγ = Σ dy x̂, dβ = Σ dy over rows."""
-    shape, dtype = x.shape[x.ndim - dims:], x.dtype
-    D = math.prod(shape)
+def normalize_rows_backward(dy, x, gamma, mean, invstd, R, D, center=True, G=1):
+    """dx, and dγ and dβ as (G D,)."""
+    dtype = x.dtype
     dx = empty_like(x)
     if not x.size:
-        return dx, np.zeros(shape, dtype), np.zeros(shape, dtype)
-    R = x.size // D
-    block = max(1, BLOCK // D, -(-R // GROUPS))
+        return dx, np.zeros(G * D, dtype), np.zeros(G * D, dtype)
+    block = -(-max(1, BLOCK // D, -(-R // GROUPS)) // G) * G
     out = dx.reshape(-1) if dx.flags.c_contiguous else np.empty(x.size, dtype)
-    dgamma, dbeta = np.empty(shape, dtype), np.empty(shape, dtype)
+    dgamma, dbeta = np.empty(G * D, dtype), np.empty(G * D, dtype)
     mean, invstd = (a if a.dtype == np.float64 and a.flags.carray else np.array(a, np.float64)
                     for a in (mean, invstd))
-    if _backward(_flat(x, dtype), _flat(dy, dtype), _gain(gamma, D, dtype, 1), mean, invstd, R, D,
-                 block, _past(dx, D) and dx.flags.c_contiguous, np.empty(-(-R // block) * 2 * D),
-                 out, dgamma.reshape(-1), dbeta.reshape(-1), work=3 * x.nbytes):
+    if _backward(_flat(x, dtype), _flat(dy, dtype), _gain(gamma, G * D, dtype, 1), mean, invstd,
+                 center, R, D, G, block, _past(dx, D) and dx.flags.c_contiguous,
+                 np.empty(-(-R // block) * 2 * G * D), out, dgamma, dbeta, work=3 * x.nbytes):
         wide = [None if a is None else a.astype(np.float64) for a in (dy, x, gamma)]
-        grads = layer_norm_backward(*wide, mean, invstd, dims=dims)
+        grads = normalize_rows_backward(*wide, mean, invstd, R, D, center, G)
         return tuple(_as(a, b) for a, b in zip((dx, dgamma, dbeta), grads))
     return dx if dx.flags.c_contiguous else _as(dx, out), dgamma, dbeta
+
+
+def _parts(x, dims):
+    """How many rows x has, and how many values a row."""
+    return math.prod(x.shape[:x.ndim - dims]), math.prod(x.shape[x.ndim - dims:])
+
+
+def layer_norm(x, gamma, beta, *, dims, eps):
+    """y = x̂ γ + β with the statistics of each row (the last dims axes); mean, invstd: (rows,)."""
+    return normalize_rows(x, gamma, beta, *_parts(x, dims), eps)
+
+
+def layer_norm_backward(dy, x, gamma, mean, invstd, *, dims):
+    """dx = invstd (g − mean(g) − x̂ mean(g x̂)) with g = γ dy;  dγ = Σ dy x̂, dβ = Σ dy over rows."""
+    shape = x.shape[x.ndim - dims:]
+    dx, dgamma, dbeta = normalize_rows_backward(dy, x, gamma, mean, invstd, *_parts(x, dims))
+    return dx, dgamma.reshape(shape), dbeta.reshape(shape)
+
+
+def rms_norm(x, gamma, *, dims, eps):
+    """y = x / rms γ with rms = √(mean(x²) + eps) of each row (the last dims axes);
+    invrms: (rows,)."""
+    y, _, invrms = normalize_rows(x, gamma, None, *_parts(x, dims), eps, False)
+    return y, invrms
+
+
+def rms_norm_backward(dy, x, gamma, invrms, *, dims):
+    """dx = invrms (g − x̂ mean(g x̂)) with g = γ dy;  dγ = Σ dy x̂ over rows."""
+    dx, dgamma, _ = normalize_rows_backward(dy, x, gamma, np.zeros(invrms.size), invrms,
+                                            *_parts(x, dims), False)
+    return dx, dgamma.reshape(x.shape[x.ndim - dims:])

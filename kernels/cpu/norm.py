@@ -12,12 +12,13 @@ import numpy as np
 from .batch_norm import backward, forward, plan
 from .columns import ADD, BY_X, BY_Y, PAST, RELU, WRITE
 from .jit import kernel
-from .layer_norm import layer_norm, layer_norm_backward
+from .layer_norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from .memory import empty, empty_like
 
 __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
            "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats",
-           "batch_norm_update", "layer_norm", "layer_norm_backward"]
+           "batch_norm_update", "layer_norm", "layer_norm_backward", "rms_norm",
+           "rms_norm_backward"]
 
 STREAM_BYTES = 3 << 22     # 12 MB: beyond, x and y together leave a 32 MB cache, and y goes past it
 _NONE = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}

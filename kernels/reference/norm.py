@@ -10,7 +10,8 @@ import numpy as np
 
 __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
            "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats",
-           "batch_norm_update", "layer_norm", "layer_norm_backward"]
+           "batch_norm_update", "layer_norm", "layer_norm_backward", "rms_norm",
+           "rms_norm_backward"]
 
 
 def _per_channel(a, x):
@@ -128,6 +129,30 @@ def layer_norm_backward(dy, x, gamma, mean, invstd, *, dims):
         dx[...] = ((d * gain - a - xhat * b) * invstd[:, None]).reshape(x.shape)
         sums = ((d * xhat).sum(0), d.sum(0))
     return dx, *(s.reshape(shape).astype(x.dtype) for s in sums)
+
+
+def rms_norm(x, gamma, *, dims, eps):
+    """y = x / rms γ with rms = √(mean(x²) + eps) of each row (the last dims axes);
+    invrms: (rows,)."""
+    shape, rows = x.shape[x.ndim - dims:], _rows(x, dims).astype(np.float64)
+    with np.errstate(all="ignore"):
+        invrms = 1 / np.sqrt((rows * rows).sum(1) / max(rows.shape[1], 1) + eps)
+        y = rows * invrms[:, None] * _scale(gamma, shape).reshape(1, -1)
+        out = np.empty_like(x)
+        out[...] = y.reshape(x.shape)
+    return out, invrms
+
+
+def rms_norm_backward(dy, x, gamma, invrms, *, dims):
+    """dx = invrms (g − x̂ mean(g x̂)) with g = γ dy;  dγ = Σ dy x̂ over rows."""
+    shape = x.shape[x.ndim - dims:]
+    d, gain = _rows(dy, dims).astype(np.float64), _scale(gamma, shape).reshape(1, -1)
+    with np.errstate(all="ignore"):
+        xhat = _rows(x, dims) * invrms[:, None]
+        b = (d * gain * xhat).sum(1, keepdims=True) / max(d.shape[1], 1)
+        dx = np.empty_like(x)
+        dx[...] = ((d * gain - xhat * b) * invrms[:, None]).reshape(x.shape)
+        return dx, (d * xhat).sum(0).reshape(shape).astype(x.dtype)
 
 
 def batch_norm_update(running_mean, running_var, mean, var, *, momentum, count):

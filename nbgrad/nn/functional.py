@@ -14,15 +14,20 @@ from nbgrad.ops import (
     dropout,
     elu,
     gelu,
+    group_norm,
+    instance_norm,
     layer_norm,
     leaky_relu,
     linear,
+    local_response_norm,
     log_softmax,
     max_pool2d,
     mse_loss,
     nll_loss,
+    normalize,
     pad,
     relu,
+    rms_norm,
     sigmoid,
     silu,
     softmax,
@@ -31,9 +36,9 @@ from nbgrad.ops import (
 )
 
 __all__ = ["adaptive_avg_pool2d", "avg_pool2d", "batch_norm", "conv2d", "cross_entropy", "dropout",
-           "elu", "gelu", "layer_norm", "leaky_relu", "linear", "log_softmax", "max_pool2d",
-           "mse_loss", "nll_loss", "one_hot", "pad", "relu", "sigmoid", "silu", "softmax",
-           "softplus", "tanh"]
+           "elu", "gelu", "group_norm", "instance_norm", "layer_norm", "leaky_relu", "linear",
+           "local_response_norm", "log_softmax", "max_pool2d", "mse_loss", "nll_loss", "normalize",
+           "one_hot", "pad", "relu", "rms_norm", "sigmoid", "silu", "softmax", "softplus", "tanh"]
 
 
 def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:

@@ -18,7 +18,6 @@ from nbgrad.ops import (  # the modules by other names: `matmul` and `norm` belo
     reduce as _reduce,
     selection as _selection,
     shape as _shape,
-    weighted_norm as _weighted_norm,
 )
 from nbgrad.ops.activation import *  # noqa: F403
 from nbgrad.ops.conv import *  # noqa: F403
@@ -36,9 +35,8 @@ from nbgrad.ops.random import *  # noqa: F403
 from nbgrad.ops.reduce import *  # noqa: F403
 from nbgrad.ops.selection import *  # noqa: F403
 from nbgrad.ops.shape import *  # noqa: F403
-from nbgrad.ops.weighted_norm import *  # noqa: F403
 
 _FILES = (_activation, _conv, _creation, _elementwise, _fused, _indexing, _inplace, _joining, _loss,
-          _matmul, _moments, _norm, _pool, _random, _reduce, _selection, _shape, _weighted_norm)
+          _matmul, _moments, _norm, _pool, _random, _reduce, _selection, _shape)
 
 __all__ = [name for module in _FILES for name in module.__all__]

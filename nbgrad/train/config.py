@@ -11,7 +11,8 @@ from typing import Any
 
 __all__ = ["CHOICES", "NORMS", "Config", "defaults"]
 
-NORMS = {"none": "without norm", "batch": "batch norm", "layer": "layer norm"}
+NORMS = {"none": "without norm", "batch": "batch norm", "layer": "layer norm",
+         "group": "group norm", "instance": "instance norm", "rms": "RMS norm"}
 CHOICES = {
     "data": ("digits", "mnist", "cifar10"),
     "model": ("mlp", "lenet", "resnet20"),
@@ -86,6 +87,8 @@ class Config:
         _integer(self, "epochs", 1)
         _integer(self, "warmup", 0)
         _integer(self, "seed", 0)
+        if self.norm == "instance" and self.model != "resnet20":
+            raise ValueError(f"norm: 'instance' needs images; {self.model} has layers of units")
         if self.placement == "preact" and self.model != "resnet20":
             raise ValueError(f"placement: 'preact' is resnet20's; {self.model} has before, after")
         if self.warmup > self.epochs:

@@ -107,7 +107,7 @@ def finding(summary: Sequence[dict[str, Any]], epochs: int) -> str:
     return sentence + "."
 
 
-_SUBJECTS = {"none": "the plain network", "batch": "batch norm", "layer": "layer norm"}
+_SUBJECTS = {**NORMS, "none": "the plain network"}
 
 
 def _reached(row: dict[str, Any], level: str, epochs: int) -> str:

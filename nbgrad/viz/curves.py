@@ -17,6 +17,9 @@ _STYLES: dict[str, dict[str, Any]] = {
     "none": {"color": "#D55E00", "linestyle": (0, (5, 1.5))},
     "batch": {"color": "#0072B2", "linestyle": "-"},
     "layer": {"color": "#009E73", "linestyle": (0, (8, 1.5, 1.5, 1.5))},
+    "group": {"color": "#CC79A7", "linestyle": (0, (3, 1))},
+    "instance": {"color": "#E69F00", "linestyle": (0, (1, 1))},
+    "rms": {"color": "#56B4E9", "linestyle": (0, (6, 1, 1, 1, 1, 1))},
 }
 _GREY = "#555555"
 Curve = npt.NDArray[np.float64]

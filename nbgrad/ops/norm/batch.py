@@ -1,5 +1,4 @@
-"""Batch and layer normalization. Each is one fused op, and so is each backward, whose own gradient
-is recorded from elementary ops that recompute the statistics from x: exact at every order."""
+"""Batch normalization."""
 
 from __future__ import annotations
 
@@ -244,66 +243,4 @@ def _refuse(shape: tuple[int, ...], dtype: Any, **given: Any) -> None:
                              f"{t.dtype}")
 
 
-# -------------------------------------------------------------------------------------------- layer
-
-@op(name="layer_norm", method=False)
-def _layer_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, /, dims: int,
-                eps: float) -> Any:
-    """y = γ x̂ + β with the statistics of the last ``dims`` axes.
-
-    ∂β = Σ ∂y,  ∂γ = Σ ∂y x̂ over rows;  ∂x = (g − mean g − x̂ mean(g x̂)) / σ,  g = γ ∂y.
-    Ba et al. 2016
-    """
-    y, mean, invstd = kernels(x).layer_norm(x.data, data(gamma), data(beta), dims=dims, eps=eps)
-    return y, lambda dy: layer_norm_backward(dy, x, gamma, mean=mean, invstd=invstd, dims=dims,
-                                             eps=eps)
-
-
-@op(method=False)
-def layer_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, mean: Any, invstd: Any,
-                        dims: int, eps: float) -> Any:
-    """∂x, ∂γ and ∂β of layer_norm."""
-    grads = kernels(dy).layer_norm_backward(dy.data, x.data, data(gamma), mean, invstd, dims=dims)
-    return grads, composition(lambda dy, x, gamma: _backward_of_layer(dy, x, gamma, dims, eps),
-                              dy, x, gamma)
-
-
-def _backward_of_layer(dy: Tensor, x: Tensor, gamma: Tensor | None, dims: int,
-                       eps: float) -> tuple[Tensor, ...]:
-    axes, rows = tuple(range(x.ndim - dims, x.ndim)), tuple(range(x.ndim - dims))
-    xc = x - mean_of(x, axes, True)
-    invstd = rsqrt(mean_of(xc * xc, axes, True) + eps)
-    xhat = xc * invstd
-    g = dy if gamma is None else dy * gamma
-    dx = invstd * (g - mean_of(g, axes, True) - xhat * mean_of(g * xhat, axes, True))
-    return dx, sum(dy * xhat, rows) if rows else dy * xhat, sum(dy, rows) if rows else dy
-
-
-def layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None,
-               bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    """y = γ (x − μ) / √(σ² + ε) + β, μ and (biased) σ² over the last dims, ``normalized_shape``.
-
-    weight γ, bias β: normalized_shape. Keeps x, γ, μ, 1/σ. Raises RuntimeError if x does not end in
-    normalized_shape.   Ba, Kiros & Hinton 2016.
-    """
-    input = checked(input, "layer_norm")
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    fits = 0 < len(shape) <= input.ndim and input.shape[-len(shape):] == shape
-    if not fits or input.dtype.kind != "f":
-        raise RuntimeError(f"Given normalized_shape={list(shape)}, expected a floating input with "
-                           f"shape [*, {', '.join(map(str, shape))}], but got {input.dtype} input "
-                           f"of size {list(input.shape)}")
-    for name, t in (("weight", weight), ("bias", bias)):
-        if t is not None and (t.shape != shape or t.dtype != input.dtype):
-            raise RuntimeError(f"layer_norm: Expected {name} to be of same shape as "
-                               f"normalized_shape and of {input.dtype}, but got {name} of shape "
-                               f"{list(t.shape)} and {t.dtype} and normalized_shape = "
-                               f"{list(shape)}")
-    if not eps >= 0:
-        raise ValueError(f"layer_norm: eps must not be negative, got {eps}")
-    if not math.prod(shape):
-        return input * 1
-    return _layer_norm(input, weight, bias, dims=len(shape), eps=eps)  # type: ignore[no-any-return]
-
-
-__all__ = ["batch_norm", "layer_norm"]
+__all__ = ["batch_norm"]

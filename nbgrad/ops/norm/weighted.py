@@ -10,7 +10,7 @@ from nbgrad.autograd import Tensor, as_tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.moments import Moments, Workers, moments, weights
-from nbgrad.ops.norm import check_batch, data
+from nbgrad.ops.norm.batch import check_batch, data
 from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import checked, reshape
 
