@@ -121,3 +121,31 @@ def test_float32_layer_norm_at_any_length_and_offset(D, offset):
     y = cpu.layer_norm(x, None, None, dims=1, eps=EPS)[0]
     want = reference.layer_norm(x.astype(np.float64), None, None, dims=1, eps=EPS)[0]
     assert np.abs(y - want).max() <= 1.2e-6          # values of 5 have an ulp of 4.8e-7
+
+
+@layouts
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e38])
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5, 7), (64, 3, 40, 40)])
+def test_a_bad_channel_leaves_the_bits_of_the_others(layout, shape, value):
+    """Such channels are computed again in float64; the others neither move nor wait for them."""
+    x, dy, r = (layout(rng.standard_normal(shape).astype(np.float32)) for _ in range(3))
+    gamma, beta = rng.standard_normal((2, 3)).astype(np.float32)
+    others, bad = [0, 2], x.copy(order="K")
+    bad[0, 1] = value
+    found = []
+    for a in (x, bad):
+        running = np.zeros(3, np.float32), np.ones(3, np.float32)
+        y, mean, var, invstd = cpu.batch_norm(a, gamma, beta, r, eps=EPS, relu=True,
+                                              running=(*running, 0.1))
+        grads = cpu.batch_norm_backward(dy, a, gamma, mean, invstd, y=y, relu=True, residual=True)
+        found.append((y, *grads, mean, var, invstd, *running))
+    for a, b in zip(*found):
+        if a.ndim == 1:
+            np.testing.assert_array_equal(a[others], b[others])
+        else:
+            np.testing.assert_array_equal(a[:, others], b[:, others])
+    want = reference.batch_norm(bad, gamma, beta, r, eps=EPS, relu=True)
+    for a, b in zip((found[1][0], *found[1][5:8]), want):
+        finite = np.isfinite(b)             # blocks with an infinite mean merge to NaN
+        np.testing.assert_array_equal(np.isfinite(a), finite)
+        np.testing.assert_allclose(a[finite], b[finite], rtol=1e-6, atol=1e-6)

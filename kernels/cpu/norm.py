@@ -92,21 +92,39 @@ def _writable(a, dtype):
     return a if a.dtype == dtype and a.flags.carray else np.array(a, dtype)
 
 
-def _wide(*arrays):
-    return [None if a is None else a.astype(np.float64) for a in arrays]
-
-
-def _narrow(a, x):
-    """``a`` as an array like x."""
-    out = empty_like(x)
+def _lost(var, invstd, eps):
+    """The channels for which float32 is not enough, by the rule of ``lost`` in batch_norm.py."""
     with np.errstate(all="ignore"):
-        out[...] = a
+        bad = (invstd < 1e-12) | (invstd > 1e12) | ~(var < math.inf)
+        return np.flatnonzero(bad | (eps < 1e-20) & (var < 1e-30))
+
+
+def _calm(a, bad):
+    """A copy of ``a`` (N, C, *S) with harmless values in the bad channels."""
+    out = empty_like(a)
+    out[...] = a
+    N, _, *S = a.shape
+    out[:, bad] = (np.arange(N * math.prod(S)) % 2).reshape(N, 1, *S)
     return out
+
+
+def _of(bad, *arrays):
+    """The bad channels of arrays (C,) and (N, C, *S), in float64."""
+    return [None if a is None else (a[bad] if a.ndim == 1 else a[:, bad]).astype(np.float64)
+            for a in arrays]
+
+
+def _put(bad, whole, part):
+    """``part`` into those channels of ``whole``, rounded."""
+    if whole is not None and part is not None:
+        with np.errstate(all="ignore"):
+            whole[(slice(None),) * (whole.ndim > 1) + (bad,)] = part
 
 
 def _run_forward(x, gamma, beta, residual, stats, eps=1.0, relu=False, running=None, *, collect,
                  apply=True):
-    """y (None unless apply), and stats, if collect. float32 that overflows is done in float64."""
+    """y (None unless apply), and stats, if collect. Channels that overflow float32 are done in
+    float64."""
     x, (axes, how, past) = _dense(x)
     dtype, none = x.dtype, _NONE[x.dtype]
     y = empty_like(x) if apply else none
@@ -117,13 +135,27 @@ def _run_forward(x, gamma, beta, residual, stats, eps=1.0, relu=False, running=N
     if forward(_flat(x, axes), none if residual is None else _flat_as(residual, x, axes),
                _vector(gamma, dtype), _vector(beta, dtype), mean, var, momentum, eps, how, collect,
                option, _flat(y, axes) if apply else y, *stats, work=2 * x.nbytes):
-        if collect:
-            _run_forward(x.astype(np.float64), None, None, None, stats, eps, collect=True,
-                         apply=False)
-            _run_update(running, stats, x)
-            return apply and _run_forward(x, gamma, beta, residual, stats, relu=relu, collect=False)
-        return _narrow(_run_forward(*_wide(x, gamma, beta, residual), stats, relu=relu,
-                                    collect=False), x)
+        y = _forward_apart(x, gamma, beta, residual, stats, eps, relu, collect, apply)
+        _run_update(running, stats, x)
+    return y
+
+
+def _forward_apart(x, gamma, beta, residual, stats, eps, relu, collect, apply):
+    """The bad channels in float64 and the others as if those were not there: to the same bits."""
+    bad = _lost(stats[1], stats[2], eps) if collect else _lost(stats[2], stats[2], 1.0)
+    own = [np.empty(bad.size) for _ in stats] if collect else _of(bad, *stats)
+    how = {"relu": relu, "collect": collect, "apply": apply}
+    part = _run_forward(*_of(bad, x, gamma, beta, residual), own, eps, **how)
+    calm = stats if collect else [a.copy() for a in stats]
+    y = empty_like(x) if apply else None
+    if bad.size < stats[0].size:
+        if not collect:
+            calm[0][bad], calm[2][bad] = 0.0, 1.0
+        y = _run_forward(_calm(x, bad), gamma, beta, residual, calm, eps, **how)
+    if apply:
+        _put(bad, y, part)
+    for whole, values in zip(stats, own) if collect else ():
+        whole[bad] = values
     return y
 
 
@@ -172,8 +204,8 @@ def batch_norm(x, gamma, beta, residual=None, *, eps, relu=False, running=None):
 
 def _run_backward(dy, x, gamma, mean, invstd, sums, *, beta=None, y=None, relu=False, written=False,
                   collect=True, apply=True):
-    """dx, dγ, dβ and the masked dy, if ``written``, else None. float32 that overflows is done in
-    float64."""
+    """dx, dγ, dβ and the masked dy, if ``written``, else None. Channels that overflow float32 are
+    done in float64."""
     x, (axes, how, past) = _dense(x)
     dtype, none = x.dtype, _NONE[x.dtype]
     dx, dz = empty_like(x) if apply else none, empty_like(x) if written else none
@@ -187,11 +219,33 @@ def _run_backward(dy, x, gamma, mean, invstd, sums, *, beta=None, y=None, relu=F
                 _flat(dx, axes) if apply else none, work=3 * x.nbytes):
         if relu and y is None:
             y = batch_norm_elemt(x, gamma, beta, mean, invstd, relu=True)
-        out = _run_backward(*_wide(dy, x, gamma), mean, invstd, sums, y=y, relu=relu,
-                            written=written, collect=collect, apply=apply)
-        out = (out[0] if apply else None, *out[1:])
-        return [a if a is None else _narrow(a, b) for a, b in zip(out, (x, dgamma, dbeta, x))]
+        bad = _lost(invstd, invstd, 1.0)
+        if not bad.size:
+            bad = np.flatnonzero(~(abs(sums[0]) + abs(sums[1]) < math.inf))
+        return _backward_apart(dy, x, gamma, mean, invstd, sums, bad, y=y, relu=relu,
+                               written=written, collect=collect, apply=apply)
     return dx, dgamma, dbeta, dz if written else None
+
+
+def _backward_apart(dy, x, gamma, mean, invstd, sums, bad, y, **how):
+    """The bad channels in float64 and the others as if those were not there: to the same bits."""
+    own = _of(bad, *sums)
+    part = _run_backward(*_of(bad, dy, x, gamma, mean, invstd), own, y=_of(bad, y)[0], **how)
+    C, like = mean.size, empty_like(x)
+    found = like, np.empty(C, x.dtype), np.empty(C, x.dtype), empty_like(x)
+    if bad.size < C:
+        calm = [a if a is None else _calm(a, bad) for a in (dy, x)]
+        mean, invstd, given = mean.copy(), invstd.copy(), [a.copy() for a in sums]
+        mean[bad], invstd[bad] = 0.0, 1.0
+        found = _run_backward(*calm, gamma, mean, invstd, given, y=y, **how)
+        for whole, values in zip(sums, given):
+            whole[...] = values
+    for whole, values in zip(found, part):
+        if values is not None and values.size:
+            _put(bad, whole, values)
+    for whole, values in zip(sums, own):
+        whole[bad] = values
+    return found[0] if how["apply"] else None, *found[1:3], found[3] if how["written"] else None
 
 
 def batch_norm_backward_reduce(dy, x, mean, invstd):
