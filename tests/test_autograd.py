@@ -125,6 +125,12 @@ def test_grad_returns_and_leaves_no_trace():
     assert w.grad is None
 
 
+def test_grad_takes_an_array_for_one_output():
+    x = nbgrad.tensor([1.0, 2.0], requires_grad=True)
+    (dx,) = nbgrad.grad(x * x, x, np.float32([3.0, 5.0]))
+    assert dx.tolist() == [6.0, 20.0]
+
+
 def test_grad_of_an_interior_tensor():
     x = leaf(3.0)
     y = x * x

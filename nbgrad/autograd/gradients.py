@@ -53,7 +53,7 @@ def grad(outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor],
     xs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     listed = isinstance(grad_outputs, (list, tuple)) or not isinstance(outputs, Tensor)
     dys = tuple(grad_outputs) if listed and grad_outputs is not None else (grad_outputs,)
-    dys = dys * len(ys) if dys == (None,) else dys
+    dys = dys * len(ys) if len(dys) == 1 and dys[0] is None else dys
     if len(dys) != len(ys):
         raise ValueError(f"grad: got {len(ys)} outputs and {len(dys)} grad_outputs")
     for x in xs:

@@ -64,6 +64,8 @@ def layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = Non
                            f"shape [*, {', '.join(map(str, shape))}], but got {input.dtype} input "
                            f"of size {list(input.shape)}")
     for name, t in (("weight", weight), ("bias", bias)):
+        if t is not None and not isinstance(t, Tensor):
+            raise TypeError(f"layer_norm: expected {name} to be a Tensor, got {type(t).__name__}")
         if t is not None and (t.shape != shape or t.dtype != input.dtype):
             raise RuntimeError(f"layer_norm: Expected {name} to be of same shape as "
                                f"normalized_shape and of {input.dtype}, but got {name} of shape "
