@@ -61,6 +61,7 @@ FEW = 32                   # rows that several rows are made one for
 RUN = 256                  # values of a plane from which on it is a matrix of its own
 BLOCK_BYTES = 1 << 19
 SLAB_BYTES = 1 << 22       # what one task reads twice: two cores' share of a 16 MB cache and more
+u = np.uintp               # an index that is not negative: a test for that keeps LLVM from vectors
 
 
 class Plan(NamedTuple):
@@ -143,12 +144,6 @@ def _table(x, plan, lines):
     L = lanes(x)
     room = np.empty(lines * pitch(plan.W, L) + L, x.dtype)
     return room[-(room.ctypes.data // x.itemsize) % L:]
-
-
-@inner
-def u(i):
-    """An index that is not negative: the test for that keeps LLVM from vectors."""
-    return np.uintp(i)
 
 
 @inner
