@@ -29,7 +29,8 @@ from .simd import (
 )
 
 __all__ = ["ADD", "BY_X", "BY_Y", "HI", "INV", "LO", "MEAN_DY", "PAST", "REST", "RELU", "SCALE",
-           "SHIFT", "SLOPE", "WRITE", "add_products", "add_squares", "inner", "normalize",
+           "SHIFT", "SLOPE", "WRITE", "add_products", "add_squares", "inlined", "inner",
+           "normalize",
            "normalize_backward", "pitch", "run"]
 
 AHEAD = 2048               # values in front of the loads at least: where memory is asked for

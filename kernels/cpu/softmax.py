@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from ..polynomials import exp, log_above_one
-from .columns import inner
+from .columns import inlined, inner
 from .jit import kernel, prange
 from .memory import empty_like
 from .simd import (
@@ -116,6 +116,14 @@ def _exponentials(x, i, n, top, e, j):
     return total(wide + (low(acc) + high(acc)))
 
 
+@inlined
+def _result(x, y, k, m, top, s, logarithm):
+    if logarithm:
+        store_part(y, k, load_part(x, k, m) - top - s, m)
+    else:
+        store_part(y, k, load_part(y, k, m) * s, m)
+
+
 @inner
 def _softmax_rows(x, i, rows, n, logarithm, y, tops, sums):
     """Rows of n neighbours, no more than lanes: each step for all of them, since the result of one
@@ -129,13 +137,12 @@ def _softmax_rows(x, i, rows, n, logarithm, y, tops, sums):
     s = load_or(side, 0, rows, fill(x, 1))
     store(side, 0, log_above_one(s) if logarithm else fill(x, 1) / s)
     for r in range(rows):
-        at, end, top, s = i + r * n, i + (r + 1) * n, splat(tops[r]), splat(sums[r])
-        for k in range(at, end, W):
-            m = min(W, end - k)
-            if logarithm:
-                store_part(y, k, load_part(x, k, m) - top - s, m)
-            else:
-                store_part(y, k, load_part(y, k, m) * s, m)
+        at, rest, top, s = i + r * n, n % W, splat(tops[r]), splat(sums[r])
+        whole = at + n - rest
+        for k in range(at, whole, W):
+            _result(x, y, k, W, top, s, logarithm)
+        if rest:
+            _result(x, y, whole, rest, top, s, logarithm)
 
 
 @inner
@@ -240,11 +247,13 @@ def _backward_rows(dy, y, i, rows, n, logarithm, dx, sums):
     for r in range(rows):
         sums[r] = _dot(dy, y, i + r * n, n, logarithm)
     for r in range(rows):
-        by, end = splat(sums[r]), i + (r + 1) * n
-        for k in range(i + r * n, end, W):
-            m = min(W, end - k)
-            v = _slope(load_part(dy, k, m), load_part(y, k, m), by, logarithm)
-            store_part(dx, k, v, m)
+        at, rest, by = i + r * n, n % W, splat(sums[r])
+        whole = at + n - rest
+        for k in range(at, whole, W):
+            store(dx, k, _slope(load(dy, k), load(y, k), by, logarithm))
+        if rest:
+            v = _slope(load_part(dy, whole, rest), load_part(y, whole, rest), by, logarithm)
+            store_part(dx, whole, v, rest)
 
 
 @inner
