@@ -29,8 +29,8 @@ from .simd import (
 )
 
 __all__ = ["ADD", "BY_X", "BY_Y", "HI", "INV", "LO", "MEAN_DY", "PAST", "REST", "RELU", "SCALE",
-           "SHIFT", "SLOPE", "WRITE", "add_products", "add_squares", "inner", "normalize",
-           "normalize_backward", "pitch", "run"]
+           "SHIFT", "SLOPE", "WRITE", "add_products", "add_squares", "inlined", "inner",
+           "normalize", "normalize_backward", "pitch", "planes", "run"]
 
 AHEAD = 2048               # values in front of the loads at least: where memory is asked for
 # Lines of a table: two sums, the forward's constants, the backward's.
@@ -56,6 +56,12 @@ def _put(y, i, v, n, past):
 def pitch(W, L):
     """From line to line of a table: at W = 1024 all lines would fall into one set of the cache."""
     return (W + L - 1) // L * L + L
+
+
+@inner
+def planes(plan, L):
+    """Whether rows are pieces of one channel's plane."""
+    return plan.inner == plan.W and plan.W == 4 * L
 
 
 @inner
@@ -104,7 +110,7 @@ def _over(constants, column):
     def over(x, b, z, y, plan, first, last, back, c, channels, table, option):
         L, t, zero = lanes(table), pointer(table), table.dtype.type(0)
         line = pitch(plan.W, L)
-        if plan.inner == plan.W:
+        if planes(plan, L):
             ahead = plan.S if plan.blocks == 1 and plan.C > 1 else 0
             for m in range(first, last):
                 at, length = run(plan, first + last - 1 - m if back else m, c)
@@ -171,7 +177,7 @@ def _sums(constants, add):
     def over(x, b, z, y, plan, first, last, c, channels, table, option):
         L, t, zero = lanes(table), pointer(table), table.dtype.type(0)
         line = pitch(plan.W, L)
-        if plan.inner == plan.W:
+        if planes(plan, L):
             ahead = plan.C * plan.S if plan.pieces == 1 and plan.C > 1 else AHEAD
             for m in range(first, last):
                 at, length = run(plan, m, c)

@@ -4,6 +4,9 @@ A kernel is written once as a Python function over arrays with ``prange`` on its
 compiled at most twice per signature, when first needed: serial, and parallel. ``work`` (bytes that
 the call reads and writes) decides which one runs. A loop must give the same bits either way: cut
 data by size, never by thread, and merge partial results in index order.
+
+A kernel compiles fast if a prange's body is one call of a device function, and if device functions
+take pointers and numbers: passes over a parallel loop cost more than in proportion to its length.
 """
 
 import hashlib

@@ -36,6 +36,7 @@ BLOCK = 1 << 16            # elements of a task: 256 KB of float32
 GROUPS = 16                # tasks of the backward at least: each has sums of its own
 CHUNK = 128                # vectors, or rows, added up in the array's dtype
 AHEAD = 1024
+SIDE, TOGETHER = 16, 1 << 12    # rows, and elements of them, between two steps of the same row
 
 
 @inner
@@ -115,24 +116,41 @@ def _lost(one, var, invstd, eps):
                                   or (eps < 1e-20 and var < 1e-30))
 
 
+@inner
+def _together(D):
+    """Rows that take each step one after the other: the result of one row's step takes longer than
+    the step of the next. They stay in L1."""
+    return max(1, min(SIDE, TOGETHER // D))
+
+
+@inner
+def _forward_block(x, gamma, beta, eps, center, first, last, D, G, past, y, mean, invstd):
+    one, together, bad = np.empty(16, x.dtype), _together(D), False
+    for start in range(first, last, together):
+        end = min(last, start + together)
+        for r in range(start, end):
+            m, v = _statistics(pointer(x), x[r * D], r * D, D, one)
+            if not center:
+                m, v = 0.0, v + m * m
+            s = 1.0 / np.sqrt(v + eps)
+            mean[r], invstd[r] = m, s
+            bad |= _lost(one, v, s, eps)
+        for r in range(start, end):
+            j = r % G * D
+            _normalize(pointer(x), pointer(gamma[j:]), pointer(beta[j:]), r * D, D, mean[r],
+                       invstd[r], one, past, pointer(y))
+    return bad
+
+
 @kernel
 def _forward(x, gamma, beta, eps, center, R, D, G, block, past, y, mean, invstd):
     """Each row of x (R, D): statistics, then y = (x − mean) invstd γ + β. True if float32 is not
     enough."""
-    blocks = (R + block - 1) // block
-    bad = np.zeros(blocks, np.uint8)
-    for b in prange(blocks):
-        one, first = np.empty(16, x.dtype), np.int64(b) * block
-        for r in range(first, min(R, first + block)):
-            m, v = _statistics(pointer(x), x[r * D], r * D, D, one)
-            if not center:
-                m, v = 0.0, v + m * m
-            s, j = 1.0 / np.sqrt(v + eps), r % G * D
-            mean[r], invstd[r] = m, s
-            if _lost(one, v, s, eps):
-                bad[b] = 1
-            _normalize(pointer(x), pointer(gamma[j:]), pointer(beta[j:]), r * D, D, m, s, one,
-                       past, pointer(y))
+    bad = np.zeros((R + block - 1) // block, np.uint8)
+    for t in prange(bad.size):
+        first = np.int64(t) * block
+        bad[t] = _forward_block(x, gamma, beta, eps, center, first, min(R, first + block), D, G,
+                                past, y, mean, invstd)
     return bad.sum() > 0
 
 
@@ -190,6 +208,33 @@ def _slope(x, dy, gamma, at, D, mean, invstd, mean_g, mean_p, one, past, dx):
         store_part(dx, at + end, fma(xhat, b, g - a) * s, k)
 
 
+@inner
+def _backward_block(x, dy, gamma, mean, invstd, center, first, last, D, G, past, blocks, base, dx):
+    """dx, and the sums of the columns, for each of the G groups Σdy x̂ and Σdy, into blocks[base]
+    and behind."""
+    one, sums, means = np.empty(16, x.dtype), np.zeros(2 * G * D, x.dtype), np.empty(2 * SIDE)
+    together, chunk, bad = _together(D), CHUNK * G, False
+    for j in range(2 * G * D):
+        blocks[base + j] = 0.0
+    for start in range(first, last, together):
+        end = min(last, start + together)
+        for r in range(start, end):
+            j = r % G * D
+            g, p = _products(pointer(x), pointer(dy), pointer(gamma[j:]), r * D, D, mean[r],
+                             invstd[r], one, pointer(sums[2 * j:]))
+            means[r - start], means[SIDE + r - start] = g / D if center else 0.0, p / D
+            bad |= one.itemsize == 4 and not (abs(g) + abs(p) < math.inf
+                                              and 1e-12 < invstd[r] < 1e12)
+        for r in range(start, end):
+            _slope(pointer(x), pointer(dy), pointer(gamma[r % G * D:]), r * D, D, mean[r],
+                   invstd[r], means[r - start], means[SIDE + r - start], one, past, pointer(dx))
+        if (end - first) // chunk > (start - first) // chunk or end == last:
+            for j in range(2 * G * D):
+                blocks[base + j] += sums[j]
+                sums[j] = 0
+    return bad
+
+
 @kernel
 def _backward(x, dy, gamma, mean, invstd, center, R, D, G, block, past, blocks, dx, dgamma, dbeta):
     """Rows of dx, and dγ and dβ: sums over rows in the array's dtype, over blocks in float64. True
@@ -197,22 +242,9 @@ def _backward(x, dy, gamma, mean, invstd, center, R, D, G, block, past, blocks, 
     width = 2 * G * D
     bad = np.zeros(blocks.size // width, np.uint8)
     for t in prange(bad.size):
-        one, sums, b = np.empty(16, x.dtype), np.zeros(width, x.dtype), np.int64(t)
-        first, last = b * block, min(R, (b + 1) * block)
-        for j in range(width):
-            blocks[b * width + j] = 0.0
-        for r in range(first, last):
-            at, m, s, j = r * D, mean[r], invstd[r], r % G * D
-            g, p = _products(pointer(x), pointer(dy), pointer(gamma[j:]), at, D, m, s, one,
-                             pointer(sums[2 * j:]))
-            if one.itemsize == 4 and not (abs(g) + abs(p) < math.inf and 1e-12 < s < 1e12):
-                bad[b] = 1
-            _slope(pointer(x), pointer(dy), pointer(gamma[j:]), at, D, m, s,
-                   g / D if center else 0.0, p / D, one, past, pointer(dx))
-            if (r - first) % (CHUNK * G) == CHUNK * G - 1 or r == last - 1:
-                for j in range(width):
-                    blocks[b * width + j] += sums[j]
-                    sums[j] = 0
+        first = np.int64(t) * block
+        bad[t] = _backward_block(x, dy, gamma, mean, invstd, center, first, min(R, first + block),
+                                 D, G, past, blocks, np.int64(t) * width, dx)
     for j in range(width):
         a = 0.0
         for b in range(bad.size):
