@@ -21,6 +21,7 @@ from numba import config, njit, prange
 from numba.core import event
 from numba.core.caching import FunctionCache
 
+from ..libraries import KernelCompiler
 from ..polynomials import POLICY, device
 from ..quiet import quiet
 
@@ -82,7 +83,8 @@ class _Cache(FunctionCache):
 def _compile(loop, name, parallel, options):
     if config.DISABLE_JIT:
         return quiet(loop)
-    jitted = njit(parallel=parallel, **{**POLICY, **options})(loop)
+    how = {"parallel": True} if parallel else {"pipeline_class": KernelCompiler}
+    jitted = njit(no_cfunc_wrapper=True, **how, **{**POLICY, **options})(loop)
     if cache_dir() is not None:
         jitted._cache = _Cache(loop, f"{name} {parallel}")
     return jitted
