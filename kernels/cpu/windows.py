@@ -17,7 +17,18 @@ from .jit import device
 from .memory import empty
 from .microkernel import transpose
 from .padded import padded, zeros
-from .simd import VECTOR, after, keep, lanes, load, load_part, pointer, store, store_part
+from .simd import (
+    PAST_BYTES,
+    VECTOR,
+    after,
+    keep,
+    lanes,
+    load,
+    load_part,
+    pointer,
+    store,
+    store_part,
+)
 from .tasks import share, tasks
 
 __all__ = ["Windows", "aligned", "packed", "panel", "shifts", "spread", "windows"]
@@ -150,23 +161,23 @@ def _copy(aside, W, count, n, y, ct):
 
 
 @device
-def panel(n, a, at, pixels, taps, count, run, weight, shift, c, ct):
+def panel(n, a, at, pixels, taps, count, run, weight, shift, c, ct, past):
     """n outputs, of one vector or two, for the pixels that begin at ``at``, to ct; a multiple of
-    FEW. All are pointers."""
+    FEW. All are pointers; ``past`` as for a tile."""
     g, half = 0, n <= lanes(a)
     if half:
         while g + 2 * PIXELS <= pixels:
-            tile_half(a, at, g, taps, count, run, weight, shift, c, ct)
+            tile_half(a, at, g, taps, count, run, weight, shift, c, ct, past)
             g += 2 * PIXELS
     else:
         while g + PIXELS <= pixels:
-            tile(a, at, g, taps, count, run, weight, shift, c, ct)
+            tile(a, at, g, taps, count, run, weight, shift, c, ct, past)
             g += PIXELS
     while g < pixels:
         if half:
-            few_half(a, at, g, taps, count, run, weight, shift, c, ct)
+            few_half(a, at, g, taps, count, run, weight, shift, c, ct, past)
         else:
-            few(a, at, g, taps, count, run, weight, shift, c, ct)
+            few(a, at, g, taps, count, run, weight, shift, c, ct, past)
         g += FEW
 
 
@@ -185,7 +196,7 @@ def _places(s, rows, room, first, width, pitch, yt, at, ct):
 
 
 @device
-def _task(task, x, weight, step, shift, taps, run, s, pitch, block, parts, bare, y):
+def _task(task, x, weight, step, shift, taps, run, s, pitch, block, parts, bare, past, y):
     """``block`` rows of an image × 1/parts of the panels."""
     G, P, W = shift.shape
     L, C, blocks, shared = lanes(x), G * s.n_c, -(-s.P // block), -(-P // parts)
@@ -215,7 +226,7 @@ def _task(task, x, weight, step, shift, taps, run, s, pitch, block, parts, bare,
             whole, out = n % L == 0, after(pointer(y), e * s.n_o + p * W)
             panel(n, after(a, e * s.n_c), at, room, pointer(taps), taps.size, run,
                   after(pointer(weight), i * step), after(pointer(shift), i * W),
-                  out if whole else aside, ct if whole else tight)
+                  out if whole else aside, ct if whole else tight, past)
             if not whole:
                 _copy(aside, W, rows * s.Q, n, out, ct)
     keep(own)
@@ -223,11 +234,11 @@ def _task(task, x, weight, step, shift, taps, run, s, pitch, block, parts, bare,
 
 
 @tasks
-def _windows(way, x, weight, step, shift, taps, run, s, pitch, block, parts, bare, y):
+def _windows(way, x, weight, step, shift, taps, run, s, pitch, block, parts, bare, past, y):
     """y from weight panels that lie ``step`` apart and shifts (G, panels, W); taps are places in
     the buffer, whose pixels are ``pitch`` apart; run values are contiguous there."""
     share(_task, parts * s.N * -(-s.P // block), way,
-          (x, weight, step, shift, taps, run, s, pitch, block, parts, bare, y))
+          (x, weight, step, shift, taps, run, s, pitch, block, parts, bare, past, y))
 
 
 def shifts(bias, groups, n, dtype):
@@ -258,8 +269,11 @@ def windows(x, weight, shift, places, s, y, t0=0):
         taps = [row[0] for row in _lines(places, taps)]
         run *= T // len(taps)
     block, parts = _tasks(s, width * pitch * x.itemsize, P, T * n_c, W * x.itemsize)
+    # 32 → 64 channels of 112×112 pixels, 1×1: 4.7 ms through the caches
+    past = (y.nbytes > PAST_BYTES and s.n_o * y.itemsize % VECTOR == 0
+            and y.ctypes.data % VECTOR == 0)
     _windows(x, weight.reshape(-1)[first:], step, shift, np.array(taps, np.int64), run, s, pitch,
-             block, parts, bare, y, work=2 * y.size * T * n_c)
+             block, parts, bare, past, y, work=2 * y.size * T * n_c)
 
 
 def _lines(places, taps):

@@ -258,7 +258,7 @@ def _task(task, x, u, shift, s, pitch, block, parts, y, spoiled):
         for k in range(p0, p1):
             panel(s.O - k * W, after(v, i * size_v), rows, room, tap, 1, s.C,
                   after(pointer(u), i * size + k * s.C * W), none,
-                  after(m, i * size_m + (k - p0) * W), to)
+                  after(m, i * size_m + (k - p0) * W), to, False)
     n, p, q = first
     for t in range(some):
         bad = _put_tile(m, t * wide, size_m, after(pointer(shift), p0 * W), s, n, p, q,
