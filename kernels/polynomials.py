@@ -14,6 +14,8 @@ from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from .libraries import DeviceCompiler
+
 __all__ = ["POLICY", "TYPE", "device", "exp", "horner", "log1p_unit", "log_above_one", "select",
            "tanh"]
 
@@ -32,7 +34,8 @@ def _general(kind):
 def device(function, **options):
     """Jit a function that kernels call; it is compiled into each of them. Numba would compile it
     again for every constant argument; LLVM folds those in when it inlines."""
-    jitted = njit(**POLICY, **options)(function)
+    jitted = njit(pipeline_class=DeviceCompiler, no_cpython_wrapper=True, no_cfunc_wrapper=True,
+                  **POLICY, **options)(function)
     if not config.DISABLE_JIT:
         template = jitted.get_call_template
         jitted.get_call_template = lambda args, kws: template(

@@ -17,16 +17,14 @@ import threading
 from functools import cache, cached_property
 from pathlib import Path
 from time import perf_counter
-from unittest.mock import patch
 
 import llvmlite
 import numba
 from numba import config, njit, prange
 from numba.core import event
 from numba.core.caching import FunctionCache, IndexDataCacheFile
-from numba.core.codegen import JITCodeLibrary
-from numba.core.compiler import Compiler
 
+from ..libraries import KernelCompiler, ParallelCompiler
 from ..polynomials import POLICY, device
 from ..quiet import quiet
 
@@ -108,55 +106,11 @@ class _Cache(FunctionCache):
         return sig, codegen.magic_tuple(), self._kernel_name
 
 
-class _Library(JITCodeLibrary):
-    """Code that becomes machine code when someone asks where a function of it lies.
-
-    Numba optimises and assembles each function with all that it calls, again in its caller, and
-    three times more around the body of a prange. Only the outermost is ever run."""
-
-    _made = False
-
-    def finalize(self):
-        self._raise_if_finalized()
-        for library in dict.fromkeys(self._linking_libraries):
-            self._reload_init.update(library._reload_init)
-            self._final_module.link_in(library._get_module_for_linking(), preserve=True)
-        self._finalized = True
-
-    def get_pointer_to_function(self, name):
-        self._ensure_finalized()
-        if not self._made:
-            if self.name.startswith("__numba_parfor") or not self._defines(name):
-                return 0
-            self._made = True
-            self._optimize_final_module()
-            self._final_module.verify()
-            self._finalize_final_module()
-        return super().get_pointer_to_function(name)
-
-    def _defines(self, name):
-        return any(f.name == name and not f.is_declaration for f in self._final_module.functions)
-
-
-class _Compiler(Compiler):
-    """Numba's, with that library for the function and all that is compiled on its way."""
-
-    def compile_extra(self, func):
-        codegen = self.state.targetctx.codegen()
-        find, put = codegen._engine.get_global_value_address, codegen.set_env
-
-        def set_env(name, env):
-            if find(name):                # no machine code, no environment
-                put(name, env)
-
-        with patch.multiple(codegen, _library_class=_Library, set_env=set_env):
-            return super().compile_extra(func)
-
-
 def _compile(loop, name, parallel, options):
     if config.DISABLE_JIT:
         return quiet(loop)
-    jitted = njit(parallel=parallel, pipeline_class=_Compiler, **{**POLICY, **options})(loop)
+    how = {"pipeline_class": ParallelCompiler if parallel else KernelCompiler, "parallel": parallel}
+    jitted = njit(no_cfunc_wrapper=True, **how, **{**POLICY, **options})(loop)
     if cache_dir() is not None:
         jitted._cache = _Cache(loop, f"{name} {parallel}")
     return jitted
