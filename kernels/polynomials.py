@@ -14,6 +14,8 @@ from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from .libraries import DeviceCompiler
+
 __all__ = ["POLICY", "TYPE", "device", "exp", "horner", "log1p_unit", "log_above_one", "select",
            "tanh"]
 
@@ -22,9 +24,23 @@ __all__ = ["POLICY", "TYPE", "device", "exp", "horner", "log1p_unit", "log_above
 POLICY = {"error_model": "numpy", "fastmath": {"contract"}}
 
 
-def device(function):
-    """Jit a scalar function that kernels call; it is compiled into each of them."""
-    return njit(**POLICY)(function)
+def _general(kind):
+    """The type without what is known of its values."""
+    if isinstance(kind, types.BaseTuple) and not isinstance(kind, types.BaseNamedTuple):
+        return types.BaseTuple.from_types([_general(k) for k in kind])
+    return types.unliteral(kind)
+
+
+def device(function, **options):
+    """Jit a function that kernels call; it is compiled into each of them. Numba would compile it
+    again for every constant argument; LLVM folds those in when it inlines."""
+    jitted = njit(pipeline_class=DeviceCompiler, no_cpython_wrapper=True, no_cfunc_wrapper=True,
+                  **POLICY, **options)(function)
+    if not config.DISABLE_JIT:
+        template = jitted.get_call_template
+        jitted.get_call_template = lambda args, kws: template(
+            [_general(a) for a in args], {name: _general(kind) for name, kind in kws.items()})
+    return jitted
 
 
 def select(c, a, b):

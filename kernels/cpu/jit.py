@@ -4,6 +4,9 @@ A kernel is written once as a Python function over arrays with ``prange`` on its
 compiled at most twice per signature, when first needed: serial, and parallel. ``work`` (bytes that
 the call reads and writes) decides which one runs. A loop must give the same bits either way: cut
 data by size, never by thread, and merge partial results in index order.
+
+A kernel compiles fast if a prange's body is one call of a device function, and if device functions
+take pointers and numbers: passes over a parallel loop cost more than in proportion to its length.
 """
 
 import hashlib
@@ -21,6 +24,7 @@ from numba import config, njit, prange
 from numba.core import event
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
+from ..libraries import KernelCompiler, ParallelCompiler
 from ..polynomials import POLICY, device
 from ..quiet import quiet
 
@@ -105,7 +109,8 @@ class _Cache(FunctionCache):
 def _compile(loop, name, parallel, options):
     if config.DISABLE_JIT:
         return quiet(loop)
-    jitted = njit(parallel=parallel, **{**POLICY, **options})(loop)
+    how = {"pipeline_class": ParallelCompiler if parallel else KernelCompiler, "parallel": parallel}
+    jitted = njit(no_cfunc_wrapper=True, **how, **{**POLICY, **options})(loop)
     if cache_dir() is not None:
         jitted._cache = _Cache(loop, f"{name} {parallel}")
     return jitted

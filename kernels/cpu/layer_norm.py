@@ -33,6 +33,7 @@ BLOCK = 1 << 16            # elements of a task: 256 KB of float32
 GROUPS = 16                # tasks of the backward at least: each has sums of its own
 CHUNK = 128                # vectors, or rows, added up in the array's dtype
 AHEAD = 1024
+SIDE, TOGETHER = 16, 1 << 12    # rows, and elements of them, between two steps of the same row
 
 
 @inner
@@ -112,22 +113,38 @@ def _lost(one, var, invstd, eps):
                                   or (eps < 1e-20 and var < 1e-30))
 
 
+@inner
+def _together(D):
+    """Rows that take each step one after the other: the result of one row's step takes longer than
+    the step of the next. They stay in L1."""
+    return max(1, min(SIDE, TOGETHER // D))
+
+
+@inner
+def _forward_block(x, gamma, beta, eps, first, last, D, past, y, mean, invstd):
+    one, together, bad = np.empty(16, x.dtype), _together(D), False
+    for start in range(first, last, together):
+        end = min(last, start + together)
+        for r in range(start, end):
+            m, v = _statistics(pointer(x), x[r * D], r * D, D, one)
+            s = 1.0 / np.sqrt(v + eps)
+            mean[r], invstd[r] = m, s
+            bad |= _lost(one, v, s, eps)
+        for r in range(start, end):
+            _normalize(pointer(x), pointer(gamma), pointer(beta), r * D, D, mean[r], invstd[r], one,
+                       past, pointer(y))
+    return bad
+
+
 @kernel
 def _forward(x, gamma, beta, eps, R, D, block, past, y, mean, invstd):
     """Each row of x (R, D): statistics, then y = (x − mean) invstd γ + β. True if float32 is not
     enough."""
-    blocks = (R + block - 1) // block
-    bad = np.zeros(blocks, np.uint8)
-    for b in prange(blocks):
-        one, first = np.empty(16, x.dtype), np.int64(b) * block
-        for r in range(first, min(R, first + block)):
-            m, v = _statistics(pointer(x), x[r * D], r * D, D, one)
-            s = 1.0 / np.sqrt(v + eps)
-            mean[r], invstd[r] = m, s
-            if _lost(one, v, s, eps):
-                bad[b] = 1
-            _normalize(pointer(x), pointer(gamma), pointer(beta), r * D, D, m, s, one, past,
-                       pointer(y))
+    bad = np.zeros((R + block - 1) // block, np.uint8)
+    for t in prange(bad.size):
+        first = np.int64(t) * block
+        bad[t] = _forward_block(x, gamma, beta, eps, first, min(R, first + block), D, past, y, mean,
+                                invstd)
     return bad.sum() > 0
 
 
@@ -185,28 +202,40 @@ def _slope(x, dy, gamma, at, D, mean, invstd, mean_g, mean_p, one, past, dx):
         store_part(dx, at + end, fma(xhat, b, g - a) * s, k)
 
 
+@inner
+def _backward_block(x, dy, gamma, mean, invstd, first, last, D, past, blocks, base, dx):
+    """dx, and the sums of the columns into blocks[base] and behind."""
+    one, sums, means = np.empty(16, x.dtype), np.zeros(2 * D, x.dtype), np.empty(2 * SIDE)
+    together, bad = _together(D), False
+    for j in range(2 * D):
+        blocks[base + j] = 0.0
+    for start in range(first, last, together):
+        end = min(last, start + together)
+        for r in range(start, end):
+            g, p = _products(pointer(x), pointer(dy), pointer(gamma), r * D, D, mean[r], invstd[r],
+                             one, pointer(sums))
+            means[r - start], means[SIDE + r - start] = g / D, p / D
+            bad |= one.itemsize == 4 and not (abs(g) + abs(p) < math.inf
+                                              and 1e-12 < invstd[r] < 1e12)
+        for r in range(start, end):
+            _slope(pointer(x), pointer(dy), pointer(gamma), r * D, D, mean[r], invstd[r],
+                   means[r - start], means[SIDE + r - start], one, past, pointer(dx))
+        if (end - first) // CHUNK > (start - first) // CHUNK or end == last:
+            for j in range(2 * D):
+                blocks[base + j] += sums[j]
+                sums[j] = 0
+    return bad
+
+
 @kernel
 def _backward(x, dy, gamma, mean, invstd, R, D, block, past, blocks, dx, dgamma, dbeta):
     """Rows of dx, and dγ and dβ: sums over rows in the array's dtype, over blocks in float64. True
     if float32 is not enough."""
     bad = np.zeros(blocks.size // (2 * D), np.uint8)
     for t in prange(bad.size):
-        one, sums, b = np.empty(16, x.dtype), np.zeros(2 * D, x.dtype), np.int64(t)
-        first, last = b * block, min(R, (b + 1) * block)
-        for j in range(2 * D):
-            blocks[b * 2 * D + j] = 0.0
-        for r in range(first, last):
-            at, m, s = r * D, mean[r], invstd[r]
-            g, p = _products(pointer(x), pointer(dy), pointer(gamma), at, D, m, s, one,
-                             pointer(sums))
-            if one.itemsize == 4 and not (abs(g) + abs(p) < math.inf and 1e-12 < s < 1e12):
-                bad[b] = 1
-            _slope(pointer(x), pointer(dy), pointer(gamma), at, D, m, s, g / D, p / D, one, past,
-                   pointer(dx))
-            if (r - first) % CHUNK == CHUNK - 1 or r == last - 1:
-                for j in range(2 * D):
-                    blocks[b * 2 * D + j] += sums[j]
-                    sums[j] = 0
+        first = np.int64(t) * block
+        bad[t] = _backward_block(x, dy, gamma, mean, invstd, first, min(R, first + block), D, past,
+                                 blocks, np.int64(t) * 2 * D, dx)
     for j in range(2 * D):
         a = 0.0
         for b in range(bad.size):

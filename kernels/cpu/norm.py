@@ -19,7 +19,8 @@ __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
            "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats",
            "batch_norm_update", "layer_norm", "layer_norm_backward"]
 
-STREAM_BYTES = 3 << 22     # 12 MB: beyond, x and y together leave a 32 MB cache, and y goes past it
+STREAM_BYTES = 3 << 23     # 24 MB: arrays that take more together leave a 32 MB cache, and results
+                           # are stored past it
 _NONE = {np.dtype(t): np.empty(0, t) for t in (np.float32, np.float64)}
 
 
@@ -35,8 +36,8 @@ def _contiguous(shape, strides, step):
 
 @lru_cache(1 << 12)
 def _order(shape, strides, itemsize):
-    """Axes in their order in memory (None if they are), the plan, and what is added to the option
-    of a kernel that writes to such memory. None if x is not dense."""
+    """Axes in their order in memory (None if they are), the plan, and PAST if its vectors may be
+    stored past the caches. None if x is not dense."""
     N, C, *S = shape
     S, axes = math.prod(S), None
     if not _contiguous(shape, strides, itemsize):
@@ -45,8 +46,7 @@ def _order(shape, strides, itemsize):
             return None
         N, S = N * S, 1
     how = plan(N, C, S, itemsize) if N * C * S else None
-    past = N * C * S * itemsize > STREAM_BYTES and how[-1]
-    return axes, how, PAST if past else 0
+    return axes, how, PAST if how is not None and how[-1] else 0
 
 
 def _dense(x):
@@ -59,6 +59,11 @@ def _dense(x):
         dense = empty(x.shape, x.dtype)
     dense[...] = x
     return dense, _order(dense.shape, dense.strides, dense.itemsize)
+
+
+def _past(x, arrays, past):
+    """PAST where so many arrays like x are more than a cache holds."""
+    return past if arrays * x.nbytes > STREAM_BYTES else 0
 
 
 def _flat(x, axes):
@@ -111,6 +116,7 @@ def _run_forward(x, gamma, beta, residual, stats, eps=1.0, relu=False, running=N
     y = empty_like(x) if apply else none
     if not x.size:
         return y
+    past = _past(x, 2 + (residual is not None), past)
     option = relu * RELU | (residual is not None) * ADD | past
     mean, var, momentum = (none, none, 0.0) if running is None else running
     if forward(_flat(x, axes), none if residual is None else _flat_as(residual, x, axes),
@@ -178,7 +184,8 @@ def _run_backward(dy, x, gamma, mean, invstd, sums, *, beta=None, y=None, relu=F
     dx, dz = empty_like(x) if apply else none, empty_like(x) if written else none
     dgamma, dbeta = np.empty(x.shape[1], dtype), np.empty(x.shape[1], dtype)
     flat = _flat(x, axes)
-    option = relu * (BY_X if y is None else BY_Y) | written * WRITE | past
+    option = relu * (BY_X if y is None else BY_Y) | written * WRITE
+    option |= _past(x, 3 + (y is not None) + written, past)
     if backward(flat, _flat_as(dy, x, axes), flat if y is None else _flat_as(y, x, axes),
                 _vector(gamma, dtype), _vector(beta, dtype), _writable(mean, np.float64),
                 _writable(invstd, np.float64), how, collect, option,

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from ..polynomials import exp, log_above_one
-from .columns import inner
+from .columns import inlined, inner
 from .jit import kernel, prange
 from .memory import empty_like
 from .simd import (
@@ -24,6 +24,7 @@ from .simd import (
     low,
     peak,
     pointer,
+    splat,
     store,
     store_part,
     total,
@@ -36,6 +37,7 @@ TASK = 1 << 14             # elements of a task: 64 KB of float32
 SPAN = 512                 # elements of a row that are summed in their own precision
 STEPS = 32                 # classes of a strip that are summed so, one after the other
 STRIP = 64                 # rows side by side where classes are not next to each other
+ROOM = 1 << 12             # elements of rows between two steps of the same row: 16 KB of float32
 BUFFER = 1 << 17           # elements of a strip: half of a core's L2
 
 
@@ -69,6 +71,12 @@ def _classes(x, order, axis):
 def _strip(C, B):
     """How many rows make a task: of C neighbours each, or side by side."""
     return max(1, TASK // C) if B == 1 else max(16, min(STRIP, BUFFER // C // 16 * 16))
+
+
+@inner
+def _together(C, W):
+    """Rows that take each step one after the other: they stay in L1."""
+    return max(1, min(W, ROOM // C))
 
 
 @inner
@@ -108,23 +116,43 @@ def _exponentials(x, i, n, top, e, j):
     return total(wide + (low(acc) + high(acc)))
 
 
-@inner
-def _softmax_row(x, i, n, logarithm, y):
-    W, top, end = lanes(x), _top(x, i, n), i + n
-    whole = i + n // W * W
-    s = fill(x, _exponentials(x, i, n, top, y, i))
+@inlined
+def _result(x, y, k, m, top, s, logarithm):
     if logarithm:
-        s = log_above_one(s)
-        for k in range(i, whole, W):
-            store(y, k, load(x, k) - top - s)
-        if whole < end:
-            store_part(y, whole, load_part(x, whole, end - whole) - top - s, end - whole)
+        store_part(y, k, load_part(x, k, m) - top - s, m)
     else:
-        s = fill(x, 1) / s
-        for k in range(i, whole, W):
-            store(y, k, load(y, k) * s)
-        if whole < end:
-            store_part(y, whole, load_part(y, whole, end - whole) * s, end - whole)
+        store_part(y, k, load_part(y, k, m) * s, m)
+
+
+@inner
+def _softmax_rows(x, i, rows, n, logarithm, y, tops, sums):
+    """Rows of n neighbours, no more than lanes: each step for all of them, since the result of one
+    row's step takes longer than the step of the next."""
+    W, side = lanes(x), pointer(sums)
+    for r in range(rows):
+        tops[r] = _top(x, i + r * n, n)
+    for r in range(rows):
+        at = i + r * n
+        sums[r] = _exponentials(x, at, n, tops[r], y, at)
+    s = load_or(side, 0, rows, fill(x, 1))
+    store(side, 0, log_above_one(s) if logarithm else fill(x, 1) / s)
+    for r in range(rows):
+        at, rest, top, s = i + r * n, n % W, splat(tops[r]), splat(sums[r])
+        whole = at + n - rest
+        for k in range(at, whole, W):
+            _result(x, y, k, W, top, s, logarithm)
+        if rest:
+            _result(x, y, whole, rest, top, s, logarithm)
+
+
+@inner
+def _softmax_block(x, first, last, logarithm, y):
+    C, W = x.shape[1], lanes(x)
+    tops, sums, together = np.empty(W, x.dtype), np.empty(W, x.dtype), _together(C, W)
+    for a in range(first, last, together):
+        _softmax_rows(pointer(x), a * C, min(together, last - a), C, logarithm, pointer(y), tops,
+                      sums)
+    keep(sums)
 
 
 @inner
@@ -160,8 +188,7 @@ def _softmax(x, strip, logarithm, y):
     A, C, B = x.shape
     if B == 1:
         for t in prange((A + strip - 1) // strip):
-            for a in range(t * strip, min(A, t * strip + strip)):
-                _softmax_row(pointer(x), a * C, C, logarithm, pointer(y))
+            _softmax_block(x, t * strip, min(A, t * strip + strip), logarithm, y)
     else:
         strips = (B + strip - 1) // strip
         for t in prange(A * strips):
@@ -199,7 +226,8 @@ def _slope(d, p, s, logarithm):
 
 
 @inner
-def _backward_row(dy, y, i, n, logarithm, dx):
+def _dot(dy, y, i, n, logarithm):
+    """Σ dy, or Σ dy y, over n elements."""
     W = lanes(y)
     whole, acc = i + n // W * W, fill(y, 0)
     wide, rest = low(acc), i + n - whole
@@ -209,11 +237,32 @@ def _backward_row(dy, y, i, n, logarithm, dx):
             acc = acc + (load(dy, k) if logarithm else load(dy, k) * load(y, k))
     d, p = load_part(dy, whole, rest), load_part(y, whole, rest)
     acc = acc + (d if logarithm else d * p)
-    by = fill(y, total(wide + (low(acc) + high(acc))))
-    for k in range(i, whole, W):
-        store(dx, k, _slope(load(dy, k), load(y, k), by, logarithm))
-    if rest:
-        store_part(dx, whole, _slope(d, p, by, logarithm), rest)
+    return total(wide + (low(acc) + high(acc)))
+
+
+@inner
+def _backward_rows(dy, y, i, rows, n, logarithm, dx, sums):
+    """As _softmax_rows."""
+    W = lanes(y)
+    for r in range(rows):
+        sums[r] = _dot(dy, y, i + r * n, n, logarithm)
+    for r in range(rows):
+        at, rest, by = i + r * n, n % W, splat(sums[r])
+        whole = at + n - rest
+        for k in range(at, whole, W):
+            store(dx, k, _slope(load(dy, k), load(y, k), by, logarithm))
+        if rest:
+            v = _slope(load_part(dy, whole, rest), load_part(y, whole, rest), by, logarithm)
+            store_part(dx, whole, v, rest)
+
+
+@inner
+def _backward_block(dy, y, first, last, logarithm, dx):
+    C, W = y.shape[1], lanes(y)
+    sums, together = np.empty(W, y.dtype), _together(C, W)
+    for a in range(first, last, together):
+        _backward_rows(pointer(dy), pointer(y), a * C, min(together, last - a), C, logarithm,
+                       pointer(dx), sums)
 
 
 @inner
@@ -239,8 +288,7 @@ def _softmax_backward(dy, y, strip, logarithm, dx):
     A, C, B = y.shape
     if B == 1:
         for t in prange((A + strip - 1) // strip):
-            for a in range(t * strip, min(A, t * strip + strip)):
-                _backward_row(pointer(dy), pointer(y), a * C, C, logarithm, pointer(dx))
+            _backward_block(dy, y, t * strip, min(A, t * strip + strip), logarithm, dx)
     else:
         strips = (B + strip - 1) // strip
         for t in prange(A * strips):
