@@ -71,6 +71,14 @@ def test_products(always, dtype, N, C, O, size, padding):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_outputs_past_the_caches(monkeypatch, stride, dtype):
+    monkeypatch.setattr(windows, "PAST_BYTES", 0)
+    monkeypatch.setattr(winograd, "enabled", False)
+    check(dtype, (2, 64, 20, 23), (96, 64, 3, 3), {**PLAIN, "stride": (stride, stride)})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [
     (1, 70, 1, 1), (2, 64, 7, 7), (1, 256, 5, 6),       # a row of V is spread over the L1
     (30, 16, 9, 8),                                     # several blocks of tiles
@@ -165,14 +173,14 @@ def test_weights_are_packed(O, C, window, transposed, dtype):
 
 @jit.kernel
 def _tiles(a, at, taps, run, b, s, c, ct):
-    convkernel.tile(a, at, 0, taps, run, b, s, c, ct)
-    convkernel.few(a, at, 1, taps, run, b, s, c, ct)
+    convkernel.tile(a, at, 0, taps, taps.size, run, b, s, c, ct, False)
+    convkernel.few(a, at, 1, taps, taps.size, run, b, s, c, ct, False)
 
 
 @jit.kernel
 def _half_tiles(a, at, taps, run, b, s, c, ct):
-    convkernel.tile_half(a, at, 0, taps, run, b, s, c, ct)
-    convkernel.few_half(a, at, 1, taps, run, b, s, c, ct)
+    convkernel.tile_half(a, at, 0, taps, taps.size, run, b, s, c, ct, False)
+    convkernel.few_half(a, at, 1, taps, taps.size, run, b, s, c, ct, False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -12,14 +12,16 @@ from typing import NamedTuple
 import numpy as np
 
 from ..shapes import Conv
-from .depthweight import depthwise_weight, spaces
+from .depthweight import depthwise_weight
 from .depthwise import repeated
 from .groups import groups_together, parted
-from .jit import device, kernel, prange
+from .jit import device, get_num_threads
 from .memory import channels_last, empty
 from .microkernel import transpose
-from .simd import VECTOR, load, load_part, store, store_part
-from .sumtile import sum_tiles
+from .padded import copy, padded, zeros
+from .simd import VECTOR, after, keep, lanes, load, load_part, pointer, store, store_part
+from .sumtile import sum_tile
+from .tasks import share, tasks
 
 __all__ = ["conv2d_weight"]
 
@@ -86,41 +88,21 @@ def _cut(g, size):
                 images * rows * g.Q * 2 * lanes if g.O // g.G % lanes else 0)
 
 
-@device
-def _copy(x, at, n, y, yt):
-    lanes = VECTOR // x.itemsize
-    whole = n // lanes * lanes
-    for i in range(0, whole, lanes):
-        store(y, yt + i, load(x, at + i))
-    if whole < n:
-        store_part(y, yt + whole, load_part(x, at + whole, n - whole), n - whole)
-
-
-@device
-def _pad(x, at, steps, g, rows, top, n, y, yt, step):
-    """Rows from ``top`` of an image of x, n channels of each pixel, to (rows, width, step)."""
-    row, pixel = steps[1], steps[2]
-    width, (runs, run) = g.W + 2 * g.pw, (1, g.W * n) if pixel == n == step else (g.W, n)
-    for r in range(rows):
-        h, first = top + r, yt + r * width * step
-        if 0 <= h < g.H:
-            y[first:first + g.pw * step] = 0
-            for w in range(runs):
-                _copy(x, at + h * row + w * pixel, run, y, first + (g.pw + w) * step)
-            y[first + (g.pw + g.W) * step:first + width * step] = 0
-        else:
-            y[first:first + width * step] = 0
+def _spaces(values, dtype):
+    """Memory for each thread to work in: allocated by the tasks, its pages would be new to each."""
+    lanes = VECTOR // dtype.itemsize
+    return empty((get_num_threads(), -(-values // lanes) * lanes), dtype)
 
 
 @device
 def _windows(x, g, rows, n, y, yt, step):
     """The windows of rows of padded pixels of n values, one after the other."""
-    lanes, width = VECTOR // x.itemsize, (g.W + 2 * g.pw) * n
+    L, width = lanes(x), (g.W + 2 * g.pw) * n
     across, run = (1, g.J * n) if g.dw == 1 else (g.J, n)
     for t in range(g.I * across):
         source, to = t // across * g.dh * width + t % across * g.dw * n, yt + t * run
-        for k in range(0, run, lanes):
-            left = min(lanes, run - k)
+        for k in range(0, run, L):
+            left = min(L, run - k)
             for p in range(rows):
                 at, pixel = source + p * g.sh * width + k, to + p * g.Q * step + k
                 for q in range(g.Q):
@@ -132,128 +114,121 @@ def _arrange(x, at, steps, g, cut, n, images, p0, rows, room, aside):
     """Copy n channels of the rows that rows p0 … of dy read. Steps of a pixel in the copy: by
     image, row and column of dy, and by row and column of the kernel."""
     high, width = (rows - 1) * g.sh + (g.I - 1) * g.dh + 1, g.W + 2 * g.pw
-    top, step = p0 * g.sh - g.ph, -(-n // ROWS) * ROWS
+    y, step = (aside, n) if cut.windows else (room, -(-n // ROWS) * ROWS)
     for m in range(images):
+        padded(x, at + m * steps[0], steps[1], steps[2], g.H, g.W, p0 * g.sh - g.ph, -g.pw, high,
+               width, n, y, 0 if cut.windows else m * high * width * step, step)
         if cut.windows:
-            _pad(x, at + m * steps[0], steps, g, high, top, n, aside, 0, n)
             _windows(aside, g, rows, n, room, m * rows * g.Q * cut.rows_c, cut.rows_c)
-        else:
-            _pad(x, at + m * steps[0], steps, g, high, top, n, room, m * high * width * step, step)
     if cut.windows:
         return (rows * g.Q * cut.rows_c, g.Q * cut.rows_c, cut.rows_c), 0, 0
     step_h = width * step
     return (high * step_h, g.sh * step_h, g.sw * step), g.dh * step_h, g.dw * step
 
 
-def _strip_of(most, vectors):
-    whole, eight, four = (sum_tiles[rows, vectors] for rows in (most, 8, 4))
-
-    @device
-    def strip(a, at, a_steps, n, b, bt, b_steps, counts, c, ct, ldc):
-        """n rows of sums, in fours."""
-        r = 0
-        while r + most <= n and (most == 16 or n - r != 16):     # 8 + 8 rather than 12 + 4
-            whole(a, at + r, a_steps, b, bt, b_steps, counts, c, ct + r * ldc, ldc)
-            r += most
-        while r + 8 <= n:
-            eight(a, at + r, a_steps, b, bt, b_steps, counts, c, ct + r * ldc, ldc)
-            r += 8
-        if r < n:
-            four(a, at + r, a_steps, b, bt, b_steps, counts, c, ct + r * ldc, ldc)
-    return strip
-
-
-_strip, _half_strip = _strip_of(12, 2), _strip_of(16, 1)
-
-
 @device
-def _tiles(x, steps, down, right, g, cut, n, dy, dt, dy_steps, counts, sums, st, half):
-    """All rows of sums for the columns of one panel of dy."""
-    taps = 1 if cut.windows else g.I * g.J
-    rows, ld = (cut.rows_c, cut.n_o) if cut.windows else (-(-n // ROWS) * ROWS, taps * cut.n_o)
-    for t in range(taps):
-        at, ct = t // g.J * down + t % g.J * right, st + t * cut.n_o
-        if half:
-            _half_strip(x, at, steps, rows, dy, dt, dy_steps, counts, sums, ct, ld)
-        else:
-            _strip(x, at, steps, rows, dy, dt, dy_steps, counts, sums, ct, ld)
+def _strip(half, a, at, a_steps, n, b, bt, b_steps, counts, c, ct, ldc):
+    """n rows of sums, in fours, of one vector or two."""
+    most, r = 16 if half else 12, 0
+    while r < n:
+        left = n - r
+        rows = 8 if left >= 8 else 4
+        if left >= most and (half or left != 16):                # 8 + 8 rather than 12 + 4
+            rows = most
+        sum_tile(rows, 1 if half else 2, a, at + r, a_steps, b, bt, b_steps, counts, c,
+                 ct + r * ldc, ldc)
+        r += rows
 
 
 @device
 def _panels(room, steps, down, right, g, cut, n, dy, dt, images, rows, own, sums, st):
     """Add a block of pixels to all sums of a slice of channels."""
-    lanes, n_o = VECTOR // dy.itemsize, g.O // g.G
+    L, n_o = lanes(dy), g.O // g.G
     flat = steps[0] == rows * steps[1] and steps[1] == g.Q * steps[2] and (
         images == 1 or rows == g.P)
     counts = (1, 1, images * rows * g.Q) if flat else (images, rows, g.Q)
-    for o in range(0, n_o, 2 * lanes):
-        left = n_o - o
-        half, width = left <= lanes, lanes if left <= lanes else 2 * lanes
+    taps = 1 if cut.windows else g.I * g.J
+    depth, ld = (cut.rows_c, cut.n_o) if cut.windows else (-(-n // ROWS) * ROWS, taps * cut.n_o)
+    b, bt, by = dy, dt, (g.P * g.Q * g.O, g.Q * g.O, g.O)
+    for o in range(0, n_o, 2 * L):
+        half = n_o - o <= L
         if cut.own:
-            pixel = 0
-            for m in range(images):
-                for q in range(rows * g.Q):
-                    at = dt + (m * g.P * g.Q + q) * g.O + o
-                    for v in range(0, min(left, width), lanes):
-                        store(own, pixel + v, load_part(dy, at + v, min(lanes, left - v)))
-                    pixel += width
-            _tiles(room, steps, down, right, g, cut, n, own, 0,
-                   (rows * g.Q * width, g.Q * width, width), counts, sums, st + o, half)
-        else:
-            _tiles(room, steps, down, right, g, cut, n, dy, dt + o,
-                   (g.P * g.Q * g.O, g.Q * g.O, g.O), counts, sums, st + o, half)
+            width, b, bt = (L if half else 2 * L), own, 0
+            by = rows * g.Q * width, g.Q * width, width
+            _panel(dy, dt + o, g, images, rows * g.Q, n_o - o, width, own)
+        for t in range(taps):
+            _strip(half, room, t // g.J * down + t % g.J * right, steps, depth, b,
+                   bt if cut.own else bt + o, by, counts, sums, st + o + t * cut.n_o, ld)
 
 
-@kernel
-def _weight(dy, x, steps, g, cut, spaces, sums):
-    """sums (parts, G, depth, n_o) from dy (N, P, Q, O) and x of those steps."""
+@device
+def _panel(dy, at, g, images, pixels, n, width, own):
+    """Up to ``width`` values of each pixel, side by side; zeros where there are fewer."""
+    L, pixel = lanes(dy), 0
+    for m in range(images):
+        for q in range(pixels):
+            here = at + (m * g.P * g.Q + q) * g.O
+            for v in range(0, width, L):
+                store(own, pixel + v, load_part(dy, here + v, max(0, min(L, n - v))))
+            pixel += width
+
+
+@device
+def _task(worker, dy, x, steps, g, cut, spaces, sums):
+    """The share of a worker."""
     n_c, bands, workers = g.C // g.G, -(-g.P // cut.rows), spaces.shape[0]
     tasks = cut.parts * g.G * cut.slices
-    dy, x, sums = dy.reshape(-1), x.reshape(-1), sums.reshape(-1)
-    for worker in prange(workers):
-        space = spaces[worker]
-        room, aside = space[:cut.room], space[cut.room:cut.room + cut.aside]
-        own = space[cut.room + cut.aside:]
-        for t in range(tasks * worker // workers, tasks * (worker + 1) // workers):
-            c, e = t % cut.slices * cut.slice, t // cut.slices % g.G
-            part, n = t // (cut.slices * g.G), min(cut.slice, n_c - c)
-            st = (part * g.G + e) * cut.depth + c * g.I * g.J
-            last = cut.depth - c * g.I * g.J if c + n == n_c else n * g.I * g.J
-            sums[st * cut.n_o:(st + last) * cut.n_o] = 0
-            for b in range(part * cut.share, min((part + 1) * cut.share, cut.blocks)):
-                n0, p0 = b // bands * cut.images, b % bands * cut.rows
-                images, rows = min(cut.images, g.N - n0), min(cut.rows, g.P - p0)
-                at, dt = n0 * steps[0] + e * n_c + c, (n0 * g.P + p0) * g.Q * g.O + e * (g.O // g.G)
-                by, down, right = _arrange(x, at, steps, g, cut, n, images, p0, rows, room, aside)
-                _panels(room, by, down, right, g, cut, n, dy, dt, images, rows, own, sums,
-                        st * cut.n_o)
+    y, room = pointer(sums), after(pointer(spaces), worker * spaces.shape[1])
+    aside, own = after(room, cut.room), after(room, cut.room + cut.aside)
+    for t in range(tasks * worker // workers, tasks * (worker + 1) // workers):
+        c, e = t % cut.slices * cut.slice, t // cut.slices % g.G
+        part, n = t // (cut.slices * g.G), min(cut.slice, n_c - c)
+        st = (part * g.G + e) * cut.depth + c * g.I * g.J
+        last = cut.depth - c * g.I * g.J if c + n == n_c else n * g.I * g.J
+        zeros(y, st * cut.n_o, last * cut.n_o)
+        for b in range(part * cut.share, min((part + 1) * cut.share, cut.blocks)):
+            n0, p0 = b // bands * cut.images, b % bands * cut.rows
+            images, rows = min(cut.images, g.N - n0), min(cut.rows, g.P - p0)
+            at, dt = n0 * steps[0] + e * n_c + c, (n0 * g.P + p0) * g.Q * g.O + e * (g.O // g.G)
+            by, down, right = _arrange(pointer(x), at, steps, g, cut, n, images, p0, rows,
+                                       room, aside)
+            _panels(room, by, down, right, g, cut, n, pointer(dy), dt, images, rows, own, y,
+                    st * cut.n_o)
 
 
-@kernel
-def _finish(sums, n_o, out):
-    """out (G · O/G, K) = Σ over the parts of sums (parts, G, depth, …), turned."""
+@tasks
+def _weight(run, dy, x, steps, g, cut, spaces, sums):
+    """sums (parts, G, depth, n_o) from dy (N, P, Q, O) and x of those steps."""
+    share(_task, spaces.shape[0], run, (dy, x, steps, g, cut, spaces, sums))
+
+
+@device
+def _finish_task(t, sums, n_o, out):
+    """A vector of outputs."""
     parts, G, depth, ld = sums.shape
-    lanes, K = VECTOR // sums.itemsize, out.shape[1]
-    size, tiles = G * depth * ld, ld // lanes
-    sums, out = sums.reshape(-1), out.reshape(-1)
-    for t in prange(G * tiles):
-        e, o = t // tiles, t % tiles * lanes
-        square, turned = np.empty(lanes * lanes, out.dtype), np.empty(lanes * lanes, out.dtype)
-        for k in range(0, depth, lanes):
-            for r in range(lanes):
-                at = (e * depth + k + r) * ld + o
-                total = load(sums, at)
-                for b in range(1, parts):
-                    total = total + load(sums, at + b * size)
-                store(square, r * lanes, total)
-            transpose(square, 0, lanes, turned, 0, lanes)
-            n = min(lanes, K - k)
-            for r in range(min(lanes, n_o - o)):
-                to = (e * n_o + o + r) * K + k
-                if n == lanes:
-                    store(out, to, load(turned, r * lanes))
-                elif n > 0:
-                    store_part(out, to, load(turned, r * lanes), n)
+    K, L = out.shape[1], lanes(sums)
+    size, tiles = G * depth * ld, ld // L
+    e, o = t // tiles, t % tiles * L
+    room = np.empty(2 * L * L, out.dtype)
+    x, y, square = pointer(sums), pointer(out), pointer(room)
+    turned = after(square, L * L)
+    for k in range(0, depth, L):
+        for r in range(L):
+            at = (e * depth + k + r) * ld + o
+            total = load(x, at)
+            for b in range(1, parts):
+                total = total + load(x, at + b * size)
+            store(square, r * L, total)
+        transpose(square, 0, L, turned, 0, L)
+        for r in range(min(L, n_o - o)):
+            copy(turned, r * L, max(0, min(L, K - k)), y, (e * n_o + o + r) * K + k)
+    keep(room)
+
+
+@tasks
+def _finish(run, sums, n_o, out):
+    """out (G · O/G, K) = Σ over the parts of sums (parts, G, depth, …), turned."""
+    share(_finish_task, sums.shape[1] * (sums.shape[3] // lanes(sums)), run, (sums, n_o, out))
 
 
 def _geometry(x, g):
@@ -293,7 +268,7 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
     cut = _cut(g, x.itemsize)
     sums = empty((cut.parts, g.G, cut.depth, cut.n_o), x.dtype)
     _weight(channels_last(dy), channels_last(x), steps, g, cut,
-            spaces(cut.room + cut.aside + cut.own, x.dtype), sums, work=work)
+            _spaces(cut.room + cut.aside + cut.own, x.dtype), sums, work=work)
     out = empty((g.O, g.depth), x.dtype)
     _finish(sums, g.O // g.G, out, work=sums.nbytes + out.nbytes)
     if cut.windows:

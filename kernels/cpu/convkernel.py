@@ -12,6 +12,7 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .emit import place
 from .simd import VECTOR
 
 __all__ = ["FEW", "PIXELS", "few", "few_half", "tile", "tile_half"]
@@ -38,6 +39,14 @@ class _Tile:
         i64 = ir.IntType(64)
         return self.builder.load(self.at(pointer, i64(v * self.lanes)), align=self.size,
                                  typ=self.vector)
+
+    def store(self, values, targets, align, nontemporal=False):
+        for value, target in zip(values, targets):
+            target = self.builder.bitcast(target, self.vector.as_pointer())
+            made = self.builder.store(value, target, align=align)
+            if nontemporal:
+                one = self.builder.module.add_metadata([ir.IntType(32)(1)])
+                made.set_metadata("nontemporal", one)
 
     def loop(self, first, end, start, body):
         """body(i, values) → new values, for i = first … end − 1; there is at least one."""
@@ -77,14 +86,13 @@ class _Tile:
 def _tile(pixels, vectors):
     """The intrinsic of a tile of so many pixels and vectors."""
     @intrinsic
-    def f(typingctx, a, at, g, taps, run, b, s, c, ct):
+    def f(typingctx, a, at, g, taps, count, run, b, s, c, ct, past):
         def codegen(context, builder, signature, args):
             real, i64 = context.get_data_type(a.dtype), ir.IntType(64)
             t = _Tile(builder, real, a.dtype.bitwidth // 8, vectors)
-            arrays = {i: context.make_array(signature.args[i])(context, builder, args[i])
-                      for i in (0, 1, 3, 5, 6, 7, 8)}
-            data = {i: array.data for i, array in arrays.items()}
-            run, width = args[4], i64(2 * t.lanes)
+            data = {i: place(context, builder, signature.args[i], args[i], i64(0))
+                    for i in (0, 1, 3, 6, 7, 8, 9)}
+            run, width = args[5], i64(2 * t.lanes)
 
             def places(base, table):
                 offsets = [builder.gep(data[table], [builder.add(args[2], i64(r))])
@@ -101,33 +109,36 @@ def _tile(pixels, vectors):
                 return t.loop(offset, builder.add(offset, run), values, step)
 
             sources = places(0, 1)
-            start = [t.load(data[6], v) for v in range(vectors)] * pixels
-            count = cgutils.unpack_tuple(builder, arrays[3].shape)[0]
-            sums = t.loop(i64(0), count, [t.at(data[5]), *start], tap)[1:]
-            for r, place in enumerate(places(7, 8)):
-                for v in range(vectors):
-                    there = builder.bitcast(t.at(place, i64(v * t.lanes)), t.vector.as_pointer())
-                    builder.store(sums[r * vectors + v], there, align=t.size)
+            start = [t.load(data[7], v) for v in range(vectors)] * pixels
+            sums = t.loop(i64(0), args[4], [t.at(data[6]), *start], tap)[1:]
+            targets = [t.at(target, i64(v * t.lanes)) for target in places(8, 9)
+                       for v in range(vectors)]
+            with builder.if_else(args[10]) as (then, otherwise):
+                with then:
+                    t.store(sums, targets, VECTOR, nontemporal=True)
+                with otherwise:
+                    t.store(sums, targets, t.size)
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(a, at, n, taps, n, b, s, c, ct), codegen
+        return types.void(a, at, n, taps, n, n, b, s, c, ct, types.boolean), codegen
     return f
 
 
 def _tile_in_numpy(pixels, vectors):
     """The same with the JIT off."""
-    def f(a, at, g, taps, run, b, s, c, ct):
+    def f(a, at, g, taps, count, run, b, s, c, ct, past):
         W = VECTOR // a.itemsize
-        v, k, r = np.arange(vectors * W), np.arange(taps.size * run), np.arange(g, g + pixels)
+        v, k, r = np.arange(vectors * W), np.arange(count * run), np.arange(g, g + pixels)
         window = a[at[r, None] + taps[k // run] + k % run]
         c[ct[r, None] + v] = s[v] + window @ b[k[:, None] * 2 * W + v]
     return f
 
 
-# tile(a, at, g, taps, run, b, s, c, ct), for each pixel r = g, g + 1, …:
-#     c[ct[r] + v] = s[v] + Σ_t Σ_{k < run} a[at[r] + taps[t] + k] b[(t · run + k) · W + v]
-# W = two vectors. There is at least one tap, and run is at least 1.
+# tile(a, at, g, taps, count, run, b, s, c, ct, past), for each pixel r = g, g + 1, …:
+#     c[ct[r] + v] = s[v] + Σ_{t < count} Σ_{k < run} a[at[r] + taps[t] + k] b[(t run + k) W + v]
+# W = two vectors; past: c is written past the caches, all places are aligned vectors. Arrays are
+# arrays or pointers. There is at least one tap, run is at least 1.
 _make = _tile_in_numpy if config.DISABLE_JIT else _tile
 tile, tile_half = _make(PIXELS, 2), _make(2 * PIXELS, 1)
 few, few_half = _make(FEW, 2), _make(FEW, 1)

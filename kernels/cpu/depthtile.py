@@ -14,8 +14,6 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .emit import I64, Code
-from .jit import device
-from .simd import fma, lanes, load_part, store_part
 
 __all__ = ["OUTPUTS", "ROWS", "rows_of"]
 
@@ -77,108 +75,155 @@ class _Row:
         for value, (_, p) in reversed(list(zip(sums, outputs))):
             code.store(value, code.at(p, i), mask)
 
-    def tile(self, u, w, inside):
-        """Outputs u … u + 3. Pixels outside are zeros, outputs behind the last are the last, whose
-        own value is stored after theirs."""
-        b, at, last = self.b, self.code.at, self.b.sub(self.count, I64(1))
+    def pixels(self, u, w, inside, columns):
+        """Where the pixels are that outputs from u on read; zeros for those outside."""
+        b, at = self.b, self.code.at
         start = at(self.x, b.add(self.at, b.mul(u, b.mul(self.pixel, I64(self.step)))))
         pixels = [[at(at(start, b.mul(self.line, I64(r))), b.mul(self.pixel, I64(c)))
-                   for c in range(self.columns)] for r in range(self.rows)]
+                   for c in range(columns)] for r in range(self.rows)]
+        if inside:
+            return pixels
+        there = [b.icmp_unsigned("<", b.add(w, b.mul(self.dw, I64(c))), self.W)
+                 for c in range(columns)]
+        return [[b.select(b.and_(row, column), p, self.zeros) for column, p in zip(there, line)]
+                for row, line in zip(self.seen, pixels)]
+
+    def tile(self, u, w, inside):
+        """Outputs u … u + 3. Outputs behind the last are the last, whose own value is stored after
+        theirs."""
+        b, at, last = self.b, self.code.at, self.b.sub(self.count, I64(1))
+        pixels = self.pixels(u, w, inside, self.columns)
         numbers = [b.add(u, I64(i)) for i in range(OUTPUTS)]
         if not inside:
-            columns = [b.icmp_unsigned("<", b.add(w, b.mul(self.dw, I64(c))), self.W)
-                       for c in range(self.columns)]
-            pixels = [[b.select(b.and_(row, column), p, self.zeros)
-                       for column, p in zip(columns, line)]
-                      for row, line in zip(self.seen, pixels)]
             numbers = [b.select(b.icmp_signed("<", i, last), i, last) for i in numbers]
         places = [at(self.y, b.add(self.yt, b.mul(i, self.out))) for i in numbers]
         outputs = [(b.select(self.first, self.bias, p), p) for p in places]
         self.loop(self.n, self.code.lanes, lambda i: self.vector(i, pixels, outputs))
 
+    def column(self, u):
+        """The column of output u's first tap."""
+        return self.b.add(self.w, self.b.mul(u, self.b.mul(self.dw, I64(self.step))))
+
+    def four(self, u, full=None):
+        """Outputs u … u + 3, by whether all that they read is there."""
+        b, w, whole = self.b, self.column(u), self.seen[0]
+        last = b.add(w, b.mul(self.dw, I64(self.columns - 1)))
+        for here in [*self.seen[1:], b.icmp_signed(">=", w, I64(0)),
+                     b.icmp_signed("<", last, self.W), *([] if full is None else [full])]:
+            whole = b.and_(whole, here)
+        with b.if_else(whole) as (then, otherwise):
+            with then:
+                self.tile(u, w, True)
+            with otherwise:
+                self.tile(u, w, False)
+
     def all(self):
-        b, whole = self.b, self.seen[0]
-        for seen in self.seen[1:]:
-            whole = b.and_(whole, seen)
-
-        def body(u):
-            w = b.add(self.w, b.mul(u, b.mul(self.dw, I64(self.step))))
-            last = b.add(w, b.mul(self.dw, I64(self.columns - 1)))
-            full = b.icmp_signed("<=", b.add(u, I64(OUTPUTS)), self.count)
-            inside = b.and_(b.and_(whole, full), b.and_(
-                b.icmp_signed(">=", w, I64(0)), b.icmp_signed("<", last, self.W)))
-            with b.if_else(inside) as (then, otherwise):
-                with then:
-                    self.tile(u, w, True)
-                with otherwise:
-                    self.tile(u, w, False)
-        self.loop(self.count, OUTPUTS, body)
+        b = self.b
+        self.loop(self.count, OUTPUTS, lambda u: self.four(
+            u, b.icmp_signed("<=", b.add(u, I64(OUTPUTS)), self.count)))
 
 
-def _row(*shape):
-    """The intrinsic of a row."""
+class _Gradient(_Row):
+    """The same for the gradient of the weights: what a row adds to it. y is read and the weights
+    are written. A tile loads and stores the sums, for 36 multiply-adds 31 loads and 9 stores; rows
+    of the image are read as they lie."""
+
+    def vector(self, i, x, outputs):
+        code, mask = self.code, self.mask(i)
+        dy = [code.load(code.at(p, i), mask) for p in outputs]
+        for pixels, taps in zip(x, self.weights):
+            sums = [code.load(code.at(p, i), mask) for p in taps]
+            for c, pixel in enumerate(pixels):
+                v = code.load(code.at(pixel, i), mask)
+                for u, d in enumerate(dy):
+                    j = c - u * self.step
+                    if 0 <= j < self.taps:
+                        sums[j] = code.fma(v, d, sums[j])
+            for value, p in zip(sums, taps):
+                code.store(value, code.at(p, i), mask)
+
+    def tile(self, u, w, inside, outputs=OUTPUTS):
+        b, at = self.b, self.code.at
+        pixels = self.pixels(u, w, inside, (outputs - 1) * self.step + self.taps)
+        places = [at(self.y, b.add(self.yt, b.mul(b.add(u, I64(i)), self.out)))
+                  for i in range(outputs)]
+        self.loop(self.n, self.code.lanes, lambda i: self.vector(i, pixels, places))
+
+    def all(self):
+        """Fours, then one tile of what is left: an output that is not there must not even be zero,
+        since zero times Inf is NaN."""
+        b = self.b
+        whole = b.and_(self.count, I64(-OUTPUTS))
+        with b.if_then(b.icmp_signed(">", whole, I64(0))):
+            self.loop(whole, OUTPUTS, self.four)
+        end = b.append_basic_block("end")
+        switch = b.switch(b.sub(self.count, whole), end)
+        for left in range(1, OUTPUTS):
+            block = b.append_basic_block("left")
+            switch.add_case(I64(left), block)
+            b.position_at_end(block)
+            self.tile(whole, self.column(whole), False, left)
+            b.branch(end)
+        b.position_at_end(end)
+
+
+def _rows(shapes, gradient=False):
+    """The intrinsic of a row of one of the shapes, its first argument."""
+    kind = _Gradient if gradient else _Row
+
     @intrinsic
-    def row(typingctx, x, source, steps, weight, places, bias, first, y, target, zeros, n):
+    def row(typingctx, shape, x, source, steps, weight, places, bias, first, y, target, zeros, n):
         def codegen(context, builder, signature, args):
             code = Code(builder, context.get_data_type(x.dtype))
-            source, steps, places, first, target = (
-                cgutils.unpack_tuple(builder, args[i]) for i in (1, 2, 4, 6, 8))
-            pointers = [args[i] for i in (0, 3, 5, 7, 9)]
-            _Row(code, shape, pointers, source, steps, places, first, target, args[10]).all()
+            shape, source, steps, places, first, target = (
+                cgutils.unpack_tuple(builder, args[i]) for i in (0, 2, 3, 5, 7, 9))
+            pointers = [args[i] for i in (1, 4, 6, 8, 10)]
+            after, number = builder.append_basic_block("after"), shape[0]
+            for k in shape[1:]:
+                number = builder.add(builder.mul(number, I64(8)), k)
+            switch = builder.switch(number, after)
+            for rows, taps, step in shapes:
+                block = builder.append_basic_block("row")
+                switch.add_case(I64(64 * rows + 8 * taps + step), block)
+                builder.position_at_end(block)
+                kind(code, (rows, taps, step), pointers, source, steps, places, first, target,
+                     args[11]).all()
+                builder.branch(after)
+            builder.position_at_end(after)
             return context.get_dummy_value()
 
         k, several = types.intp, lambda n: types.UniTuple(types.intp, n)
-        return types.void(x, several(5), several(4), weight, several(3), bias, several(2), y,
-                          several(3), zeros, k), codegen
+        return types.void(several(3), x, several(5), several(4), weight, several(3), bias,
+                          several(2), y, several(3), zeros, k), codegen
     return row
 
 
-def _row_in_numpy(rows, taps, step):
+def _rows_in_numpy(shapes, gradient=False):
     """The same with the JIT off."""
-    def row(x, source, steps, weight, places, bias, first, y, target, zeros, n):
-        (at, h, w, H, W), (line, pixel, dh, dw) = source, steps
-        (wt, ldw, tap), (yt, out, count) = places, target
-
-        def vector(u, c, k):
-            to = yt + u * out + c
-            total = load_part(bias, first[1] + c, k) if first[0] else load_part(y, to, k)
-            for r, j in np.ndindex(rows, taps):
-                column = u * step + j
-                there = 0 <= h + r * dh < H and 0 <= w + column * dw < W
-                v = load_part(x, at + r * line + column * pixel + c, k) if there \
-                    else load_part(zeros, c, k)
-                total = fma(v, load_part(weight, wt + r * ldw + j * tap + c, k), total)
-            store_part(y, to, total, k)
-
+    def row(shape, x, source, steps, weight, places, bias, first, y, target, zeros, n):
+        (rows, taps, step), (at, h, w, H, W), (line, pixel, dh, dw) = shape, source, steps
+        (wt, ldw, tap), (yt, out, count), c = places, target, np.arange(n)
         for u in range(count):
-            for c in range(0, n, lanes(x)):
-                vector(u, c, min(lanes(x), n - c))
+            total, to = 0, yt + u * out + c
+            for r, j in np.ndindex(rows, taps):
+                k, column = wt + r * ldw + j * tap + c, u * step + j
+                there = 0 <= h + r * dh < H and 0 <= w + column * dw < W
+                v = x[at + r * line + column * pixel + c] if there else zeros[c]
+                if gradient:
+                    weight[k] += v * y[to]
+                else:
+                    total = total + v * weight[k]
+            if not gradient:
+                y[to] = (bias[first[1] + c] if first[0] else y[to]) + total
     return row
 
 
-# row(x, (at, h, w, H, W), (line, pixel, dh, dw), weight, (wt, ldw, tap), bias, (first, bt), y,
-#     (yt, out, count), zeros, n): for u < count and n channels c,
+# rows_of(shapes) → row(shape, x, (at, h, w, H, W), (line, pixel, dh, dw), weight, (wt, ldw, tap),
+#     bias, (first, bt), y, (yt, out, count), zeros, n), with shape (rows, taps, step) one of the
+# shapes: for u < count and n channels c,
 #     y[yt + u · out + c] = b + Σ_r Σ_j x[at + r · line + (u · step + j) · pixel + c]
 #                                       weight[wt + r · ldw + j · tap + c]
 # All arrays are pointers; b is bias[bt + c] or, not ``first``, what y holds. The tap reads pixel
-# (h + r · dh, w + (u · step + j) · dw) of an image (H, W): where there is none, n zeros.
-_make = cache(_row_in_numpy if config.DISABLE_JIT else _row)
-
-
-def rows_of(shapes):
-    """The rows of some shapes (rows, taps, step), as one function of the shape."""
-    if not shapes:
-        return None
-    row, others, (rows, taps, step) = _make(*shapes[0]), rows_of(shapes[1:]), shapes[0]
-    if others is None:
-        @device
-        def any_row(shape, x, source, steps, weight, places, bias, first, y, target, zeros, n):
-            row(x, source, steps, weight, places, bias, first, y, target, zeros, n)
-    else:
-        @device
-        def any_row(shape, x, source, steps, weight, places, bias, first, y, target, zeros, n):
-            if shape[0] == rows and shape[1] == taps and shape[2] == step:
-                row(x, source, steps, weight, places, bias, first, y, target, zeros, n)
-            else:
-                others(shape, x, source, steps, weight, places, bias, first, y, target, zeros, n)
-    return any_row
+# (h + r · dh, w + (u · step + j) · dw) of an image (H, W): where there is none, n zeros. With
+# rows_of(shapes, True), y is dy and weight[…] += Σ_u x[…] y[…] of the same places.
+rows_of = cache(_rows_in_numpy if config.DISABLE_JIT else _rows)

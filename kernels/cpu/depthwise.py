@@ -13,11 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from .depthtile import ROWS, rows_of
-from .jit import Kernel, device, kernel, prange
+from .jit import device
 from .memory import empty
+from .padded import zeros as clear
 from .simd import pointer
+from .tasks import share, tasks
 
-__all__ = ["depthwise", "depthwise_input", "repeated"]
+__all__ = ["axes_of", "axis", "depthwise", "depthwise_input", "line_of", "repeated", "shapes_of"]
 
 
 class _Axis(NamedTuple):
@@ -33,7 +35,7 @@ class _Axis(NamedTuple):
     by: int
 
 
-def _forward(k, stride, pad, dilation):
+def axes_of(k, stride, pad, dilation):
     return np.array([_Axis(1, stride, -pad, dilation, k, 0, 1)])
 
 
@@ -49,13 +51,13 @@ def _backward(k, stride, pad, dilation):
 
 
 @device
-def _axis(axes, i):
+def axis(axes, i):
     a = axes[i]
     return _Axis(a[0], a[1], a[2], a[3], a[4], a[5], a[6])
 
 
 # (rows of taps, taps, step) that a kernel is made of: 3 × 3 with stride 1, with stride 2, its input
-# gradient, and all others. A shape costs 0.6 s of compiling.
+# gradient, and all others. A shape costs 0.1 s of compiling.
 SHAPES = (((3, 3, 1),), ((3, 3, 2),), tuple((i, j, 1) for i in (1, 2) for j in (1, 2)),
           tuple((i, j, 1) for i in (1, 2, 3) for j in (1, 2, 3)))
 
@@ -73,7 +75,7 @@ def _piece(down, right, j):
 _piece_device = device(_piece)
 
 
-def _shapes(downs, rights):
+def shapes_of(downs, rights):
     """The first of SHAPES that has all that are needed."""
     found = set()
     for down in downs:
@@ -87,14 +89,12 @@ def _shapes(downs, rights):
     return next(shapes for shapes in SHAPES if found.issubset(shapes))
 
 
-@cache
-def _kernel_of(shapes):
-    """The loop over all rows, from pieces of those shapes."""
-    row = rows_of(shapes)
+def line_of(shapes, gradient=False):
+    """A row of outputs from pieces of those shapes; n of C channels."""
+    row = rows_of(shapes, gradient)
 
     @device
-    def line(x, at, h, size, down, right, weight, J, C, bias, y, target, zeros):
-        """A row of outputs, all channels."""
+    def line(x, at, h, size, down, right, weight, J, C, n, bias, y, target, zeros):
         H, W = size
         first = 1
         for i in range(0, down.taps, ROWS):
@@ -107,61 +107,74 @@ def _kernel_of(shapes):
                 row((rows, taps, step), x, (at + (h0 * W + w0) * C, h0, w0, H, W),
                     (down.apart * W * C, dw * C, down.apart, dw), weight,
                     (tap * C, down.by * J * C, right.by * C), bias, (first, 0), y, target, zeros,
-                    C)
+                    n)
                 first, j = 0, j + taps
+    return line
 
-    def loop(x, weight, bias, J, downs, rights, zeros, y):
-        """y (N, P, Q, C); a task is a row."""
-        N, P, Q, C = y.shape
+
+@cache
+def _kernel_of(shapes):
+    """The loop over all rows, from pieces of those shapes."""
+    line = line_of(shapes)
+
+    @device
+    def task(t, x, weight, bias, J, downs, rights, zeros, y):
+        """A row of y."""
+        P, Q, C = y.shape[1:]
         H, W = x.shape[1], x.shape[2]
-        for t in prange(N * P):
-            image, p = t // P, t % P
-            down = _axis(downs, p % downs.shape[0])
-            h = p // down.period * down.step + down.start
-            for r in range(min(rights.shape[0], Q)):
-                right = _axis(rights, r)
-                to, count, out = (t * Q + r) * C, (Q - 1 - r) // right.period + 1, right.period * C
-                if down.taps == 0 or right.taps == 0:
-                    _nothing(y.reshape(-1), to, count, out, C)
-                else:
-                    line(pointer(x), image * H * W * C, h, (H, W), down, right, pointer(weight), J,
-                         C, pointer(bias), pointer(y), (to, out, count), pointer(zeros))
-    return Kernel(loop, "rows " + " ".join(map(str, shapes)))
+        image, p = t // P, t % P
+        down = axis(downs, p % downs.shape[0])
+        h = p // down.period * down.step + down.start
+        for r in range(min(rights.shape[0], Q)):
+            right = axis(rights, r)
+            to, count, out = (t * Q + r) * C, (Q - 1 - r) // right.period + 1, right.period * C
+            if down.taps == 0 or right.taps == 0:
+                for u in range(count):          # no output reads them: not in a convolution itself
+                    clear(pointer(y), to + u * out, C)
+            else:
+                line(pointer(x), image * H * W * C, h, (H, W), down, right, pointer(weight), J,
+                     C, C, pointer(bias), pointer(y), (to, out, count), pointer(zeros))
 
-
-@device
-def _nothing(y, to, count, out, C):
-    """Pixels that no output reads: there are none in a convolution itself, with its bias."""
-    for u in range(count):
-        y[to + u * out:to + u * out + C] = 0
+    def loop(run, x, weight, bias, J, downs, rights, zeros, y):
+        """y (N, P, Q, C)."""
+        share(task, y.shape[0] * y.shape[1], run, (x, weight, bias, J, downs, rights, zeros, y))
+    return tasks(loop, "rows " + " ".join(map(str, shapes)))
 
 
 def _sums(x, weight, bias, J, downs, rights, y, work=0):
-    shapes = _shapes(downs, rights)
+    shapes = shapes_of(downs, rights)
     _kernel_of(shapes)(x, weight, bias, J, downs, rights, np.zeros(x.shape[3], x.dtype), y,
                        work=work)
 
 
-@kernel
-def _repeat(x, times, out):
+@device
+def _repeat_task(t, x, times, out):
+    source, target = x[t], out[t]
+    for c in range(source.size):
+        for m in range(times):
+            target[c * times + m] = source[c]
+
+
+@tasks
+def _repeat(run, x, times, out):
     """out (pixels, C · times): every channel several times."""
-    for t in prange(x.shape[0]):
-        source, target = x[t], out[t]
-        for c in range(source.size):
-            for m in range(times):
-                target[c * times + m] = source[c]
+    share(_repeat_task, x.shape[0], run, (x, times, out))
 
 
-@kernel
-def _merge(x, times, out):
+@device
+def _merge_task(t, x, times, out):
+    source, target = x[t], out[t]
+    for c in range(target.size):
+        total = source[c * times]
+        for m in range(1, times):
+            total += source[c * times + m]
+        target[c] = total
+
+
+@tasks
+def _merge(run, x, times, out):
     """out (pixels, C) = the sums of ``times`` neighbours."""
-    for t in prange(out.shape[0]):
-        source, target = x[t], out[t]
-        for c in range(target.size):
-            total = source[c * times]
-            for m in range(1, times):
-                total += source[c * times + m]
-            target[c] = total
+    share(_merge_task, out.shape[0], run, (x, times, out))
 
 
 def repeated(x, times):
@@ -176,8 +189,8 @@ def repeated(x, times):
 
 def depthwise(x, weight, bias, g, y, work=0):
     """y (N, P, Q, O)."""
-    _sums(repeated(x, g.O // g.C), weight, bias, g.J, _forward(g.I, g.sh, g.ph, g.dh),
-          _forward(g.J, g.sw, g.pw, g.dw), y, work=work)
+    _sums(repeated(x, g.O // g.C), weight, bias, g.J, axes_of(g.I, g.sh, g.ph, g.dh),
+          axes_of(g.J, g.sw, g.pw, g.dw), y, work=work)
 
 
 def depthwise_input(dy, weight, g, dx, work=0):

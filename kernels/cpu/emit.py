@@ -1,6 +1,7 @@
 """What intrinsics are written with: a builder of LLVM code with the vectors of one dtype."""
 
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
 
 from .simd import VECTOR
@@ -83,6 +84,7 @@ class Code:
 
 
 def place(context, builder, array_type, array, at):
-    """Where array[at] stands."""
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(data, [at])
+    """Where array[at] stands; of a pointer likewise."""
+    if not isinstance(array_type, types.CPointer):
+        array = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(array, [at])

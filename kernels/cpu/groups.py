@@ -6,8 +6,9 @@ between them, multiply more (of 4 channels a group 4 times as much), but in whol
 
 import numpy as np
 
-from .jit import kernel, prange
-from .simd import fma, lanes, load_part, splat, total
+from .jit import device
+from .simd import after, fill, fma, lanes, load_part, pointer, total
+from .tasks import share, tasks
 
 __all__ = ["groups_together", "joined", "parted", "spoiled_images"]
 
@@ -42,18 +43,22 @@ def parted(weight, g, n):
     return own.reshape(g.O, g.C // g.G, g.I, g.J)
 
 
-@kernel
-def _mark(y, spoiled):
+@device
+def _mark_task(t, y, spoiled):
+    """An image's row."""
+    rows, size = y.shape[1], y.shape[2]
+    x, zero = after(pointer(y), t * size), fill(y, 0)
+    sums = zero
+    for i in range(0, size, lanes(y)):
+        sums = fma(load_part(x, i, min(lanes(y), size - i)), zero, sums)
+    if total(sums) != 0:
+        spoiled[t // rows] = True
+
+
+@tasks
+def _mark(run, y, spoiled):
     """spoiled[n] is set where a value of y (N, rows, values) is not finite."""
-    N, rows, size = y.shape
-    for t in prange(N * rows):
-        row = y[t // rows, t % rows]
-        zero = splat(y.dtype.type(0))
-        sums = zero
-        for i in range(0, size, lanes(y)):
-            sums = fma(load_part(row, i, min(lanes(y), size - i)), zero, sums)
-        if total(sums) != 0:
-            spoiled[t // rows] = True
+    share(_mark_task, y.shape[0] * y.shape[1], run, (y, spoiled))
 
 
 def spoiled_images(y):

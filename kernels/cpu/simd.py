@@ -22,10 +22,10 @@ from numba.extending import intrinsic, lower_builtin, overload, register_model
 
 from ..polynomials import POLICY, device, select
 
-__all__ = ["PAST_BYTES", "VECTOR", "absolute", "fill", "fma", "greater", "high", "keep", "lanes",
-           "largest", "load", "load_or", "load_part", "low", "maximum", "narrow", "peak", "places",
-           "pointer", "points", "prefetch", "put", "splat", "store", "store_part", "store_places",
-           "stream", "total", "where"]
+__all__ = ["PAST_BYTES", "VECTOR", "absolute", "after", "fill", "fma", "greater", "high", "keep",
+           "lanes", "largest", "load", "load_or", "load_part", "low", "maximum", "narrow", "peak",
+           "places", "pointer", "points", "prefetch", "put", "splat", "store", "store_part",
+           "store_places", "stream", "total", "where"]
 
 PAST_BYTES = 1 << 24       # results above, half of a usual last-level cache, are written past it
 VECTOR = 64 if binding.get_host_cpu_features().get("avx512f") else 32
@@ -146,6 +146,14 @@ def pointer(typingctx, x):
     def codegen(context, builder, sig, args):
         return context.make_array(x)(context, builder, args[0]).data
     return types.CPointer(x.dtype)(x), codegen
+
+
+@intrinsic
+def after(typingctx, p, n):
+    """The pointer n values behind p."""
+    def codegen(context, builder, sig, args):
+        return builder.gep(args[0], [args[1]])
+    return p(p, types.intp), codegen
 
 
 def _first(builder, vector, n):
@@ -443,6 +451,9 @@ if config.DISABLE_JIT:                            # the same in NumPy
 
     def pointer(x):
         return x.reshape(-1)
+
+    def after(p, n):
+        return p[n:]
 
     def fill(x, s):
         return np.full(lanes(x), s, x.dtype)

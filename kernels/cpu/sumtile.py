@@ -15,9 +15,10 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .emit import I64, Code, place
 from .simd import VECTOR
 
-__all__ = ["sum_tiles"]
+__all__ = ["SHAPES", "sum_tile"]
 
 
 def _step(builder, vector, a, b, sums):
@@ -62,47 +63,46 @@ def _nest(builder, vector, levels, a, b, sums):
     return new
 
 
-def _tile(rows, vectors):
-    """The intrinsic of a tile of so many rows and vectors."""
-    @intrinsic
-    def tile(typingctx, a, at, a_steps, b, bt, b_steps, counts, c, ct, ldc):
-        def codegen(context, builder, signature, args):
-            real, size, i64 = context.get_data_type(a.dtype), a.dtype.bitwidth // 8, ir.IntType(64)
-            vector = ir.VectorType(real, VECTOR // size)
-
-            def place(i, offset):
-                data = context.make_array(signature.args[i])(context, builder, args[i]).data
-                return builder.gep(data, [offset], source_etype=real)
-
-            def triple(i):
-                return [builder.extract_value(args[i], k) for k in range(3)]
-
-            places = [[place(7, builder.add(builder.add(args[8], builder.mul(args[9], i64(r))),
-                                            i64(v * vector.count)))
-                       for v in range(vectors)] for r in range(rows)]
-            start = [[builder.load(p, align=size, typ=vector) for p in row] for row in places]
-            levels = list(zip(triple(6), triple(2), triple(5)))
-            sums = _nest(builder, vector, levels, place(0, args[1]), place(3, args[4]), start)
-            for value, p in zip(chain(*sums), chain(*places)):
-                builder.store(value, builder.bitcast(p, vector.as_pointer()), align=size)
-            return context.get_dummy_value()
-
-        n, three = types.intp, types.UniTuple(types.intp, 3)
-        return types.void(a, n, three, b, n, three, three, c, n, n), codegen
-    return tile
+SHAPES = (12, 2), (8, 2), (4, 2), (16, 1), (8, 1), (4, 1)
 
 
-def _tile_in_numpy(rows, vectors):
-    """The same with the JIT off."""
-    def tile(a, at, a_steps, b, bt, b_steps, counts, c, ct, ldc):
+def _tile(code, rows, vectors, a, a_steps, b, b_steps, counts, c, ldc):
+    """The code of a tile of so many rows and vectors."""
+    builder, vector = code.builder, code.vector
+    places = [[code.at(code.at(c, builder.mul(ldc, I64(r))), v) for v in range(vectors)]
+              for r in range(rows)]
+    start = [[code.load(p) for p in row] for row in places]
+    sums = _nest(builder, vector, list(zip(counts, a_steps, b_steps)), a, b, start)
+    for value, p in zip(chain(*sums), chain(*places)):
+        code.store(value, p)
+
+
+@intrinsic
+def sum_tile(typingctx, rows, vectors, a, at, a_steps, b, bt, b_steps, counts, c, ct, ldc):
+    """c[ct + r · ldc + v] += Σ a[at + p + r] b[bt + q + v], with p, q the offsets of a pixel: a
+    tile of one of the SHAPES (rows, vectors)."""
+    def codegen(context, builder, signature, args):
+        code = Code(builder, context.get_data_type(a.dtype))
+        three = [cgutils.unpack_tuple(builder, args[i]) for i in (4, 7, 8)]
+        x, y, z = (place(context, builder, signature.args[i], *args[i:i + 2]) for i in (2, 5, 9))
+        after = builder.append_basic_block("after")
+        switch = builder.switch(builder.add(builder.mul(args[0], I64(4)), args[1]), after)
+        for shape in SHAPES:
+            block = builder.append_basic_block("tile")
+            switch.add_case(I64(4 * shape[0] + shape[1]), block)
+            builder.position_at_end(block)
+            _tile(code, *shape, x, three[0], y, three[1], three[2], z, args[11])
+            builder.branch(after)
+        builder.position_at_end(after)
+        return context.get_dummy_value()
+
+    n, three = types.intp, types.UniTuple(types.intp, 3)
+    return types.void(n, n, a, n, three, b, n, three, three, c, n, n), codegen
+
+
+if config.DISABLE_JIT:                            # the same in NumPy
+    def sum_tile(rows, vectors, a, at, a_steps, b, bt, b_steps, counts, c, ct, ldc):
         r, v = np.arange(rows)[:, None], np.arange(vectors * VECTOR // a.itemsize)
         pixel = np.indices(counts).reshape(3, -1)
         p, q = (np.asarray(steps) @ pixel for steps in (a_steps, b_steps))
         c[ct + r * ldc + v] += a[at + r + p] @ b[bt + q[:, None] + v]
-    return tile
-
-
-# tile(a, at, a_steps, b, bt, b_steps, counts, c, ct, ldc): with p, q the offsets of a pixel,
-#     c[ct + r · ldc + v] += Σ a[at + p + r] b[bt + q + v]
-_make = _tile_in_numpy if config.DISABLE_JIT else _tile
-sum_tiles = {shape: _make(*shape) for shape in ((12, 2), (8, 2), (4, 2), (16, 1), (8, 1), (4, 1))}

@@ -13,13 +13,25 @@ from typing import NamedTuple
 import numpy as np
 
 from .convkernel import FEW, PIXELS, few, few_half, tile, tile_half
-from .jit import device, kernel, prange
+from .jit import device
 from .memory import empty
 from .microkernel import transpose
-from .simd import VECTOR, lanes, load, load_part, store, store_part
+from .padded import padded, zeros
+from .simd import (
+    PAST_BYTES,
+    VECTOR,
+    after,
+    keep,
+    lanes,
+    load,
+    load_part,
+    pointer,
+    store,
+    store_part,
+)
+from .tasks import share, tasks
 
-__all__ = ["Windows", "aligned", "half_panel", "packed", "panel", "shifts", "spread",
-           "windows"]
+__all__ = ["Windows", "aligned", "packed", "panel", "shifts", "spread", "windows"]
 
 TASK_FLOP = 6 << 20        # about 60 us of one core
 TASK_PIXELS = 48           # at least: a panel of weights comes from L2 or L3 once per task
@@ -69,50 +81,56 @@ def aligned(n, x):
     return room[first:first + n]
 
 
-@kernel
-def _pack(weight, lane, count, step, size, places, n, out):
+@device
+def _pack_task(task, weight, lane, count, step, size, places, n, out):
+    """A half panel; where its rows come in pieces, all half panels of some pieces."""
+    G, P, T, K, W = out.shape
+    L, taps, group = lanes(weight), places.size, weight.size // G
+    halves, deep = (1, 1) if count == 1 else (P * 2, PIECES)
+    across, down = P * 2 // halves, -(-count // deep)
+    e, half, i = task // (across * down), task // down % across, task % down * deep
+    own = aligned(L * L, out)
+    square, where, y = pointer(own), pointer(places), pointer(out)
+    for piece in range(i, min(count, i + deep)):
+        for h in range(half, half + halves):
+            at = e * group + h * L * lane + piece * step
+            to = (e * P + h // 2) * T * K * W + h % 2 * L
+            k, t = piece * (size // taps), 0
+            for m in range(0, size, L):
+                _square(pointer(weight), weight.size, at + m, lane, min(L, n - h * L),
+                        min(L, size - m), square)
+                for r in range(min(L, size - m)):
+                    if where[t] >= 0:
+                        store(y, to + (where[t] * K + k) * W, load(square, r * L))
+                    t += 1
+                    if t == taps:
+                        k, t = k + 1, 0
+    keep(own)
+
+
+@tasks
+def _pack(run, weight, lane, count, step, size, places, n, out):
     """out (G, panels, T, K, W): lane j of panel p is a row of weight, (p W + j) · lane from its
     group's start, of ``count`` pieces that lie ``step`` apart, each ``size`` values; in a row all
     taps of k = 0, 1, … follow each other, and tap t goes to places[t], or nowhere."""
-    G, P, T, K, W = out.shape
-    L, taps, group = lanes(weight), places.size, weight.size // G
-    # a task is a half panel; where its rows come in pieces, all half panels of some pieces
-    halves, deep = (1, 1) if count == 1 else (P * 2, PIECES)
-    across, down = P * 2 // halves, -(-count // deep)
-    out = out.reshape(-1)
-    for task in prange(G * across * down):
-        e, half, i = task // (across * down), task // down % across, task % down * deep
-        own = aligned(L * L, out)
-        for piece in range(i, min(count, i + deep)):
-            for h in range(half, half + halves):
-                at = e * group + h * L * lane + piece * step
-                to = (e * P + h // 2) * T * K * W + h % 2 * L
-                k, t = piece * (size // taps), 0
-                for m in range(0, size, L):
-                    _square(weight, at + m, lane, min(L, n - h * L), min(L, size - m), own)
-                    for r in range(min(L, size - m)):
-                        if places[t] >= 0:
-                            store(out, to + (places[t] * K + k) * W, load(own, r * L))
-                        t += 1
-                        if t == taps:
-                            k, t = k + 1, 0
+    some = out.shape[1] * 2 if count == 1 else -(-count // PIECES)
+    share(_pack_task, out.shape[0] * some, run,
+          (weight, lane, count, step, size, places, n, out))
 
 
 @device
-def _square(x, at, ld, m, n, own):
-    """own (n, lanes) = the transpose of m rows of n values, zeros behind."""
+def _square(x, size, at, ld, m, n, own):
+    """own (n, lanes) = the transpose of m rows of n of the ``size`` values of x, zeros behind."""
     L = lanes(x)
     if m == L and ld == 1 and n == 1:
         store(own, 0, load(x, at))
-    elif m == L and at + (L - 1) * ld + L <= x.size:
+    elif m == L and at + (L - 1) * ld + L <= size:
         transpose(x, at, ld, own, 0, L)
     else:
+        zeros(own, 0, n * L)
         for j in range(m):
             for r in range(n):
                 own[r * L + j] = x[at + j * ld + r]
-        for j in range(max(0, m), L):
-            for r in range(n):
-                own[r * L + j] = 0
 
 
 def packed(weight, taps, groups, transposed=False):
@@ -131,27 +149,6 @@ def packed(weight, taps, groups, transposed=False):
 
 
 @device
-def _gather(x, n, row, rows, s, C, pitch, width, out):
-    """out (rows, width, pitch) = rows ``row`` − top … of image n, zeros outside x."""
-    j0 = max(0, min(width, s.left))
-    j1 = max(j0, min(width, s.W + s.left))
-    pieces, size = (1, (j1 - j0) * C) if pitch == C else (j1 - j0, C)
-    for r in range(rows):
-        h, line = row + r - s.top, out[r * width * pitch:(r + 1) * width * pitch]
-        if h < 0 or h >= s.H:
-            line[:] = 0
-            continue
-        line[:j0 * pitch] = 0
-        for i in range(pieces):
-            target = line[(j0 + i) * pitch:(j0 + i) * pitch + size]
-            at = ((n * s.H + h) * s.W + j0 + i - s.left) * C
-            source = x[at:at + size]
-            for c in range(size):
-                target[c] = source[c]
-        line[j1 * pitch:] = 0
-
-
-@device
 def _copy(aside, W, count, n, y, ct):
     """n values of each pixel, from tiles of their own to y."""
     L = W // 2
@@ -164,31 +161,28 @@ def _copy(aside, W, count, n, y, ct):
 
 
 @device
-def half_panel(a, at, taps, run, weight, shift, c, ct):
-    """One vector of outputs for the pixels that begin at ``at``, to ct; a multiple of FEW."""
-    g = 0
-    while g + 2 * PIXELS <= at.size:
-        tile_half(a, at, g, taps, run, weight, shift, c, ct)
-        g += 2 * PIXELS
-    while g < at.size:
-        few_half(a, at, g, taps, run, weight, shift, c, ct)
+def panel(n, a, at, pixels, taps, count, run, weight, shift, c, ct, past):
+    """n outputs, of one vector or two, for the pixels that begin at ``at``, to ct; a multiple of
+    FEW. All are pointers; ``past`` as for a tile."""
+    g, half = 0, n <= lanes(a)
+    if half:
+        while g + 2 * PIXELS <= pixels:
+            tile_half(a, at, g, taps, count, run, weight, shift, c, ct, past)
+            g += 2 * PIXELS
+    else:
+        while g + PIXELS <= pixels:
+            tile(a, at, g, taps, count, run, weight, shift, c, ct, past)
+            g += PIXELS
+    while g < pixels:
+        if half:
+            few_half(a, at, g, taps, count, run, weight, shift, c, ct, past)
+        else:
+            few(a, at, g, taps, count, run, weight, shift, c, ct, past)
         g += FEW
 
 
 @device
-def panel(a, at, taps, run, weight, shift, c, ct):
-    """Two vectors of outputs."""
-    g = 0
-    while g + PIXELS <= at.size:
-        tile(a, at, g, taps, run, weight, shift, c, ct)
-        g += PIXELS
-    while g < at.size:
-        few(a, at, g, taps, run, weight, shift, c, ct)
-        g += FEW
-
-
-@device
-def _places(s, rows, first, width, pitch, yt, at, ct):
+def _places(s, rows, room, first, width, pitch, yt, at, ct):
     """Where each pixel reads the buffer and writes y. What is over repeats the last one, to the
     same bits."""
     r = 0
@@ -197,49 +191,54 @@ def _places(s, rows, first, width, pitch, yt, at, ct):
         for _ in range(s.Q):
             at[r], ct[r] = source, target
             source, target, r = source + s.sw * pitch, target + s.sq, r + 1
-    for i in range(r, at.size):
+    for i in range(r, room):
         at[i], ct[i] = at[r - 1], ct[r - 1]
 
 
-@kernel
-def _windows(x, weight, step, shift, taps, run, s, pitch, block, parts, bare, y):
-    """y from weight panels that lie ``step`` apart and shifts (G, panels, W); taps are places in
-    the buffer, whose pixels are ``pitch`` apart; run values are contiguous there. A task is
-    ``block`` rows of an image × 1/parts of the panels."""
+@device
+def _task(task, x, weight, step, shift, taps, run, s, pitch, block, parts, bare, past, y):
+    """``block`` rows of an image × 1/parts of the panels."""
     G, P, W = shift.shape
-    C, blocks, share = G * s.n_c, -(-s.P // block), -(-P // parts)
+    L, C, blocks, shared = lanes(x), G * s.n_c, -(-s.P // block), -(-P // parts)
     width = s.W if bare else (s.Q - 1) * s.sw + s.wide
-    shift = shift.reshape(-1)
-    for task in prange(parts * s.N * blocks):
-        part, image = task // (s.N * blocks), task % (s.N * blocks) // blocks
-        p0 = task % blocks * block
-        rows = min(block, s.P - p0)
-        count, tall = rows * s.Q, (rows - 1) * s.sh + s.high
-        first = ((image * s.H + p0 * s.sh - s.top) * width - s.left) * C if bare else 0
-        own = np.empty(0 if bare else tall * width * pitch, x.dtype)
-        if not bare:
-            _gather(x, image, p0 * s.sh, tall, s, C, pitch, width, own)
-        a = x if bare else own
-        room = -(-count // FEW) * FEW
-        at, ct = np.empty(room, np.int64), np.empty(room, np.int64)
-        _places(s, rows, first, width, pitch, image * s.sn + p0 * s.sp + s.s0, at, ct)
-        beside = 0 if s.n_o % (W // 2) == 0 else room
-        aside, tight = aligned(beside * W, x), np.empty(beside, np.int64)
-        for r in range(beside):
-            tight[r] = r * W
-        for ep in range(G * P):
-            e, p = ep // P, ep % P
-            if part * share <= p < (part + 1) * share:
-                n, out = min(W, s.n_o - p * W), y[e * s.n_o + p * W:]
-                whole = n % (W // 2) == 0
-                c, to = (out, ct) if whole else (aside, tight)
-                if 2 * n > W:
-                    panel(a[e * s.n_c:], at, taps, run, weight[ep * step:], shift[ep * W:], c, to)
-                else:
-                    half_panel(a[e * s.n_c:], at, taps, run, weight[ep * step:], shift[ep * W:],
-                               c, to)
-                if not whole:
-                    _copy(aside, W, count, n, out, ct)
+    part, image = task // (s.N * blocks), task % (s.N * blocks) // blocks
+    p0 = task % blocks * block
+    rows = min(block, s.P - p0)
+    top, tall = p0 * s.sh - s.top, (rows - 1) * s.sh + s.high
+    room = -(-rows * s.Q // FEW) * FEW
+    first = ((image * s.H + top) * width - s.left) * C if bare else 0
+    buffer = 0 if bare else -(-tall * width * pitch // L) * L
+    beside = 0 if s.n_o % L == 0 else room
+    own, numbers = aligned(buffer + beside * W, y), np.empty(2 * room + beside, np.int64)
+    a, at = pointer(own), pointer(numbers)
+    aside, ct, tight = after(a, buffer), after(at, room), after(at, 2 * room)
+    if bare:
+        a = pointer(x)
+    else:
+        padded(pointer(x), image * s.H * s.W * C, s.W * C, C, s.H, s.W, top, -s.left, tall, width,
+               C, a, 0, pitch)
+    _places(s, rows, room, first, width, pitch, image * s.sn + p0 * s.sp + s.s0, at, ct)
+    for r in range(beside):
+        tight[r] = r * W
+    for e in range(G):
+        for p in range(part * shared, min((part + 1) * shared, P)):
+            n, i = min(W, s.n_o - p * W), e * P + p
+            whole, out = n % L == 0, after(pointer(y), e * s.n_o + p * W)
+            panel(n, after(a, e * s.n_c), at, room, pointer(taps), taps.size, run,
+                  after(pointer(weight), i * step), after(pointer(shift), i * W),
+                  out if whole else aside, ct if whole else tight, past)
+            if not whole:
+                _copy(aside, W, rows * s.Q, n, out, ct)
+    keep(own)
+    keep(numbers)
+
+
+@tasks
+def _windows(way, x, weight, step, shift, taps, run, s, pitch, block, parts, bare, past, y):
+    """y from weight panels that lie ``step`` apart and shifts (G, panels, W); taps are places in
+    the buffer, whose pixels are ``pitch`` apart; run values are contiguous there."""
+    share(_task, parts * s.N * -(-s.P // block), way,
+          (x, weight, step, shift, taps, run, s, pitch, block, parts, bare, past, y))
 
 
 def shifts(bias, groups, n, dtype):
@@ -270,8 +269,11 @@ def windows(x, weight, shift, places, s, y, t0=0):
         taps = [row[0] for row in _lines(places, taps)]
         run *= T // len(taps)
     block, parts = _tasks(s, width * pitch * x.itemsize, P, T * n_c, W * x.itemsize)
-    _windows(x.reshape(-1), weight.reshape(-1)[first:], step, shift, np.array(taps, np.int64), run,
-             s, pitch, block, parts, bare, y.reshape(-1), work=2 * y.size * T * n_c)
+    # 32 → 64 channels of 112×112 pixels, 1×1: 4.7 ms through the caches
+    past = (y.nbytes > PAST_BYTES and s.n_o * y.itemsize % VECTOR == 0
+            and y.ctypes.data % VECTOR == 0)
+    _windows(x, weight.reshape(-1)[first:], step, shift, np.array(taps, np.int64), run, s, pitch,
+             block, parts, bare, past, y, work=2 * y.size * T * n_c)
 
 
 def _lines(places, taps):

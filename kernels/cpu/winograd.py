@@ -18,10 +18,26 @@ from typing import NamedTuple
 import numpy as np
 
 from .convkernel import FEW
-from .jit import device, kernel, prange
+from .jit import device
 from .memory import empty
-from .simd import VECTOR, fma, lanes, load, load_part, splat, store, store_part, stream, total
-from .windows import aligned, half_panel, packed, panel, shifts, spread
+from .padded import zeros
+from .simd import (
+    VECTOR,
+    after,
+    fill,
+    fma,
+    keep,
+    lanes,
+    load,
+    load_part,
+    pointer,
+    store,
+    store_part,
+    stream,
+    total,
+)
+from .tasks import share, tasks
+from .windows import aligned, packed, panel, shifts, spread
 
 __all__ = ["enabled", "suits", "winograd"]
 
@@ -67,9 +83,8 @@ def suits(s):
 @device
 def _forward(x, x0, x1, x2, x3, x4, x5):
     """B x."""
-    real = x.dtype.type
-    half, two, five = splat(real(-0.5)), splat(real(-2)), splat(real(-2.5))
-    a, b = splat(real(math.sqrt(0.5))), splat(real(math.sqrt(2)))
+    half, two, five = fill(x, -0.5), fill(x, -2), fill(x, -2.5)
+    a, b = fill(x, math.sqrt(0.5)), fill(x, math.sqrt(2))
     p, q, r, s = fma(two, x2, x4), a * fma(two, x1, x3), fma(half, x2, x4), b * fma(half, x1, x3)
     return fma(five, x2, x0 + x4), p + q, p - q, r + s, r - s, fma(five, x3, x1 + x5)
 
@@ -77,9 +92,8 @@ def _forward(x, x0, x1, x2, x3, x4, x5):
 @device
 def _backward(x, m0, m1, m2, m3, m4, m5):
     """A m."""
-    real = x.dtype.type
-    half, two = splat(real(0.5)), splat(real(2))
-    a, b = splat(real(math.sqrt(0.5))), splat(real(math.sqrt(2)))
+    half, two = fill(x, 0.5), fill(x, 2)
+    a, b = fill(x, math.sqrt(0.5)), fill(x, math.sqrt(2))
     p, q, r, s = m1 + m2, a * (m1 - m2), m3 + m4, b * (m3 - m4)
     return m0 + p + r, q + s, fma(half, p, two * r), fma(half, q, fma(two, s, m5))
 
@@ -87,10 +101,9 @@ def _backward(x, m0, m1, m2, m3, m4, m5):
 @device
 def _weights(x, g0, g1, g2):
     """G g."""
-    real = x.dtype.type
-    half, two = splat(real(0.5)), splat(real(2))
-    c, d = splat(real(-2 / 3)), splat(real(1 / 6))
-    a, b = splat(real(math.sqrt(0.5))) * g1, splat(real(math.sqrt(2))) * g1
+    half, two = fill(x, 0.5), fill(x, 2)
+    c, d = fill(x, -2 / 3), fill(x, 1 / 6)
+    a, b = fill(x, math.sqrt(0.5)) * g1, fill(x, math.sqrt(2)) * g1
     p, q = fma(half, g2, g0), fma(two, g2, g0)
     return g0, c * (p + a), c * (p - a), d * (q + b), d * (q - b), g2
 
@@ -107,30 +120,32 @@ def _load6(y, at, step):
             load(y, at + 4 * step), load(y, at + 5 * step))
 
 
-@kernel
-def _transform_weights(weight, large, u):
-    """u (36, panels · K · W + W) = G g Gᵀ of panels (panels, 9, K, W); past the caches if large."""
+@device
+def _weights_task(p, weight, large, u):
+    """A panel."""
     P, T, K, W = weight.shape
-    weight, size, L = weight.reshape(-1), P * K * W + W, lanes(weight)
-    u = u.reshape(-1)
-    for p in prange(P):
-        own = aligned(18 * L, u)
-        for k in range(K):
-            for v in range(0, W, L):
-                at = p * T * K * W + k * W + v
-                for j in range(3):
-                    _save(own, j * L, 3 * L, _weights(
-                        u, load(weight, at + j * K * W), load(weight, at + (3 + j) * K * W),
-                        load(weight, at + (6 + j) * K * W)))
-                for i in range(6):
-                    six = _weights(u, load(own, i * 3 * L), load(own, (i * 3 + 1) * L),
-                                   load(own, (i * 3 + 2) * L))
-                    to = i * 6 * size + (p * K + k) * W + v
-                    if large:
-                        for j in range(6):
-                            stream(u, to + j * size, six[j])
-                    else:
-                        _save(u, to, size, six)
+    size, L, room = P * K * W + W, lanes(weight), aligned(18 * lanes(weight), u)
+    own, g, y = pointer(room), after(pointer(weight), p * T * K * W), pointer(u)
+    for at in range(0, K * W, L):
+        for j in range(0, 3 * L, L):
+            here = at + j // L * K * W
+            _save(own, j, 3 * L, _weights(u, load(g, here), load(g, here + 3 * K * W),
+                                          load(g, here + 6 * K * W)))
+        for i in range(6):
+            here, to = i * 3 * L, i * 6 * size + p * K * W + at
+            six = _weights(u, load(own, here), load(own, here + L), load(own, here + 2 * L))
+            if large:
+                for j in range(6):
+                    stream(y, to + j * size, six[j])
+            else:
+                _save(y, to, size, six)
+    keep(room)
+
+
+@tasks
+def _transform_weights(run, weight, large, u):
+    """u (36, panels · K · W + W) = G g Gᵀ of panels (panels, 9, K, W); past the caches if large."""
+    share(_weights_task, weight.shape[0], run, (weight, large, u))
 
 
 @device
@@ -184,11 +199,11 @@ def _put_row(y, at, right, bias, m0, m1, m2, m3, m4, m5):
 
 
 @device
-def _put_tile(m, at, size, shift, first, s, n, p, q, count, own, y, o):
+def _put_tile(m, at, size, shift, s, n, p, q, count, own, y, o):
     """``count`` outputs from o of the pixels of a tile at (p, q); NaN if one is not finite."""
-    L, found = lanes(y), splat(y.dtype.type(0))
+    L, found = lanes(y), fill(y, 0)
     for c in range(0, count, L):
-        lane, bias, here, down = min(L, count - c), load(shift, first + c), at + c, 6 * size
+        lane, bias, here, down = min(L, count - c), load(shift, c), at + c, 6 * size
         r0, r1, r2, r3, r4, r5 = (
             _backward(y, *_load6(m, here, down)), _backward(y, *_load6(m, here + size, down)),
             _backward(y, *_load6(m, here + 2 * size, down)),
@@ -211,48 +226,57 @@ def _put_tile(m, at, size, shift, first, s, n, p, q, count, own, y, o):
     return total(found - found)
 
 
-@kernel
-def _winograd(x, u, shift, s, pitch, block, parts, y, spoiled):
-    """A task is ``block`` tiles × 1/parts of the panels of u (36, panels · C · W + W). spoiled[n]
-    is set where a value of image n is not finite."""
+@device
+def _task(task, x, u, shift, s, pitch, block, parts, y, spoiled):
+    """``block`` tiles × 1/parts of the panels of u."""
     W, L = shift.size // shift.shape[0], lanes(x)
     P, down, across = shift.shape[0], -(-s.P // 4), -(-s.Q // 4)
     tiles = s.N * down * across
-    share, blocks = -(-P // parts), -(-tiles // block)
-    shift, u, size = shift.reshape(-1), u.reshape(-1), P * s.C * W + W
+    shared, blocks, size = -(-P // parts), -(-tiles // block), P * s.C * W + W
     # a line behind each matrix: the 36 of one place must not share a set of the L1
-    wide = min(share * W, -(-s.O // L) * L)
+    wide = min(shared * W, -(-s.O // L) * L)
     size_v, size_m = block * pitch + L, block * wide + L
-    for task in prange(parts * blocks):
-        part, t0 = task // blocks, task % blocks * block
-        v, m, own = aligned(36 * size_v, x), aligned(36 * size_m, x), aligned(36 * L, x)
-        some = min(block, tiles - t0)
-        room = -(-some // FEW) * FEW
-        rows, to = np.empty(room, np.int64), np.empty(room, np.int64)
-        tap, zeros = np.zeros(1, np.int64), np.zeros(W, x.dtype)
-        for t in range(room):
-            rows[t], to[t] = t * pitch, t * wide
-        first = t0 // (down * across), t0 // across % down * 4, t0 % across * 4
-        n, p, q = first
-        for t in range(some):
-            _take_tile(x, s, n, p - s.top, q - s.left, own, v, t * pitch, size_v)
-            n, p, q = _next(s, n, p, q)
-        p0, p1 = part * share, min((part + 1) * share, P)
-        for i in range(36):
-            for k in range(p0, p1):
-                a, b = v[i * size_v:], u[i * size + k * s.C * W:]
-                c = m[i * size_m + (k - p0) * W:]
-                if 2 * (s.O - k * W) > W:
-                    panel(a, rows, tap, s.C, b, zeros, c, to)
-                else:
-                    half_panel(a, rows, tap, s.C, b, zeros, c, to)
-        n, p, q = first
-        for t in range(some):
-            bad = _put_tile(m, t * wide, size_m, shift, p0 * W, s, n, p, q,
-                            min(p1 * W, s.O) - p0 * W, own, y, p0 * W)
-            if bad != 0:
-                spoiled[n] = True
-            n, p, q = _next(s, n, p, q)
+    part, t0 = task // blocks, task % blocks * block
+    some = min(block, tiles - t0)
+    room = -(-some // FEW) * FEW
+    after_v = -(-36 * size_v // L) * L
+    values, numbers = aligned(after_v + 36 * (size_m + L) + W, y), np.empty(2 * room + 1, np.int64)
+    v, rows = pointer(values), pointer(numbers)
+    m, to, tap = after(v, after_v), after(rows, room), after(rows, 2 * room)
+    own, none = after(m, 36 * size_m), after(m, 36 * (size_m + L))
+    zeros(none, 0, W)
+    tap[0] = 0
+    for t in range(room):
+        rows[t], to[t] = t * pitch, t * wide
+    first = t0 // (down * across), t0 // across % down * 4, t0 % across * 4
+    n, p, q = first
+    for t in range(some):
+        _take_tile(pointer(x), s, n, p - s.top, q - s.left, own, v, t * pitch, size_v)
+        n, p, q = _next(s, n, p, q)
+    p0, p1 = part * shared, min((part + 1) * shared, P)
+    for i in range(36):
+        for k in range(p0, p1):
+            panel(s.O - k * W, after(v, i * size_v), rows, room, tap, 1, s.C,
+                  after(pointer(u), i * size + k * s.C * W), none,
+                  after(m, i * size_m + (k - p0) * W), to, False)
+    n, p, q = first
+    for t in range(some):
+        bad = _put_tile(m, t * wide, size_m, after(pointer(shift), p0 * W), s, n, p, q,
+                        min(p1 * W, s.O) - p0 * W, own, pointer(y), p0 * W)
+        if bad != 0:
+            spoiled[n] = True
+        n, p, q = _next(s, n, p, q)
+    keep(values)
+    keep(numbers)
+
+
+@tasks
+def _winograd(run, x, u, shift, s, pitch, block, parts, y, spoiled):
+    """y by products with u (36, panels · C · W + W). spoiled[n] is set where a value of image n is
+    not finite."""
+    tiles = s.N * -(-s.P // 4) * -(-s.Q // 4)
+    share(_task, parts * -(-tiles // block), run,
+          (x, u, shift, s, pitch, block, parts, y, spoiled))
 
 
 def winograd(x, weight, bias, s, y, transposed=False):
@@ -268,9 +292,9 @@ def winograd(x, weight, bias, s, y, transposed=False):
     most = max(BLOCKS[0], min(BLOCKS[1], fits // 12 * 12))
     blocks = -(-s.count // most)
     block = -(-s.count // (blocks * FEW)) * FEW
-    share = -(-P // min(P, -(-TASKS // blocks)))
+    each = -(-P // min(P, -(-TASKS // blocks)))
     spoiled = np.zeros(s.N, np.bool_)
-    _winograd(x.reshape(-1), u, shifts(bias, 1, s.O, x.dtype)[0], s, spread(s.C, 1, x.itemsize),
-              block, -(-P // share), y.reshape(-1), spoiled,
+    _winograd(x, u, shifts(bias, 1, s.O, x.dtype)[0], s, spread(s.C, 1, x.itemsize),
+              block, -(-P // each), y, spoiled,
               work=2 * y.size * s.C * 9)
     return np.flatnonzero(spoiled)

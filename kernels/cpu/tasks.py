@@ -1,0 +1,140 @@
+"""Kernels whose loop is many calls of one task, compiled once for serial and parallel runs.
+
+Numba compiles the body of a ``prange`` three times over: as the loop, with the loop's wrapper, and
+into the function around it, besides the serial kernel (a 300-line task: 8 s serial, 7.5 s more in
+parallel). Here the task is machine code behind a pointer. One loop over a pointer and a number is
+compiled for all kernels: it is what runs in parallel.
+"""
+
+from functools import cache, cached_property
+
+from llvmlite import ir
+from numba import config, prange, types
+from numba.core import cgutils
+from numba.core.ccallback import CFunc
+from numba.extending import intrinsic
+
+from ..polynomials import POLICY
+from .jit import Kernel, _Cache, _compile, cache_dir
+
+__all__ = ["share", "tasks"]
+
+
+@intrinsic
+def _call(typingctx, function, t, data):
+    """function(t, data) of addresses."""
+    def codegen(context, builder, signature, args):
+        i64 = ir.IntType(64)
+        kind = ir.FunctionType(ir.VoidType(), [i64, i64])
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+    n = types.intp
+    return types.void(n, n, n), codegen
+
+
+def _every(function, n, data):
+    for t in prange(n):
+        _call(function, t, data)
+
+
+@cache
+def _driver():
+    """The address of the parallel loop."""
+    n = types.intp
+    loop = CFunc(_every, ((n, n, n), types.void), {}, {"parallel": True, **POLICY})
+    if cache_dir() is not None:
+        loop._cache = _Cache(_every, "tasks._every")
+    loop.compile()
+    return loop.address
+
+
+def _trampoline(context, module, task, signature, data):
+    """The function (t, address of ``data``) that calls the task with the values there; the last of
+    them, a byte, is set where it raises."""
+    i64 = ir.IntType(64)
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [i64, i64]),
+                           module.get_unique_name("task"))
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    b = ir.IRBuilder(function.append_basic_block())
+    place = b.inttoptr(function.args[1], data.as_pointer())
+    values = cgutils.unpack_tuple(b, b.load(b.gep(place, [i64(0), ir.IntType(32)(0)])))
+    status, _ = context.call_internal_no_propagate(
+        b, task.fndesc, signature, [function.args[0], *values])
+    with b.if_then(status.is_error, likely=False):
+        b.store(ir.IntType(8)(1), b.gep(place, [i64(0), ir.IntType(32)(1)]))
+    b.ret_void()
+    return function
+
+
+@intrinsic
+def _share(typingctx, task, n, run, args):
+    inner = typingctx.resolve_function_type(task, (types.intp, *args.types), {})
+
+    def codegen(context, builder, signature, values):
+        made = task.dispatcher.get_compile_result(inner)
+        context.active_code_library.add_linking_library(made.library)
+        i64, i8 = ir.IntType(64), ir.IntType(8)
+        data = ir.LiteralStructType([values[3].type, i8])
+        place = cgutils.alloca_once(builder, data)
+        failed = builder.gep(place, [i64(0), ir.IntType(32)(1)])
+        builder.store(values[3], builder.gep(place, [i64(0), ir.IntType(32)(0)]))
+        builder.store(i8(0), failed)
+        function = _trampoline(context, builder.module, made, inner, data)
+        at = builder.ptrtoint(place, i64)
+        with builder.if_else(builder.icmp_signed("!=", values[2], i64(0))) as (then, otherwise):
+            with then:
+                kind = ir.FunctionType(ir.VoidType(), [i64] * 3)
+                builder.call(builder.inttoptr(values[2], kind.as_pointer()),
+                             [builder.ptrtoint(function, i64), values[1], at])
+            with otherwise, cgutils.for_range(builder, values[1]) as loop:
+                builder.call(function, [loop.index, at])
+        with builder.if_then(builder.icmp_signed("!=", builder.load(failed), i8(0)), likely=False):
+            context.call_conv.return_user_exc(builder, MemoryError, ("a task of a kernel failed",))
+        return context.get_dummy_value()
+
+    return types.void(task, types.intp, types.intp, args), codegen
+
+
+def _share_in_python(task, n, run, args):
+    for t in range(n):
+        task(t, *args)
+
+
+# share(task, n, run, args): task(t, *args) for t < n, one by one or by the loop at the address run
+share = _share_in_python if config.DISABLE_JIT else _share
+
+
+class _Way:
+    """A compiled kernel with its first argument."""
+
+    def __init__(self, compiled, run):
+        self.compiled, self.run = compiled, run
+
+    def __call__(self, *args):
+        return self.compiled(self.run, *args)
+
+    @property
+    def overloads(self):
+        return self.compiled.overloads
+
+
+class _Tasks(Kernel):
+    """A kernel that takes what it hands to ``share`` as its first argument."""
+
+    @cached_property
+    def compiled(self):
+        return _compile(self.loop, self.name, False, self.options)
+
+    @cached_property
+    def serial(self):
+        return _Way(self.compiled, 0)
+
+    @cached_property
+    def parallel(self):
+        return _Way(self.compiled, _driver())
+
+
+def tasks(loop, name=None):
+    """Decorator: a kernel of (run, *args) that shares out its tasks; it is called with the args."""
+    return _Tasks(loop, name)
