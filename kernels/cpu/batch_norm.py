@@ -33,7 +33,8 @@ from .columns import (
 from .jit import kernel, prange
 from .simd import VECTOR, lanes, load, load_part, pointer, splat, store, store_part, total
 
-__all__ = ["backward", "forward", "plan"]
+__all__ = ["ADDS", "Plan", "backward", "backward_block", "forward", "forward_block", "infinite",
+           "lost", "move", "plan"]
 
 ADDS = 128                 # values per accumulator and chunk
 LINE = 1024                # columns of a tile
@@ -245,7 +246,7 @@ def _merge(plan, block_mean, block_m2, eps, c0, c1, mean, var, invstd):
 
 
 @inner
-def _lost(x, var, invstd, eps):
+def lost(x, var, invstd, eps):
     """Whether float32 is not enough: squares overflowed, or underflowed where eps does not hide
     it, or constants would."""
     bad = False
@@ -257,12 +258,10 @@ def _lost(x, var, invstd, eps):
 
 
 @inner
-def _forward_task(x, residual, gamma, beta, eps, packed, t, collect, option, y, mean, var, invstd,
-                  block_mean, block_m2):
-    """Statistics, and y if they are known after that."""
-    plan = _unpack(packed)
-    b, c0 = t // plan.tiles, t % plan.tiles * plan.tile
-    first, c1 = b * plan.rows, min(c0 + plan.tile, plan.C)
+def forward_block(x, residual, gamma, beta, eps, plan, b, c0, c1, collect, option, y, mean, var,
+                  invstd, block_mean, block_m2):
+    """Statistics of channels c0 … c1 in block b, and y if they are known after that."""
+    first = b * plan.rows
     last = min(first + plan.rows, plan.N)
     table, work = _table(x, plan, 6), np.empty(4 * plan.together, np.float64)
     for c in range(c0, c1, plan.together):
@@ -279,13 +278,31 @@ def _forward_task(x, residual, gamma, beta, eps, packed, t, collect, option, y, 
                       True, c, channels, table, option)
 
 
+@inner
+def _forward_task(x, residual, gamma, beta, eps, packed, t, collect, option, y, mean, var, invstd,
+                  block_mean, block_m2):
+    plan = _unpack(packed)
+    b, c0 = t // plan.tiles, t % plan.tiles * plan.tile
+    forward_block(x, residual, gamma, beta, eps, plan, b, c0, min(c0 + plan.tile, plan.C), collect,
+                  option, y, mean, var, invstd, block_mean, block_m2)
+
+
+@inner
+def move(running_mean, running_var, momentum, n, mean, var):
+    """The running arrays, where there are any, towards the statistics of n values."""
+    for c in range(running_mean.size):
+        new = var[c] * (n / (n - 1.0))
+        running_mean[c] = (1.0 - momentum) * running_mean[c] + momentum * mean[c]
+        running_var[c] = (1.0 - momentum) * running_var[c] + momentum * new
+
+
 @kernel
 def forward(x, residual, gamma, beta, running_mean, running_var, momentum, eps, packed, collect,
             option, y, mean, var, invstd):
     """mean, var and invstd of x (if ``collect``), then y where it is not empty. True if float32 is
     not enough: nothing holds then."""
     plan = _unpack(packed)               # a prange takes the array: it cannot rebuild the tuple
-    if not collect and _lost(x, invstd, invstd, 1.0):
+    if not collect and lost(x, invstd, invstd, 1.0):
         return True
     tasks, blocks, back = plan.tiles * plan.blocks, plan.blocks if collect else 0, plan.back
     block_mean, block_m2 = np.empty(blocks * plan.C), np.empty(blocks * plan.C)
@@ -298,13 +315,9 @@ def forward(x, residual, gamma, beta, running_mean, running_var, momentum, eps, 
                           y, mean, var, invstd, block_mean, block_m2)
         if phase == 0 and blocks > 1:
             _merge(plan, block_mean, block_m2, eps, 0, plan.C, mean, var, invstd)
-        if phase == 0 and collect and _lost(x, var, invstd, eps):
+        if phase == 0 and collect and lost(x, var, invstd, eps):
             return True
-    n = _values(plan, plan.N)
-    for c in range(running_mean.size):
-        new = var[c] * (n / (n - 1.0))
-        running_mean[c] = (1.0 - momentum) * running_mean[c] + momentum * mean[c]
-        running_var[c] = (1.0 - momentum) * running_var[c] + momentum * new
+    move(running_mean, running_var, momentum, _values(plan, plan.N), mean, var)
     return False
 
 
@@ -357,12 +370,10 @@ def _total(plan, block_dy, block_p, c0, c1, sum_dy, sum_p, dgamma, dbeta):
 
 
 @inner
-def _backward_task(x, dy, y, gamma, beta, mean, invstd, packed, t, collect, option, dz, block_dy,
-                   block_p, sum_dy, sum_p, dgamma, dbeta, dx):
-    """Sums, and dx if they are known after that."""
-    plan = _unpack(packed)
-    b, c0 = t // plan.tiles, t % plan.tiles * plan.tile
-    first, c1 = b * plan.rows, min(c0 + plan.tile, plan.C)
+def backward_block(x, dy, y, gamma, beta, mean, invstd, plan, b, c0, c1, collect, option, dz,
+                   block_dy, block_p, sum_dy, sum_p, dgamma, dbeta, dx):
+    """Sums of channels c0 … c1 in block b, and dx if they are known after that."""
+    first = b * plan.rows
     last = min(first + plan.rows, plan.N)
     table, work = _table(x, plan, 10), np.empty(4 * plan.together, np.float64)
     source, rest = pointer(dy), option
@@ -384,13 +395,32 @@ def _backward_task(x, dy, y, gamma, beta, mean, invstd, packed, t, collect, opti
                                c, channels, table, rest)
 
 
+@inner
+def _backward_task(x, dy, y, gamma, beta, mean, invstd, packed, t, collect, option, dz, block_dy,
+                   block_p, sum_dy, sum_p, dgamma, dbeta, dx):
+    plan = _unpack(packed)
+    b, c0 = t // plan.tiles, t % plan.tiles * plan.tile
+    backward_block(x, dy, y, gamma, beta, mean, invstd, plan, b, c0, min(c0 + plan.tile, plan.C),
+                   collect, option, dz, block_dy, block_p, sum_dy, sum_p, dgamma, dbeta, dx)
+
+
+@inner
+def infinite(x, sum_dy, sum_p):
+    """Whether sums of the backward pass left the range of float32."""
+    bad = False
+    if x.itemsize == 4:
+        for c in range(sum_dy.size):
+            bad |= not abs(sum_dy[c]) + abs(sum_p[c]) < math.inf
+    return bad
+
+
 @kernel
 def backward(x, dy, y, gamma, beta, mean, invstd, packed, collect, option, dz, sum_dy, sum_p,
              dgamma, dbeta, dx):
     """Σ dy and Σ dy x̂ of the masked dy (if ``collect``), then dx where it is not empty. True if
     float32 is not enough: nothing holds then."""
     plan = _unpack(packed)
-    if _lost(x, invstd, invstd, 1.0):
+    if lost(x, invstd, invstd, 1.0):
         return True
     tasks, blocks, back = plan.tiles * plan.blocks, plan.blocks if collect else 0, plan.back
     block_dy, block_p = np.empty(blocks * plan.C), np.empty(blocks * plan.C)
@@ -403,8 +433,4 @@ def backward(x, dy, y, gamma, beta, mean, invstd, packed, collect, option, dz, s
                            option, dz, block_dy, block_p, sum_dy, sum_p, dgamma, dbeta, dx)
         if phase == 0 and blocks > 1:
             _total(plan, block_dy, block_p, 0, plan.C, sum_dy, sum_p, dgamma, dbeta)
-    bad = False
-    if collect and x.itemsize == 4:
-        for c in range(plan.C):
-            bad |= not abs(sum_dy[c]) + abs(sum_p[c]) < math.inf
-    return bad
+    return collect and infinite(x, sum_dy, sum_p)

@@ -209,8 +209,9 @@ def check_batch(shape: tuple[int, ...], dtype: Any, mean: Tensor | None, var: Te
             _refuse(C, dtype, running_mean=mean, running_var=var, weight=weight, bias=bias)
     if not training:
         return
-    for name, t in (("running_mean", mean), ("running_var", var)):
+    for t in (mean, var):
         if t is not None and not t.data.flags.writeable:
+            name = "running_mean" if t is mean else "running_var"
             raise ValueError(f"batch_norm: {name} is to be updated in training, but is a "
                              "read-only array or an expanded view")
     if math.prod(shape) == shape[1] > 0:
