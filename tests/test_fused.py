@@ -195,5 +195,5 @@ def test_nothing(shape):
     grads = of(dy, x, w, gamma, out, "relu")
     expected = reference.linear_batch_norm_backward(dy, x, w, gamma, z, y, mean, invstd,
                                                     activation="relu", input_gradient=True)
-    for got, want in zip(grads, expected):
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    for got, want in zip(grads, expected):                      # with K = 0, 1/σ is 316
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6 * 3 * invstd.max(initial=1))
