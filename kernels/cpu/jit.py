@@ -85,6 +85,11 @@ class _Cache(FunctionCache):
         return sig, codegen.magic_tuple(), self._kernel_name
 
 
+# What _Library is made of: where another Numba has other names, kernels compile as Numba does.
+_KNOWN = all(hasattr(JITCodeLibrary, name) for name in (
+    "_optimize_final_module", "_finalize_final_module", "_get_module_for_linking"))
+
+
 class _Library(JITCodeLibrary):
     """Code that becomes machine code when someone asks where a function of it lies.
 
@@ -133,7 +138,8 @@ class _Compiler(Compiler):
 def _compile(loop, name, parallel, options):
     if config.DISABLE_JIT:
         return quiet(loop)
-    jitted = njit(parallel=parallel, pipeline_class=_Compiler, **{**POLICY, **options})(loop)
+    jitted = njit(parallel=parallel, pipeline_class=_Compiler if _KNOWN else Compiler,
+                  **{**POLICY, **options})(loop)
     if cache_dir() is not None:
         jitted._cache = _Cache(loop, f"{name} {parallel}")
     return jitted
