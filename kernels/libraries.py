@@ -8,6 +8,7 @@ lowered, and a kernel keeps of them what it did not inline.
 
 from unittest.mock import patch
 
+import numba
 from llvmlite import binding
 from numba import _dynfunc
 from numba.core.codegen import JITCodeLibrary
@@ -111,3 +112,7 @@ class ParallelCompiler(Compiler):
 
         with patch.multiple(codegen, _library_class=_Library, set_env=set_env):
             return super().compile_extra(func)
+
+
+if numba.version_info[:2] != (0, 68):          # whose inside this knows; others compile as they do
+    DeviceCompiler = KernelCompiler = ParallelCompiler = Compiler

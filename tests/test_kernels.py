@@ -9,7 +9,8 @@ from nbgrad.kernels import cpu, reference
 
 from bench import cases
 
-MODULES = ["elementwise", "reduce", "matmul", "conv", "pool", "norm", "loss", "optim", "random"]
+MODULES = ["elementwise", "reduce", "matmul", "conv", "pool", "norm", "loss", "optim", "random",
+           "fused"]
 DTYPES = [np.float32, np.float64]
 MAX = {"kernel_size": (3, 3), "stride": (2, 2), "padding": (1, 1), "dilation": (1, 1),
        "ceil_mode": False}

@@ -52,6 +52,13 @@ def products():
     yield "linear", lambda: cpu.linear(a, normal(310, 130), normal(310))
     yield "linear_backward", lambda: cpu.linear_backward(
         normal(5000, 33), rows, normal(33, 77), input_gradient=True)
+    some, layer, ones = normal(60, 784), normal(100, 784), np.ones(100)
+    for f in ("relu", "tanh"):
+        yield f"linear_batch_norm {f}", lambda f=f: cpu.linear_batch_norm(
+            some, layer, normal(100), normal(100), None, eps=EPS, activation=f)
+        yield f"linear_batch_norm_backward {f}", lambda f=f: cpu.linear_batch_norm_backward(
+            normal(60, 100), some, layer, normal(100), normal(60, 100), normal(60, 100), ones, ones,
+            activation=f, input_gradient=True)
     yield "conv2d", lambda: cpu.conv2d(x, w, normal(40), **PLAIN)
     yield "conv2d 1x1", lambda: cpu.conv2d(x, normal(40, 20, 1, 1), None, **strided)
     yield "conv2d depthwise", lambda: cpu.conv2d(x, each, None, **grouped)

@@ -38,7 +38,6 @@ HI, LO, SCALE, SHIFT, INV, MEAN_DY, SLOPE, REST = range(2, 10)
 RELU, ADD, PAST = 1, 2, 4                  # forward: relu, a residual; both: stores past the caches
 BY_X, BY_Y, WRITE = 1, 2, 8                # backward: relu's mask from x or from y; write masked dy
 
-# Functions that only kernels call: the wrapper for Python is a third of what compiling them costs.
 inner = device
 # Per column: a call would cost more than its work.
 inlined = partial(device, forceinline=True)

@@ -57,7 +57,7 @@ def _product(a, b, s, y, packed, G, M, N, K, ga, row, step, gb, ldk, ldn, sj):
         tiles_task(t, blocks, groups, M, K, N, W, a, ga, row, step, source, gb, ldp, ldb, s, sj, y)
 
 
-_prefers_dots = device(prefers_dots)
+dots_preferred = device(prefers_dots)
 
 
 @kernel
@@ -65,7 +65,7 @@ def _linear(x, w, s, y, packed, sj):
     """y = x wᵀ + s, all contiguous."""
     (M, K), N = x.shape, w.shape[0]
     x, w, y, W = x.reshape(-1), w.reshape(-1), y.reshape(-1), 2 * VECTOR // x.itemsize
-    if _prefers_dots(M, N, K, x.itemsize):
+    if dots_preferred(M, N, K, x.itemsize):
         rows, groups = dots_shares(M, N, K)
         for t in prange(rows * groups):
             dots_task(t, groups, M, N, K, x, w, s, sj, y)

@@ -12,8 +12,9 @@ from .microkernel import DOTS, ROWS, dots
 from .simd import VECTOR, load_part, store_part
 from .tiles import copy, pack, strip
 
-__all__ = ["ALONE", "BLOCK", "IN_PLACE", "column_sums", "dots_shares", "dots_task", "pack_pieces",
-           "pack_task", "prefers_dots", "tiles_shares", "tiles_task"]
+__all__ = ["ALONE", "BLOCK", "DEPTH", "IN_PLACE", "TASK", "TASKS", "column_sums", "dots_block",
+           "dots_shares", "dots_task", "pack_pieces", "pack_task", "prefers_dots", "sums_between",
+           "tiles_shares", "tiles_task"]
 
 DEPTH = 2048            # bytes of k per pass of tiles: 96 rows of a and a panel stay in L2
 LONG = 2048             # k per pass of dots
@@ -125,14 +126,12 @@ def dots_shares(M, N, K):
 
 
 @device
-def dots_task(t, groups, M, N, K, x, w, s, sj, y):
-    """Task t of y = x wᵀ + s: DOTS rows and a group of columns."""
-    columns, r0, q = (N + DOTS - 1) // DOTS, t // groups * DOTS, t % groups
-    end = min(M, r0 + DOTS)
+def dots_block(r0, end, first, last, N, K, x, w, s, sj, y):
+    """Rows r0 … end and columns first … last, a multiple of DOTS, of y = x wᵀ + s."""
     for k0 in range(0, K, LONG):
-        k, j = min(LONG, K - k0), q * columns // groups * DOTS
-        while j < min(N, (q + 1) * columns // groups * DOTS):
-            r, n = r0, _side(N - j)
+        k, j = min(LONG, K - k0), first
+        while j < last:
+            r, n = r0, _side(last - j)
             while r < end:
                 m, at, wt, to = _side(end - r), r * K + k0, j * K + k0, r * N + j
                 if k0:
@@ -144,10 +143,23 @@ def dots_task(t, groups, M, N, K, x, w, s, sj, y):
 
 
 @device
+def dots_task(t, groups, M, N, K, x, w, s, sj, y):
+    """Task t of y = x wᵀ + s: DOTS rows and a group of columns."""
+    columns, r0, q = (N + DOTS - 1) // DOTS, t // groups * DOTS, t % groups
+    dots_block(r0, min(M, r0 + DOTS), q * columns // groups * DOTS,
+               min(N, (q + 1) * columns // groups * DOTS), N, K, x, w, s, sj, y)
+
+
+@device
 def column_sums(i, parts, dy, M, N, db):
-    """Those of block i of the columns, a vector at a time, in partial sums of 64 rows."""
-    end = _first(i + 1, parts, N)
-    for j in range(_first(i, parts, N), end, VECTOR // dy.itemsize):
+    """Those of block i of the columns."""
+    sums_between(_first(i, parts, N), _first(i + 1, parts, N), dy, M, N, db)
+
+
+@device
+def sums_between(first, end, dy, M, N, db):
+    """Sums of columns first … end, a vector at a time, in partial sums of 64 rows."""
+    for j in range(first, end, VECTOR // dy.itemsize):
         n = min(VECTOR // dy.itemsize, end - j)
         whole = load_part(dy, 0, 0)               # zeros
         for r0 in range(0, M, 64):

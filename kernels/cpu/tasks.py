@@ -1,9 +1,10 @@
 """Kernels whose loop is many calls of one task, compiled once for serial and parallel runs.
 
 Numba compiles the body of a ``prange`` three times over: as the loop, with the loop's wrapper, and
-into the function around it, besides the serial kernel (a 300-line task: 8 s serial, 7.5 s more in
-parallel). Here the task is machine code behind a pointer. One loop over a pointer and a number is
-compiled for all kernels: it is what runs in parallel.
+into the function around it, besides the serial kernel: the weight gradient of a convolution took
+5.1 s serial and 5.4 s in parallel, and takes 2.4 s for both as a task. Here the task is machine
+code behind a pointer. One loop over a pointer and a number is compiled for all kernels: it is what
+runs in parallel.
 """
 
 from functools import cache, cached_property

@@ -25,12 +25,9 @@ def _linear_batch_norm(x: Tensor, weight: Tensor, gamma: Tensor | None, beta: Te
 
     The vjp is that of φ, batch_norm and linear in turn.
     """
-    k = kernels(x)
-    z = k.linear(x.data, weight.data, norm.data(bias))
-    y, mu, _, invstd = k.batch_norm(z, norm.data(gamma), norm.data(beta), eps=eps,
-                                    relu=activation == "relu", running=running)
-    if activation in ("sigmoid", "tanh"):
-        y = getattr(k, activation)(y)
+    y, z, mu, invstd = kernels(x).linear_batch_norm(
+        x.data, weight.data, norm.data(bias), norm.data(gamma), norm.data(beta), eps=eps,
+        activation=activation, running=running)
     need = x.requires_grad
     return y, lambda dy, y: linear_batch_norm_backward(
         dy, x, weight, gamma, beta, bias, z=z, y=y.data, mean=mu, invstd=invstd, eps=eps,
@@ -43,12 +40,9 @@ def linear_batch_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, gamma: Ten
                                mean: Any, invstd: Any, eps: float, activation: str | None,
                                input_gradient: bool) -> Any:
     """∂x (0 unless asked for), ∂w, ∂γ, ∂β and ∂b of linear_batch_norm."""
-    k, du, masked = kernels(dy), dy.data, activation == "relu"
-    if activation in ("sigmoid", "tanh"):
-        du = getattr(k, f"{activation}_backward")(du, y)
-    dz, dgamma, dbeta, _ = k.batch_norm_backward(du, z, norm.data(gamma), mean, invstd,
-                                                 y=y if masked else None, relu=masked)
-    dx, dw, db = k.linear_backward(dz, x.data, weight.data, input_gradient=input_gradient)
+    grads = kernels(dy).linear_batch_norm_backward(
+        dy.data, x.data, weight.data, norm.data(gamma), z, y, mean, invstd, activation=activation,
+        input_gradient=input_gradient)
 
     def again(dy: Tensor, x: Tensor, weight: Tensor, gamma: Tensor | None, beta: Tensor | None,
               bias: Tensor | None) -> tuple[Any, ...]:
@@ -58,7 +52,7 @@ def linear_batch_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, gamma: Ten
             dy = OPS[activation + "_backward"](dy, OPS[activation](y))
         dz, dgamma, dbeta, _ = norm.backward_of_batch(dy, z, gamma, None, None, eps, False)
         return matmul(dz, weight), matmul(mT(dz), x), dgamma, dbeta, sum(dz, 0)
-    return (dx, dw, dgamma, dbeta, db), composition(again, dy, x, weight, gamma, beta, bias)
+    return grads, composition(again, dy, x, weight, gamma, beta, bias)
 
 
 def linear_batch_norm(input: Tensor, weight: Tensor, bias: Tensor | None,
@@ -76,12 +70,13 @@ def linear_batch_norm(input: Tensor, weight: Tensor, bias: Tensor | None,
     if activation not in ACTIVATIONS:
         raise ValueError("linear_batch_norm: expected activation to be one of "
                          f"{', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
-    if checked(input, "linear_batch_norm").ndim != 2:
+    x = checked(input, "linear_batch_norm").data
+    if x.ndim != 2:
         raise ValueError(f"linear_batch_norm: expected x of shape (N, K), got {input.shape}")
     check_linear(input, weight, bias)
-    norm.check_batch((input.shape[0], weight.shape[0]), input.dtype, running_mean, running_var,
-                     gamma, beta, True, eps)
-    if not input.shape[0] or not weight.shape[0]:
+    shape = len(x), len(weight.data)
+    norm.check_batch(shape, x.dtype, running_mean, running_var, gamma, beta, True, eps)
+    if 0 in shape:
         running_mean = running_var = None
     y: Tensor = norm.moving(_linear_batch_norm, (input, weight, gamma, beta, bias), running_mean,
                             running_var, momentum, eps=eps, activation=activation)

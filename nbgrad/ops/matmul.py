@@ -103,11 +103,13 @@ def check_linear(x: Tensor | None, weight: Tensor | None, bias: Tensor | None) -
     """Raise what ``linear`` raises for sizes and dtypes that do not fit."""
     if x is None or weight is None:
         raise TypeError("linear: expected input and weight to be Tensors, got None")
-    if weight.ndim != 2 or not x.ndim or x.shape[-1] != weight.shape[1]:
+    a, w = x.data, weight.data
+    if w.ndim != 2 or not a.ndim or a.shape[-1] != w.shape[1]:
         raise RuntimeError("linear: " + _mismatch(x.shape, weight.shape[::-1]))
-    if bias is not None and bias.shape != weight.shape[:1]:
+    b = w if bias is None else bias.data
+    if bias is not None and b.shape != w.shape[:1]:
         raise RuntimeError(f"linear: expected bias of shape {weight.shape[:1]}, got {bias.shape}")
-    if not x.dtype == weight.dtype == (weight if bias is None else bias).dtype:
+    if not a.dtype == w.dtype == b.dtype:
         raise RuntimeError(f"linear: expected one dtype, got x {x.dtype}, weight {weight.dtype}"
                            + ("" if bias is None else f", bias {bias.dtype}"))
 
