@@ -307,8 +307,8 @@ def test_what_is_not_differentiated_is_not_recorded(name):
 
 
 @pytest.mark.parametrize("name", ["batch_norm", "layer_norm", "batch_norm_inference", "group_norm",
-                                  "rms_norm", "softmax", "log_softmax", "cross_entropy", "sigmoid", "tanh", "gelu",
-                                  "conv2d", "linear"])
+                                  "rms_norm", "softmax", "log_softmax", "cross_entropy",
+                                  "sigmoid", "tanh", "gelu", "conv2d", "linear"])
 def test_gradients_to_third_order(name):
     check(name, mode="fast", order=3)
 

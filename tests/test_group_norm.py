@@ -1,4 +1,4 @@
-"""Group, instance, RMS and local response normalization: digits, derivatives, isolation, PyTorch."""
+"""Group, instance, RMS and local response normalization: digits, derivatives, PyTorch."""
 
 import numpy as np
 import pytest
@@ -36,11 +36,11 @@ def worst(got, want):
     return [np.abs(a - b).max() / max(np.abs(b).max(), 1e-300) for a, b in zip(got, want)]
 
 
-# -------------------------------------------------------------------------------------------- digits
+# ------------------------------------------------------------------------------------------- digits
 
 @layouts
-@pytest.mark.parametrize("shape,groups", [((4, 6, 9, 9), 3), ((4, 6, 9, 9), 6), ((3, 40, 31, 33), 8),
-                                          ((6, 12, 2, 2), 4)])
+@pytest.mark.parametrize(("shape", "groups"), [((4, 6, 9, 9), 3), ((4, 6, 9, 9), 6),
+                                               ((3, 40, 31, 33), 8), ((6, 12, 2, 2), 4)])
 @pytest.mark.parametrize("offset", [0, 1e3, 1e5, 1e6, 1e7])
 def test_float32_at_offsets(layout, shape, groups, offset):
     """Issues 5410 and 8283 of PyTorch and what its batch norm loses: nothing is lost here. One
@@ -113,7 +113,7 @@ def test_float32_rms_norm(D, offset):
     assert errors[2] <= 1e-6
 
 
-# ------------------------------------------------------------------------------- memory and isolation
+# ----------------------------------------------------------------------------- memory and isolation
 
 @layouts
 @pytest.mark.parametrize("groups", [2, 8])
@@ -143,8 +143,8 @@ def test_bad_values_stay_in_their_group(layout, groups, bad):
 
 
 @layouts
-@pytest.mark.parametrize("shape,groups", [((9, 16, 129, 112), 4), ((2, 48, 190, 180), 48),
-                                          ((5, 1040, 9, 9), 8), ((40, 6, 5, 5), 3)])
+@pytest.mark.parametrize(("shape", "groups"), [((9, 16, 129, 112), 4), ((2, 48, 190, 180), 48),
+                                               ((5, 1040, 9, 9), 8), ((40, 6, 5, 5), 3)])
 def test_results_do_not_depend_on_the_number_of_threads(layout, shape, groups):
     """In one task and in blocks, past the caches, with more channels than a tile has."""
     if cpu.jit.config.NUMBA_NUM_THREADS < 2:
@@ -170,7 +170,7 @@ def test_results_do_not_depend_on_the_number_of_threads(layout, shape, groups):
     np.testing.assert_allclose(runs[0][4], want[1], atol=1e-6 * np.sqrt(x.size))
 
 
-# ---------------------------------------------------------------------------------------- derivatives
+# -------------------------------------------------------------------------------------- derivatives
 
 def composed(x, gamma, beta, groups, eps):
     N, C, *S = x.shape
@@ -247,7 +247,7 @@ def test_fourth_order_against_finite_differences_of_the_third(f):
     gradcheck(f, tuple(as_tensor(a).requires_grad_() for a in case("plain")), order=4, mode="fast")
 
 
-# -------------------------------------------------------------------------------------------- PyTorch
+# ------------------------------------------------------------------------------------------ PyTorch
 
 def of_torch(torch, module, ours, x, dy):
     """y and gradients of both; ours has the state of PyTorch's module."""
@@ -330,7 +330,7 @@ def test_functions_equal_pytorchs(name):
 REFUSED = [
     (lambda F, r: F.group_norm(r(2, 8, 3), 3), "to be divisible by"),
     (lambda F, r: F.group_norm(r(8), 2), "Expected at least 2 dimensions"),
-    (lambda F, r: F.group_norm(r(2, 8, 3), 2, r(4)), "Expected weight to be a vector of size equal"),
+    (lambda F, r: F.group_norm(r(2, 8, 3), 2, r(4)), "Expected weight to be a vector of size"),
     (lambda F, r: F.group_norm(r(2, 8, 3), 2, r(8), r(3)), "Expected bias to be a vector of size"),
     (lambda F, r: F.group_norm(r(1, 8), 8), "Expected more than 1 value per channel"),
     (lambda F, r: F.instance_norm(r(2, 4, 1, 1)), "Expected more than 1 spatial element"),
@@ -392,7 +392,7 @@ def test_nothing_is_normalized_to_nothing(shape):
     assert x.grad.shape == shape
 
 
-# -------------------------------------------------------------------------------------------- by name
+# ------------------------------------------------------------------------------------------ by name
 
 @pytest.mark.parametrize(("made", "expected"), [
     (("batch", 6, {"dims": 0}), nn.BatchNorm1d(6)), (("batch", 6), nn.BatchNorm2d(6)),
@@ -414,12 +414,12 @@ def test_norms_by_name(made, expected):
     assert repr(module) == repr(expected)
 
 
-@pytest.mark.parametrize("norm", ["group", "instance", "rms"])
+@pytest.mark.parametrize("norm", ["group", "rms"])
 def test_models_train_with_every_norm(norm):
     from nbgrad import models
     from nbgrad.optim import SGD
 
-    net = models.resnet20(1, 3, 4, 8, norm=norm)
+    net = models.mlp(64, (8, 8), 3, norm=norm)
     x, target = nbgrad.randn(6, 1, 8, 8), nbgrad.tensor([0, 1, 2, 0, 1, 2])
     optimizer, losses = SGD(net.parameters(), lr=0.05), []
     for _ in range(5):

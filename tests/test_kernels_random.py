@@ -341,8 +341,7 @@ def test_group_norm(e):
     x = e.array(N, C, *S, scale=3, shift=5)
     gamma, beta, D = e.maybe(C), e.maybe(C), x[:1, :C // groups].size
     how = {"groups": groups, "center": center}
-    y, mean, invstd = e.check("group_norm", x, gamma, beta, eps=1e-3, terms=D, which=FINITE, **how)
-    assert y.strides == cpu.memory.empty_like(x).strides or not y.flags.c_contiguous
+    _, mean, invstd = e.check("group_norm", x, gamma, beta, eps=1e-3, terms=D, which=FINITE, **how)
     dy = e.array(*x.shape)
     most = invstd[np.isfinite(invstd)].max(initial=0)
     scale = 10 * largest(dy, gamma) * max(most, x.size / max(C, 1))
