@@ -42,8 +42,8 @@ def _blocks(N, S, C, itemsize):
 
 
 def _narrow(x, axes, S):
-    """Whether planes are shorter than a vector: γ and β are then repeated for each value."""
-    return axes is None and S * x.itemsize < VECTOR
+    """Whether planes are no longer than a vector: γ and β are then repeated for each value."""
+    return axes is None and S * x.itemsize <= VECTOR
 
 
 def _past(x, row):

@@ -13,7 +13,7 @@ import numpy as np
 from .columns import inner
 from .jit import kernel, prange
 from .layer_norm import unfit
-from .planes import low_word, slopes, unfit_gradients
+from .planes import inverses, low_word, slopes, unfit_gradients
 from .simd import (
     fill,
     fma,
@@ -251,7 +251,7 @@ def _sums(x, dy, mean, invstd, n, at, rows, C, G, W, hi, sums, products, sum_p, 
 
 @inner
 def _all_slopes(x, gamma, mean, invstd, n, B, C, G, inverse, center, sum_p, sum_dy, bad, size, hi,
-                W, table):
+                W, table, inverse_gamma):
     """Lines of W constants: pivot, scale, slope and rest of each column."""
     D = C // G
     for g in range(G):
@@ -264,7 +264,8 @@ def _all_slopes(x, gamma, mean, invstd, n, B, C, G, inverse, center, sum_p, sum_
         bad[n * G + g] = unfit_gradients(size, a, q, s)
         a, q = a * inverse if center else 0.0, q * inverse
         for c in range(g * D, (g + 1) * D):
-            pivot, scale, slope, rest = slopes(x, np.float64(gamma[c]), s, lo, a, q)
+            pivot, scale, slope, rest = slopes(x, np.float64(gamma[c]), inverse_gamma[c], s, lo,
+                                               a, q)
             table[c], table[W + c] = number(x, pivot), number(x, scale)
             table[2 * W + c], table[3 * W + c] = number(x, slope), number(x, rest)
 
@@ -294,7 +295,8 @@ def _backward(x, dy, gamma, mean, invstd, center, first, last, collect, B, rows,
               sum_p, sum_dy, bad, size, W, room, sums):
     """Sums of the channels in blocks first … last, and dx if those of the groups are known."""
     hi, table, s, q = pointer(room), pointer(room[W:]), pointer(sums), pointer(sums[W:])
-    D = C // G
+    D, inverse = C // G, pointer(sums[2 * W:])
+    inverses(gamma, C, inverse)
     for u in range(first, last):
         n, b = u // B, u % B * rows
         m, at = min(rows, S - b), (n * S + b) * C
@@ -306,7 +308,7 @@ def _backward(x, dy, gamma, mean, invstd, center, first, last, collect, B, rows,
             if B > 1:
                 continue
         _all_slopes(x, gamma, mean, invstd, n, B, C, G, 1.0 / (D * S), center, sum_p, sum_dy, bad,
-                    size, hi, W, table)
+                    size, hi, W, table, inverse)
         _slope(x, dy, at, m, C, hi, W, table, past, dx)
     keep(room)
     keep(sums)
@@ -320,7 +322,7 @@ def _backward_task(x, dy, gamma, mean, invstd, center, first, last, collect, B, 
     _backward(pointer(x), pointer(dy), pointer(gamma), pointer(mean), pointer(invstd), center,
               first, last, collect, B, rows, S, C, G, past, pointer(dx), pointer(sum_p),
               pointer(sum_dy), pointer(bad), x.itemsize, W, np.zeros(5 * W, x.dtype),
-              np.empty(2 * W))
+              np.empty(3 * W))
 
 
 @kernel

@@ -22,14 +22,17 @@ from .simd import (
     load_part,
     number,
     pointer,
+    prefetch,
     put,
     splat,
     store_part,
     total,
 )
 
-__all__ = ["backward_planes", "forward_planes", "low_word", "slopes", "unfit_gradients"]
+__all__ = ["backward_planes", "forward_planes", "inverses", "low_word", "slopes",
+           "unfit_gradients"]
 
+AHEAD = 1024
 SIDE, TOGETHER = 16, 1 << 12    # rows, and values of them, between two steps of the same row
 
 
@@ -107,6 +110,9 @@ def _plane_sums(x, dy, at, S, pivot):
         a = b = q = r = zero
         end = min(last, at + 2 * CHUNK * L)
         while at + 2 * L <= end:
+            for k in range(at, at + 2 * L, L):
+                prefetch(x, k + AHEAD)
+                prefetch(dy, k + AHEAD)
             d, e = load(dy, at), load(dy, at + L)
             a, b = a + d, b + e
             q = fma(d, load(x, at) - p, q)
@@ -140,23 +146,29 @@ def _row_sums(x, dy, gamma, r, c, D, S, mean, invstd, sum_p, sum_dy):
 
 
 @inner
-def slopes(x, gamma, invstd, lo, mean_g, mean_p):
+def inverses(gamma, C, out):
+    """1 / γ, or 0 for 0."""
+    for c in range(C):
+        out[c] = 1.0 / gamma[c] if gamma[c] != 0.0 else 0.0
+
+
+@inner
+def slopes(x, gamma, inverse, invstd, lo, mean_g, mean_p):
     """dx = (dy − pivot) scale + (x − hi) slope + rest. The pivot cancels in exact arithmetic; it
     keeps the digits of a dy that is large against its spread."""
-    scale, slope, pivot = gamma * invstd, -invstd * mean_p * invstd, 0.0
-    if mean_g != 0.0 and gamma != 0.0:
-        pivot = np.float64(number(x, mean_g / gamma))
-        if not abs(pivot) < 1e30:
-            pivot = 0.0
+    scale, slope = gamma * invstd, -invstd * mean_p * invstd
+    pivot = np.float64(number(x, mean_g * inverse))
+    pivot = pivot if abs(pivot) < 1e30 else 0.0
     return pivot, scale, slope, scale * pivot - invstd * mean_g - lo * slope
 
 
 @inner
-def _row_slope(x, dy, gamma, r, c, D, S, mean, invstd, mean_g, mean_p, past, dx):
+def _row_slope(x, dy, gamma, inverse, r, c, D, S, mean, invstd, mean_g, mean_p, past, dx):
     L, hi, n, at = lanes(x), number(x, mean), S % lanes(x), r * D * S
     lo, center = low_word(hi, mean), splat(hi)
     for k in range(c, c + D):
-        pivot, scale, slope, rest = slopes(x, np.float64(gamma[k]), invstd, lo, mean_g, mean_p)
+        pivot, scale, slope, rest = slopes(x, np.float64(gamma[k]), inverse[k], invstd, lo, mean_g,
+                                           mean_p)
         p, a, b, e = fill(x, pivot), fill(x, scale), fill(x, slope), fill(x, rest)
         end = at + S // L * L
         for i in range(at, end, L):
@@ -176,7 +188,7 @@ def unfit_gradients(size, sum_g, sum_p, invstd):
 
 @inner
 def _backward(x, dy, gamma, mean, invstd, center, first, last, G, D, S, past, dx, sum_p, sum_dy,
-              bad, size, means):
+              bad, size, means, gamma_inverse):
     """dx of rows, and Σ dy x̂ and Σ dy of their planes."""
     inverse, together = 1.0 / (D * S), max(1, min(SIDE, TOGETHER // (D * S)))
     for start in range(first, last, together):
@@ -187,18 +199,20 @@ def _backward(x, dy, gamma, mean, invstd, center, first, last, G, D, S, past, dx
             means[r - start] = g * inverse if center else 0.0
             means[SIDE + r - start] = p * inverse
         for r in range(start, end):
-            _row_slope(x, dy, gamma, r, r % G * D, D, S, mean[r], invstd[r], means[r - start],
-                       means[SIDE + r - start], past, dx)
+            _row_slope(x, dy, gamma, gamma_inverse, r, r % G * D, D, S, mean[r], invstd[r],
+                       means[r - start], means[SIDE + r - start], past, dx)
 
 
 @inner
 def _backward_task(x, dy, gamma, mean, invstd, center, first, last, G, D, S, past, dx, sum_p,
                    sum_dy, bad):
-    means = np.empty(2 * SIDE)
+    means, inverse = np.empty(2 * SIDE), np.empty(gamma.size)
+    inverses(pointer(gamma), gamma.size, pointer(inverse))
     _backward(pointer(x), pointer(dy), pointer(gamma), pointer(mean), pointer(invstd), center,
               first, last, G, D, S, past, pointer(dx), pointer(sum_p), pointer(sum_dy),
-              pointer(bad), x.itemsize, pointer(means))
+              pointer(bad), x.itemsize, pointer(means), pointer(inverse))
     keep(means)
+    keep(inverse)
 
 
 @kernel
