@@ -6,8 +6,8 @@ Small ones are chosen to break loops, big ones are real layers.
 from typing import NamedTuple
 
 __all__ = ["ADAPTIVE", "AVG_POOL", "CONV", "ELEMENTWISE", "LOSS", "MATMUL", "MAX_POOL", "NORM",
-           "BENCH_CONV", "BENCH_ELEMENTWISE", "BENCH_LOSS", "BENCH_MATMUL", "BENCH_NORM",
-           "BENCH_POOL", "BENCH_SMALL_NORM", "Conv", "Pool"]
+           "BENCH_CONV", "BENCH_ELEMENTWISE", "BENCH_GROUP_NORM", "BENCH_LOSS", "BENCH_MATMUL",
+           "BENCH_NORM", "BENCH_POOL", "BENCH_ROW_NORM", "BENCH_SMALL_NORM", "Conv", "Pool"]
 
 
 class Conv(NamedTuple):
@@ -127,6 +127,10 @@ NORM = [(1, 1), (60, 100), (7, 3), (1, 17), (2, 1500), (1031, 37), (5, 3, 4, 4),
 # training at 8 MB and more; ResNet-20's later stages, which a cache holds; at most 64 KB
 BENCH_NORM = [(128, 16, 32, 32), (128, 64, 32, 32), (32, 256, 28, 28), (8, 64, 112, 112),
               (128, 512, 7, 7), (4096, 1024), (128, 32, 16, 16), (128, 64, 8, 8)]
+# (N, C, H, W), groups; one per channel is instance norm
+BENCH_GROUP_NORM = [((32, 64, 56, 56), 32), ((8, 256, 14, 14), 32), ((128, 64, 4, 4), 8),
+                    ((64, 64, 8, 8), 64), ((2, 32, 128, 128), 32)]
+BENCH_ROW_NORM = [(4096, 768), (512, 4096), (64, 100)]          # layer and RMS norm
 BENCH_SMALL_NORM = [(60, 100), (128, 128), (16, 16, 8, 8), (4, 64, 8, 8)]
 
 # (shape, axis)

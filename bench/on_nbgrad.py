@@ -111,6 +111,36 @@ def batch_norm_add_relu(k, shape, layout):
     return fused if "residual" in inspect.signature(k.batch_norm).parameters else separate
 
 
+def _group(shape, layout):
+    last = layout == "channels-last"
+    return some(shape, 0, last), some(shape, 1, last), some(shape[1:2], 3), some(shape[1:2], 4)
+
+
+def group_norm_forward(k, shape, groups, layout):
+    x, _, gamma, beta = _group(shape, layout)
+    return lambda: k.group_norm(x, gamma, beta, groups=groups, eps=EPS)[0]
+
+
+def group_norm_backward(k, shape, groups, layout):
+    x, dy, gamma, beta = _group(shape, layout)
+    _, mean, invstd = k.group_norm(x, gamma, beta, groups=groups, eps=EPS)
+    return lambda: k.group_norm_backward(dy, x, gamma, mean, invstd, groups=groups)
+
+
+instance_norm_forward, instance_norm_backward = group_norm_forward, group_norm_backward
+
+
+def rms_norm_forward(k, shape):
+    x, gamma = some(shape), some(shape[1:], 3)
+    return lambda: k.rms_norm(x, gamma, dims=1, eps=EPS)[0]
+
+
+def rms_norm_backward(k, shape):
+    x, dy, gamma = some(shape), some(shape, 1), some(shape[1:], 3)
+    _, invrms = k.rms_norm(x, gamma, dims=1, eps=EPS)
+    return lambda: k.rms_norm_backward(dy, x, gamma, invrms, dims=1)
+
+
 def pointwise(k, shape, f):
     x, y = some(shape), some(shape, 1)
     if f == "dropout":

@@ -160,6 +160,51 @@ def batch_norm_add_relu(last, shape, layout):
     return run
 
 
+def _group(last, shape, groups):
+    """x, dy, γ, β, and the sizes that the op takes."""
+    N, C, H, W = shape
+    return (some(shape, 0, last), some(shape, 1, last), some((C,), 3), some((C,), 4),
+            (N, C, H * W, groups))
+
+
+def group_norm_forward(last, shape, groups, layout):
+    x, _, gamma, beta, sizes = _group(last, shape, groups)
+    return lambda: aten.native_group_norm(x, gamma, beta, *sizes, EPS)[0]
+
+
+def group_norm_backward(last, shape, groups, layout):
+    x, dy, gamma, beta, sizes = _group(last, shape, groups)
+    _, *stats = aten.native_group_norm(x, gamma, beta, *sizes, EPS)
+    return lambda: aten.native_group_norm_backward(dy, x, *stats, gamma, *sizes, [True] * 3)
+
+
+def instance_norm_forward(last, shape, groups, layout):
+    x, _, gamma, beta, _ = _group(last, shape, groups)
+    return lambda: F.instance_norm(x, weight=gamma, bias=beta)
+
+
+def instance_norm_backward(last, shape, groups, layout):
+    """What is recorded by instance_norm: batch norm of N C channels, and sums over N."""
+    x, dy, *gains, _ = _group(last, shape, groups)
+    x, *gains = (a.requires_grad_() for a in (x, *gains))
+    with torch.enable_grad():
+        y = F.instance_norm(x, weight=gains[0], bias=gains[1])
+    return lambda: torch.autograd.grad(y, (x, *gains), dy, retain_graph=True)
+
+
+def rms_norm_forward(last, shape):
+    x, gamma = some(shape), some(shape[1:], 3)
+    return lambda: F.rms_norm(x, shape[1:], gamma, EPS)
+
+
+def rms_norm_backward(last, shape):
+    x, dy, gamma = some(shape), some(shape, 1), some(shape[1:], 3)
+    x, gamma = x.requires_grad_(), gamma.requires_grad_()
+    with torch.enable_grad():
+        y = F.rms_norm(x, shape[1:], gamma, EPS)
+    return lambda: torch.autograd.grad(y, (x, gamma), dy, retain_graph=True)
+
+
 POINTWISE = {"relu": torch.relu, "add": torch.add, "exp": torch.exp, "tanh": torch.tanh,
              "gelu": F.gelu, "gelu_backward": aten.gelu_backward,
              "relu_backward": lambda dy, y: aten.threshold_backward(dy, y, 0)}

@@ -97,11 +97,34 @@ def _norm(limit):
                 # forward: x, r, y. backward: dy, x, the sign of y (a byte would do), dx, dr
                 yield Case("norm", f"+ add + relu, both ways, {layout}", name,
                            "batch_norm_add_relu", both, sides, 22 * n, (12 + 17) * n)
+    yield from _sample_norms(limit)
     for whole in cases.BENCH_SMALL_NORM:
         shape = _cut(whole, limit)
         n = prod(shape)
         yield Case("norm", "small, recorded, both ways", _x(*whole), "recorded_batch_norm",
                    {"shape": shape}, (OURS, TORCH), 18 * n, 20 * n)
+
+
+def _sample_norms(limit):
+    """Norms of single samples, one way at a time: (operations per element, arrays moved)."""
+    ways = ("forward", 8, 2), ("backward", 10, 3)
+    for whole, groups in cases.BENCH_GROUP_NORM:
+        kind, shape = "instance" if groups == whole[1] else "group", _cut(whole, limit)
+        n = prod(shape)
+        if limit:
+            groups = shape[1] if kind == "instance" else 2
+        for layout in ("NCHW", "channels-last"):
+            for way, flops, moved in ways:
+                yield Case("norm", f"{kind} {way} {layout}", _x(*whole), f"{kind}_norm_{way}",
+                           {"shape": shape, "groups": groups, "layout": layout}, LAYOUTS, flops * n,
+                           4 * moved * n)
+    for whole in cases.BENCH_ROW_NORM:
+        shape = _cut(whole, limit)
+        for kind in ("layer", "rms"):
+            for way, flops, moved in ways:
+                yield Case("norm", f"{kind} {way} rows", _x(*whole), f"{kind}_norm_{way}",
+                           {"shape": shape}, (OURS, TORCH), flops * prod(shape),
+                           4 * moved * prod(shape))
 
 
 # {op: (arrays read and written, operations per element, NumPy has it)}

@@ -433,6 +433,8 @@ def test_graph_prints_the_ops_of_the_model(capsys):
     for name in ("conv2d", "batch_norm", "max_pool2d", "linear", "cross_entropy"):
         assert name in out
     assert "batch_norm" not in ok(capsys, "graph", "--norm", "none")[0]
+    for norm in ("group", "rms"):
+        assert f"{norm}_norm" in ok(capsys, "graph", "--norm", norm)[0]
 
 
 def test_info_tells_versions_and_machine(capsys):
@@ -457,6 +459,7 @@ def test_info_tells_versions_and_machine(capsys):
     (["compare", "--data", "mnist"], "root"),
     (["compare", "--data", "mnist", "--root", "/nonexistent"], "'/nonexistent'"),
     (["train", "--batch-size", "1"], "batch norm needs two samples"),
+    (["train", "--norm", "instance"], "'instance' needs images; mlp has layers of units"),
     (["train", "--resume", "/nonexistent/x"], "no checkpoint at /nonexistent/x"),
     (["train", "--threads", "0"], "error: --threads: expected 1 to"),
     (["train", "--lr", "1e999"], "error: --lr: expected a number above 0, got inf"),

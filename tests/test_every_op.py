@@ -100,6 +100,22 @@ def of_layer(dy, x, gamma):
                                       invstd=1 / np.sqrt(rows.var(1) + 1e-5))
 
 
+def of_group(groups, center=True):
+    def f(dy, x, gamma):
+        parts = x.data.reshape(x.shape[0], groups, -1)
+        mean = parts.mean(2) * center
+        var = ((parts - mean[..., None]) ** 2).mean(2)
+        return OPS["group_norm_backward"](dy, x, gamma, mean=mean, invstd=1 / np.sqrt(var + 1e-3),
+                                          groups=groups, eps=1e-3, center=center)
+    return f
+
+
+def of_rms(dy, x, gamma):
+    rows = x.data.reshape(4, -1)
+    return OPS["rms_norm_backward"](dy, x, gamma, eps=1e-3, dims=2,
+                                    invrms=1 / np.sqrt((rows ** 2).mean(1) + 1e-3))
+
+
 def softmax_of(x):
     return as_tensor(np.exp(x.data) / np.exp(x.data).sum(1, keepdims=True))
 
@@ -216,8 +232,18 @@ SAMPLES = {
     "batch_norm_inference_backward": [(op("batch_norm_inference_backward", mean=MEAN,
                                           invstd=INVSTD),
                                        (real(2, 3, 2), real(2, 3, 2), real(3)))],
-    "layer_norm": [(op("layer_norm", dims=2, eps=1e-5), (real(4, 3, 2), real(3, 2), real(3, 2)))],
+    "layer_norm": [(op("layer_norm", dims=2, eps=1e-5), (real(4, 3, 2), real(3, 2), real(3, 2))),
+                   (op("layer_norm", dims=1, eps=1e-3), (real(4), real(4), real(4)))],
     "layer_norm_backward": [(of_layer, (real(4, 3, 2), real(4, 3, 2), real(3, 2)))],
+    "group_norm": [(op("group_norm", groups=2, eps=1e-3), (real(2, 4, 3), real(4), real(4))),
+                   (op("group_norm", groups=4, eps=1e-3), (real(2, 4, 2, 2), real(4), real(4))),
+                   (op("group_norm", groups=2, eps=1e-3, center=False),
+                    (real(2, 4, 3), real(4), real(4)))],
+    "group_norm_backward": [(of_group(2), (real(2, 4, 3), real(2, 4, 3), real(4))),
+                            (of_group(4, False), (real(2, 4, 3), real(2, 4, 3), real(4)))],
+    "rms_norm": [(op("rms_norm", dims=2, eps=1e-3), (real(4, 3, 2), real(3, 2))),
+                 (op("rms_norm", dims=1, eps=1e-3), (real(4), real(4)))],
+    "rms_norm_backward": [(of_rms, (real(4, 3, 2), real(4, 3, 2), real(3, 2)))],
     "softmax": [(op("softmax", dim=1), (real(3, 4),)), (op("softmax", dim=0), (real(3, 4),))],
     "softmax_backward": [(op("softmax_backward", axis=1), (real(3, 4), softmax_of(real(3, 4))))],
     "log_softmax": [(op("log_softmax", dim=-1), (real(3, 4),))],
@@ -240,6 +266,8 @@ SAMPLES = {
     "logsumexp": [(lambda x: F.logsumexp(x, 1), (real(3, 4),))],
     "vector_norm": [(lambda x: F.norm(x, 3, 1), (kinked(3, 4),)),
                     (lambda x: F.norm(x, 1), (kinked(3, 4),))],
+    "local_response_norm": [(lambda x: F.local_response_norm(x, 3, 0.5), (real(2, 4, 3),))],
+    "normalize": [(F.normalize, (real(3, 4),)), (lambda x: F.normalize(x, 1, 0), (kinked(3, 4),))],
     "nll_loss": [(lambda x: F.nll_loss(x, as_tensor(TARGET), as_tensor(CLASS_WEIGHT)),
                   (real(4, 3),))],
     "mse_loss": [(F.mse_loss, (real(3, 2), real(3, 2)))],
@@ -278,9 +306,9 @@ def test_what_is_not_differentiated_is_not_recorded(name):
     assert not OPS[name](*inputs).requires_grad
 
 
-@pytest.mark.parametrize("name", ["batch_norm", "layer_norm", "batch_norm_inference", "softmax",
-                                  "log_softmax", "cross_entropy", "sigmoid", "tanh", "gelu",
-                                  "conv2d", "linear"])
+@pytest.mark.parametrize("name", ["batch_norm", "layer_norm", "batch_norm_inference", "group_norm",
+                                  "rms_norm", "softmax", "log_softmax", "cross_entropy",
+                                  "sigmoid", "tanh", "gelu", "conv2d", "linear"])
 def test_gradients_to_third_order(name):
     check(name, mode="fast", order=3)
 
@@ -472,9 +500,9 @@ MODULES = {
        for file in ("activation", "elementwise")},
     "reduce": ["sum", "sum_to", "mean", "amax", "amin", "prod", "norm", "cumsum", "var", "std",
                "logsumexp", "vector_norm"],
-    "norm": ["batch_norm", "batch_norm_add_relu", "batch_norm_backward", "batch_norm_inference",
-             "batch_norm_inference_relu", "batch_norm_inference_backward", "layer_norm",
-             "layer_norm_backward"],
+    "norm.batch": ["batch_norm", "batch_norm_add_relu", "batch_norm_backward",
+                   "batch_norm_inference", "batch_norm_inference_relu",
+                   "batch_norm_inference_backward"],
     "loss": ["softmax", "softmax_backward", "log_softmax", "log_softmax_backward", "cross_entropy",
              "cross_entropy_backward", "nll_loss", "soft_cross_entropy", "mse_loss"],
 }
@@ -489,10 +517,23 @@ def test_no_term_of_a_vjp_can_be_changed_unnoticed(name):
     assert survivors == []
 
 
-@pytest.mark.parametrize("name", ["norm", "loss", "elementwise"])
+NORMS = {name: [f"{name}_norm", f"{name}_norm_backward"] for name in ("layer", "group", "rms")}
+
+
+@pytest.mark.parametrize("name", sorted(NORMS))
+def test_no_term_of_a_norms_composition_can_be_changed_unnoticed(name):
+    """The same for what derivatives of higher order are recorded from."""
+    module = importlib.import_module(f"nbgrad.ops.norm.{name}")
+    survivors, count = _survivors(module, NORMS[name], within="_backward_of")
+    assert count > 3
+    assert survivors == []
+
+
+@pytest.mark.parametrize("name", ["norm", "group_norm", "loss", "elementwise"])
 def test_no_term_of_a_backward_kernel_can_be_changed_unnoticed(name):
     """The same for the reference kernels, which define what the compiled ones must return."""
-    names = {"norm": MODULES["norm"], "loss": MODULES["loss"],
+    names = {"norm": MODULES["norm.batch"] + NORMS["layer"] + NORMS["rms"],
+             "group_norm": NORMS["group"], "loss": MODULES["loss"],
              "elementwise": [n for n in MODULES["activation"] if n.endswith("_backward")]}[name]
     module = importlib.import_module(f"nbgrad.kernels.reference.{name}")
     with backend.use("reference"):

@@ -321,6 +321,35 @@ def test_layer_norm(e):
 
 
 @random_examples
+def test_rms_norm(e):
+    x = e.array(*e.shape(e.pick([1, 2, 2, 3, 4]), 1 << 14), scale=3, shift=1)
+    dims = e.pick(range(1, x.ndim + 1))
+    shape = x.shape[x.ndim - dims:]
+    gamma, D = e.maybe(*shape), math.prod(shape)
+    _, invrms = e.check("rms_norm", x, gamma, dims=dims, eps=1e-3, terms=D, which=FINITE)
+    dy = e.array(*x.shape)
+    scale = 10 * largest(dy, gamma) * max(invrms[np.isfinite(invrms)].max(initial=0), invrms.size)
+    e.check("rms_norm_backward", dy, x, gamma, invrms, dims=dims, terms=D, scale=scale,
+            which=FINITE)
+
+
+@random_examples
+def test_group_norm(e):
+    N, G, *S = e.shape(e.pick([2, 3, 3, 4, 5]), 1 << 13)
+    C = G * e.pick([1, 1, 2, 3, 5])
+    groups, center = max(G, 1), e.draw(st.booleans())
+    x = e.array(N, C, *S, scale=3, shift=5)
+    gamma, beta, D = e.maybe(C), e.maybe(C), x[:1, :C // groups].size
+    how = {"groups": groups, "center": center}
+    _, mean, invstd = e.check("group_norm", x, gamma, beta, eps=1e-3, terms=D, which=FINITE, **how)
+    dy = e.array(*x.shape)
+    most = invstd[np.isfinite(invstd)].max(initial=0)
+    scale = 10 * largest(dy, gamma) * max(most, x.size / max(C, 1))
+    e.check("group_norm_backward", dy, x, gamma, mean, invstd, terms=D, scale=scale, which=FINITE,
+            **how)
+
+
+@random_examples
 def test_softmax(e):
     x = e.array(*e.shape(e.pick([1, 2, 2, 3, 4]), 1 << 14), scale=3, shift=5)
     axis = e.pick(range(-x.ndim, x.ndim))

@@ -68,7 +68,8 @@ def _search(a, indices, y, found):
         m = min(simd.lanes(a), a.size - i)
         found[i // simd.lanes(a)] = simd.largest(simd.load_or(x, i, m, simd.fill(x, -np.inf)))
         mask = simd.points(x, indices, i, m, 7)
-        simd.store_part(y, i, simd.where(mask, simd.fill(x, 3), simd.fill(a, -2.0)), m)
+        three = simd.splat(simd.number(x, 3))
+        simd.store_part(y, i, simd.where(mask, three, simd.fill(a, -2.0)), m)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

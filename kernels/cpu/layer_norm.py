@@ -16,10 +16,13 @@ from .memory import empty_like
 from .simd import (
     PAST_BYTES,
     VECTOR,
+    fill,
     fma,
     lanes,
     load,
+    load_or,
     load_part,
+    number,
     pointer,
     prefetch,
     splat,
@@ -29,8 +32,9 @@ from .simd import (
     total,
 )
 
-__all__ = ["layer_norm", "layer_norm_backward", "normalize_rows", "normalize_rows_backward",
-           "rms_norm", "rms_norm_backward"]
+__all__ = ["about", "layer_norm", "layer_norm_backward", "normalize_rows",
+           "normalize_rows_backward", "rms_norm", "rms_norm_backward", "square", "statistics",
+           "unfit"]
 
 BLOCK = 1 << 16            # elements of a task: 256 KB of float32
 GROUPS = 16                # tasks of the backward at least: each has sums of its own
@@ -40,9 +44,9 @@ SIDE, TOGETHER = 16, 1 << 12    # rows, and elements of them, between two steps 
 
 
 @inner
-def _about(x, at, n, pivot, one):
+def about(x, at, n, pivot):
     """Sums of d and of d², d = x − pivot, over n values."""
-    L, p = lanes(one), splat(pivot)
+    L, p = lanes(x), fill(x, pivot)
     s = q = r = u = p - p
     end = at + n // (2 * L) * (2 * L)
     for i in range(at, end, 2 * L):
@@ -51,32 +55,29 @@ def _about(x, at, n, pivot, one):
         d, e = load(x, i) - p, load(x, i + L) - p
         s, r = s + d, r + e
         q, u = fma(d, d, q), fma(e, e, u)
-    t = pointer(one)
-    store(t, 0, p)                            # so that lanes behind the end are 0 − 0
     while end < at + n:
-        k = min(L, at + n - end)
-        d = load_part(x, end, k) - load_part(t, 0, k)
+        d = load_or(x, end, min(L, at + n - end), p) - p          # 0 in lanes behind the end
         s, q = s + d, fma(d, d, q)
         end += L
     return np.float64(total(s + r)), np.float64(total(q + u))
 
 
 @inner
-def _statistics(x, first, at, D, one):
-    """Mean and variance of a row that begins with ``first``."""
-    mean, m2, size = np.float64(first), 0.0, CHUNK * 2 * lanes(one)
+def statistics(x, at, D):
+    """Mean and variance of a row."""
+    mean, m2, size = np.float64(x[at]), 0.0, CHUNK * 2 * lanes(x)
     if not abs(mean) < math.inf:
         mean = 0.0
     for start in range(0, D, size):
         n = min(size, D - start)
-        pivot, d, q = one.dtype.type(mean), 0.0, 0.0
+        pivot, d, q = number(x, mean), 0.0, 0.0
         for k in range(2):
-            s, q = _about(x, at + start, n, pivot, one)
+            s, q = about(x, at + start, n, pivot)
             d = s / n
             q -= d * d * n
             if k == 1 or not d * d * n > 4.0 * q:
                 break
-            pivot = one.dtype.type(pivot + d)
+            pivot = number(x, pivot + d)
         w, d = n / (start + n), pivot + d - mean
         mean += d * w
         m2 += (0.0 if q < 0.0 else q) + d * d * w * start
@@ -84,17 +85,25 @@ def _statistics(x, first, at, D, one):
 
 
 @inner
-def _words(mean, one):
-    """The mean as two words, as vectors."""
-    hi = one.dtype.type(mean)
-    lo = one.dtype.type(mean - hi) if abs(hi) < math.inf else one.dtype.type(0)
-    return splat(hi), splat(lo)
+def square(x, at, D):
+    """Mean of x² over a row."""
+    sums, size = 0.0, CHUNK * 2 * lanes(x)
+    for start in range(0, D, size):
+        sums += about(x, at + start, min(size, D - start), number(x, 0.0))[1]
+    return sums / D
 
 
 @inner
-def _normalize(x, gamma, beta, at, D, mean, invstd, one, past, y):
-    L, s = lanes(one), splat(one.dtype.type(invstd))
-    hi, lo = _words(mean, one)
+def _words(x, mean):
+    """The mean as two words, as vectors of x's dtype."""
+    hi = number(x, mean)
+    return splat(hi), fill(x, mean - hi if abs(hi) < math.inf else 0.0)
+
+
+@inner
+def _normalize(x, gamma, beta, at, D, mean, invstd, past, y):
+    L, s = lanes(x), fill(x, invstd)
+    hi, lo = _words(x, mean)
     end = D // L * L
     for j in range(0, end, L):
         v = fma(((load(x, at + j) - hi) - lo) * s, load(gamma, j), load(beta, j))
@@ -110,10 +119,10 @@ def _normalize(x, gamma, beta, at, D, mean, invstd, one, past, y):
 
 
 @inner
-def _lost(one, var, invstd, eps):
+def unfit(itemsize, var, invstd, eps):
     """Whether float32 is not enough: see batch_norm.py."""
-    return one.itemsize == 4 and (invstd < 1e-12 or invstd > 1e12 or not var < math.inf
-                                  or (eps < 1e-20 and var < 1e-30))
+    return itemsize == 4 and (invstd < 1e-12 or invstd > 1e12 or not var < math.inf
+                              or (eps < 1e-20 and var < 1e-30))
 
 
 @inner
@@ -125,20 +134,22 @@ def _together(D):
 
 @inner
 def _forward_block(x, gamma, beta, eps, center, first, last, D, G, past, y, mean, invstd):
-    one, together, bad = np.empty(16, x.dtype), _together(D), False
+    together, bad = _together(D), False
     for start in range(first, last, together):
         end = min(last, start + together)
         for r in range(start, end):
-            m, v = _statistics(pointer(x), x[r * D], r * D, D, one)
-            if not center:
-                m, v = 0.0, v + m * m
+            m, v = 0.0, 0.0
+            if center:
+                m, v = statistics(pointer(x), r * D, D)
+            else:
+                v = square(pointer(x), r * D, D)
             s = 1.0 / np.sqrt(v + eps)
             mean[r], invstd[r] = m, s
-            bad |= _lost(one, v, s, eps)
+            bad |= unfit(x.itemsize, v, s, eps)
         for r in range(start, end):
             j = r % G * D
             _normalize(pointer(x), pointer(gamma[j:]), pointer(beta[j:]), r * D, D, mean[r],
-                       invstd[r], one, past, pointer(y))
+                       invstd[r], past, pointer(y))
     return bad
 
 
@@ -161,11 +172,11 @@ def _times(a, b, zero):
 
 
 @inner
-def _products(x, dy, gamma, at, D, mean, invstd, one, sums):
+def _products(x, dy, gamma, at, D, mean, invstd, sums):
     """Sums of g = γ dy and of g x̂ over a row; dy x̂ and dy are added to the columns of ``sums``."""
-    L, s = lanes(one), splat(one.dtype.type(invstd))
-    hi, lo = _words(mean, one)
-    sum_g, sum_p, zero = 0.0, 0.0, splat(one.dtype.type(0))
+    L, s = lanes(x), fill(x, invstd)
+    hi, lo = _words(x, mean)
+    sum_g, sum_p, zero = 0.0, 0.0, fill(x, 0)
     for start in range(0, D, CHUNK * L):
         a = p = zero
         for j in range(start, min(D, start + CHUNK * L), L):
@@ -187,12 +198,11 @@ def _products(x, dy, gamma, at, D, mean, invstd, one, sums):
 
 
 @inner
-def _slope(x, dy, gamma, at, D, mean, invstd, mean_g, mean_p, one, past, dx):
+def _slope(x, dy, gamma, at, D, mean, invstd, mean_g, mean_p, past, dx):
     """dx = (g − mean(g) − x̂ mean(g x̂)) invstd."""
-    L, s = lanes(one), splat(one.dtype.type(invstd))
-    hi, lo = _words(mean, one)
-    a, b = splat(one.dtype.type(mean_g)), splat(one.dtype.type(-mean_p))
-    zero = splat(one.dtype.type(0))
+    L, s = lanes(x), fill(x, invstd)
+    hi, lo = _words(x, mean)
+    a, b, zero = fill(x, mean_g), fill(x, -mean_p), fill(x, 0)
     end = D // L * L
     for j in range(0, end, L):
         xhat = ((load(x, at + j) - hi) - lo) * s
@@ -210,26 +220,25 @@ def _slope(x, dy, gamma, at, D, mean, invstd, mean_g, mean_p, one, past, dx):
 
 @inner
 def _backward_block(x, dy, gamma, mean, invstd, center, first, last, D, G, past, blocks, base, dx):
-    """dx, and the sums of the columns, for each of the G groups Σdy x̂ and Σdy, into blocks[base]
-    and behind."""
-    one, sums, means = np.empty(16, x.dtype), np.zeros(2 * G * D, x.dtype), np.empty(2 * SIDE)
-    together, chunk, bad = _together(D), CHUNK * G, False
-    for j in range(2 * G * D):
+    """dx, and the sums of the columns into blocks[base] and behind."""
+    width, sums, means = 2 * G * D, np.zeros(2 * G * D, x.dtype), np.empty(2 * SIDE)
+    together, bad, most = _together(D), False, CHUNK * G
+    for j in range(width):
         blocks[base + j] = 0.0
     for start in range(first, last, together):
         end = min(last, start + together)
         for r in range(start, end):
             j = r % G * D
             g, p = _products(pointer(x), pointer(dy), pointer(gamma[j:]), r * D, D, mean[r],
-                             invstd[r], one, pointer(sums[2 * j:]))
+                             invstd[r], pointer(sums[2 * j:]))
             means[r - start], means[SIDE + r - start] = g / D if center else 0.0, p / D
-            bad |= one.itemsize == 4 and not (abs(g) + abs(p) < math.inf
-                                              and 1e-12 < invstd[r] < 1e12)
+            bad |= x.itemsize == 4 and not (abs(g) + abs(p) < math.inf
+                                            and 1e-12 < invstd[r] < 1e12)
         for r in range(start, end):
             _slope(pointer(x), pointer(dy), pointer(gamma[r % G * D:]), r * D, D, mean[r],
-                   invstd[r], means[r - start], means[SIDE + r - start], one, past, pointer(dx))
-        if (end - first) // chunk > (start - first) // chunk or end == last:
-            for j in range(2 * G * D):
+                   invstd[r], means[r - start], means[SIDE + r - start], past, pointer(dx))
+        if (end - first) // most > (start - first) // most or end == last:
+            for j in range(width):
                 blocks[base + j] += sums[j]
                 sums[j] = 0
     return bad

@@ -23,8 +23,8 @@ from numba.extending import intrinsic, lower_builtin, overload, register_model
 from ..polynomials import POLICY, device, select
 
 __all__ = ["PAST_BYTES", "VECTOR", "absolute", "after", "fill", "fma", "greater", "high", "keep",
-           "lanes", "largest", "load", "load_or", "load_part", "low", "maximum", "narrow", "peak",
-           "places", "pointer", "points", "prefetch", "put", "splat", "store", "store_part",
+           "lanes", "largest", "load", "load_or", "load_part", "low", "maximum", "narrow", "number",
+           "peak", "places", "pointer", "points", "prefetch", "put", "splat", "store", "store_part",
            "store_places", "stream", "total", "where"]
 
 PAST_BYTES = 1 << 24       # results above, half of a usual last-level cache, are written past it
@@ -281,6 +281,14 @@ def fill(typingctx, x, s):
 
 
 @intrinsic
+def number(typingctx, x, s):
+    """The number s in x's dtype; x is an array or a pointer."""
+    def codegen(context, builder, sig, args):
+        return context.cast(builder, args[1], s, x.dtype)
+    return x.dtype(x, s), codegen
+
+
+@intrinsic
 def fma(typingctx, a, b, c):
     """a b + c, rounded once."""
     def codegen(context, builder, sig, args):
@@ -457,6 +465,9 @@ if config.DISABLE_JIT:                            # the same in NumPy
 
     def fill(x, s):
         return np.full(lanes(x), s, x.dtype)
+
+    def number(x, s):
+        return x.dtype.type(s)
 
     def points(x, indices, i, n, here):
         mask = np.zeros(lanes(x), bool)

@@ -36,7 +36,7 @@ def group_norm(x, gamma, beta, *, groups, eps, center=True):
     with np.errstate(all="ignore"):
         pivot = g[:, :, :1, :1] if g.size else np.zeros((*g.shape[:2], 1, 1))
         pivot = np.where(np.isfinite(pivot), pivot, 0.0)      # a constant group's mean is exact
-        mean = (pivot + (g - pivot).sum((2, 3), keepdims=True) / n) * center
+        mean = pivot + (g - pivot).sum((2, 3), keepdims=True) / n if center else 0 * pivot
         var = ((g - mean) ** 2).sum((2, 3), keepdims=True) / n
         invstd = 1 / np.sqrt(var + eps)
         y = (g - mean) * invstd * _gain(gamma, x, groups, 1.0) + _gain(beta, x, groups, 0.0)

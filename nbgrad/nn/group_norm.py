@@ -28,7 +28,7 @@ class _Affine(Normalization):
     weight: Parameter | None
     bias: Parameter | None
 
-    def _register(self, shape: tuple[int, ...], dtype: Any, weight: bool, bias: bool) -> None:
+    def _gains(self, shape: tuple[int, ...], dtype: Any, weight: bool, bias: bool) -> None:
         for name, wanted in (("weight", weight), ("bias", bias)):
             self.register_parameter(name, Parameter(np.empty(shape, dtype)) if wanted else None)
 
@@ -63,7 +63,7 @@ class GroupNorm(_Affine):
                              f"num_groups ({num_groups})")
         self.num_groups, self.num_channels = num_groups, num_channels
         self.eps, self.affine = eps, affine
-        self._register((num_channels,), dtype, affine, affine and bias)
+        self._gains((num_channels,), dtype, affine, affine and bias)
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class _InstanceNorm(_Affine):
         check_eps(self, eps)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
-        self._register((num_features,), dtype, affine, affine and bias)
+        self._gains((num_features,), dtype, affine, affine and bias)
         for name, shape, kind in (("running_mean", (num_features,), dtype),
                                   ("running_var", (num_features,), dtype),
                                   ("num_batches_tracked", (), np.int64)):

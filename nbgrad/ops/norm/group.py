@@ -95,7 +95,7 @@ def group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None,
                            f"num_groups, but got input of shape {list(shape)} and num_groups="
                            f"{num_groups}")
     _check("group_norm", input, weight, bias, eps)
-    if input.size and shape[0] * (shape[1] // num_groups) * math.prod(shape[2:]) == 1:
+    if shape[0] * (shape[1] // num_groups) * math.prod(shape[2:]) == 1:
         raise ValueError("Expected more than 1 value per channel when training, got input size "
                          f"{list(shape)}")
     return _group_norm(input, weight, bias, groups=int(num_groups), eps=eps)  # type: ignore[no-any-return]
@@ -112,9 +112,9 @@ def _check(name: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps
         if not isinstance(t, Tensor):
             raise TypeError(f"{name}: expected {what} to be a Tensor, got {type(t).__name__}")
         if t.shape != x.shape[1:2] or t.dtype != x.dtype:
-            raise RuntimeError(f"{name}: Expected {what} to be a vector of size equal to the number "
-                               f"of channels in input and of {x.dtype}, but got {what} of shape "
-                               f"{list(t.shape)} and {t.dtype} and input of shape "
+            raise RuntimeError(f"{name}: Expected {what} to be a vector of size equal to the "
+                               f"number of channels in input and of {x.dtype}, but got {what} of "
+                               f"shape {list(t.shape)} and {t.dtype} and input of shape "
                                f"{list(x.shape)}")
 
 
@@ -151,7 +151,7 @@ def instance_norm(input: Tensor, running_mean: Tensor | None = None,
         raise ValueError("Expected more than 1 spatial element when training, got input size "
                          f"{list(input.shape)}")
     _check_running(input, running_mean, running_var)
-    if not input.size:
+    if not input.data.size:
         running_mean = running_var = None
     return moving(_group_norm, (input, weight, bias), running_mean, running_var, momentum,
                   groups=max(input.shape[1], 1), eps=eps)

@@ -38,7 +38,7 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     total = squares[:, :C]
     for i in range(1, size):
         total = total + squares[:, i:i + C]
-    return x / pow(total * (alpha / size) + k, beta)
+    return div(x, pow(total * (alpha / size) + k, beta))  # type: ignore[no-any-return]
 
 
 def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -> Tensor:
