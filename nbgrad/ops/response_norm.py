@@ -1,0 +1,94 @@
+"""Normalization with the activation inside it, or by what other channels respond."""
+
+# mypy: no-warn-return-any
+
+from __future__ import annotations
+
+import math
+
+from nbgrad.autograd import Tensor
+from nbgrad.ops.channels import affine, channel_rms, channel_std, check_channels, per_channel, rows
+from nbgrad.ops.elementwise import abs, maximum, sigmoid, sqrt
+from nbgrad.ops.reduce import sum
+from nbgrad.ops.shape import reshape
+
+__all__ = ["evonorm_b0", "evonorm_s0", "filter_response_norm", "global_response_norm"]
+
+
+def _per_sample(t: Tensor, x: Tensor, groups: int) -> Tensor:
+    """A statistic of ``rows(x, groups)`` as (N, groups, 1, …)."""
+    return reshape(t, (x.shape[0], groups) + (1,) * (x.ndim - 2))
+
+
+def _spatial_std(x: Tensor, eps: float, groups: int) -> Tensor:
+    return _per_sample(channel_std(rows(x, groups), eps=eps), x, groups)
+
+
+def filter_response_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
+                         threshold: Tensor | None = None, eps: float = 1e-6,
+                         learned_eps: Tensor | None = None) -> Tensor:
+    """y = max(γ x / √(ν² + ε + |ε_l|) + β, τ),  ν² the mean of x² over S, per sample and channel.
+    Singh & Krishnan 2020
+
+    x: (N, C, *S)   γ ``weight``, β ``bias``, τ ``threshold``, ε_l ``learned_eps``: (C,); what is
+    None is left out. Nothing is subtracted: the mean stays. Keeps x, ν and y before the maximum.
+
+    >>> import nbgrad
+    >>> filter_response_norm(nbgrad.tensor([[[3.0, -3.0, 3.0]]]), eps=0.0).tolist()
+    [[[1.0, -1.0, 1.0]]]
+    """
+    check_channels("filter_response_norm", input, weight, bias, threshold, learned_eps, least=3)
+    C = input.shape[1]
+    norm = _per_sample(channel_rms(rows(input, C), eps=eps), input, C)
+    if learned_eps is not None:                        # √(r² + e) = r √(1 + e/r²), not overflowing
+        norm = norm * sqrt(per_channel(abs(learned_eps), input) / norm / norm + 1)
+    y = affine(input / norm, weight, bias)
+    return y if threshold is None else maximum(y, per_channel(threshold, y))
+
+
+def evonorm_b0(input: Tensor, weight: Tensor | None, bias: Tensor | None, v: Tensor | None,
+               std: Tensor, eps: float = 1e-5) -> Tensor:
+    """y = γ x / max(s, v x + √(σ² + ε)) + β,  σ² the variance over S, per sample and channel.
+    Liu, Brock, Simonyan & Le 2020
+
+    x: (N, C, *S)   γ, β, v: (C,)   std: s, √(var + ε) of each channel over the batch (training), or
+    the running one; (1, C, 1, …). Without v: y = γ x / s + β.
+    """
+    check_channels("evonorm_b0", input, weight, bias, v)
+    if v is not None:
+        own = per_channel(v, input) * input + _spatial_std(input, eps, input.shape[1])
+        std = maximum(std, own)
+    return affine(input / std, weight, bias)
+
+
+def evonorm_s0(input: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
+               v: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """y = γ x sigmoid(v x) / √(σ² + ε) + β,  σ² the variance over S and the channels of a group.
+    Liu, Brock, Simonyan & Le 2020
+
+    x: (N, C, *S)   γ, β, v: (C,). Without v: y = γ x / √(σ² + ε) + β. Raises ValueError for groups
+    that do not divide C.
+    """
+    check_channels("evonorm_s0", input, weight, bias, v)
+    N, C, *S = input.shape
+    if not isinstance(groups, int) or groups < 1 or C % groups:
+        raise ValueError(f"evonorm_s0: groups must divide the {C} channels, got {groups!r}")
+    std = channel_std(rows(input, groups), eps=eps)
+    std = reshape(std, (N, groups) + (1,) * (input.ndim - 1))
+    x = input if v is None else input * sigmoid(per_channel(v, input) * input)
+    split = reshape(x, (N, groups, C // groups, *S))
+    return affine(reshape(split / std, input.shape), weight, bias)
+
+
+def global_response_norm(input: Tensor, weight: Tensor, bias: Tensor,
+                         eps: float = 1e-6) -> Tensor:
+    """y = γ x n + β + x,  n_c = g_c / (mean over c of g + ε),  g_c = ‖x_c‖₂ over S, per sample.
+    Woo et al. 2023
+
+    x: (N, C, *S)   γ, β: (C,). The gradient of the norm of zeros is taken to be 0.
+    """
+    check_channels("global_response_norm", input, weight, bias, least=3)
+    C, area = input.shape[1], max(math.prod(input.shape[2:]), 1)
+    norm = _per_sample(channel_rms(rows(input, C)), input, C)     # ‖x‖ / √area, which cannot exceed
+    share = norm / (sum(norm / C, 1, True) + eps / math.sqrt(area))  # the largest |x|
+    return affine(input * (share * per_channel(weight, input) + 1), None, bias)
