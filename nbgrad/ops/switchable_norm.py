@@ -30,8 +30,8 @@ def switchable_norm(input: Tensor, mean_weight: Tensor, var_weight: Tensor,
     check_channels("switchable_norm", input, weight, bias, least=3)
     for t in (mean_weight, var_weight):
         if t.shape != (3,):
-            raise ValueError("switchable_norm: expected 3 weights of mean and of var, for instance, "
-                             f"layer and batch, got shape {t.shape}")
+            raise ValueError("switchable_norm: expected weights of shape (3,), of instance, "
+                             f"layer and batch, got {t.shape}")
     x = input.to(np.float64)
     axes = tuple(range(2, x.ndim))
     means = [mean(x, axes, True)]
