@@ -41,17 +41,16 @@ class LpBatchNorm(RunningNorm):
             raise ValueError(f"LpBatchNorm: p must be at least 1, or inf, got {p!r}")
         if not eps > 0:
             raise ValueError(f"LpBatchNorm: eps must be positive, got {eps}")
-        self_p, zeros, ones = p, np.zeros(num_features), np.ones(num_features)
-        super().__init__(num_features, eps, momentum, affine, dtype=dtype, running_mean=zeros,
-                         running_scale=ones)
-        self.p, self.centered = self_p, centered
+        super().__init__(num_features, eps, momentum, affine, dtype=dtype, running_mean=0.0,
+                         running_scale=1.0)
+        self.p, self.centered = p, centered
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         if not self.training:
             return self._infer(x, self.running_mean, self.running_scale.data)
         xc, scale = ops.lp_deviation(x, self.p, self.eps, centered=self.centered)
-        y = affine(xc / scale, self.weight, self.bias)
+        y = affine(ops.divide_channels(xc, scale), self.weight, self.bias)
         self._move(x, running_mean=ops.moments(x).mean, running_scale=scale.data)
         return y
 
@@ -79,8 +78,7 @@ class MeanOnlyBatchNorm(RunningNorm):
 
     def __init__(self, num_features: int, momentum: float | None = 0.1, bias: bool = True, *,
                  dtype: Any = np.float32) -> None:
-        super().__init__(num_features, 0.0, momentum, bias, dtype=dtype,
-                         running_mean=np.zeros(num_features))
+        super().__init__(num_features, 0.0, momentum, bias, dtype=dtype, running_mean=0.0)
         self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:

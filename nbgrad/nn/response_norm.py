@@ -102,8 +102,7 @@ class EvoNormB0(RunningNorm):
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
                  affine: bool = True, *, activation: bool = True, dtype: Any = np.float32) -> None:
-        super().__init__(num_features, eps, momentum, affine, dtype=dtype,
-                         running_var=np.ones(num_features))
+        super().__init__(num_features, eps, momentum, affine, dtype=dtype, running_var=1.0)
         self.register_parameter("v", self._vector(1, dtype) if activation else None)
 
     def reset_parameters(self) -> None:

@@ -69,8 +69,9 @@ class RunningNorm(ChannelNorm):
             raise ValueError(f"{type(self).__name__}: momentum must be from 0 to 1, or None, got "
                              f"{momentum}")
         self.momentum, self._starts = momentum, statistics
-        for name, start in statistics.items():
-            self.register_buffer(name, as_tensor(np.array(start, dtype)))
+        for name, start in statistics.items():         # a number: one such per channel
+            shape = np.shape(start) or (num_features,)
+            self.register_buffer(name, as_tensor(np.full(shape, start, dtype)))
         self.register_buffer("num_batches_tracked", as_tensor(np.zeros((), np.int64)))
         self.reset_parameters()
 

@@ -42,8 +42,8 @@ class SwitchableNorm(RunningNorm):
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
                  affine: bool = True, *, dtype: Any = np.float32) -> None:
-        super().__init__(num_features, eps, momentum, affine, dtype=dtype,
-                         running_mean=np.zeros(num_features), running_var=np.ones(num_features))
+        super().__init__(num_features, eps, momentum, affine, dtype=dtype, running_mean=0.0,
+                         running_var=1.0)
         for name in ("mean_weight", "var_weight"):
             self.register_parameter(name, Parameter(np.ones(3, dtype)))
 

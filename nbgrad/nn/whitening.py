@@ -45,7 +45,7 @@ class DecorrelatedBatchNorm(RunningNorm):
         if not isinstance(d, int) or d < 1 or C % d:
             raise ValueError(f"DecorrelatedBatchNorm: group_size must divide the {C} channels, got "
                              f"{d!r}")
-        super().__init__(C, eps, momentum, affine, dtype=dtype, running_mean=np.zeros(C),
+        super().__init__(C, eps, momentum, affine, dtype=dtype, running_mean=0.0,
                          running_whitening=np.broadcast_to(np.eye(d), (C // d, d, d)))
         self.group_size = d
 

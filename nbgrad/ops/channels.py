@@ -14,10 +14,10 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, op
 from nbgrad.backend import kernels
-from nbgrad.ops.elementwise import where
+from nbgrad.ops.elementwise import neg, where
 from nbgrad.ops.shape import reshape
 
-__all__ = ["center", "channel_rms", "channel_std"]
+__all__ = ["center", "channel_dot", "channel_rms", "channel_std", "divide_channels"]
 
 
 @op(method=False)
@@ -25,7 +25,8 @@ def center(x: Tensor, /) -> Any:
     """y = x − μ,  μ the mean of its channel.   ∂x = ∂y − the mean of ∂y.      x, y: (N, C, *S)"""
     k = kernels(x)
     mean, _ = k.batch_norm_stats(x.data)
-    return k.batch_norm_elemt(x.data, None, None, mean, np.ones_like(mean)), (center,)
+    y = k.batch_norm_elemt(x.data, None, None, mean, np.ones_like(mean))
+    return y, (lambda dy: center(dy),)
 
 
 @op(method=False, saves_output=True)
@@ -33,7 +34,7 @@ def channel_std(x: Tensor, /, eps: float = 0.0) -> Any:
     """y = √(σ² + ε), σ² the biased variance of a channel.   ∂x = ∂y (x − μ) / (m y), m values per
     channel; 0 where y is.      x: (N, C, *S)  y: (1, C, 1, …)"""
     _, var = kernels(x).batch_norm_stats(x.data)
-    return (_root(var, eps, x), lambda dy, y: center(x) / _divisor(y) * (dy / _count(x)))
+    return _root(var, eps, x), lambda dy, y: _slope(center(x), dy, y)
 
 
 @op(method=False, saves_output=True)
@@ -43,18 +44,43 @@ def channel_rms(x: Tensor, /, eps: float = 0.0) -> Any:
     mean, var = kernels(x).batch_norm_stats(x.data)
     with np.errstate(all="ignore"):
         square = mean * mean + var                     # of two that are not negative: no cancelling
-    return _root(square, eps, x), lambda dy, y: x / _divisor(y) * (dy / _count(x))
+    return _root(square, eps, x), lambda dy, y: _slope(x, dy, y)
+
+
+@op(method=False)
+def channel_dot(a: Tensor, b: Tensor, /) -> Any:
+    """y = Σ a b of a channel, summed in float64.   ∂a = ∂y b,   ∂b = ∂y a.
+    a, b: (N, C, *S)  y: (1, C, 1, …)"""
+    zero = np.zeros(a.shape[1])
+    _, y = kernels(a).batch_norm_backward_reduce(a.data, b.data, zero, zero + 1)
+    return _kept(y, a), (lambda dy: dy * b, lambda dy: dy * a)
+
+
+@op(method=False, saves_output=True)
+def divide_channels(x: Tensor, s: Tensor, /) -> Any:
+    """y = x / s in one pass.   ∂x = ∂y / s,   ∂s = −Σ ∂y y / s, summed in float64.
+    x: (N, C, *S)  s: (1, C, 1, …)"""
+    with np.errstate(all="ignore"):
+        inverse = 1 / s.data.reshape(-1).astype(np.float64)
+    y = kernels(x).batch_norm_elemt(x.data, None, None, np.zeros_like(inverse), inverse)
+    return y, (lambda dy, y: divide_channels(dy, s), lambda dy, y: neg(channel_dot(dy, y) / s))
 
 
 def _root(square: Any, eps: float, x: Tensor) -> Any:
     with np.errstate(all="ignore"):
-        return np.sqrt(square + eps).astype(x.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
+        return _kept(np.sqrt(square + eps), x)
 
 
-def _divisor(y: Tensor) -> Any:
-    """y, and 1 where it is 0: what it divides is 0 there, too."""
+def _kept(statistic: Any, x: Tensor) -> Any:
+    """(C,) as (1, C, 1, …) of x's dtype."""
+    with np.errstate(all="ignore"):
+        return statistic.astype(x.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
+
+
+def _slope(x: Tensor, dy: Tensor, y: Tensor) -> Any:
+    """∂y x / (m y), 0 where y is: there, x is."""
     zero = y.data == 0
-    return where(zero, 1.0, y) if zero.any() else y
+    return divide_channels(x, where(zero, 1.0, y) if zero.any() else y) * (dy / _count(x))
 
 
 def _count(x: Tensor) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from nbgrad.autograd import Tensor, as_tensor
 from nbgrad.ops.channels import center, check_channels
 from nbgrad.ops.elementwise import abs, pow, square
-from nbgrad.ops.reduce import amax, mean
+from nbgrad.ops.reduce import amax, mean, sum
 
 __all__ = ["lp_deviation"]
 
@@ -40,17 +40,21 @@ def lp_deviation(input: Tensor, p: float = 2, eps: float = 1e-5, *,
     xc = center(input)
     x, axes = xc if centered else input, (0, *range(2, input.ndim))
     if p == math.inf:
-        n = max(input.data.size // max(input.shape[1], 1), 1)
-        return xc, (amax(abs(x), axes, True) + math.sqrt(eps)) * (1 / _largest(n))
-    if p == 1:
-        return xc, (mean(abs(x), axes, True) + math.sqrt(eps)) * (1 / _moment(1))
+        n = input.data.size // max(input.shape[1], 1)
+        top = amax(abs(x), axes, True) if n else sum(x, axes, True)
+        return xc, (top + math.sqrt(eps)) * (1 / _largest(max(n, 1)))
     # s is the same whatever x is measured in: powers of at most 1 neither over- nor underflow
     unit = np.abs(x.data).max(axes, keepdims=True, initial=math.sqrt(eps)).astype(x.dtype)
     least = as_tensor(((math.sqrt(eps) / unit.astype(np.float64)) ** p).astype(x.dtype))
-    x = x / as_tensor(unit)
-    even = p % 2 == 0
-    powers = pow(square(x), p // 2) if even and p > 2 else square(x) if even else pow(abs(x), p)
-    return xc, pow(mean(powers, axes, True) + least, 1 / p) * as_tensor(unit) * (1 / _moment(p))
+    total = mean(_power(x / as_tensor(unit), p), axes, True) + least
+    return xc, (total if p == 1 else pow(total, 1 / p)) * as_tensor(unit) * (1 / _moment(p))
+
+
+def _power(x: Tensor, p: float) -> Tensor:
+    """|x|^p, smooth at 0 for even p."""
+    if p % 2 == 0:
+        return square(x) if p == 2 else pow(square(x), p / 2)
+    return abs(x) if p == 1 else pow(abs(x), p)
 
 
 def _moment(p: float) -> float:

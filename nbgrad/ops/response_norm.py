@@ -7,7 +7,15 @@ from __future__ import annotations
 import math
 
 from nbgrad.autograd import Tensor
-from nbgrad.ops.channels import affine, channel_rms, channel_std, check_channels, per_channel, rows
+from nbgrad.ops.channels import (
+    affine,
+    channel_rms,
+    channel_std,
+    check_channels,
+    divide_channels,
+    per_channel,
+    rows,
+)
 from nbgrad.ops.elementwise import abs, maximum, sigmoid, sqrt
 from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import reshape
@@ -20,8 +28,9 @@ def _per_sample(t: Tensor, x: Tensor, groups: int) -> Tensor:
     return reshape(t, (x.shape[0], groups) + (1,) * (x.ndim - 2))
 
 
-def _spatial_std(x: Tensor, eps: float, groups: int) -> Tensor:
-    return _per_sample(channel_std(rows(x, groups), eps=eps), x, groups)
+def _divided(x: Tensor, norm: Tensor, groups: int) -> Tensor:
+    """x by a statistic of its rows."""
+    return reshape(divide_channels(rows(x, groups), reshape(norm, (1, -1, 1))), x.shape)
 
 
 def filter_response_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
@@ -42,7 +51,7 @@ def filter_response_norm(input: Tensor, weight: Tensor | None = None, bias: Tens
     norm = _per_sample(channel_rms(rows(input, C), eps=eps), input, C)
     if learned_eps is not None:                        # √(r² + e) = r √(1 + e/r²), not overflowing
         norm = norm * sqrt(per_channel(abs(learned_eps), input) / norm / norm + 1)
-    y = affine(input / norm, weight, bias)
+    y = affine(_divided(input, norm, C), weight, bias)
     return y if threshold is None else maximum(y, per_channel(threshold, y))
 
 
@@ -55,10 +64,11 @@ def evonorm_b0(input: Tensor, weight: Tensor | None, bias: Tensor | None, v: Ten
     the running one; (1, C, 1, …). Without v: y = γ x / s + β.
     """
     check_channels("evonorm_b0", input, weight, bias, v)
-    if v is not None:
-        own = per_channel(v, input) * input + _spatial_std(input, eps, input.shape[1])
-        std = maximum(std, own)
-    return affine(input / std, weight, bias)
+    if v is None:
+        return affine(divide_channels(input, std), weight, bias)
+    C = input.shape[1]
+    own = _per_sample(channel_std(rows(input, C), eps=eps), input, C)
+    return affine(input / maximum(std, per_channel(v, input) * input + own), weight, bias)
 
 
 def evonorm_s0(input: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
@@ -70,14 +80,12 @@ def evonorm_s0(input: Tensor, groups: int, weight: Tensor | None = None, bias: T
     that do not divide C.
     """
     check_channels("evonorm_s0", input, weight, bias, v)
-    N, C, *S = input.shape
+    C = input.shape[1]
     if not isinstance(groups, int) or groups < 1 or C % groups:
         raise ValueError(f"evonorm_s0: groups must divide the {C} channels, got {groups!r}")
     std = channel_std(rows(input, groups), eps=eps)
-    std = reshape(std, (N, groups) + (1,) * (input.ndim - 1))
     x = input if v is None else input * sigmoid(per_channel(v, input) * input)
-    split = reshape(x, (N, groups, C // groups, *S))
-    return affine(reshape(split / std, input.shape), weight, bias)
+    return affine(_divided(x, std, groups), weight, bias)
 
 
 def global_response_norm(input: Tensor, weight: Tensor, bias: Tensor,
@@ -89,6 +97,7 @@ def global_response_norm(input: Tensor, weight: Tensor, bias: Tensor,
     """
     check_channels("global_response_norm", input, weight, bias, least=3)
     C, area = input.shape[1], max(math.prod(input.shape[2:]), 1)
-    norm = _per_sample(channel_rms(rows(input, C)), input, C)     # ‖x‖ / √area, which cannot exceed
-    share = norm / (sum(norm / C, 1, True) + eps / math.sqrt(area))  # the largest |x|
-    return affine(input * (share * per_channel(weight, input) + 1), None, bias)
+    norm = _per_sample(channel_rms(rows(input, C)), input, C)    # ‖x‖ / √area ≤ the largest |x|
+    middle = sum(norm / C, 1, True) + eps / math.sqrt(area)
+    # in this order no sum of the backward is larger than what comes of it
+    return affine(input + input / middle * norm * per_channel(weight, input), None, bias)

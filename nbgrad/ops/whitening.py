@@ -17,7 +17,7 @@ from nbgrad.ops.shape import broadcast_to, mT, permute, reshape
 __all__ = ["inverse_sqrt", "whiten"]
 
 CLOSE = 1e-8                # from here on, two more steps are exact, and so are their derivatives
-STEPS = 100                 # what is not there then never will be: it is singular, or not finite
+STEPS = 100                 # what is not there then never will be: it is singular
 
 
 def inverse_sqrt(matrix: Tensor) -> Tensor:
@@ -40,12 +40,13 @@ def inverse_sqrt(matrix: Tensor) -> Tensor:
     y, z, left, last = matrix / trace, broadcast_to(eye, matrix.shape), 2, np.inf
     for _ in range(STEPS):
         product = matmul(z, y)
-        apart = float(np.abs(product.data - eye.data).max(initial=0.0))
+        each = np.abs(product.data - eye.data).max((-2, -1), initial=0.0)
+        apart = float(each.max(initial=0.0, where=np.isfinite(each)))  # one bad matrix is not all
         close = apart < CLOSE or (apart < 1e-2 and apart >= last)     # or as close as rounding lets
         left, last = left - close, apart
         t = (eye * 3 - product) * 0.5
         y, z = matmul(y, t), matmul(t, z)
-        if left <= 0 or not np.isfinite(apart):
+        if left <= 0:
             break
     return z * rsqrt(trace)
 
