@@ -100,6 +100,12 @@ def of_layer(dy, x, gamma):
                                       invstd=1 / np.sqrt(rows.var(1) + 1e-5))
 
 
+def of_response(dy, x, gamma=None, extra=None):
+    square = (x.data ** 2).mean(2) + 0.1 + (0 if extra is None else extra.data)
+    return OPS["filter_response_norm_backward"](dy, x, gamma, extra, eps=0.1,
+                                                invrms=1 / np.sqrt(square).reshape(-1))
+
+
 def softmax_of(x):
     return as_tensor(np.exp(x.data) / np.exp(x.data).sum(1, keepdims=True))
 
@@ -223,6 +229,13 @@ SAMPLES = {
     "channel_rms": [(op("channel_rms", eps=0.1), (real(3, 2, 2),))],
     "channel_dot": [(op("channel_dot"), (real(3, 2, 2), real(3, 2, 2)))],
     "divide_channels": [(op("divide_channels"), (real(3, 2, 2), real(1, 2, 1, low=0.5, high=2)))],
+    "filter_response_norm": [
+        (op("filter_response_norm", eps=0.1), (real(2, 3, 4), real(3), real(3), real(3, low=0.1,
+                                                                                     high=1))),
+        (op("filter_response_norm", eps=0.1), (real(2, 3, 2, 2), real(3)))],
+    "filter_response_norm_backward": [
+        (of_response, (real(2, 3, 4), real(2, 3, 4), real(3), real(3, low=0.1, high=1))),
+        (of_response, (real(2, 3, 4), real(2, 3, 4)))],
     "softmax": [(op("softmax", dim=1), (real(3, 4),)), (op("softmax", dim=0), (real(3, 4),))],
     "softmax_backward": [(op("softmax_backward", axis=1), (real(3, 4), softmax_of(real(3, 4))))],
     "log_softmax": [(op("log_softmax", dim=-1), (real(3, 4),))],
@@ -480,6 +493,7 @@ MODULES = {
              "batch_norm_inference_relu", "batch_norm_inference_backward", "layer_norm",
              "layer_norm_backward"],
     "channels": ["center", "channel_std", "channel_rms", "channel_dot", "divide_channels"],
+    "response_norm": ["filter_response_norm", "filter_response_norm_backward"],
     "loss": ["softmax", "softmax_backward", "log_softmax", "log_softmax_backward", "cross_entropy",
              "cross_entropy_backward", "nll_loss", "soft_cross_entropy", "mse_loss"],
 }

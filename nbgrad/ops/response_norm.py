@@ -5,8 +5,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from nbgrad.autograd import Tensor
+import numpy as np
+
+from nbgrad.autograd import Tensor, composition, op
+from nbgrad.backend import kernels
 from nbgrad.ops.channels import (
     affine,
     channel_rms,
@@ -16,8 +20,8 @@ from nbgrad.ops.channels import (
     per_channel,
     rows,
 )
-from nbgrad.ops.elementwise import abs, maximum, sigmoid, sqrt
-from nbgrad.ops.reduce import sum
+from nbgrad.ops.elementwise import abs, maximum, rsqrt, sigmoid
+from nbgrad.ops.reduce import mean as mean_of, sum
 from nbgrad.ops.shape import reshape
 
 __all__ = ["evonorm_b0", "evonorm_s0", "filter_response_norm", "global_response_norm"]
@@ -33,6 +37,55 @@ def _divided(x: Tensor, norm: Tensor, groups: int) -> Tensor:
     return reshape(divide_channels(rows(x, groups), reshape(norm, (1, -1, 1))), x.shape)
 
 
+@op(name="filter_response_norm", method=False)
+def _response(x: Tensor, gamma: Tensor | None, beta: Tensor | None, extra: Tensor | None, /,
+              eps: float) -> Any:
+    """y = γ x̂ + β,  x̂ = x / r,  r² = mean of x² over S + ε + e, per sample and channel.
+
+    ∂x = γ/r (∂y − x̂ mean(∂y x̂)),   ∂γ = Σ ∂y x̂,   ∂β = Σ ∂y,   ∂e = −γ/2 Σ ∂y x̂ / r².
+    """
+    k, flat = kernels(x), _rows(x.data)
+    mean, var = k.batch_norm_stats(flat)
+    with np.errstate(all="ignore"):
+        square = mean * mean + var + eps
+        invrms = 1 / np.sqrt(square if extra is None else square + _each(extra, x))
+    y = k.batch_norm_elemt(flat, _each(gamma, x), _each(beta, x), np.zeros_like(mean), invrms)
+    return y.reshape(x.shape), lambda dy: filter_response_norm_backward(
+        dy, x, gamma, extra, invrms=invrms, eps=eps)
+
+
+@op(method=False)
+def filter_response_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None,
+                                  extra: Tensor | None, /, invrms: Any, eps: float) -> Any:
+    """∂x, ∂γ, ∂β and ∂e of filter_response_norm."""
+    k, flat, d, zero = kernels(dy), _rows(x.data), _rows(dy.data), np.zeros_like(invrms)
+    own, own_x = k.batch_norm_backward_reduce(d, flat, zero, invrms)
+    dx = k.batch_norm_backward_elemt(d, flat, _each(gamma, x), zero, invrms, zero, own_x)
+    de = own_x * invrms * invrms * -0.5
+    sums = (own_x, own, de if gamma is None else de * _each(gamma, x))
+
+    def again(dy: Tensor, x: Tensor, gamma: Tensor | None, extra: Tensor | None) -> Any:
+        space, others = tuple(range(2, x.ndim)), (0, *range(2, x.ndim))
+        square = mean_of(x * x, space, True) + eps
+        inv = rsqrt(square if extra is None else square + per_channel(extra, x))
+        xhat, g = x * inv, dy if gamma is None else dy * per_channel(gamma, x)
+        slope = g * xhat
+        return (inv * (g - xhat * mean_of(slope, space, True)), sum(dy * xhat, others),
+                sum(dy, others), sum(slope * inv * inv * -0.5, others))
+    return ((dx.reshape(x.shape), *(s.reshape(x.shape[:2]).sum(0).astype(x.dtype) for s in sums)),
+            composition(again, dy, x, gamma, extra))
+
+
+def _rows(x: Any) -> Any:
+    """An array (N, C, *S) as (1, N·C, |S|): a channel for each sample and channel."""
+    return x.reshape(1, x.shape[0] * x.shape[1], math.prod(x.shape[2:]))
+
+
+def _each(t: Tensor | None, x: Tensor) -> Any:
+    """(C,) for each sample, (N·C,)."""
+    return None if t is None else np.tile(t.data, x.shape[0])
+
+
 def filter_response_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
                          threshold: Tensor | None = None, eps: float = 1e-6,
                          learned_eps: Tensor | None = None) -> Tensor:
@@ -40,18 +93,16 @@ def filter_response_norm(input: Tensor, weight: Tensor | None = None, bias: Tens
     Singh & Krishnan 2020
 
     x: (N, C, *S)   γ ``weight``, β ``bias``, τ ``threshold``, ε_l ``learned_eps``: (C,); what is
-    None is left out. Nothing is subtracted: the mean stays. Keeps x, ν and y before the maximum.
+    None is left out. Nothing is subtracted: the mean stays. Keeps x, γ, 1/ν, and y before the
+    maximum.
 
     >>> import nbgrad
     >>> filter_response_norm(nbgrad.tensor([[[3.0, -3.0, 3.0]]]), eps=0.0).tolist()
     [[[1.0, -1.0, 1.0]]]
     """
     check_channels("filter_response_norm", input, weight, bias, threshold, learned_eps, least=3)
-    C = input.shape[1]
-    norm = _per_sample(channel_rms(rows(input, C), eps=eps), input, C)
-    if learned_eps is not None:                        # √(r² + e) = r √(1 + e/r²), not overflowing
-        norm = norm * sqrt(per_channel(abs(learned_eps), input) / norm / norm + 1)
-    y = affine(_divided(input, norm, C), weight, bias)
+    extra = None if learned_eps is None else abs(learned_eps)
+    y = _response(input, weight, bias, extra, eps=eps)
     return y if threshold is None else maximum(y, per_channel(threshold, y))
 
 
