@@ -225,6 +225,7 @@ SAMPLES = {
     "layer_norm": [(op("layer_norm", dims=2, eps=1e-5), (real(4, 3, 2), real(3, 2), real(3, 2)))],
     "layer_norm_backward": [(of_layer, (real(4, 3, 2), real(4, 3, 2), real(3, 2)))],
     "center": [(op("center"), (real(3, 2, 2),))],
+    "at_least": [(op("at_least"), (distinct(3, 2, 2), as_tensor(np.array([[[0.03], [-0.28]]]))))],
     "channel_std": [(op("channel_std", eps=0.1), (real(3, 2, 2),))],
     "channel_rms": [(op("channel_rms", eps=0.1), (real(3, 2, 2),))],
     "channel_dot": [(op("channel_dot"), (real(3, 2, 2), real(3, 2, 2)))],
@@ -232,7 +233,7 @@ SAMPLES = {
     "filter_response_norm": [
         (op("filter_response_norm", eps=0.1), (real(2, 3, 4), real(3), real(3), real(3, low=0.1,
                                                                                      high=1))),
-        (op("filter_response_norm", eps=0.1), (real(2, 3, 2, 2), real(3)))],
+        (op("filter_response_norm", eps=0.1), (real(2, 3, 2, 2), real(3), real(3)))],
     "filter_response_norm_backward": [
         (of_response, (real(2, 3, 4), real(2, 3, 4), real(3), real(3, low=0.1, high=1))),
         (of_response, (real(2, 3, 4), real(2, 3, 4)))],
@@ -492,7 +493,8 @@ MODULES = {
     "norm": ["batch_norm", "batch_norm_add_relu", "batch_norm_backward", "batch_norm_inference",
              "batch_norm_inference_relu", "batch_norm_inference_backward", "layer_norm",
              "layer_norm_backward"],
-    "channels": ["center", "channel_std", "channel_rms", "channel_dot", "divide_channels"],
+    "channels": ["center", "channel_std", "channel_rms", "channel_dot", "divide_channels",
+                 "at_least"],
     "response_norm": ["filter_response_norm", "filter_response_norm_backward"],
     "loss": ["softmax", "softmax_backward", "log_softmax", "log_softmax_backward", "cross_entropy",
              "cross_entropy_backward", "nll_loss", "soft_cross_entropy", "mse_loss"],

@@ -219,6 +219,8 @@ def test_float32_is_float64_rounded(name, offset, scale):
         if a.ndim < 4:                           # of a sum of 1,024 terms: relative to the terms
             size = max(size.max(), np.abs(found[1][0].data * dy).sum() / C)
         bound = (1e-6, 2e-6)[i > 0]
+        if name == "lp inf" and i == 1:          # one value's gradient is a sum of 1,024 terms
+            bound = 5e-5
         assert (np.abs(a.data - b.data) <= bound * size).all(), (i, np.abs(a.data - b.data) / size)
 
 

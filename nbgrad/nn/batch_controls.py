@@ -49,9 +49,9 @@ class LpBatchNorm(RunningNorm):
         self._check(x)
         if not self.training:
             return self._infer(x, self.running_mean, self.running_scale.data)
-        xc, scale = ops.lp_deviation(x, self.p, self.eps, centered=self.centered)
+        xc, scale, mean = ops.lp_deviation(x, self.p, self.eps, centered=self.centered)
         y = affine(ops.divide_channels(xc, scale), self.weight, self.bias)
-        self._move(x, running_mean=ops.moments(x).mean, running_scale=scale.data)
+        self._move(x, running_mean=mean.data, running_scale=scale.data)
         return y
 
     def extra_repr(self) -> str:
@@ -85,9 +85,9 @@ class MeanOnlyBatchNorm(RunningNorm):
         self._check(x)
         if not self.training:
             return self._infer(x, self.running_mean)
-        y = affine(ops.center(x), None, self.bias)
-        self._move(x, running_mean=ops.moments(x).mean)
-        return y
+        xc, mean = ops.center(x)
+        self._move(x, running_mean=mean.data)
+        return affine(xc, None, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, momentum={self.momentum}, bias={self.bias is not None}"

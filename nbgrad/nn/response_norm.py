@@ -39,7 +39,7 @@ class TLU(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_channels("TLU", x, self.threshold)
-        return ops.maximum(x, per_channel(self.threshold, x))
+        return ops.at_least(x, per_channel(self.threshold, x))
 
     def extra_repr(self) -> str:
         return f"{self.num_features}"

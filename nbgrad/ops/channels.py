@@ -12,21 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, op
+from nbgrad.autograd import OPS, Tensor, as_tensor, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import neg, where
+from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import reshape
 
-__all__ = ["center", "channel_dot", "channel_rms", "channel_std", "divide_channels"]
+__all__ = ["at_least", "center", "channel_dot", "channel_rms", "channel_std", "divide_channels"]
+
+relu_backward = OPS["relu_backward"]
 
 
 @op(method=False)
 def center(x: Tensor, /) -> Any:
-    """y = x − μ,  μ the mean of its channel.   ∂x = ∂y − the mean of ∂y.      x, y: (N, C, *S)"""
+    """y = x − μ,  μ the mean of its channel.   ∂x = ∂y − the mean of ∂y.   Also μ, float64 (C,).
+    x, y: (N, C, *S)"""
     k = kernels(x)
     mean, _ = k.batch_norm_stats(x.data)
     y = k.batch_norm_elemt(x.data, None, None, mean, np.ones_like(mean))
-    return y, (lambda dy: center(dy),)
+    return y, (lambda dy: center(dy)[0],), mean
 
 
 @op(method=False, saves_output=True)
@@ -34,7 +38,7 @@ def channel_std(x: Tensor, /, eps: float = 0.0) -> Any:
     """y = √(σ² + ε), σ² the biased variance of a channel.   ∂x = ∂y (x − μ) / (m y), m values per
     channel; 0 where y is.      x: (N, C, *S)  y: (1, C, 1, …)"""
     _, var = kernels(x).batch_norm_stats(x.data)
-    return _root(var, eps, x), lambda dy, y: _slope(center(x), dy, y)
+    return _root(var, eps, x), lambda dy, y: _slope(center(x)[0], dy, y)
 
 
 @op(method=False, saves_output=True)
@@ -64,6 +68,18 @@ def divide_channels(x: Tensor, s: Tensor, /) -> Any:
         inverse = 1 / s.data.reshape(-1).astype(np.float64)
     y = kernels(x).batch_norm_elemt(x.data, None, None, np.zeros_like(inverse), inverse)
     return y, (lambda dy, y: divide_channels(dy, s), lambda dy, y: neg(channel_dot(dy, y) / s))
+
+
+@op(method=False)
+def at_least(x: Tensor, t: Tensor, /) -> Any:
+    """y = max(x, t).   ∂y goes to x where x > t, else to t.      x: (N, C, *S)  t: (1, C, 1, …)"""
+    k = kernels(x)
+
+    def vjp(dy: Tensor) -> tuple[Tensor, Tensor]:
+        above = relu_backward(dy, as_tensor(k.sub(x.data, t.data)))
+        axes = (0, *range(2, x.ndim))
+        return above, sum(dy, axes, True) - sum(above, axes, True)
+    return k.maximum(x.data, t.data), vjp
 
 
 def _root(square: Any, eps: float, x: Tensor) -> Any:

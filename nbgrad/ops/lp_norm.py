@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor
+from nbgrad.backend import kernels
 from nbgrad.ops.channels import center, check_channels
 from nbgrad.ops.elementwise import abs, pow, square
 from nbgrad.ops.reduce import amax, mean, sum
@@ -18,9 +20,9 @@ __all__ = ["lp_deviation"]
 
 
 def lp_deviation(input: Tensor, p: float = 2, eps: float = 1e-5, *,
-                 centered: bool = True) -> tuple[Tensor, Tensor]:
-    """x − μ and s = c_p (mean |x − μ|^p + ε^(p/2))^(1/p) per channel; for p = inf, the largest
-    |x − μ| + √ε.      x: (N, C, *S)   s: (1, C, 1, …)
+                 centered: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """x − μ, s and μ,  s = c_p (mean |x − μ|^p + ε^(p/2))^(1/p) per channel; for p = inf, the
+    largest |x − μ| + √ε.      x: (N, C, *S)   s: (1, C, 1, …)   μ: float64 (C,), no gradient
 
     c_p is 1 / (E|z|^p)^(1/p) of a standard normal z (for p = inf, of the largest of as many as
     there are): s estimates σ whatever p. c_1 = √(π/2), c_2 = 1. ε stands as it does in batch norm,
@@ -37,17 +39,25 @@ def lp_deviation(input: Tensor, p: float = 2, eps: float = 1e-5, *,
         raise ValueError(f"lp_deviation: p must be at least 1, or inf, got {p!r}")
     if not eps > 0:
         raise ValueError(f"lp_deviation: eps must be positive, got {eps}")
-    xc = center(input)
+    xc, mu = center(input)
     x, axes = xc if centered else input, (0, *range(2, input.ndim))
     if p == math.inf:
         n = input.data.size // max(input.shape[1], 1)
         top = amax(abs(x), axes, True) if n else sum(x, axes, True)
-        return xc, (top + math.sqrt(eps)) * (1 / _largest(max(n, 1)))
+        return xc, (top + math.sqrt(eps)) * (1 / _largest(max(n, 1))), mu
     # s is the same whatever x is measured in: powers of at most 1 neither over- nor underflow
-    unit = np.abs(x.data).max(axes, keepdims=True, initial=math.sqrt(eps)).astype(x.dtype)
+    unit = _largest_of(x, axes, math.sqrt(eps))
     least = as_tensor(((math.sqrt(eps) / unit.astype(np.float64)) ** p).astype(x.dtype))
     total = mean(_power(x / as_tensor(unit), p), axes, True) + least
-    return xc, (total if p == 1 else pow(total, 1 / p)) * as_tensor(unit) * (1 / _moment(p))
+    return xc, (total if p == 1 else pow(total, 1 / p)) * as_tensor(unit) * (1 / _moment(p)), mu
+
+
+def _largest_of(x: Tensor, axes: tuple[int, ...], least: float) -> Any:
+    """The largest |x| over axes, kept as 1s, or ``least`` if it is larger."""
+    k = kernels(x)
+    top = k.max(k.abs(x.data), axes=axes, keepdims=True) if x.data.size else k.sum(
+        x.data, axes=axes, keepdims=True)
+    return np.maximum(top, x.dtype.type(least))
 
 
 def _power(x: Tensor, p: float) -> Tensor:

@@ -13,6 +13,7 @@ from nbgrad.autograd import Tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.channels import (
     affine,
+    at_least,
     channel_rms,
     channel_std,
     check_channels,
@@ -20,7 +21,7 @@ from nbgrad.ops.channels import (
     per_channel,
     rows,
 )
-from nbgrad.ops.elementwise import abs, maximum, rsqrt, sigmoid
+from nbgrad.ops.elementwise import abs, rsqrt, sigmoid
 from nbgrad.ops.reduce import mean as mean_of, sum
 from nbgrad.ops.shape import reshape
 
@@ -38,8 +39,8 @@ def _divided(x: Tensor, norm: Tensor, groups: int) -> Tensor:
 
 
 @op(name="filter_response_norm", method=False)
-def _response(x: Tensor, gamma: Tensor | None, beta: Tensor | None, extra: Tensor | None, /,
-              eps: float) -> Any:
+def _response(x: Tensor, gamma: Tensor | None, beta: Tensor | None,
+              extra: Tensor | None = None, /, *, eps: float) -> Any:
     """y = γ x̂ + β,  x̂ = x / r,  r² = mean of x² over S + ε + e, per sample and channel.
 
     ∂x = γ/r (∂y − x̂ mean(∂y x̂)),   ∂γ = Σ ∂y x̂,   ∂β = Σ ∂y,   ∂e = −γ/2 Σ ∂y x̂ / r².
@@ -103,7 +104,7 @@ def filter_response_norm(input: Tensor, weight: Tensor | None = None, bias: Tens
     check_channels("filter_response_norm", input, weight, bias, threshold, learned_eps, least=3)
     extra = None if learned_eps is None else abs(learned_eps)
     y = _response(input, weight, bias, extra, eps=eps)
-    return y if threshold is None else maximum(y, per_channel(threshold, y))
+    return y if threshold is None else at_least(y, per_channel(threshold, y))
 
 
 def evonorm_b0(input: Tensor, weight: Tensor | None, bias: Tensor | None, v: Tensor | None,
@@ -119,7 +120,7 @@ def evonorm_b0(input: Tensor, weight: Tensor | None, bias: Tensor | None, v: Ten
         return affine(divide_channels(input, std), weight, bias)
     C = input.shape[1]
     own = _per_sample(channel_std(rows(input, C), eps=eps), input, C)
-    return affine(input / maximum(std, per_channel(v, input) * input + own), weight, bias)
+    return affine(input / at_least(per_channel(v, input) * input + own, std), weight, bias)
 
 
 def evonorm_s0(input: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
