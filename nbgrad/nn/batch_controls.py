@@ -29,6 +29,12 @@ class LpBatchNorm(RunningNorm):
 
     Buffers: running_mean, running_scale (of s, eps included), num_batches_tracked. Raises
     ValueError for p below 1, eps not above 0, and one value per channel in training.
+
+    >>> import math, nbgrad
+    >>> layer = LpBatchNorm(1, p=math.inf)
+    >>> y = layer(nbgrad.tensor([[1.0], [2.0], [9.0]]))
+    >>> (y / y.abs().max()).tolist()
+    [[-0.6000000238418579], [-0.4000000059604645], [1.0]]
     """
 
     running_mean: Tensor
@@ -105,6 +111,11 @@ class NoisyBatchNorm(_BatchNorm):
     x: (N, C, *S).  ``generator`` draws the noise. Other arguments, and the buffers, are those of
     ``BatchNorm2d``. Raises ValueError for ranges and jitters that are negative, or scale_range
     below 1.
+
+    >>> import nbgrad
+    >>> layer, x = NoisyBatchNorm(3), nbgrad.randn(5, 3)
+    >>> bool((layer(x) == layer(x)).any()), bool((layer.eval()(x) == layer(x)).all())
+    (False, True)
     """
 
     _ndims = (2, 3, 4, 5)

@@ -50,10 +50,14 @@ class FilterResponseNorm(ChannelNorm):
     channel.      Singh & Krishnan 2020
 
     x: (N, C, *S).  No mean is subtracted, nothing depends on the batch: training and evaluation are
-    the same. ``tlu=False``: without the maximum (PyTorch has neither; put no ReLU behind τ).
-    ``learn_eps=True``, for maps of one element: ε is learned, 1e-4 at first.
+    the same. ``tlu=False``: without the maximum. ``learn_eps=True``, for maps of one element: ε is
+    learned, 1e-4 at first. The maximum takes the place of a ReLU behind the layer.
 
     Parameters, (C,) each: weight, bias, threshold (τ), learned_eps (ε).
+
+    >>> import nbgrad
+    >>> FilterResponseNorm(1, eps=0.0)(nbgrad.tensor([[[3.0, -3.0, 3.0]]])).tolist()
+    [[[1.0, 0.0, 1.0]]]
     """
 
     threshold: Parameter | None
@@ -95,6 +99,11 @@ class EvoNormB0(RunningNorm):
 
     Parameters, (C,) each: weight, bias, v. Buffers: running_var, num_batches_tracked. Raises
     ValueError for one value per channel in training.
+
+    >>> import nbgrad
+    >>> x = nbgrad.tensor([[[3.0]], [[-1.0]]])          # σ = 0; the batch's is 2: 3 / max(2, 3)
+    >>> [round(v, 2) for v in EvoNormB0(1)(x).flatten().tolist()]
+    [1.0, -0.5]
     """
 
     v: Parameter | None
@@ -131,6 +140,11 @@ class EvoNormS0(ChannelNorm):
     ``activation=False``: y = gamma x / √(σ² + eps) + beta. Training and evaluation are the same.
 
     Parameters, (C,) each: weight, bias, v. Raises ValueError for groups that do not divide C.
+
+    >>> import nbgrad
+    >>> x = nbgrad.tensor([[[3.0], [-1.0]]])            # x sigmoid(x) / 2
+    >>> [round(v, 2) for v in EvoNormS0(2, groups=1)(x).flatten().tolist()]
+    [1.43, -0.13]
     """
 
     v: Parameter | None
@@ -168,6 +182,10 @@ class GlobalResponseNorm(ChannelNorm):
     sample: channels that respond alike compete.      Woo et al. 2023 (GRN of ConvNeXt V2)
 
     x: (N, C, *S).  gamma and beta are 0 at first, and y = x. Training and evaluation are the same.
+
+    >>> import nbgrad
+    >>> GlobalResponseNorm(2)(nbgrad.tensor([[[1.0], [2.0]]])).tolist()
+    [[[1.0], [2.0]]]
     """
 
     weight: Parameter

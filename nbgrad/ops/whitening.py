@@ -28,7 +28,8 @@ def inverse_sqrt(matrix: Tensor) -> Tensor:
     the logarithm of the condition number: about 9 for 10, 25 for 10⁶.
 
     >>> import nbgrad
-    >>> inverse_sqrt(nbgrad.tensor([[4.0, 0.0], [0.0, 16.0]])).tolist()
+    >>> root = inverse_sqrt(nbgrad.tensor([[4.0, 0.0], [0.0, 16.0]]))
+    >>> [[round(v, 6) for v in row] for row in root.tolist()]
     [[0.5, 0.0], [0.0, 0.25]]
     """
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] or matrix.dtype.kind != "f":
