@@ -502,6 +502,34 @@ def test_bad_arguments_are_refused(build, said):
         build()
 
 
+def test_parameters_of_another_dtype_are_refused():
+    for name in LAYERS:
+        with pytest.raises(ValueError, match="and float32"):
+            LAYERS[name](dtype=np.float64)(nbgrad.zeros(3, C, 2))
+
+
+def test_any_input_gives_a_result_or_says_why():
+    """Shapes of 0 to 5 dimensions and 0 to 4 elements each, scales of 1e±30, NaN and infinity."""
+    g, results = np.random.default_rng(1), 0
+    for _ in range(600):
+        layer = LAYERS[g.choice(sorted(LAYERS))](dtype=np.float32).train(bool(g.integers(2)))
+        shape = list(g.integers(0, 5, g.integers(0, 6)))
+        shape[1:2] = [C] if len(shape) > 1 and g.integers(8) else shape[1:2]
+        x = (g.standard_normal(shape) * 10.0 ** g.integers(-30, 30)).astype(np.float32)
+        if x.size and not g.integers(4):
+            x.flat[g.integers(x.size)] = g.choice([np.nan, np.inf, 0])
+        x = nbgrad.tensor(x, requires_grad=True)
+        try:
+            y = layer(x)
+        except ValueError as e:
+            assert str(e).startswith(type(layer).__name__) or "(N, C, *S)" in str(e)  # noqa: PT017
+            continue
+        assert y.shape == x.shape
+        assert nbgrad.grad(y.sum(), x)[0].shape == x.shape
+        results += 1
+    assert results > 200
+
+
 def test_group_size_by_default_divides():
     assert [nn.DecorrelatedBatchNorm(c).group_size for c in (3, 16, 24, 64, 17)] == [3, 16, 12, 16,
                                                                                      1]

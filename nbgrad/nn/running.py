@@ -50,6 +50,7 @@ class ChannelNorm(Normalization):
         if x.shape[1] != self.num_features:
             raise ValueError(f"{name}: expected {self.num_features} channels, got an input of size "
                              f"{list(x.shape)}")
+        check_channels(name, x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, eps={self.eps}, affine={self.affine}"
