@@ -116,6 +116,12 @@ def of_rms(dy, x, gamma):
                                     invrms=1 / np.sqrt((rows ** 2).mean(1) + 1e-3))
 
 
+def of_response(dy, x, gamma=None, extra=None):
+    square = (x.data ** 2).mean(2) + 0.1 + (0 if extra is None else extra.data)
+    return OPS["filter_response_norm_backward"](dy, x, gamma, extra, eps=0.1,
+                                                invrms=1 / np.sqrt(square).reshape(-1))
+
+
 def softmax_of(x):
     return as_tensor(np.exp(x.data) / np.exp(x.data).sum(1, keepdims=True))
 
@@ -244,6 +250,19 @@ SAMPLES = {
     "rms_norm": [(op("rms_norm", dims=2, eps=1e-3), (real(4, 3, 2), real(3, 2))),
                  (op("rms_norm", dims=1, eps=1e-3), (real(4), real(4)))],
     "rms_norm_backward": [(of_rms, (real(4, 3, 2), real(4, 3, 2), real(3, 2)))],
+    "center": [(op("center"), (real(3, 2, 2),))],
+    "at_least": [(op("at_least"), (distinct(3, 2, 2), as_tensor(np.array([[[0.03], [-0.28]]]))))],
+    "channel_std": [(op("channel_std", eps=0.1), (real(3, 2, 2),))],
+    "channel_rms": [(op("channel_rms", eps=0.1), (real(3, 2, 2),))],
+    "channel_dot": [(op("channel_dot"), (real(3, 2, 2), real(3, 2, 2)))],
+    "divide_channels": [(op("divide_channels"), (real(3, 2, 2), real(1, 2, 1, low=0.5, high=2)))],
+    "filter_response_norm": [
+        (op("filter_response_norm", eps=0.1), (real(2, 3, 4), real(3), real(3), real(3, low=0.1,
+                                                                                     high=1))),
+        (op("filter_response_norm", eps=0.1), (real(2, 3, 2, 2), real(3), real(3)))],
+    "filter_response_norm_backward": [
+        (of_response, (real(2, 3, 4), real(2, 3, 4), real(3), real(3, low=0.1, high=1))),
+        (of_response, (real(2, 3, 4), real(2, 3, 4)))],
     "softmax": [(op("softmax", dim=1), (real(3, 4),)), (op("softmax", dim=0), (real(3, 4),))],
     "softmax_backward": [(op("softmax_backward", axis=1), (real(3, 4), softmax_of(real(3, 4))))],
     "log_softmax": [(op("log_softmax", dim=-1), (real(3, 4),))],
@@ -503,6 +522,9 @@ MODULES = {
     "norm.batch": ["batch_norm", "batch_norm_add_relu", "batch_norm_backward",
                    "batch_norm_inference", "batch_norm_inference_relu",
                    "batch_norm_inference_backward"],
+    "norm.channels": ["center", "channel_std", "channel_rms", "channel_dot", "divide_channels",
+                      "at_least"],
+    "norm.response": ["filter_response_norm", "filter_response_norm_backward"],
     "loss": ["softmax", "softmax_backward", "log_softmax", "log_softmax_backward", "cross_entropy",
              "cross_entropy_backward", "nll_loss", "soft_cross_entropy", "mse_loss"],
 }

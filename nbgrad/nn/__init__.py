@@ -13,6 +13,7 @@ from .activation import (
     Softplus,
     Tanh,
 )
+from .batch_controls import LpBatchNorm, MeanOnlyBatchNorm, NoisyBatchNorm
 from .batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .batch_variants import (
     BatchRenorm,
@@ -40,8 +41,11 @@ from .module import Module
 from .norm import LayerNorm, Normalization
 from .parameter import Parameter
 from .pool import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from .response_norm import TLU, EvoNormB0, EvoNormS0, FilterResponseNorm, GlobalResponseNorm
 from .statistics import Cumulative, DebiasedExponential, Exponential, InProcess
 from .summary import summary
+from .switchable_norm import SwitchableNorm
+from .whitening import DecorrelatedBatchNorm
 
 __all__ = [
     "Module", "Parameter", "Sequential", "ModuleList", "ModuleDict", "ParameterList",
@@ -52,6 +56,8 @@ __all__ = [
     "Exponential", "DebiasedExponential", "Cumulative", "InProcess", "Dropout",
     "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "LocalResponseNorm",
     "RMSNorm", "create_norm", "register_norm",
+    "LpBatchNorm", "MeanOnlyBatchNorm", "NoisyBatchNorm", "DecorrelatedBatchNorm", "SwitchableNorm",
+    "FilterResponseNorm", "TLU", "EvoNormB0", "EvoNormS0", "GlobalResponseNorm",
     "ReLU", "LeakyReLU", "ELU", "GELU", "SiLU", "Sigmoid", "Tanh", "Softplus", "Softmax",
     "LogSoftmax",
     "CrossEntropyLoss", "NLLLoss", "MSELoss",

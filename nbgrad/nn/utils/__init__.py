@@ -1,4 +1,5 @@
-"""Gradient clipping, and parameters as one vector: ``torch.nn.utils``."""
+"""Gradient clipping, parameters as one vector, and weights as functions of parameters:
+``torch.nn.utils``."""
 
 from __future__ import annotations
 
@@ -11,7 +12,10 @@ import numpy as np
 from nbgrad.autograd import Tensor, as_tensor, bump
 from nbgrad.ops import cat, reshape
 
-__all__ = ["clip_grad_norm_", "clip_grad_value_", "parameters_to_vector", "vector_to_parameters"]
+from . import parametrizations, parametrize
+
+__all__ = ["clip_grad_norm_", "clip_grad_value_", "parameters_to_vector", "parametrizations",
+           "parametrize", "vector_to_parameters"]
 
 Array = np.ndarray[Any, Any]
 

@@ -1,0 +1,74 @@
+"""Batch norm that also takes the correlations out."""
+
+# mypy: no-warn-return-any
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nbgrad import ops
+from nbgrad.autograd import Tensor
+from nbgrad.ops.norm.channels import affine
+from nbgrad.ops.norm import batch_norm_inference
+from nbgrad.ops.norm.whitening import grouped, ungrouped
+
+from .running import RunningNorm
+
+__all__ = ["DecorrelatedBatchNorm"]
+
+
+class DecorrelatedBatchNorm(RunningNorm):
+    """y = gamma W (x − mean) + beta,  W = (Σ + eps I)^(−1/2) of each group of channels (ZCA).
+    Huang et al. 2018
+
+    x: (N, C, *S).  Σ: (biased) covariance of the ``group_size`` channels of a group over N and S;
+    None: the largest size up to 16 that divides C. W by the coupled Newton–Schulz iteration of
+    Huang et al. 2019, run until it has converged, in float64. Training: mean and W of the batch,
+    towards which the running ones move; evaluation: the running ones.
+
+    Buffers: running_mean (C,), running_whitening (C / group_size, group_size, group_size), the
+    identity at first, num_batches_tracked. Raises ValueError for group sizes that do not divide C,
+    and one value per channel in training.
+
+    >>> import nbgrad
+    >>> x = nbgrad.randn(1000, 2, dtype=nbgrad.float64)
+    >>> x[:, 1] += 3 * x[:, 0]
+    >>> y = DecorrelatedBatchNorm(2, dtype=nbgrad.float64)(x).detach()
+    >>> [[round(v + 0.0, 3) for v in row] for row in (y.T @ y / 1000).tolist()]
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+
+    running_mean: Tensor
+    running_whitening: Tensor
+
+    def __init__(self, num_features: int, group_size: int | None = None, eps: float = 1e-5,
+                 momentum: float | None = 0.1, affine: bool = True, *,
+                 dtype: Any = np.float32) -> None:
+        C, d = num_features, group_size
+        if d is None:
+            d = next((n for n in range(16, 0, -1) if isinstance(C, int) and C % n == 0), 1)
+        if not isinstance(d, int) or d < 1 or C % d:
+            raise ValueError(f"DecorrelatedBatchNorm: group_size must divide the {C} channels, got "
+                             f"{d!r}")
+        super().__init__(C, eps, momentum, affine, dtype=dtype, running_mean=0.0,
+                         running_whitening=np.broadcast_to(np.eye(d), (C // d, d, d)))
+        self.group_size = d
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        if self.training:
+            y, mean, w = ops.whiten(x, self.group_size, self.eps)
+            y = affine(y, self.weight, self.bias)
+            self._move(x, running_mean=mean.data, running_whitening=w.data)
+            return y
+        mu = self.running_mean.data.astype(np.float64)
+        xc = batch_norm_inference(x, None, None, None, mean=mu, invstd=np.ones_like(mu))
+        xc = grouped(xc, self.group_size).to(np.float64)
+        y = ungrouped(ops.matmul(Tensor(self.running_whitening.data, np.float64), xc), x)
+        return affine(y, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        return (f"{self.num_features}, group_size={self.group_size}, eps={self.eps}, "
+                f"momentum={self.momentum}, affine={self.affine}")

@@ -1,0 +1,141 @@
+"""Statistics per channel as ops of their own, from which norms without a fused kernel are made.
+
+x is (N, C, *S); a statistic is over every axis but 1, (1, C, 1, …). Mean and variance are merged in
+float64 (``batch_norm_stats``), so that a large offset, a constant channel or a value whose square
+overflows costs no digits; each vjp is made of the same ops, so all orders are exact. Statistics per
+sample and channel, or group of channels, are those of ``rows(x, n)``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nbgrad.autograd import OPS, Tensor, as_tensor, op
+from nbgrad.backend import kernels
+from nbgrad.ops.elementwise import neg, where
+from nbgrad.ops.reduce import sum
+from nbgrad.ops.shape import reshape
+
+__all__ = ["at_least", "center", "channel_dot", "channel_rms", "channel_std", "divide_channels"]
+
+relu_backward = OPS["relu_backward"]
+
+
+@op(method=False)
+def center(x: Tensor, /) -> Any:
+    """y = x − μ,  μ the mean of its channel.   ∂x = ∂y − the mean of ∂y.   Also μ, float64 (C,).
+    x, y: (N, C, *S)"""
+    k = kernels(x)
+    mean, _ = k.batch_norm_stats(x.data)
+    y = k.batch_norm_elemt(x.data, None, None, mean, np.ones_like(mean))
+    return y, (lambda dy: center(dy)[0],), mean
+
+
+@op(method=False, saves_output=True)
+def channel_std(x: Tensor, /, eps: float = 0.0) -> Any:
+    """y = √(σ² + ε), σ² the biased variance of a channel.   ∂x = ∂y (x − μ) / (m y), m values per
+    channel; 0 where y is.      x: (N, C, *S)  y: (1, C, 1, …)"""
+    _, var = kernels(x).batch_norm_stats(x.data)
+    return _root(var, eps, x), lambda dy, y: _slope(center(x)[0], dy, y)
+
+
+@op(method=False, saves_output=True)
+def channel_rms(x: Tensor, /, eps: float = 0.0) -> Any:
+    """y = √(mean x² + ε) of a channel.   ∂x = ∂y x / (m y), m values per channel; 0 where y is.
+    x: (N, C, *S)  y: (1, C, 1, …)"""
+    mean, var = kernels(x).batch_norm_stats(x.data)
+    with np.errstate(all="ignore"):
+        square = mean * mean + var                     # of two that are not negative: no cancelling
+    return _root(square, eps, x), lambda dy, y: _slope(x, dy, y)
+
+
+@op(method=False)
+def channel_dot(a: Tensor, b: Tensor, /) -> Any:
+    """y = Σ a b of a channel, summed in float64.   ∂a = ∂y b,   ∂b = ∂y a.
+    a, b: (N, C, *S)  y: (1, C, 1, …)"""
+    zero = np.zeros(a.shape[1])
+    _, y = kernels(a).batch_norm_backward_reduce(a.data, b.data, zero, zero + 1)
+    return _kept(y, a), (lambda dy: dy * b, lambda dy: dy * a)
+
+
+@op(method=False, saves_output=True)
+def divide_channels(x: Tensor, s: Tensor, /) -> Any:
+    """y = x / s in one pass.   ∂x = ∂y / s,   ∂s = −Σ ∂y y / s, summed in float64.
+    x: (N, C, *S)  s: (1, C, 1, …)"""
+    with np.errstate(all="ignore"):
+        inverse = 1 / s.data.reshape(-1).astype(np.float64)
+    y = kernels(x).batch_norm_elemt(x.data, None, None, np.zeros_like(inverse), inverse)
+    return y, (lambda dy, y: divide_channels(dy, s), lambda dy, y: neg(channel_dot(dy, y) / s))
+
+
+@op(method=False)
+def at_least(x: Tensor, t: Tensor, /) -> Any:
+    """y = max(x, t).   ∂y goes to x where x > t, else to t.      x: (N, C, *S)  t: (1, C, 1, …)"""
+    k = kernels(x)
+
+    def vjp(dy: Tensor) -> tuple[Tensor, Tensor]:
+        above = relu_backward(dy, as_tensor(k.sub(x.data, t.data)))
+        axes = (0, *range(2, x.ndim))
+        return above, sum(dy, axes, True) - sum(above, axes, True)
+    return k.maximum(x.data, t.data), vjp
+
+
+def _root(square: Any, eps: float, x: Tensor) -> Any:
+    with np.errstate(all="ignore"):
+        return _kept(np.sqrt(square + eps), x)
+
+
+def _kept(statistic: Any, x: Tensor) -> Any:
+    """(C,) as (1, C, 1, …) of x's dtype."""
+    with np.errstate(all="ignore"):
+        return statistic.astype(x.dtype).reshape(1, -1, *[1] * (x.ndim - 2))
+
+
+def _slope(x: Tensor, dy: Tensor, y: Tensor) -> Any:
+    """∂y x / (m y), 0 where y is: there, x is."""
+    zero = y.data == 0
+    return divide_channels(x, where(zero, 1.0, y) if zero.any() else y) * (dy / _count(x))
+
+
+def _count(x: Tensor) -> int:
+    return max(x.data.size // max(x.shape[1], 1), 1)
+
+
+def rows(x: Tensor, groups: int) -> Tensor:
+    """(N, C, *S) as (1, N·groups, C/groups · |S|), a channel per sample and group of channels."""
+    n = x.shape[0] * groups
+    return reshape(x, (1, n, x.data.size // n if n else 0))
+
+
+def per_channel(t: Tensor, x: Tensor) -> Tensor:
+    """(C,) shaped to broadcast against x (N, C, *S)."""
+    return reshape(t, (1, -1) + (1,) * (x.ndim - 2))
+
+
+def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """γ x + β per channel, of those that are there."""
+    y = x if weight is None else x * per_channel(weight, x)
+    return y if bias is None else y + per_channel(bias, x)
+
+
+def check_channels(name: str, x: Any, *sized: Tensor | None, least: int = 2) -> None:
+    """Raise unless x is a floating (N, C, *S) with C that of the given vectors."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
+    if x.ndim < least or x.dtype.kind != "f":
+        shape = "(N, C, *S)" if least == 2 else "(N, C, *S) input with at least one S"
+        raise ValueError(f"{name}: expected a floating {shape}, got {x.dtype} of size "
+                         f"{list(x.shape)}")
+    for t in sized:
+        if t is not None and (t.shape != x.shape[1:2] or t.dtype != x.dtype):
+            raise ValueError(f"{name}: expected parameters of shape {x.shape[1:2]} and {x.dtype}, "
+                             f"one value per channel of x, got {t.shape} and {t.dtype}")
+
+
+def check_count(name: str, x: Tensor) -> None:
+    """Raise for one value per channel, which has no variance."""
+    if x.data.size == x.shape[1] > 0:
+        raise ValueError(f"{name}: Expected more than 1 value per channel when training, got input "
+                         f"size {list(x.shape)}")

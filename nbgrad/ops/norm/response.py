@@ -1,0 +1,155 @@
+"""Normalization with the activation inside it, or by what other channels respond."""
+
+# mypy: no-warn-return-any
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from nbgrad.autograd import Tensor, composition, op
+from nbgrad.backend import kernels
+from nbgrad.ops.norm.channels import (
+    affine,
+    at_least,
+    channel_rms,
+    channel_std,
+    check_channels,
+    divide_channels,
+    per_channel,
+    rows,
+)
+from nbgrad.ops.elementwise import abs, rsqrt, sigmoid
+from nbgrad.ops.reduce import mean as mean_of, sum
+from nbgrad.ops.shape import reshape
+
+__all__ = ["evonorm_b0", "evonorm_s0", "filter_response_norm", "global_response_norm"]
+
+
+def _per_sample(t: Tensor, x: Tensor, groups: int) -> Tensor:
+    """A statistic of ``rows(x, groups)`` as (N, groups, 1, …)."""
+    return reshape(t, (x.shape[0], groups) + (1,) * (x.ndim - 2))
+
+
+def _divided(x: Tensor, norm: Tensor, groups: int) -> Tensor:
+    """x by a statistic of its rows."""
+    return reshape(divide_channels(rows(x, groups), reshape(norm, (1, -1, 1))), x.shape)
+
+
+@op(name="filter_response_norm", method=False)
+def _response(x: Tensor, gamma: Tensor | None, beta: Tensor | None,
+              extra: Tensor | None = None, /, *, eps: float) -> Any:
+    """y = γ x̂ + β,  x̂ = x / r,  r² = mean of x² over S + ε + e, per sample and channel.
+
+    ∂x = γ/r (∂y − x̂ mean(∂y x̂)),   ∂γ = Σ ∂y x̂,   ∂β = Σ ∂y,   ∂e = −γ/2 Σ ∂y x̂ / r².
+    """
+    k, flat = kernels(x), _rows(x.data)
+    mean, var = k.batch_norm_stats(flat)
+    with np.errstate(all="ignore"):
+        square = mean * mean + var + eps
+        invrms = 1 / np.sqrt(square if extra is None else square + _each(extra, x))
+    y = k.batch_norm_elemt(flat, _each(gamma, x), _each(beta, x), np.zeros_like(mean), invrms)
+    return y.reshape(x.shape), lambda dy: filter_response_norm_backward(
+        dy, x, gamma, extra, invrms=invrms, eps=eps)
+
+
+@op(method=False)
+def filter_response_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None,
+                                  extra: Tensor | None, /, invrms: Any, eps: float) -> Any:
+    """∂x, ∂γ, ∂β and ∂e of filter_response_norm."""
+    k, flat, d, zero = kernels(dy), _rows(x.data), _rows(dy.data), np.zeros_like(invrms)
+    own, own_x = k.batch_norm_backward_reduce(d, flat, zero, invrms)
+    dx = k.batch_norm_backward_elemt(d, flat, _each(gamma, x), zero, invrms, zero, own_x)
+    de = own_x * invrms * invrms * -0.5
+    sums = (own_x, own, de if gamma is None else de * _each(gamma, x))
+
+    def again(dy: Tensor, x: Tensor, gamma: Tensor | None, extra: Tensor | None) -> Any:
+        space, others = tuple(range(2, x.ndim)), (0, *range(2, x.ndim))
+        square = mean_of(x * x, space, True) + eps
+        inv = rsqrt(square if extra is None else square + per_channel(extra, x))
+        xhat, g = x * inv, dy if gamma is None else dy * per_channel(gamma, x)
+        slope = g * xhat
+        return (inv * (g - xhat * mean_of(slope, space, True)), sum(dy * xhat, others),
+                sum(dy, others), sum(slope * inv * inv * -0.5, others))
+    return ((dx.reshape(x.shape), *(s.reshape(x.shape[:2]).sum(0).astype(x.dtype) for s in sums)),
+            composition(again, dy, x, gamma, extra))
+
+
+def _rows(x: Any) -> Any:
+    """An array (N, C, *S) as (1, N·C, |S|): a channel for each sample and channel."""
+    return x.reshape(1, x.shape[0] * x.shape[1], math.prod(x.shape[2:]))
+
+
+def _each(t: Tensor | None, x: Tensor) -> Any:
+    """(C,) for each sample, (N·C,)."""
+    return None if t is None else np.tile(t.data, x.shape[0])
+
+
+def filter_response_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
+                         threshold: Tensor | None = None, eps: float = 1e-6,
+                         learned_eps: Tensor | None = None) -> Tensor:
+    """y = max(γ x / √(ν² + ε + |ε_l|) + β, τ),  ν² the mean of x² over S, per sample and channel.
+    Singh & Krishnan 2020
+
+    x: (N, C, *S)   γ ``weight``, β ``bias``, τ ``threshold``, ε_l ``learned_eps``: (C,); what is
+    None is left out. Nothing is subtracted: the mean stays. Keeps x, γ, 1/ν, and y before the
+    maximum.
+
+    >>> import nbgrad
+    >>> filter_response_norm(nbgrad.tensor([[[3.0, -3.0, 3.0]]]), eps=0.0).tolist()
+    [[[1.0, -1.0, 1.0]]]
+    """
+    check_channels("filter_response_norm", input, weight, bias, threshold, learned_eps, least=3)
+    extra = None if learned_eps is None else abs(learned_eps)
+    y = _response(input, weight, bias, extra, eps=eps)
+    return y if threshold is None else at_least(y, per_channel(threshold, y))
+
+
+def evonorm_b0(input: Tensor, weight: Tensor | None, bias: Tensor | None, v: Tensor | None,
+               std: Tensor, eps: float = 1e-5) -> Tensor:
+    """y = γ x / max(s, v x + √(σ² + ε)) + β,  σ² the variance over S, per sample and channel.
+    Liu, Brock, Simonyan & Le 2020
+
+    x: (N, C, *S)   γ, β, v: (C,)   std: s, √(var + ε) of each channel over the batch (training), or
+    the running one; (1, C, 1, …). Without v: y = γ x / s + β.
+    """
+    check_channels("evonorm_b0", input, weight, bias, v)
+    if v is None:
+        return affine(divide_channels(input, std), weight, bias)
+    C = input.shape[1]
+    own = _per_sample(channel_std(rows(input, C), eps=eps), input, C)
+    return affine(input / at_least(per_channel(v, input) * input + own, std), weight, bias)
+
+
+def evonorm_s0(input: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
+               v: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """y = γ x sigmoid(v x) / √(σ² + ε) + β,  σ² the variance over S and the channels of a group.
+    Liu, Brock, Simonyan & Le 2020
+
+    x: (N, C, *S)   γ, β, v: (C,). Without v: y = γ x / √(σ² + ε) + β. Raises ValueError for groups
+    that do not divide C.
+    """
+    check_channels("evonorm_s0", input, weight, bias, v)
+    C = input.shape[1]
+    if not isinstance(groups, int) or groups < 1 or C % groups:
+        raise ValueError(f"evonorm_s0: groups must divide the {C} channels, got {groups!r}")
+    std = channel_std(rows(input, groups), eps=eps)
+    x = input if v is None else input * sigmoid(per_channel(v, input) * input)
+    return affine(_divided(x, std, groups), weight, bias)
+
+
+def global_response_norm(input: Tensor, weight: Tensor, bias: Tensor,
+                         eps: float = 1e-6) -> Tensor:
+    """y = γ x n + β + x,  n_c = g_c / (mean over c of g + ε),  g_c = ‖x_c‖₂ over S, per sample.
+    Woo et al. 2023
+
+    x: (N, C, *S)   γ, β: (C,). The gradient of the norm of zeros is taken to be 0.
+    """
+    check_channels("global_response_norm", input, weight, bias, least=3)
+    C, area = input.shape[1], max(math.prod(input.shape[2:]), 1)
+    norm = _per_sample(channel_rms(rows(input, C)), input, C)    # ‖x‖ / √area ≤ the largest |x|
+    middle = sum(norm / C, 1, True) + eps / math.sqrt(area)
+    # in this order no sum of the backward is larger than what comes of it
+    return affine(input + input / middle * norm * per_channel(weight, input), None, bias)

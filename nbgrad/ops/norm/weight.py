@@ -1,0 +1,78 @@
+"""Normalization of weights instead of activations."""
+
+# mypy: no-warn-return-any
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from nbgrad.autograd import Tensor, as_tensor
+from nbgrad.ops.elementwise import sqrt, where
+from nbgrad.ops.norm.layer import layer_norm
+from nbgrad.ops.reduce import sum
+from nbgrad.ops.shape import _axis, reshape, transpose
+
+__all__ = ["weight_norm", "weight_standardization"]
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
+    """w = g v / ‖v‖, ‖v‖ over every axis but ``dim``; over all with None or −1.
+    Salimans & Kingma 2016
+
+    v: any shape   g: v's shape with 1 for every other axis, or () with None. Where v = 0, which
+    has no direction, w = 0 and its gradient is that of w = g v (PyTorch: NaN). The norm of what
+    would overflow or underflow when squared is right.
+
+    >>> import nbgrad
+    >>> weight_norm(nbgrad.tensor([[3.0, 4.0]]), nbgrad.tensor([[10.0]])).tolist()
+    [[6.0, 8.0]]
+    """
+    axes = norm_axes(v, dim)
+    shape = tuple(1 if i in axes else n for i, n in enumerate(v.shape))
+    if g.shape != (shape if len(axes) < v.ndim else ()):
+        raise ValueError(f"weight_norm: expected g of shape {shape if len(axes) < v.ndim else ()} "
+                         f"for v of shape {v.shape} and dim={dim}, got {g.shape}")
+    unit = largest(v, axes)
+    u = v / as_tensor(unit)                            # w is the same whatever v is measured in
+    square = sum(u * u, axes, True)
+    zero = square.data == 0
+    return u * (g / sqrt(where(zero, 1.0, square) if zero.any() else square))
+
+
+def norm_axes(v: Tensor, dim: int | None) -> tuple[int, ...]:
+    """Every axis but ``dim``; all with None or −1, as PyTorch has it."""
+    if dim is None or dim == -1:
+        return tuple(range(v.ndim))
+    at = _axis(dim, v.ndim, "weight_norm")
+    return tuple(i for i in range(v.ndim) if i != at)
+
+
+def largest(v: Tensor, axes: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.floating]]:
+    """The largest |v| over axes, kept as 1s; 1 where that is 0."""
+    top = np.abs(v.data).max(axes, keepdims=True, initial=0.0)
+    return np.asarray(np.where(top > 0, top, 1.0), v.dtype)
+
+
+def weight_standardization(weight: Tensor, eps: float = 1e-5, dim: int = 0) -> Tensor:
+    """ŵ = (w − μ) / √(σ² + ε) with μ and (biased) σ² over every axis but ``dim``: for each output
+    channel.      Qiao et al. 2019
+
+    One fused layer norm of the rows of the weight. Raises ValueError for a weight with one value
+    per channel, which would be 0.
+
+    >>> import nbgrad
+    >>> weight_standardization(nbgrad.tensor([[1.0, 3.0]]), eps=0.0).tolist()
+    [[-1.0, 1.0]]
+    """
+    dim = _axis(dim, weight.ndim, "weight_standardization")
+    if weight.ndim < 2 or math.prod(weight.shape) == weight.shape[dim] > 0:
+        raise ValueError("weight_standardization: expected more than 1 weight per output channel, "
+                         f"got a weight of shape {weight.shape} and dim={dim}")
+    if not eps >= 0:
+        raise ValueError(f"weight_standardization: eps must not be negative, got {eps}")
+    w = transpose(weight, 0, dim) if dim else weight
+    flat = reshape(w, (w.shape[0], math.prod(w.shape[1:])))
+    y = reshape(layer_norm(flat, flat.shape[1:], eps=eps), w.shape)
+    return transpose(y, 0, dim) if dim else y
