@@ -12,7 +12,7 @@ from nbgrad import ops
 from nbgrad.autograd import Tensor, as_tensor
 from nbgrad.ops.norm.channels import affine
 
-from .batch_norm import _BatchNorm
+from .batch_norm import BatchNorm
 from .running import RunningNorm
 
 __all__ = ["LpBatchNorm", "MeanOnlyBatchNorm", "NoisyBatchNorm"]
@@ -99,7 +99,7 @@ class MeanOnlyBatchNorm(RunningNorm):
         return f"{self.num_features}, momentum={self.momentum}, bias={self.bias is not None}"
 
 
-class NoisyBatchNorm(_BatchNorm):
+class NoisyBatchNorm(BatchNorm):
     """Batch norm, and in training noise that is not stable from step to step: y ← s y + m.
     Santurkar et al. 2018, appendix
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor, bump
-from nbgrad.ops.norm.channels import check_channels, check_count
 from nbgrad.ops.norm import batch_norm_inference
+from nbgrad.ops.norm.channels import check_channels, check_count
 
 from . import init
 from .norm import Normalization, check_eps

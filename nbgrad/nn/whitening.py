@@ -10,8 +10,8 @@ import numpy as np
 
 from nbgrad import ops
 from nbgrad.autograd import Tensor
-from nbgrad.ops.norm.channels import affine
 from nbgrad.ops.norm import batch_norm_inference
+from nbgrad.ops.norm.channels import affine
 from nbgrad.ops.norm.whitening import grouped, ungrouped
 
 from .running import RunningNorm

@@ -142,7 +142,7 @@ def instance_norm(input: Tensor, running_mean: Tensor | None = None,
         if running_mean is None:
             raise RuntimeError("instance_norm: Expected running_mean and running_var to be defined "
                                "when use_input_stats is false")
-        return batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
+        return batch_norm(input, running_mean, running_var, weight, bias, eps=eps)  # type: ignore[no-any-return]
     if input.ndim < 2:
         raise RuntimeError("instance_norm: Expected at least 2 dimensions for input tensor but "
                            f"received {input.ndim}")
@@ -153,7 +153,7 @@ def instance_norm(input: Tensor, running_mean: Tensor | None = None,
     _check_running(input, running_mean, running_var)
     if not input.data.size:
         running_mean = running_var = None
-    return moving(_group_norm, (input, weight, bias), running_mean, running_var, momentum,
+    return moving(_group_norm, (input, weight, bias), running_mean, running_var, momentum,  # type: ignore[no-any-return]
                   groups=max(input.shape[1], 1), eps=eps)
 
 

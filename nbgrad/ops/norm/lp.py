@@ -12,8 +12,8 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor
 from nbgrad.backend import kernels
-from nbgrad.ops.norm.channels import center, check_channels
 from nbgrad.ops.elementwise import abs, pow, square
+from nbgrad.ops.norm.channels import center, check_channels
 from nbgrad.ops.reduce import amax, mean, sum
 
 __all__ = ["lp_deviation"]

@@ -11,6 +11,8 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, composition, op
 from nbgrad.backend import kernels
+from nbgrad.ops.activation import sigmoid
+from nbgrad.ops.elementwise import abs, rsqrt
 from nbgrad.ops.norm.channels import (
     affine,
     at_least,
@@ -21,7 +23,6 @@ from nbgrad.ops.norm.channels import (
     per_channel,
     rows,
 )
-from nbgrad.ops.elementwise import abs, rsqrt, sigmoid
 from nbgrad.ops.reduce import mean as mean_of, sum
 from nbgrad.ops.shape import reshape
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 import numpy as np
 
 from nbgrad.autograd import Tensor
-from nbgrad.ops.norm.channels import affine, check_channels
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.loss import softmax
+from nbgrad.ops.norm.channels import affine, check_channels
 from nbgrad.ops.reduce import mean
 
 __all__ = ["switchable_norm"]

@@ -7,9 +7,9 @@ from __future__ import annotations
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor
-from nbgrad.ops.norm.channels import center, check_channels, check_count
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.matmul import matmul
+from nbgrad.ops.norm.channels import center, check_channels, check_count
 from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import broadcast_to, mT, permute, reshape
 
