@@ -16,8 +16,9 @@ from .activation import (
 from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .container import ModuleDict, ModuleList, ParameterList, Sequential
 from .conv import Conv2d
+from .conversion import convert_norm, freeze_batch_norm, unfreeze_batch_norm
 from .dropout import Dropout
-from .fusion import fuse
+from .fusion import Folded, fold, fuse
 from .linear import Flatten, Identity, Linear, Unflatten
 from .loss import CrossEntropyLoss, MSELoss, NLLLoss
 from .module import Module
@@ -36,5 +37,6 @@ __all__ = [
     "ReLU", "LeakyReLU", "ELU", "GELU", "SiLU", "Sigmoid", "Tanh", "Softplus", "Softmax",
     "LogSoftmax",
     "CrossEntropyLoss", "NLLLoss", "MSELoss",
+    "convert_norm", "freeze_batch_norm", "unfreeze_batch_norm", "fold", "Folded",
     "functional", "fuse", "init", "summary", "utils",
 ]
