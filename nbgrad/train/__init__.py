@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         save as save_checkpoint,
     )
     from nbgrad.train.config import Config
+    from nbgrad.train.doctor import Finding, Report, bn_doctor
     from nbgrad.train.evaluation import Evaluation, evaluate
     from nbgrad.train.loop import Interrupted, Trainer
     from nbgrad.train.metrics import CsvLog, TensorBoardLog
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
     from nbgrad.train.study import Study, compare
 
 __all__ = ["Trainer", "Interrupted", "evaluate", "Evaluation", "population_statistics",
-           "update_bn", "adapt", "save_checkpoint", "load_checkpoint", "CheckpointError", "CsvLog",
-           "TensorBoardLog", "Config", "Study", "compare"]
+           "update_bn", "adapt", "bn_doctor", "Report", "Finding", "save_checkpoint",
+           "load_checkpoint", "CheckpointError", "CsvLog", "TensorBoardLog", "Config", "Study",
+           "compare"]
 
 _WHERE = {"Trainer": "loop", "Interrupted": "loop", "evaluate": "evaluation",
           "Evaluation": "evaluation", "population_statistics": "population",
           "update_bn": "population", "adapt": "population",
+          "bn_doctor": "doctor", "Report": "doctor", "Finding": "doctor",
           "CheckpointError": "checkpoint", "CsvLog": "metrics", "TensorBoardLog": "metrics",
           "Config": "config", "Study": "study", "compare": "study"}
 _RENAMED = {"save_checkpoint": ("checkpoint", "save"), "load_checkpoint": ("checkpoint", "load")}

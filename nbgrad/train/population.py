@@ -245,7 +245,7 @@ def first_input(batch: Any) -> Tensor:
 
 
 def _first(loader: Iterable[Any]) -> Tensor:
-    if iter(loader) is loader:
+    if isinstance(loader, Iterator):
         raise ValueError("population statistics: an iterator ends after one pass, and one per "
                          "layer is needed: pass a list or a DataLoader")
     for batch in loader:
