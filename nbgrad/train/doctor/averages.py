@@ -165,29 +165,38 @@ def _other_data(e: Examination, hits: Hits) -> Iterator[Finding]:
                      "nbgrad.train.adapt(model, loader)")
 
 
-def _lagging(e: Examination, hits: Hits, problem: bool = True) -> Iterator[Finding]:
+def _lagging(e: Examination, hits: Hits) -> Iterator[Finding]:
+    """Common while the learning rate is high, and gone as it falls: a note below 10 points of
+    accuracy."""
+    lost = _lost(e)
     yield from found("lagging", hits, "The running statistics lag behind the weights, which have "
                      "moved on since, or have been replaced or averaged.",
                      "nbgrad.train.update_bn(model, loader); a smaller learning rate at the end "
-                     "of training lets the average catch up", problem)
+                     "of training lets the average catch up", lost is None or lost > 0.1)
+
+
+def _lost(e: Examination) -> float | None:
+    """Accuracy that population statistics would give back; None: not measured."""
+    if not {"running", "population"} <= e.evaluations.keys():
+        return None
+    return e.evaluations["population"].accuracy - e.evaluations["running"].accuracy
 
 
 def gap(e: Examination, findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Running statistics that are little off in each of many layers. At least three standard errors
-    and 5 points of accuracy (healthy: 2.7), which is common while the learning rate is high and
-    goes away as it falls: a note up to 10."""
-    if any(f.problem for f in findings) or not {"running", "population"} <= e.evaluations.keys():
+    """Running statistics that are little off in each of many layers: three standard errors and 5
+    points of accuracy (healthy: 2.7), where nothing else explains it."""
+    lost = _lost(e)
+    if lost is None or any(f.problem or f.code == "lagging" for f in findings):
         return
     running, population = e.evaluations["running"], e.evaluations["population"]
     error = math.sqrt(2 * max(population.accuracy * (1 - population.accuracy), 0.01)
                       / population.samples)
-    lost = population.accuracy - running.accuracy
     if lost > max(0.05, 3 * error):
         hits: Hits = {layer.name: {"off by": upper(layer.off(layer.inputs)),
                                    "accuracy, running": running.accuracy,
                                    "accuracy, population": population.accuracy}
                       for layer, *_ in evaluated_by_running(e)}
-        yield from _lagging(e, hits, lost > 0.1)
+        yield from _lagging(e, hits)
 
 
 CHECKS = (non_finite, left_in_training_mode, never_updated, last_batch_only, running_off)
