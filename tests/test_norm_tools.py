@@ -315,6 +315,16 @@ def test_a_conversion_that_fails_changes_nothing(monkeypatch):
     assert [type(m) for m in model] == kinds
 
 
+def test_to_layers_that_share_statistics_and_back():
+    model = network()
+    for workers in (nn.InProcess(1).rank(0), None):
+        assert nn.convert_norm(model, "sync", workers=workers) is model
+        assert all(m.workers is workers for m in norms(model))
+        assert np.isfinite(values(model)).all()
+    with pytest.raises(TypeError, match="workers"):
+        nn.convert_norm(model, "sync")
+
+
 # ----------------------------------------------------------------------------------------- freezing
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -341,6 +351,17 @@ def test_frozen_layers_train_by_running_statistics_and_stay(affine):
     assert (model[0].weight.requires_grad, model[0].bias.requires_grad) == (True, False)
     values(model, 2 * X)
     assert not np.array_equal(model[0].running_mean.data, before["0.running_mean"])
+
+
+def test_the_words_of_evaluate_win_over_a_layers_policy():
+    model = network()
+    update_bn(model, loader())
+    model[1].running_var.data *= 2
+    for word in ("running", "batch", "population"):
+        found = [evaluate(m, loader(), statistics=word, train=loader())
+                 for m in (model, nn.freeze_batch_norm(copy.deepcopy(model)))]
+        assert found[0] == found[1]
+    assert evaluate(model, loader()) != evaluate(model, loader(), statistics="batch")
 
 
 def test_freezing_by_name_of_a_conversion():

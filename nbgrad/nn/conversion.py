@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from nbgrad.autograd import bump
+from nbgrad.ops import Workers
 
 from .batch_norm import _BatchNorm
 from .module import Module
@@ -27,6 +28,8 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = _BatchNorm,
     to: "group": GroupNorm with ``groups=`` (without it, the largest divisor of the channels that is
       at most 32, Wu & He's number, and leaves two channels in a group);
       "frozen" and "batch": ``freeze_batch_norm`` and ``unfreeze_batch_norm``: the layers stay;
+      "sync" with ``workers=`` (see nbgrad.ops.Workers; None ends it): the layers stay, and take
+      the statistics of the workers' batches together;
       another name that ``nn.create_norm`` knows, which gets the channels and ``options``;
       a function: layer -> the module in its place (the layer itself, to leave it as it is).
     of: the class or classes of layers to convert (batch norms).
@@ -45,6 +48,8 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = _BatchNorm,
       (1): LayerNorm((4,), eps=1e-05, elementwise_affine=True, bias=True)
     )
     """
+    if to == "sync":
+        return _share(model, **options)
     if to in ("frozen", "batch"):
         return (freeze_batch_norm if to == "frozen" else unfreeze_batch_norm)(model, **options)
     make = to if callable(to) else _factory(to, options)
@@ -106,6 +111,12 @@ def unfreeze_batch_norm(model: Module) -> Module:
             layer._thawed = None
         elif layer.statistics == "frozen":
             layer.statistics = "batch"
+    return model
+
+
+def _share(model: Module, *, workers: Workers | None) -> Module:
+    for _, layer in _batch_norms(model):
+        layer.workers = workers
     return model
 
 

@@ -1,4 +1,12 @@
-"""Why a model with batch norm does worse in evaluation than in training: measures, and names it."""
+"""Why a model with batch norm does worse in evaluation than in training: measures, and names it.
+
+In the running statistics (``averages``): non-finite-statistics, non-finite-data,
+left-in-training-mode, never-updated, momentum-zero, last-batch-only, remembers-start, stale-frozen,
+moved-in-validation, other-data, lagging. In the data and the model (``channels``): tiny-batches,
+single-sample-batch, unshuffled, test-data-differ, used-twice, dropout-before-norm,
+weight-decay-on-gamma, constant-channels, dead-channels, eps-dominates,
+batch-statistics-at-evaluation (a note).
+"""
 
 from __future__ import annotations
 
