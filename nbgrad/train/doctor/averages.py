@@ -203,7 +203,7 @@ def gap(e: Examination, findings: Iterable[Finding]) -> Iterator[Finding]:
                                    "accuracy, running": running.accuracy,
                                    "accuracy, population": population.accuracy}
                       for layer, *_ in evaluated_by_running(e)}
-        yield from _lagging(e, hits)
+        yield from _lagging(e, dict(sorted(hits.items(), key=lambda hit: -hit[1]["off by"])))
 
 
 CHECKS = (non_finite, left_in_training_mode, never_updated, last_batch_only, running_off)
