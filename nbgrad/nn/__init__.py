@@ -13,7 +13,7 @@ from .activation import (
     Softplus,
     Tanh,
 )
-from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .container import ModuleDict, ModuleList, ParameterList, Sequential
 from .conv import Conv2d
 from .conversion import convert_norm, freeze_batch_norm, unfreeze_batch_norm
@@ -32,7 +32,7 @@ __all__ = [
     "Module", "Parameter", "Sequential", "ModuleList", "ModuleDict", "ParameterList",
     "Linear", "Identity", "Flatten", "Unflatten", "Conv2d",
     "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d",
-    "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "Normalization", "Dropout",
+    "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "Normalization", "Dropout",
     "Exponential", "DebiasedExponential", "Cumulative", "InProcess",
     "ReLU", "LeakyReLU", "ELU", "GELU", "SiLU", "Sigmoid", "Tanh", "Softplus", "Softmax",
     "LogSoftmax",

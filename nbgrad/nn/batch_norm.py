@@ -17,14 +17,14 @@ from .norm import Normalization, check_eps
 from .parameter import Parameter, check_sizes
 from .statistics import PRESETS, Average, current_step
 
-__all__ = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
 STATISTICS = ("batch", "running", "frozen", "population", "prediction")
 UPDATES = ("forward", "step")
 ON_NONFINITE = ("propagate", "skip_update", "raise")
 
 
-class _BatchNorm(Normalization):
+class BatchNorm(Normalization):
     """y = gamma (x − mean) / √(var + eps) + beta, per channel C.      Ioffe & Szegedy 2015
 
     x: {shape}.  Training: mean and biased var of this batch, and the running ones move by
@@ -63,7 +63,7 @@ class _BatchNorm(Normalization):
     num_batches_tracked: Tensor | None
     average: Average | None
     _optional_state = ("num_batches_tracked",)
-    _ndims: tuple[int, ...]
+    _ndims: tuple[int, ...] = (2, 3, 4, 5)
     workers: ops.Workers | None = None
     _pending: tuple[int, Moments, tuple[Any, Any, int]] | None = None
     _thawed: tuple[str, list[bool]] | None = None     # what unfreeze_batch_norm goes back to
@@ -248,8 +248,9 @@ class _BatchNorm(Normalization):
 
     def _count(self) -> None:
         """After the op, so that a rejected batch is not counted."""
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.data += 1
+        tracked = self.num_batches_tracked
+        if tracked is not None and self.training and self.track_running_stats:
+            tracked.data[()] = tracked.data.item() + 1
 
     # ------------------------------------------------------------------------------------- fusion
 
@@ -276,20 +277,20 @@ class _BatchNorm(Normalization):
                               if getattr(self, name) != usual)
 
 
-def _documented(shape: str) -> str:
-    return (_BatchNorm.__doc__ or "").replace("{shape}", shape)
+_TEXT = BatchNorm.__doc__ or ""
+BatchNorm.__doc__ = _TEXT.replace("{shape}", "(N, C, *) of 2 to 5 dimensions")
 
 
-class BatchNorm1d(_BatchNorm):
-    __doc__ = _documented("(N, C) or (N, C, L)")
+class BatchNorm1d(BatchNorm):
+    __doc__ = _TEXT.replace("{shape}", "(N, C) or (N, C, L)")
     _ndims = (2, 3)
 
 
-class BatchNorm2d(_BatchNorm):
-    __doc__ = _documented("(N, C, H, W)")
+class BatchNorm2d(BatchNorm):
+    __doc__ = _TEXT.replace("{shape}", "(N, C, H, W)")
     _ndims = (4,)
 
 
-class BatchNorm3d(_BatchNorm):
-    __doc__ = _documented("(N, C, D, H, W)")
+class BatchNorm3d(BatchNorm):
+    __doc__ = _TEXT.replace("{shape}", "(N, C, D, H, W)")
     _ndims = (5,)

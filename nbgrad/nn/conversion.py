@@ -11,7 +11,7 @@ from typing import Any
 from nbgrad.autograd import bump
 from nbgrad.ops import Workers
 
-from .batch_norm import _BatchNorm
+from .batch_norm import BatchNorm
 from .module import Module
 from .tree import MODULE
 
@@ -20,7 +20,7 @@ __all__ = ["convert_norm", "freeze_batch_norm", "unfreeze_batch_norm"]
 Factory = Callable[[Any], Module]
 
 
-def convert_norm(model: Module, to: str | Factory, *, of: Any = _BatchNorm,
+def convert_norm(model: Module, to: str | Factory, *, of: Any = BatchNorm,
                  **options: Any) -> Module:
     """Replace the batch norms of a model, in place; returns the model, or, where that is itself a
     batch norm, the layer that takes its place.
@@ -121,7 +121,7 @@ def _share(model: Module, *, workers: Workers | None) -> Module:
 
 
 def _batch_norms(model: Module) -> Iterator[tuple[str, Any]]:
-    return ((name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm))
+    return ((name, m) for name, m in model.named_modules() if isinstance(m, BatchNorm))
 
 
 def _factory(name: str, options: dict[str, Any]) -> Factory:
@@ -168,4 +168,5 @@ def _take_over(old: Any, new: Any) -> None:
             t.requires_grad_(source.requires_grad)
             bump(t)
     new.train(old.training)
-    vars(new)["_hooks"] = old._hooks
+    if old._hooks is not None:
+        vars(new)["_hooks"] = old._hooks

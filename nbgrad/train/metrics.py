@@ -12,11 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from nbgrad.autograd import Tensor
-from nbgrad.nn import BatchNorm1d, BatchNorm2d, BatchNorm3d, Module
+from nbgrad.nn import BatchNorm, Module
 
 __all__ = ["CsvLog", "Log", "TensorBoardLog", "batch_norm_layers", "grad_norm", "norm_statistics"]
-
-_BATCH_NORM = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
 
 class Log(Protocol):
@@ -106,7 +104,7 @@ def grad_norm(parameters: Iterable[Tensor]) -> float:
 def batch_norm_layers(model: Module) -> dict[str, Any]:
     """Every batch-norm layer of a model under its dotted name (the model itself under "model")."""
     return {name or "model": layer for name, layer in model.named_modules()
-            if isinstance(layer, _BATCH_NORM)}
+            if isinstance(layer, BatchNorm)}
 
 
 def norm_statistics(model: Module) -> dict[str, float]:

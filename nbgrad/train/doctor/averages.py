@@ -49,7 +49,7 @@ def never_updated(e: Examination) -> Iterator[Finding]:
     stuck: Hits = {}
     never: Hits = {}
     for layer, mean, var in evaluated_by_running(e):
-        if not mean.any() and (var == 1).all():
+        if layer.inputs and not mean.any() and (var == 1).all():
             into = stuck if momentum(layer.norm) == 0 and tracked(layer) else never
             into[layer.name] = {"batches tracked": tracked(layer), "running mean": 0,
                                 "running var": 1, "off by": upper(layer.off(layer.inputs))}
