@@ -167,6 +167,19 @@ def _eval(args: argparse.Namespace) -> None:
               f"loss {result.loss:.4f} ({result.samples} test images)")
 
 
+def _doctor(args: argparse.Namespace) -> None:
+    from nbgrad.train.doctor import bn_doctor
+    from nbgrad.train.runs import restored
+    from nbgrad.train.setup import build_optimizer, in_order, load_task, loader
+
+    if args.batches is not None and args.batches < 1:
+        raise _Exit(2, f"--batches: expected at least 1, got {args.batches}")
+    model, config, _ = restored(args.checkpoint)
+    task = load_task(config.but(root=args.root or config.root))
+    print(bn_doctor(model, loader(config, task), test=in_order(task.test, config.batch_size),
+                    optimizer=build_optimizer(config, model), batches=args.batches))
+
+
 def _predict(args: argparse.Namespace) -> None:
     from nbgrad.train.predict import predict
     from nbgrad.train.runs import restored
@@ -283,6 +296,12 @@ def _parser() -> argparse.ArgumentParser:
                    help="of batch norm: running (default), batch, population; or several of them")
     p.add_argument("--root", help="folder of the data set, if not where it was")
     p.add_argument("--batch-size", type=int, help="images at a time (the run's)")
+    p = _command(commands, "doctor", _doctor,
+                 "look for what is wrong with a checkpoint's batch norms")
+    p.add_argument("checkpoint", metavar="CHECKPOINT", help="a file, or a run's folder (its best)")
+    p.add_argument("--root", help="folder of the data set, if not where it was")
+    p.add_argument("--batches", type=int, metavar="N",
+                   help="look at so many batches of training and test data (all)")
     p = _command(commands, "predict", _predict, "classify image files (.png, .npy)")
     p.add_argument("checkpoint", metavar="CHECKPOINT", help="a file, or a run's folder (its best)")
     p.add_argument("files", metavar="FILE", nargs="+")

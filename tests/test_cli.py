@@ -220,6 +220,30 @@ def test_eval_says_where_statistics_make_no_difference(tmp_path, capsys):
     assert out.startswith("the network has no batch norm")
 
 
+def test_doctor_finds_nothing_wrong_with_a_healthy_run(trained, capsys):
+    before = (trained / "last.safetensors").read_bytes()
+    out, err = ok(capsys, "doctor", trained / "last.safetensors")
+    lines = out.splitlines()
+    assert lines[0] == ("3 batch norms, training mode; 1,380 samples in 23 batches of 60 to 60")
+    assert [line.split()[0] for line in lines[4:7]] == ["running", "batch", "population"]
+    assert "no problem found" in lines
+    assert not err
+    assert (trained / "last.safetensors").read_bytes() == before
+
+
+def test_doctor_names_what_is_wrong_with_a_checkpoint(trained, tmp_path, capsys):
+    state = checkpoint.load(trained / "last.safetensors")
+    for name, value in state["model"].items():
+        if name.startswith("norm2.running"):
+            value.data[...] = name.endswith("var")
+    path = checkpoint.save(tmp_path / "c.safetensors", state)
+    out, _ = ok(capsys, "doctor", path, "--batches", "5")
+    assert "problem: never-updated in norm2\n" in out
+    assert "what to do: nbgrad.train.update_bn(model, loader)" in out
+    assert "300 samples in 5 batches" in out
+    assert "--batches: expected at least 1" in fails(capsys, "doctor", path, "--batches", "0")
+
+
 @pytest.mark.parametrize("damage", ["cut", "other", "missing", "fields"])
 def test_a_damaged_checkpoint_is_one_line(damage, trained, tmp_path, capsys):
     path = tmp_path / "c.safetensors"
@@ -232,7 +256,8 @@ def test_a_damaged_checkpoint_is_one_line(damage, trained, tmp_path, capsys):
         state = checkpoint.load(trained / "last.safetensors")
         state["config"]["model"] = "lenet"
         checkpoint.save(path, state)
-    for command in (["eval", path], ["train", "--resume", path], ["predict", path, "x.png"]):
+    for command in (["eval", path], ["doctor", path], ["train", "--resume", path],
+                    ["predict", path, "x.png"]):
         assert "c.safetensors" in fails(capsys, *command)
 
 

@@ -16,9 +16,10 @@ from nbgrad.nn.functional import cross_entropy
 from nbgrad.ops.random import Generator, default_generator, manual_seed
 from nbgrad.train import checkpoint
 from nbgrad.train.config import CHOICES, Config, defaults
-from nbgrad.train.evaluation import evaluate, population_statistics
+from nbgrad.train.evaluation import evaluate
 from nbgrad.train.loop import Interrupted, Trainer
 from nbgrad.train.metrics import CsvLog, TensorBoardLog, grad_norm, norm_statistics
+from nbgrad.train.population import population_statistics
 from nbgrad.train.progress import Lines, Silent, progress
 from nbgrad.train.report import epochs_to, finding, summarize, table
 from nbgrad.train.setup import build_model, load_task, loader, trainer

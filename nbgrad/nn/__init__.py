@@ -24,9 +24,10 @@ from .batch_variants import (
 )
 from .container import ModuleDict, ModuleList, ParameterList, Sequential
 from .conv import Conv2d
+from .conversion import convert_norm, freeze_batch_norm, unfreeze_batch_norm
 from .create_norm import create_norm, register_norm
 from .dropout import Dropout
-from .fusion import fuse
+from .fusion import Folded, fold, fuse
 from .group_norm import (
     GroupNorm,
     InstanceNorm1d,
@@ -61,5 +62,6 @@ __all__ = [
     "ReLU", "LeakyReLU", "ELU", "GELU", "SiLU", "Sigmoid", "Tanh", "Softplus", "Softmax",
     "LogSoftmax",
     "CrossEntropyLoss", "NLLLoss", "MSELoss",
+    "convert_norm", "freeze_batch_norm", "unfreeze_batch_norm", "fold", "Folded",
     "functional", "fuse", "init", "summary", "utils",
 ]

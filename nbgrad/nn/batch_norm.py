@@ -66,6 +66,7 @@ class BatchNorm(Normalization):
     _ndims: tuple[int, ...] = (2, 3, 4, 5)
     workers: ops.Workers | None = None
     _pending: tuple[int, Moments, tuple[Any, Any, int]] | None = None
+    _thawed: tuple[str, list[bool]] | None = None     # what unfreeze_batch_norm goes back to
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
                  affine: bool = True, track_running_stats: bool = True, *, bias: bool = True,

@@ -15,17 +15,22 @@ if TYPE_CHECKING:
         save as save_checkpoint,
     )
     from nbgrad.train.config import Config
-    from nbgrad.train.evaluation import Evaluation, evaluate, population_statistics
+    from nbgrad.train.doctor import Finding, Report, bn_doctor
+    from nbgrad.train.evaluation import Evaluation, evaluate
     from nbgrad.train.loop import Interrupted, Trainer
     from nbgrad.train.metrics import CsvLog, TensorBoardLog
+    from nbgrad.train.population import adapt, population_statistics, update_bn
     from nbgrad.train.study import Study, compare
 
 __all__ = ["Trainer", "Interrupted", "evaluate", "Evaluation", "population_statistics",
-           "save_checkpoint", "load_checkpoint", "CheckpointError", "CsvLog", "TensorBoardLog",
-           "Config", "Study", "compare"]
+           "update_bn", "adapt", "bn_doctor", "Report", "Finding", "save_checkpoint",
+           "load_checkpoint", "CheckpointError", "CsvLog", "TensorBoardLog", "Config", "Study",
+           "compare"]
 
 _WHERE = {"Trainer": "loop", "Interrupted": "loop", "evaluate": "evaluation",
-          "Evaluation": "evaluation", "population_statistics": "evaluation",
+          "Evaluation": "evaluation", "population_statistics": "population",
+          "update_bn": "population", "adapt": "population",
+          "bn_doctor": "doctor", "Report": "doctor", "Finding": "doctor",
           "CheckpointError": "checkpoint", "CsvLog": "metrics", "TensorBoardLog": "metrics",
           "Config": "config", "Study": "study", "compare": "study"}
 _RENAMED = {"save_checkpoint": ("checkpoint", "save"), "load_checkpoint": ("checkpoint", "load")}

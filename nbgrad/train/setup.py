@@ -18,8 +18,8 @@ from nbgrad.train.config import Config
 from nbgrad.train.evaluation import evaluate
 from nbgrad.train.loop import Trainer
 
-__all__ = ["CLASSES", "SHAPES", "Task", "build_model", "in_order", "load_task", "loader",
-           "sample_loss", "trainer", "warm_up"]
+__all__ = ["CLASSES", "SHAPES", "Task", "build_model", "build_optimizer", "in_order",
+           "load_task", "loader", "sample_loss", "trainer", "warm_up"]
 
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 CLASSES = {
@@ -66,7 +66,7 @@ def trainer(config: Config, task: Task, **settings: Any) -> Trainer:
     loader's order are the same for every norm, learning rate and optimiser.
     """
     model = build_model(config)
-    optimizer = _optimizer(config, model)
+    optimizer = build_optimizer(config, model)
     train = loader(config, task)
     steps = len(train)
     schedule = _schedule(config, optimizer, steps)
@@ -150,7 +150,8 @@ def _draw(layer: Any, how: str, generator: Generator) -> None:
         init.orthogonal_(layer.weight, generator=generator)
 
 
-def _optimizer(config: Config, model: nn.Module) -> Any:
+def build_optimizer(config: Config, model: nn.Module) -> Any:
+    """A new one; the weights of norms and biases are not decayed."""
     groups = optim.param_groups(model, config.weight_decay)
     if config.optimizer == "sgd":
         return optim.SGD(groups, lr=config.lr, momentum=config.momentum)

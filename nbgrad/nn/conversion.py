@@ -1,0 +1,172 @@
+"""Batch norms of a finished model turned into other layers, frozen, and released again."""
+
+# mypy: no-warn-return-any
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+from nbgrad.autograd import bump
+from nbgrad.ops import Workers
+
+from .batch_norm import BatchNorm
+from .module import Module
+from .tree import MODULE
+
+__all__ = ["convert_norm", "freeze_batch_norm", "unfreeze_batch_norm"]
+
+Factory = Callable[[Any], Module]
+
+
+def convert_norm(model: Module, to: str | Factory, *, of: Any = BatchNorm,
+                 **options: Any) -> Module:
+    """Replace the batch norms of a model, in place; returns the model, or, where that is itself a
+    batch norm, the layer that takes its place.
+
+    to: "group": GroupNorm with ``groups=`` (without it, the largest divisor of the channels that is
+      at most 32, Wu & He's number, and leaves two channels in a group);
+      "frozen" and "batch": ``freeze_batch_norm`` and ``unfreeze_batch_norm``: the layers stay;
+      "sync" with ``workers=`` (see nbgrad.ops.Workers; None ends it): the layers stay, and take
+      the statistics of the workers' batches together;
+      another name that ``nn.create_norm`` knows, which gets the channels and ``options``;
+      a function: layer -> the module in its place (the layer itself, to leave it as it is).
+    of: the class or classes of layers to convert (batch norms).
+
+    Names, hooks, training flags and dtypes are kept; a parameter or buffer is copied where the new
+    layer has one of that name and shape: gamma and beta, which are then a start for fine-tuning,
+    since another normalization computes another function. A layer with two names stays shared.
+
+    Raises ValueError for names and groups that do not fit, TypeError for a function that returns no
+    Module; the model is then as it was.
+
+    >>> from nbgrad import nn
+    >>> convert_norm(nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4)), lambda bn: nn.LayerNorm(4))
+    Sequential(
+      (0): Linear(in_features=2, out_features=4, bias=True)
+      (1): LayerNorm((4,), eps=1e-05, elementwise_affine=True, bias=True)
+    )
+    """
+    if to == "sync":
+        return _share(model, **options)
+    if to in ("frozen", "batch"):
+        return (freeze_batch_norm if to == "frozen" else unfreeze_batch_norm)(model, **options)
+    make = to if callable(to) else _factory(to, options)
+    if callable(to) and options:
+        raise ValueError(f"convert_norm: a function takes no options, got {', '.join(options)}")
+    new = {layer: _made(make, name, layer) for name, layer in model.named_modules()
+           if isinstance(layer, of)}
+    homes = [(parent, name, child) for parent in model.modules()
+             for name, child in parent._own(MODULE) if child in new]
+    for old, layer in new.items():
+        _take_over(old, layer)
+    for parent, name, child in homes:
+        setattr(parent, name, new[child])
+    return new.get(model, model)
+
+
+def freeze_batch_norm(model: Module, *, affine: bool = True) -> Module:
+    """Normalize with the running statistics in training, too, and move neither them nor, with
+    ``affine``, gamma and beta: for fine-tuning with batches too small to have statistics. In place,
+    survives ``model.train()``; returns the model. ``unfreeze_batch_norm`` takes it back.
+
+    Raises ValueError, with nothing changed, for a layer that keeps no running statistics.
+
+    >>> from nbgrad import nn
+    >>> layer = freeze_batch_norm(nn.BatchNorm1d(2))
+    >>> layer.statistics, layer.weight.requires_grad
+    ('frozen', False)
+    """
+    layers = dict(_batch_norms(model))
+    for name, layer in layers.items():
+        if layer.running_mean is None:
+            raise ValueError(f"freeze_batch_norm: {name or 'the model'} keeps no running "
+                             "statistics (track_running_stats=False)")
+    for layer in layers.values():
+        parameters = [p for p in (layer.weight, layer.bias) if p is not None]
+        if layer._thawed is None:
+            layer._thawed = layer.statistics, [p.requires_grad for p in parameters]
+        layer.statistics = "frozen"
+        for p in parameters if affine else ():
+            p.requires_grad_(False)
+    return model
+
+
+def unfreeze_batch_norm(model: Module) -> Module:
+    """Undo ``freeze_batch_norm``: the statistics that were used before, and gamma and beta trained
+    where they were. Layers that were built with statistics="frozen" get "batch". In place; returns
+    the model.
+
+    >>> from nbgrad import nn
+    >>> layer = unfreeze_batch_norm(freeze_batch_norm(nn.BatchNorm1d(2, statistics="population")))
+    >>> layer.statistics, layer.weight.requires_grad
+    ('population', True)
+    """
+    for _, layer in _batch_norms(model):
+        if layer._thawed is not None:
+            layer.statistics, trained = layer._thawed
+            for p, flag in zip((p for p in (layer.weight, layer.bias) if p is not None), trained):
+                p.requires_grad_(flag)
+            layer._thawed = None
+        elif layer.statistics == "frozen":
+            layer.statistics = "batch"
+    return model
+
+
+def _share(model: Module, *, workers: Workers | None) -> Module:
+    for _, layer in _batch_norms(model):
+        layer.workers = workers
+    return model
+
+
+def _batch_norms(model: Module) -> Iterator[tuple[str, Any]]:
+    return ((name, m) for name, m in model.named_modules() if isinstance(m, BatchNorm))
+
+
+def _factory(name: str, options: dict[str, Any]) -> Factory:
+    """layer -> its replacement, by name. The layers are looked up when needed: they import what
+    this module imports, and some come from modules above."""
+    home = import_module("nbgrad.nn")
+    if name == "group" and hasattr(home, "GroupNorm"):
+        return lambda layer: home.GroupNorm(_groups(layer.num_features, **options),
+                                            layer.num_features, eps=layer.eps,
+                                            affine=layer.weight is not None)
+    if not hasattr(home, "create_norm"):
+        raise ValueError(f"convert_norm: there is no layer called {name!r}; expected frozen, "
+                         "batch, or a function that makes the layer")
+    return lambda layer: home.create_norm(name, layer.num_features, **options)
+
+
+def _groups(channels: int, groups: int | None = None) -> int:
+    if groups is not None:
+        return groups                       # GroupNorm says what is wrong with it
+    most = min(32, max(channels // 2, 1))   # of one channel and no positions, y would be beta
+    return next((n for n in range(most, 0, -1) if channels % n == 0), 1)
+
+
+def _made(make: Factory, name: str, layer: Any) -> Module:
+    new = make(layer)
+    if not isinstance(new, Module):
+        raise TypeError(f"convert_norm: expected a Module in place of {name or 'the model'}, got "
+                        f"{type(new).__name__}")
+    return new
+
+
+def _take_over(old: Any, new: Any) -> None:
+    """What both have, copied into the new one; the same hooks."""
+    if new is old:
+        return
+    have = [*old.parameters(), *old.buffers()]
+    if have:
+        new.to(have[0].dtype)
+    values = {**dict(old.named_parameters()), **dict(old.named_buffers())}
+    for name, t in [*new.named_parameters(), *new.named_buffers()]:
+        source = values.get(name)
+        if source is not None and source.shape == t.shape:
+            t.data[...] = source.data
+            t.requires_grad_(source.requires_grad)
+            bump(t)
+    new.train(old.training)
+    if old._hooks is not None:
+        vars(new)["_hooks"] = old._hooks

@@ -1,0 +1,442 @@
+"""Working with batch norms: population statistics, adaptation, conversion, freezing, folding."""
+
+import copy
+
+import numpy as np
+import pytest
+
+import nbgrad
+from nbgrad import nn, optim
+from nbgrad.data import DataLoader, TensorDataset
+from nbgrad.train import adapt, evaluate, population_statistics, update_bn
+from nbgrad.train.population import unchanged
+
+rng = np.random.default_rng(5)
+X = (3 + 2 * rng.standard_normal((50, 2, 6, 6))).astype(np.float32)
+Y = (np.arange(50) % 3).astype(np.int64)
+
+
+def network(**settings):
+    nbgrad.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4, **settings), nn.ReLU(), nn.Flatten(),
+                         nn.Dropout(0.5), nn.Linear(64, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+
+
+def loader(size=8, x=X):
+    return DataLoader(TensorDataset(nbgrad.tensor(x), nbgrad.tensor(Y[:len(x)])), size)
+
+
+def state(model):
+    """All values, modes and policies."""
+    return ({k: t.data.copy() for k, t in model.state_dict().items()},
+            [m.training for m in model.modules()],
+            [(m.statistics, m._pending is None) for m in norms(model)])
+
+
+def assert_same_state(model, before):
+    now = state(model)
+    assert now[1:] == before[1:]
+    for name, value in before[0].items():
+        np.testing.assert_array_equal(now[0][name], value, err_msg=name)
+
+
+def norms(model):
+    return [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+
+
+def values(model, x=X):
+    with nbgrad.no_grad():
+        return model(nbgrad.tensor(x)).data
+
+
+# ---------------------------------------------------------------------- statistics of a population
+
+@pytest.mark.parametrize("size", [1, 7, 50])
+def test_evaluation_then_is_a_forward_pass_with_the_whole_set_as_one_batch(size):
+    model = network()
+    model[4].p = 0.0
+    want = values(model)                                    # training mode: statistics of all of X
+    update_bn(model, loader(size))
+    assert [m.num_batches_tracked.item() for m in norms(model)] == [-(-50 // size)] * 2
+    assert all(m.training for m in model.modules())
+    # float32 of the running statistics, 6e-8, through two norms
+    np.testing.assert_allclose(values(model.eval()), want, rtol=1e-5, atol=1e-5)
+
+
+def test_one_pass_normalizes_by_each_batch():
+    model = network()
+    found = update_bn(model, loader(10), exact=False)
+    fresh = network().eval()
+    fresh[1].train()
+    inputs = [values(fresh[:6], part) for part in np.split(X, 5)]
+    np.testing.assert_allclose(found["6"][0], np.concatenate(inputs).mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found["6"][1], np.concatenate(inputs).var(0), rtol=1e-5)
+    exact = update_bn(network(), loader(10))
+    np.testing.assert_allclose(found["1"][0], exact["1"][0], rtol=1e-12)
+    assert not np.allclose(found["6"][1], exact["6"][1], rtol=1e-3)
+
+
+def test_offsets_do_not_cancel():
+    """float32 data at 1e6 with standard deviation 1: E[x²] − E[x]² would have no correct digit."""
+    x = (1e6 + rng.standard_normal((64, 3))).astype(np.float32)
+    found = update_bn(nn.Sequential(nn.BatchNorm1d(3)), [nbgrad.tensor(p) for p in np.split(x, 8)])
+    np.testing.assert_allclose(found["0"][1], x.astype(np.float64).var(0), rtol=1e-6)
+
+
+def test_population_layers_evaluate_after_update_bn_only():
+    model = network(statistics="population")
+    with pytest.raises(RuntimeError, match="update_bn"):
+        values(model.eval())
+    update_bn(model, loader())
+    assert np.isfinite(values(model)).all()
+
+
+def test_masked_calls_count_what_is_there():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2)
+
+        def forward(self, x):
+            return self.norm(x, mask=x.data[:, 0] > 0)
+
+    x = rng.standard_normal((20, 2, 3)).astype(np.float32)
+    model = Masked()
+    update_bn(model, [nbgrad.tensor(p) for p in np.split(x, 4)])
+    there = x.transpose(0, 2, 1)[x[:, 0] > 0]
+    np.testing.assert_allclose(model.norm.running_mean.data, there.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(model.norm.running_var.data, there.var(0), rtol=1e-6)
+
+
+def test_frozen_and_prediction_layers_stay():
+    model = network(statistics="frozen")
+    found = update_bn(model, loader())
+    assert list(found) == ["6"]
+    assert model[1].num_batches_tracked.item() == 0
+    assert list(population_statistics(model, loader())) == ["1", "6"]      # a question, no change
+    assert update_bn(nn.Linear(2, 2), loader()) == {}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("exact", [True, False])
+def test_interrupted_it_leaves_the_model_as_it_was(error, exact):
+    class Stops:
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            for i, batch in enumerate(loader()):
+                if self.passes == (3 if exact else 2) and i == 3:    # one pass finds the order
+                    raise error
+                yield batch
+
+    model = network(update="step")
+    model(nbgrad.tensor(X))
+    model[0].eval()
+    before = state(model)
+    with pytest.raises(error):
+        update_bn(model, Stops(), exact=exact)
+    assert_same_state(model, before)
+    assert all(m._hooks is None for m in model.modules())
+
+
+def test_what_has_no_population_is_refused():
+    model = network()
+    before = state(model)
+    with pytest.raises(ValueError, match="empty"):
+        update_bn(model, [])
+    with pytest.raises(ValueError, match="iterator ends after one pass"):
+        update_bn(model, iter(loader()))
+    shared = nn.BatchNorm2d(2)
+    with pytest.raises(ValueError, match="runs twice"):
+        update_bn(nn.Sequential(shared, nn.Sequential(shared)), loader())
+    with pytest.raises(ValueError, match="keeps no running"):
+        update_bn(network(track_running_stats=False), loader())
+    assert_same_state(model, before)
+
+
+def test_progress_is_told(capsys):
+    update_bn(network(), loader(), progress=True)
+    assert capsys.readouterr().err.splitlines() == [
+        "statistics, pass 1 of 2", "statistics, pass 2 of 2"]
+    update_bn(network(), loader())
+    assert capsys.readouterr().err == ""
+
+
+def test_workers_find_the_population_of_all():
+    from threading import Thread
+
+    group, models = nn.InProcess(2, timeout=60), [network(), network()]
+    for i, model in enumerate(models):
+        for layer in norms(model):
+            layer.workers = group.rank(i)
+    threads = [Thread(target=update_bn, args=(m, loader(5, part)))
+               for m, part in zip(models, (X[:20], X[20:]))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(60)
+    want = update_bn(network(), loader())
+    for i, (mean, var) in zip((1, 6), want.values()):
+        for model in models:
+            np.testing.assert_allclose(model[i].running_mean.data, mean, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(model[i].running_var.data, var, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prior", [0, 25, 1000])
+def test_adaptation_mixes_by_numbers_of_samples(prior):
+    model = nn.Sequential(nn.BatchNorm2d(2))
+    update_bn(model, loader())
+    old = [b.data.astype(np.float64) for b in (model[0].running_mean, model[0].running_var)]
+    shifted = X[:25] * 3 + 1
+    adapt(model, loader(10, shifted), prior=prior)
+    axes = (0, 2, 3)
+    for before, new, now in zip(old, (shifted.mean(axes), shifted.var(axes)),
+                                (model[0].running_mean, model[0].running_var)):
+        np.testing.assert_allclose(now.data, (prior * before + 25 * new) / (prior + 25), rtol=1e-5)
+
+
+def test_adaptation_recovers_what_another_contrast_costs():
+    """A trained network on digits of a quarter of the contrast, darker: Schneider et al. 2020."""
+    train, test = nbgrad.data.load("digits", standardize=True)
+    nbgrad.manual_seed(0)
+    model = nbgrad.models.mlp()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    for x, y in DataLoader(train, 60, shuffle=True, drop_last=True):
+        optimizer.zero_grad()
+        nbgrad.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    x, y = test.tensors
+    other = DataLoader(TensorDataset(nbgrad.tensor(x.data * 0.25 - 2), y), 90)
+    before = evaluate(model, other).accuracy
+    adapt(model, other)
+    assert evaluate(model, other).accuracy > before + 0.2
+
+
+@pytest.mark.parametrize("prior", [-1, np.inf, np.nan])
+def test_adaptation_refuses_a_prior_that_is_no_number_of_samples(prior):
+    with pytest.raises(ValueError, match="prior must be"):
+        adapt(network(), loader(), prior=prior)
+
+
+def test_a_finished_block_can_be_kept_or_taken_back():
+    model = network()
+    before = state(model)
+    with unchanged(model):
+        model.eval()
+        update_bn(model, loader())
+    assert_same_state(model, before)
+
+
+# --------------------------------------------------------------------------------------- conversion
+
+class Scaled(nn.Module):
+    """A normalization of another name, with gamma, beta and nothing that runs."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.weight = nn.Parameter(np.ones(channels, np.float32))
+        self.bias = nn.Parameter(np.zeros(channels, np.float32))
+        self.other = nn.Parameter(np.full(3, 7, np.float32))
+
+    def forward(self, x):
+        column = (1, -1) + (1,) * (x.ndim - 2)
+        return x * self.weight.reshape(column) + self.bias.reshape(column)
+
+
+def test_conversion_replaces_in_place_and_copies_what_fits():
+    model = network().double()
+    model[1].weight.data[...] = [1, 2, 3, 4]
+    model[1].bias.requires_grad_(False)
+    model[6].eval()
+    seen = []
+    model[1].register_forward_hook(lambda module, args, y: seen.append(type(module)))
+    converted = nn.convert_norm(model, lambda bn: Scaled(bn.num_features))
+    assert converted is model
+    assert [type(m) for m in (model[1], model[6])] == [Scaled, Scaled]
+    assert list(model.state_dict())[2:5] == ["1.weight", "1.bias", "1.other"]
+    np.testing.assert_array_equal(model[1].weight.data, [1, 2, 3, 4])
+    np.testing.assert_array_equal(model[1].other.data, 7)
+    assert model[1].other.dtype == np.float64
+    assert (model[1].weight.requires_grad, model[1].bias.requires_grad) == (True, False)
+    assert (model[1].training, model[6].training) == (True, False)
+    values(model, X.astype(np.float64))
+    assert seen == [Scaled]
+
+
+def test_a_norm_with_two_names_stays_one():
+    shared = nn.BatchNorm1d(4)
+    model = nn.Sequential(nn.Linear(4, 4), shared, nn.Linear(4, 4), shared)
+    nn.convert_norm(model, lambda bn: Scaled(4))
+    assert model[1] is model[3]
+    assert isinstance(model[1], Scaled)
+    alone = nn.convert_norm(nn.BatchNorm1d(4), lambda bn: Scaled(4))
+    assert isinstance(alone, Scaled)
+
+
+def test_blocks_with_their_own_forward_are_converted():
+    model = nbgrad.models.resnet20(width=4, image_size=8)
+    nn.convert_norm(model, lambda bn: nn.Identity())
+    assert not norms(model)
+    assert values(model, rng.standard_normal((2, 3, 8, 8)).astype(np.float32)).shape == (2, 10)
+
+
+def test_to_group_norm(monkeypatch):
+    class GroupNorm(Scaled):
+        def __init__(self, groups, channels, eps, affine):
+            super().__init__(channels)
+            self.groups, self.eps = groups, eps
+
+    monkeypatch.setattr(nn, "GroupNorm", GroupNorm, raising=False)
+    made = []
+    for channels in (1, 3, 4, 16, 48, 64, 256):
+        made.append(nn.convert_norm(nn.BatchNorm2d(channels, eps=0.5), "group"))
+    assert [(m.groups, m.eps) for m in made] == [
+        (g, 0.5) for g in (1, 1, 2, 8, 24, 32, 32)]
+    assert nn.convert_norm(nn.BatchNorm2d(6), "group", groups=3).groups == 3
+
+
+def test_by_the_names_that_the_library_knows(monkeypatch):
+    monkeypatch.setattr(nn, "create_norm", lambda name, channels, size: Scaled(channels),
+                        raising=False)
+    assert isinstance(nn.convert_norm(nn.BatchNorm1d(4), "scaled", size=2), Scaled)
+
+
+def test_a_conversion_that_fails_changes_nothing(monkeypatch):
+    monkeypatch.delattr(nn, "create_norm", raising=False)
+    model = network()
+    kinds = [type(m) for m in model]
+    with pytest.raises(TypeError, match="expected a Module in place of 6, got int"):
+        nn.convert_norm(model, lambda bn: Scaled(4) if bn.num_features == 4 else 1)
+    with pytest.raises(ValueError, match="no layer called 'median'"):
+        nn.convert_norm(model, "median")
+    with pytest.raises(ValueError, match="takes no options"):
+        nn.convert_norm(model, lambda bn: bn, groups=2)
+    assert [type(m) for m in model] == kinds
+
+
+def test_to_layers_that_share_statistics_and_back():
+    model = network()
+    for workers in (nn.InProcess(1).rank(0), None):
+        assert nn.convert_norm(model, "sync", workers=workers) is model
+        assert all(m.workers is workers for m in norms(model))
+        assert np.isfinite(values(model)).all()
+    with pytest.raises(TypeError, match="workers"):
+        nn.convert_norm(model, "sync")
+
+
+# ----------------------------------------------------------------------------------------- freezing
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_frozen_layers_train_by_running_statistics_and_stay(affine):
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3))
+    update_bn(model, loader())
+    model[0].bias.requires_grad_(False)
+    before = copy.deepcopy(state(model)[0])
+    assert nn.freeze_batch_norm(model, affine=affine) is model
+    nn.freeze_batch_norm(model, affine=affine)        # once more changes nothing to come back to
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    want = values(model.eval()[0])
+    model.train()
+    np.testing.assert_array_equal(values(model[0]), want)
+    nbgrad.cross_entropy(model(nbgrad.tensor(X)), nbgrad.tensor(Y)).backward()
+    optimizer.step()
+    now = model.state_dict()
+    for name in ("0.bias", "0.running_mean", "0.running_var"):
+        np.testing.assert_array_equal(now[name].data, before[name])
+    assert np.array_equal(now["0.weight"].data, before["0.weight"]) == affine
+    assert not np.array_equal(now["2.weight"].data, before["2.weight"])
+    assert nn.unfreeze_batch_norm(model) is model
+    assert model[0].statistics == "batch"
+    assert (model[0].weight.requires_grad, model[0].bias.requires_grad) == (True, False)
+    values(model, 2 * X)
+    assert not np.array_equal(model[0].running_mean.data, before["0.running_mean"])
+
+
+def test_the_words_of_evaluate_win_over_a_layers_policy():
+    model = network()
+    update_bn(model, loader())
+    model[1].running_var.data *= 2
+    for word in ("running", "batch", "population"):
+        found = [evaluate(m, loader(), statistics=word, train=loader())
+                 for m in (model, nn.freeze_batch_norm(copy.deepcopy(model)))]
+        assert found[0] == found[1]
+    assert evaluate(model, loader()) != evaluate(model, loader(), statistics="batch")
+
+
+def test_freezing_by_name_of_a_conversion():
+    model = network(statistics="population")
+    nn.convert_norm(model, "frozen", affine=False)
+    assert [m.statistics for m in norms(model)] == ["frozen", "frozen"]
+    assert model[1].weight.requires_grad
+    nn.convert_norm(copy.deepcopy(model), "batch")
+    assert model[1].statistics == "frozen"                # of the copy only
+    nn.convert_norm(model, "batch")
+    assert [m.statistics for m in norms(model)] == ["population", "batch"]
+    built = nn.unfreeze_batch_norm(nn.BatchNorm1d(2, statistics="frozen"))
+    assert built.statistics == "batch"
+
+
+def test_without_running_statistics_nothing_is_frozen():
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2, track_running_stats=False))
+    with pytest.raises(ValueError, match="1 keeps no running statistics"):
+        nn.freeze_batch_norm(model)
+    assert model[0].statistics == "batch"
+
+
+# ------------------------------------------------------------------------------------------ folding
+
+def trained(**settings):
+    model = network(**settings)
+    update_bn(model, loader())
+    model[1].weight.data[...] = [0.5, -3, 0, 1]
+    return model.eval()
+
+
+def test_fold_says_how_far_it_is():
+    model, x = trained(), nbgrad.tensor(X)
+    folded, deviation, condition, layers = nbgrad.fold(model, x)
+    assert layers == ("1", "6")
+    assert [type(folded[i]) for i in (1, 6)] == [nn.Identity, nn.Identity]
+    assert deviation == np.abs(values(folded) - values(model)).max()
+    assert 0 < deviation < 1e-5
+    scales = [np.abs(m.weight.data) / np.sqrt(m.running_var.data + m.eps) for m in norms(model)]
+    assert condition == pytest.approx(max(s.max() for s in scales))
+    exact = nbgrad.fold(model.double(), nbgrad.tensor(X.astype(np.float64)))
+    assert exact.deviation < 1e-13
+
+
+def test_the_condition_foretells_the_deviation():
+    model, x = trained(), nbgrad.tensor(X)
+    model[1].running_var.data[1] = 1e-8
+    worse = nbgrad.fold(model, x)
+    assert worse.condition == pytest.approx(3 / np.sqrt(1e-8 + 1e-5), rel=1e-4)
+    model[1].running_var.data[1] = 1
+    assert worse.deviation > 10 * nbgrad.fold(model, x).deviation
+
+
+def test_fold_without_norms_or_without_an_example():
+    model = nn.Linear(2, 2)
+    assert nn.fold(model, nbgrad.randn(3, 2))[1:] == (0.0, 0.0, ())
+    with pytest.raises(TypeError, match="example"):
+        nn.fold(model)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda bn: bn.train(), "batch's statistics"),
+    (lambda bn: setattr(bn, "statistics", "prediction"), "batch's statistics"),
+    (lambda bn: bn.running_var.data.__setitem__(2, np.nan), "cannot normalize channel 2.*var nan"),
+    (lambda bn: bn.running_mean.data.__setitem__(0, np.inf), "channel 0: running mean inf"),
+    (lambda bn: bn.running_var.data.__setitem__(slice(1, 3), -1e-3), "channel 1.*1 more"),
+    (lambda bn: (setattr(bn, "eps", 0.0), bn.running_var.data.__setitem__(1, 0)), "channel 1"),
+    (lambda bn: (setattr(bn, "statistics", "population"), bn.num_batches_tracked.data.fill(0)),
+     "update_bn"),
+])
+def test_what_cannot_be_folded_is_refused(change, said):
+    model = trained()
+    change(model[1])
+    for attempt in (nbgrad.fold, nbgrad.fuse):
+        with pytest.raises(ValueError, match=said):
+            attempt(model, nbgrad.tensor(X))
+    assert [type(m) for m in model][::5] == [nn.Conv2d, nn.Linear]
+    assert type(model[1]) is nn.BatchNorm2d
