@@ -4,7 +4,7 @@ import nbgrad as nb
 from nbgrad import nn
 from nbgrad.nn import functional as F
 
-from .tools import Unsupported, ints, needs
+from .tools import Unsupported, ints
 
 
 def batch_norm(x, scale, bias, mean, var, *, epsilon=1e-5, momentum=0.9, training_mode=0):
@@ -25,23 +25,23 @@ def layer_norm(x, scale, bias=None, *, axis=-1, epsilon=1e-5, stash_type=1):
 
 
 def rms_norm(x, scale, *, axis=-1, epsilon=1e-5, stash_type=1):
-    return needs(F, "rms_norm")(x, x.shape[axis % x.ndim:], scale, epsilon)
+    return F.rms_norm(x, x.shape[axis % x.ndim:], scale, epsilon)
 
 
 def group_norm(x, scale, bias, *, num_groups, epsilon=1e-5, stash_type=1):
-    return needs(F, "group_norm")(x, num_groups, scale, bias, epsilon)
+    return F.group_norm(x, num_groups, scale, bias, epsilon)
 
 
 def instance_norm(x, scale, bias, *, epsilon=1e-5):
-    return needs(F, "instance_norm")(x, weight=scale, bias=bias, eps=epsilon)
+    return F.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
 
 
 def lrn(x, *, size, alpha=1e-4, beta=0.75, bias=1.0):
-    return needs(F, "local_response_norm")(x, size, alpha, beta, bias)
+    return F.local_response_norm(x, size, alpha, beta, bias)
 
 
 def lp_normalization(x, *, axis=-1, p=2):
-    return needs(F, "normalize")(x, p, axis)
+    return F.normalize(x, p, axis)
 
 
 def mean_variance(x, *, axes=(0, 2, 3)):

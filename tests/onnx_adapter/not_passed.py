@@ -45,9 +45,6 @@ REASONS = {
     "the random numbers of NumPy's RandomState": """
         bernoulli bernoulli_double bernoulli_seed training_dropout training_dropout_default
         training_dropout_default_mask training_dropout_mask""",
-    "padding of mode edge": "edge_pad",
-    "padding of mode reflect": "reflect_pad",
-    "padding of mode wrap": "wrap_pad",
     "scatter with a reduction": """
         scatter_elements_with_duplicate_indices scatter_elements_with_reduction_* scatternd_?*""",
     "max_pool2d takes floating point only": "maxpool_2d_uint8",

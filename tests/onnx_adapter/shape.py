@@ -92,14 +92,13 @@ def space_to_depth(x, *, blocksize, mode="DCR"):
 
 
 def pad(x, pads, value=None, axes=None, *, mode="constant"):
-    if mode != "constant":
-        raise Unsupported(f"padding of mode {mode}")
+    mode = {"edge": "replicate", "wrap": "circular"}.get(mode, mode)
     widths, dims = ints(pads), ints(axes) or range(x.ndim)
     all_of_them = [0] * (2 * x.ndim)
     for i, dim in enumerate(dims):
         at = 2 * (x.ndim - 1 - dim % x.ndim)
         all_of_them[at:at + 2] = widths[i], widths[i + len(dims)]
-    return F.pad(x, all_of_them, value=0.0 if value is None else number(value))
+    return F.pad(x, all_of_them, mode, value=0.0 if value is None else number(value))
 
 
 # ----------------------------------------------------------------------------------------- indexing

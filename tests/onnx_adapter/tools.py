@@ -20,11 +20,3 @@ def number(x):
 def along(axis, index):
     """An index that takes ``index`` along one axis, and all of those before it."""
     return (*[slice(None)] * axis, index)
-
-
-def needs(namespace, name):
-    """The function of that name. Raises Unsupported where there is none."""
-    try:
-        return getattr(namespace, name)
-    except AttributeError:
-        raise Unsupported(f"no function {name}") from None
