@@ -6,6 +6,7 @@ import numpy as np
 
 import nbgrad as nb
 from nbgrad.nn import functional as F
+from nbgrad.ops.indexing import index_add
 
 from .tools import Unsupported, along, ints, number
 
@@ -139,8 +140,11 @@ def scatter_nd(x, indices, updates, *, reduction="none"):
 
 
 def _scattered(x, index, updates, reduction):
+    if reduction == "add":                             # the gradient of taking what is there
+        return x + index_add(updates, index=tuple(i.data for i in map(nb.as_tensor, index)),
+                             shape=x.shape)
     if reduction != "none":
-        raise Unsupported("scatter with a reduction")
+        raise Unsupported("scatter with a product or an extreme")
     y = nb.clone(x)
     y[index] = updates
     return y
