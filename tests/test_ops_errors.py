@@ -151,6 +151,8 @@ BAD = [                                                  # (call, error, words t
     (lambda: F.max_pool2d(IMAGE, 2, padding=2), RuntimeError, "max_pool2d pad half"),
     (lambda: F.max_pool2d(IMAGE, 0), ValueError, "max_pool2d kernel_size 0"),
     (lambda: F.max_pool2d(X[0], 2), RuntimeError, "max_pool2d 4D 3D (3, 4)"),
+    (lambda: F.max_pool2d(nbgrad.full((1, 2, 2), 2 ** 53 + 1), 2), RuntimeError, "max_pool2d 2^53"),
+    (lambda: F.max_pool2d(nbgrad.full((1, 2, 2), -2 ** 63), 2), RuntimeError, "max_pool2d 2^53"),
     (lambda: F.max_pool2d(IMAGE, 1.5), TypeError, "max_pool2d kernel_size 1.5"),
     (lambda: F.max_pool2d(None, 2), TypeError, "max_pool2d NoneType"),
     (lambda: F.avg_pool2d(X[0, 0], 2), RuntimeError, "avg_pool2d (4,)"),

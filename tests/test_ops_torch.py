@@ -215,6 +215,8 @@ WINDOWS = {
         {"kernel_size": 3, "stride": 2, "ceil_mode": True},
         {"kernel_size": 2, "dilation": 2, "stride": (1, 2)},
         {"kernel_size": 3, "stride": 4, "padding": 1, "ceil_mode": True})},
+    "max_pool2d integers": (lambda F, x: F.max_pool2d(x, 3, 2, 1), RNG.integers(-9, 0, P)),
+    "max_pool2d bytes": (lambda F, x: F.max_pool2d(x[0], 2), RNG.integers(0, 256, P, np.uint8)),
     "max_pool2d indices": (lambda F, x: F.max_pool2d(x, 3, 2, 1, return_indices=True)[1],
                            normal(*P)),
     **{f"avg_pool2d {how}": (lambda F, x, how=how: F.avg_pool2d(x, **how), normal(*P)) for how in (

@@ -47,7 +47,6 @@ REASONS = {
         training_dropout_default_mask training_dropout_mask""",
     "scatter with a product or an extreme": """
         scatter_elements_with_reduction_* scatternd_m*""",
-    "max_pool2d takes floating point only": "maxpool_2d_uint8",
     "the largest of nothing raises, as in PyTorch": "reduce_max_empty_set* reduce_min_empty_set",
     "the vector has four digits (it passes at ONNX's own rtol of 1e-3)": """
         averagepool_2d_ceil_last_window_starts_on_pad""",
