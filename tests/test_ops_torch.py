@@ -171,6 +171,9 @@ SHAPE = {
     "unbind": (lambda F, a: a.unbind(1)[2] * a.unbind(1)[0], normal(*X)),
     "pad": (lambda F, a: F.pad(a, (1, 2)), normal(*X)),
     "pad dims": (lambda F, a: F.pad(a, (1, 0, 0, 2, 1, 1), value=3.5), normal(*X)),
+    "pad reflect": (lambda F, a: F.pad(a, (1, 0, 2, 4), mode="reflect"), normal(*P)),
+    "pad replicate": (lambda F, a: F.pad(a, (0, 7, 2, 1), mode="replicate"), normal(*P)),
+    "pad circular": (lambda F, a: F.pad(a, (6, 1), mode="circular"), normal(*P)[0]),
     "crop": (lambda F, a: F.pad(a, (-1, 2, 1, -2)), normal(*X)),
     "flip": (lambda F, a: a.flip(0) + F.flip(a, (0, 2)), normal(*X)),
     "roll": (lambda F, a: a.roll(2, 1) + F.roll(a, -7, 2), normal(*X)),
@@ -212,6 +215,8 @@ WINDOWS = {
         {"kernel_size": 3, "stride": 2, "ceil_mode": True},
         {"kernel_size": 2, "dilation": 2, "stride": (1, 2)},
         {"kernel_size": 3, "stride": 4, "padding": 1, "ceil_mode": True})},
+    "max_pool2d integers": (lambda F, x: F.max_pool2d(x, 3, 2, 1), RNG.integers(-9, 0, P)),
+    "max_pool2d bytes": (lambda F, x: F.max_pool2d(x[0], 2), RNG.integers(0, 256, P, np.uint8)),
     "max_pool2d indices": (lambda F, x: F.max_pool2d(x, 3, 2, 1, return_indices=True)[1],
                            normal(*P)),
     **{f"avg_pool2d {how}": (lambda F, x, how=how: F.avg_pool2d(x, **how), normal(*P)) for how in (

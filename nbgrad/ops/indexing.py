@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -131,22 +132,60 @@ def _pad(x: Tensor, /, widths: Any, value: Any) -> Any:
     return y, (lambda dy: getitem(dy, inner),)
 
 
+PAD_MODES = ("constant", "reflect", "replicate", "circular")
+
+
 def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0.0) -> Tensor:
-    """x with ``pad = (left, right, top, bottom, …)`` added from the last dim on; negative ones
-    crop."""
-    if mode != "constant":
-        raise ValueError(f"pad: only mode 'constant' is there, got {mode!r}")
+    """x with ``pad = (left, right, top, bottom, …)`` added from the last dim on.
+
+    mode: "constant" adds ``value``, and negative widths crop; "reflect" mirrors at the outermost
+    element, "replicate" repeats that, "circular" goes on at the other end. Raises ValueError for
+    other modes and for widths below 0 in these three, RuntimeError where a dim is too small.
+    """
+    if mode not in PAD_MODES:
+        raise ValueError(f"pad: expected mode to be one of {', '.join(PAD_MODES)}, got {mode!r}")
     if len(pad) % 2 or len(pad) > 2 * input.ndim:
         raise ValueError(f"pad: expected an even number of widths, at most {2 * input.ndim}, got "
                          f"{len(pad)}")
     widths = [(0, 0)] * input.ndim
     for i in range(len(pad) // 2):
         widths[input.ndim - 1 - i] = (pad[2 * i], pad[2 * i + 1])
+    if mode != "constant":
+        for axis, (before, after) in enumerate(widths):
+            input = _continued(input, axis, before, after, mode)
+        return input
     crop = tuple(slice(max(-a, 0), n - max(-b, 0)) for (a, b), n in zip(widths, input.shape))
     y = input if min(pad, default=0) >= 0 else getitem(input, crop)
     if any(max(-a, 0) + max(-b, 0) > n for (a, b), n in zip(widths, input.shape)):
         raise RuntimeError(f"pad: {tuple(pad)} crops more than there is of shape {input.shape}")
     return _pad(y, widths=tuple((max(a, 0), max(b, 0)) for a, b in widths), value=value)  # type: ignore[no-any-return]
+
+
+def _continued(x: Tensor, axis: int, before: int, after: int, mode: str) -> Tensor:
+    """x with its own elements added before and after along one axis."""
+    from nbgrad.ops.joining import cat
+
+    def part(start: int, stop: int) -> Tensor:
+        return getitem(x, (*(slice(None),) * axis, slice(start, stop)))  # type: ignore[no-any-return]
+
+    def repeated(start: int, times: int) -> Tensor:
+        shape = (*x.shape[:axis], times, *x.shape[axis + 1:])
+        return OPS["broadcast_to"](part(start, start + 1), shape=shape)  # type: ignore[no-any-return]
+    if not before and not after:
+        return x
+    n = x.shape[axis]
+    if min(before, after) < 0:
+        raise ValueError(f"pad: mode {mode!r} takes no negative widths, got {(before, after)}")
+    if max(before, after) > {"reflect": n - 1, "circular": n}.get(mode, math.inf if n else 0):
+        raise RuntimeError(f"pad: widths {(before, after)} of mode {mode!r} are too large for dim "
+                           f"{axis} of size {n}")
+    if mode == "reflect":
+        first, last = flip(part(1, before + 1), axis), flip(part(n - 1 - after, n - 1), axis)
+    elif mode == "circular":
+        first, last = part(n - before, n), part(0, after)
+    else:
+        first, last = repeated(0, before), repeated(n - 1, after)
+    return cat([first, x, last], axis)
 
 
 def masked_fill(input: Tensor, mask: Any, value: Any) -> Tensor:

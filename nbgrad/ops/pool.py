@@ -56,11 +56,23 @@ def _batched(x: Tensor, name: str) -> Tensor:
     return unsqueeze(x, 0) if x.ndim == 3 else x
 
 
+def _exact(x: Tensor, name: str) -> Tensor:
+    """Integers as float64, for kernels that are of floating point."""
+    if x.dtype.itemsize == 8 and x.data.size and max(x.data.max(), -int(x.data.min())) > 2 ** 53:
+        raise RuntimeError(f"{name}: integers beyond 2^53 are not supported")
+    return x.double()
+
+
 def max_pool2d(input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0,
                dilation: Any = 1, ceil_mode: bool = False, return_indices: bool = False) -> Any:
     """y = the largest of each window (the first of equal ones, NaN if there is one); stride
-    defaults to kernel_size.   ∂y goes to that element. Keeps the indices, not x."""
+    defaults to kernel_size.   ∂y goes to that element. Keeps the indices, not x. Raises
+    RuntimeError for integers beyond 2⁵³."""
     x = _batched(input, "max_pool2d")
+    if x.dtype.kind in "iu":
+        exact = _exact(checked(input, "max_pool2d"), "max_pool2d")
+        y, indices = max_pool2d(exact, kernel_size, stride, padding, dilation, ceil_mode, True)
+        return (y.to(x.dtype), indices) if return_indices else y.to(x.dtype)
     how = _geometry(x, "max_pool2d", kernel_size, stride, padding, dilation)
     y, indices = _max_pool2d(x, **how, ceil_mode=ceil_mode)
     if input.ndim == 3:
