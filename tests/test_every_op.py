@@ -122,6 +122,18 @@ def of_response(dy, x, gamma=None, extra=None):
                                                 invrms=1 / np.sqrt(square).reshape(-1))
 
 
+WEIGHTS = np.array([[1.0, 0.0], [0.5, 2.0], [0.0, 1.0], [1.5, 0.7]])[:, None]
+
+
+def of_weighted(w):
+    def f(dy, x, gamma):
+        found = nbgrad.ops.moments(x, mask=w)
+        return OPS["weighted_batch_norm_backward"](
+            dy, x, gamma, count=found.count, mean=found.mean, eps=1e-3, w=w,
+            invstd=1 / np.sqrt(found.var() + 1e-3))
+    return f
+
+
 def softmax_of(x):
     return as_tensor(np.exp(x.data) / np.exp(x.data).sum(1, keepdims=True))
 
@@ -263,6 +275,13 @@ SAMPLES = {
     "filter_response_norm_backward": [
         (of_response, (real(2, 3, 4), real(2, 3, 4), real(3), real(3, low=0.1, high=1))),
         (of_response, (real(2, 3, 4), real(2, 3, 4)))],
+    "weighted_batch_norm": [
+        (op("weighted_batch_norm", eps=1e-3), (real(4, 3, 2), real(3), real(3))),
+        (op("weighted_batch_norm", eps=1e-3, w=WEIGHTS), (real(4, 3, 2), real(3), real(3)))],
+    "weighted_batch_norm_backward": [(of_weighted(w), (real(4, 3, 2), real(4, 3, 2), real(3)))
+                                     for w in (None, WEIGHTS)],
+    "sum_over_workers": [(op("sum_over_workers", workers=nbgrad.nn.InProcess(1).rank(0)),
+                          (real(2, 3),))],
     "softmax": [(op("softmax", dim=1), (real(3, 4),)), (op("softmax", dim=0), (real(3, 4),))],
     "softmax_backward": [(op("softmax_backward", axis=1), (real(3, 4), softmax_of(real(3, 4))))],
     "log_softmax": [(op("log_softmax", dim=-1), (real(3, 4),))],
@@ -522,6 +541,7 @@ MODULES = {
     "norm.batch": ["batch_norm", "batch_norm_add_relu", "batch_norm_backward",
                    "batch_norm_inference", "batch_norm_inference_relu",
                    "batch_norm_inference_backward"],
+    "norm.weighted": ["weighted_batch_norm", "weighted_batch_norm_backward", "sum_over_workers"],
     "norm.channels": ["center", "channel_std", "channel_rms", "channel_dot", "divide_channels",
                       "at_least"],
     "norm.response": ["filter_response_norm", "filter_response_norm_backward"],
