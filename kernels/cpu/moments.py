@@ -121,13 +121,13 @@ def _gather(work, plan, channels, n, mean, m2, b):
     """Statistics of the channels from those of their columns, n values in each."""
     inner, reach, P = plan.inner, channels * plan.inner, _padded(plan)
     repeats = plan.W // reach if channels == plan.together else 1
-    for c in range(channels):
-        mean[u(b + c)] = m2[u(b + c)] = 0.0
+    for c in range(channels):                    # about one of them: of equal ones exactly that
+        mean[u(b + c)], m2[u(b + c)] = work[u(c * inner)], 0.0
     share = 1.0 / (repeats * inner)
     for first in range(0, repeats * reach, reach):
         for k in range(inner):
             for c in range(channels):
-                mean[u(b + c)] += work[u(first + c * inner + k)] * share
+                mean[u(b + c)] += (work[u(first + c * inner + k)] - work[u(c * inner)]) * share
     for first in range(0, repeats * reach, reach):
         for k in range(inner):
             for c in range(channels):
