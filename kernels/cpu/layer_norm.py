@@ -254,14 +254,12 @@ def _backward(x, dy, gamma, mean, invstd, center, R, D, G, block, past, blocks, 
         first = np.int64(t) * block
         bad[t] = _backward_block(x, dy, gamma, mean, invstd, center, first, min(R, first + block),
                                  D, G, past, blocks, np.int64(t) * width, dx)
-    for j in range(width):
-        a = 0.0
-        for b in range(bad.size):
-            a += blocks[b * width + j]
-        if j // D % 2 == 0:
-            dgamma[j // (2 * D) * D + j % D] = a
-        else:
-            dbeta[j // (2 * D) * D + j % D] = a
+    for g in range(G):
+        for j in range(D):
+            a = b = 0.0
+            for at in range(2 * g * D + j, blocks.size, width):
+                a, b = a + blocks[at], b + blocks[at + D]
+            dgamma[g * D + j], dbeta[g * D + j] = a, b
     return bad.sum() > 0
 
 
