@@ -101,12 +101,13 @@ def _words(x, mean):
 
 
 @inner
-def _normalize(x, gamma, beta, at, D, mean, invstd, past, y):
+def _normalize(x, gamma, beta, at, c, D, mean, invstd, past, y):
+    """y of a row whose γ and β begin at c."""
     L, s = lanes(x), fill(x, invstd)
     hi, lo = _words(x, mean)
     end = D // L * L
     for j in range(0, end, L):
-        v = fma(((load(x, at + j) - hi) - lo) * s, load(gamma, j), load(beta, j))
+        v = fma(((load(x, at + j) - hi) - lo) * s, load(gamma, c + j), load(beta, c + j))
         if past:
             stream(y, at + j, v)
         else:
@@ -114,7 +115,7 @@ def _normalize(x, gamma, beta, at, D, mean, invstd, past, y):
     if end < D:
         k = D - end
         d = ((load_part(x, at + end, k) - hi) - lo) * s
-        v = fma(d, load_part(gamma, end, k), load_part(beta, end, k))
+        v = fma(d, load_part(gamma, c + end, k), load_part(beta, c + end, k))
         store_part(y, at + end, v, k)
 
 
@@ -147,8 +148,7 @@ def _forward_block(x, gamma, beta, eps, center, first, last, D, G, past, y, mean
             mean[r], invstd[r] = m, s
             bad |= unfit(x.itemsize, v, s, eps)
         for r in range(start, end):
-            j = r % G * D
-            _normalize(pointer(x), pointer(gamma[j:]), pointer(beta[j:]), r * D, D, mean[r],
+            _normalize(pointer(x), pointer(gamma), pointer(beta), r * D, r % G * D, D, mean[r],
                        invstd[r], past, pointer(y))
     return bad
 
@@ -172,8 +172,9 @@ def _times(a, b, zero):
 
 
 @inner
-def _products(x, dy, gamma, at, D, mean, invstd, sums):
-    """Sums of g = γ dy and of g x̂ over a row; dy x̂ and dy are added to the columns of ``sums``."""
+def _products(x, dy, gamma, at, c, D, mean, invstd, sums):
+    """Sums of g = γ dy and of g x̂ over a row; dy x̂ and dy are added to the columns of ``sums``. γ
+    begins at c."""
     L, s = lanes(x), fill(x, invstd)
     hi, lo = _words(x, mean)
     sum_g, sum_p, zero = 0.0, 0.0, fill(x, 0)
@@ -183,14 +184,14 @@ def _products(x, dy, gamma, at, D, mean, invstd, sums):
             k = D - j
             if k >= L:
                 xhat, d = ((load(x, at + j) - hi) - lo) * s, load(dy, at + j)
-                g = _times(d, load(gamma, j), zero)
-                store(sums, j, fma(d, xhat, load(sums, j)))
-                store(sums, D + j, load(sums, D + j) + d)
+                g, i = _times(d, load(gamma, c + j), zero), 2 * c + j
+                store(sums, i, fma(d, xhat, load(sums, i)))
+                store(sums, D + i, load(sums, D + i) + d)
             else:
                 xhat, d = ((load_part(x, at + j, k) - hi) - lo) * s, load_part(dy, at + j, k)
-                g = _times(d, load_part(gamma, j, k), zero)
-                store_part(sums, j, fma(d, xhat, load_part(sums, j, k)), k)
-                store_part(sums, D + j, load_part(sums, D + j, k) + d, k)
+                g, i = _times(d, load_part(gamma, c + j, k), zero), 2 * c + j
+                store_part(sums, i, fma(d, xhat, load_part(sums, i, k)), k)
+                store_part(sums, D + i, load_part(sums, D + i, k) + d, k)
             a, p = a + g, fma(g, xhat, p)
         sum_g += np.float64(total(a))
         sum_p += np.float64(total(p))
@@ -198,7 +199,7 @@ def _products(x, dy, gamma, at, D, mean, invstd, sums):
 
 
 @inner
-def _slope(x, dy, gamma, at, D, mean, invstd, mean_g, mean_p, past, dx):
+def _slope(x, dy, gamma, at, c, D, mean, invstd, mean_g, mean_p, past, dx):
     """dx = (g − mean(g) − x̂ mean(g x̂)) invstd."""
     L, s = lanes(x), fill(x, invstd)
     hi, lo = _words(x, mean)
@@ -206,7 +207,7 @@ def _slope(x, dy, gamma, at, D, mean, invstd, mean_g, mean_p, past, dx):
     end = D // L * L
     for j in range(0, end, L):
         xhat = ((load(x, at + j) - hi) - lo) * s
-        v = fma(xhat, b, _times(load(dy, at + j), load(gamma, j), zero) - a) * s
+        v = fma(xhat, b, _times(load(dy, at + j), load(gamma, c + j), zero) - a) * s
         if past:
             stream(dx, at + j, v)
         else:
@@ -214,7 +215,7 @@ def _slope(x, dy, gamma, at, D, mean, invstd, mean_g, mean_p, past, dx):
     if end < D:
         k = D - end
         xhat = ((load_part(x, at + end, k) - hi) - lo) * s
-        g = _times(load_part(dy, at + end, k), load_part(gamma, end, k), zero)
+        g = _times(load_part(dy, at + end, k), load_part(gamma, c + end, k), zero)
         store_part(dx, at + end, fma(xhat, b, g - a) * s, k)
 
 
@@ -228,14 +229,13 @@ def _backward_block(x, dy, gamma, mean, invstd, center, first, last, D, G, past,
     for start in range(first, last, together):
         end = min(last, start + together)
         for r in range(start, end):
-            j = r % G * D
-            g, p = _products(pointer(x), pointer(dy), pointer(gamma[j:]), r * D, D, mean[r],
-                             invstd[r], pointer(sums[2 * j:]))
+            g, p = _products(pointer(x), pointer(dy), pointer(gamma), r * D, r % G * D, D, mean[r],
+                             invstd[r], pointer(sums))
             means[r - start], means[SIDE + r - start] = g / D if center else 0.0, p / D
             bad |= x.itemsize == 4 and not (abs(g) + abs(p) < math.inf
                                             and 1e-12 < invstd[r] < 1e12)
         for r in range(start, end):
-            _slope(pointer(x), pointer(dy), pointer(gamma[r % G * D:]), r * D, D, mean[r],
+            _slope(pointer(x), pointer(dy), pointer(gamma), r * D, r % G * D, D, mean[r],
                    invstd[r], means[r - start], means[SIDE + r - start], past, pointer(dx))
         if (end - first) // most > (start - first) // most or end == last:
             for j in range(width):
@@ -254,14 +254,12 @@ def _backward(x, dy, gamma, mean, invstd, center, R, D, G, block, past, blocks, 
         first = np.int64(t) * block
         bad[t] = _backward_block(x, dy, gamma, mean, invstd, center, first, min(R, first + block),
                                  D, G, past, blocks, np.int64(t) * width, dx)
-    for j in range(width):
-        a = 0.0
-        for b in range(bad.size):
-            a += blocks[b * width + j]
-        if j // D % 2 == 0:
-            dgamma[j // (2 * D) * D + j % D] = a
-        else:
-            dbeta[j // (2 * D) * D + j % D] = a
+    for g in range(G):
+        for j in range(D):
+            a = b = 0.0
+            for at in range(2 * g * D + j, blocks.size, width):
+                a, b = a + blocks[at], b + blocks[at + D]
+            dgamma[g * D + j], dbeta[g * D + j] = a, b
     return bad.sum() > 0
 
 
