@@ -132,8 +132,9 @@ def _factory(name: str, options: dict[str, Any]) -> Factory:
 
     def make(layer: Any) -> Any:
         settings: dict[str, Any] = {}
-        if len(layer._ndims) == 1:                  # which 1d and those of any dims leave open
-            settings["dims"] = layer._ndims[0] - 2
+        ndims = getattr(layer, "_ndims", ())
+        if len(ndims) == 1:                         # which 1d and those of any dims leave open
+            settings["dims"] = ndims[0] - 2
         if name == "group":
             affine = layer.weight is not None
             settings |= {"eps": layer.eps, "affine": affine, "bias": layer.bias is not None}
