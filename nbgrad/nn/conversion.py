@@ -132,7 +132,7 @@ def _factory(name: str, options: dict[str, Any]) -> Factory:
 
     def make(layer: Any) -> Any:
         settings: dict[str, Any] = {}
-        ndims = getattr(layer, "_ndims", ())
+        ndims: tuple[int, ...] = getattr(layer, "_ndims", ())
         if len(ndims) == 1:                         # which 1d and those of any dims leave open
             settings["dims"] = ndims[0] - 2
         if name == "group":
