@@ -25,12 +25,10 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = BatchNorm,
     """Replace the batch norms of a model, in place; returns the model, or, where that is itself a
     batch norm, the layer that takes its place.
 
-    to: "group": GroupNorm with ``groups=`` (without it, the largest divisor of the channels that is
-      at most 32, Wu & He's number, and leaves two channels in a group);
-      "frozen" and "batch": ``freeze_batch_norm`` and ``unfreeze_batch_norm``: the layers stay;
+    to: "frozen" and "batch": ``freeze_batch_norm`` and ``unfreeze_batch_norm``: the layers stay;
       "sync" with ``workers=`` (see nbgrad.ops.Workers; None ends it): the layers stay, and take
       the statistics of the workers' batches together;
-      another name that ``nn.create_norm`` knows, which gets the channels and ``options``;
+      "group", or another name that ``nn.create_norm`` knows, with its ``options``: groups=8;
       a function: layer -> the module in its place (the layer itself, to leave it as it is).
     of: the class or classes of layers to convert (batch norms).
 
@@ -125,24 +123,23 @@ def _batch_norms(model: Module) -> Iterator[tuple[str, Any]]:
 
 
 def _factory(name: str, options: dict[str, Any]) -> Factory:
-    """layer -> its replacement, by name. The layers are looked up when needed: they import what
-    this module imports, and some come from modules above."""
+    """layer -> its replacement, by name. ``create_norm`` is looked up when needed: it knows layers
+    of modules above this one."""
     home = import_module("nbgrad.nn")
-    if name == "group" and hasattr(home, "GroupNorm"):
-        return lambda layer: home.GroupNorm(_groups(layer.num_features, **options),
-                                            layer.num_features, eps=layer.eps,
-                                            affine=layer.weight is not None)
     if not hasattr(home, "create_norm"):
         raise ValueError(f"convert_norm: there is no layer called {name!r}; expected frozen, "
-                         "batch, or a function that makes the layer")
-    return lambda layer: home.create_norm(name, layer.num_features, **options)
+                         "batch, sync, or a function that makes the layer")
 
-
-def _groups(channels: int, groups: int | None = None) -> int:
-    if groups is not None:
-        return groups                       # GroupNorm says what is wrong with it
-    most = min(32, max(channels // 2, 1))   # of one channel and no positions, y would be beta
-    return next((n for n in range(most, 0, -1) if channels % n == 0), 1)
+    def make(layer: Any) -> Any:
+        settings: dict[str, Any] = {}
+        ndims: tuple[int, ...] = getattr(layer, "_ndims", ())
+        if len(ndims) == 1:                         # which 1d and those of any dims leave open
+            settings["dims"] = ndims[0] - 2
+        if name == "group":
+            affine = layer.weight is not None
+            settings |= {"eps": layer.eps, "affine": affine, "bias": layer.bias is not None}
+        return home.create_norm(name, layer.num_features, **{**settings, **options})
+    return make
 
 
 def _made(make: Factory, name: str, layer: Any) -> Module:

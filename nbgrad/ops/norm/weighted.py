@@ -58,7 +58,7 @@ def weighted_batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /,
         dx = _there(_dx(d, at, gamma, count, mean, invstd, w, s, sx), w)
 
     def again(dy: Tensor, x: Tensor, gamma: Tensor | None) -> tuple[Tensor, ...]:
-        return _backward_in_ops(dy, x, gamma, count, eps, w, workers)
+        return _backward_of_weighted(dy, x, gamma, count, eps, w, workers)
     return ((dx, own[1].astype(dx.dtype), own[0].astype(dx.dtype)),
             composition(again, dy, x, gamma))
 
@@ -79,8 +79,8 @@ def _dx(dy: Any, x: Any, gamma: Any, count: Any, mean: Any, invstd: Any, w: Any,
         return (keep(scale) * (dy - share * (keep(s) + xhat * keep(sx)))).astype(x.dtype)
 
 
-def _backward_in_ops(dy: Tensor, x: Tensor, gamma: Tensor | None, count: Any, eps: float, w: Any,
-                     workers: Workers | None) -> tuple[Tensor, ...]:
+def _backward_of_weighted(dy: Tensor, x: Tensor, gamma: Tensor | None, count: Any, eps: float,
+                          w: Any, workers: Workers | None) -> tuple[Tensor, ...]:
     axes, per_channel = (0, *range(2, x.ndim)), (1, -1) + (1,) * (x.ndim - 2)
 
     def everywhere(a: Tensor) -> Tensor:

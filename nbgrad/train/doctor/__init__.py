@@ -62,10 +62,10 @@ def bn_doctor(model: Module, loader: Iterable[Any], *, test: Iterable[Any] | Non
 
     Compares, per channel, the running statistics with those of the data, in standard deviations of
     the layer's output; loss and accuracy by running, batch and population statistics; variance with
-    and without dropout; batches with each other; and gamma, beta and ReLUs that follow directly
-    (``nn.ReLU``; functions are not seen). Each Finding says in words what is wrong, with which
-    numbers, and what to do. The passes over the data number four and one per batch norm. The
-    model, its mode and all random generators are left as they were.
+    and without dropout; batches with each other; and gamma, beta and ReLUs that follow directly (of
+    dropout and ReLU, modules are seen and functions are not). Each Finding says in words what is
+    wrong, with which numbers, and what to do. The passes over the data number six and one per batch
+    norm. The model, its mode and all random generators are left as they were.
 
     Raises ValueError for a loader without samples, or one that is an iterator.
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, no_grad
-from nbgrad.nn import Module, ReLU
+from nbgrad.nn import Dropout, Module, ReLU
 from nbgrad.ops import Moments, moments
 from nbgrad.ops.random import default_generator
 from nbgrad.train.evaluation import STATISTICS, Evaluation, evaluate
@@ -133,9 +133,11 @@ def _generators(*loaders: Any) -> Iterator[None]:
 
 def _measure(result: Examination, some: _Some, what: str) -> None:
     """One pass; ``what`` is the list of each Layer that it fills."""
-    model, noisy = result.model, what == "inputs"
-    model.train(noisy)
-    batch = "population" if noisy else "prediction"         # by the batch, and nothing moves
+    model, noisy = result.model.train(what != "test"), what == "inputs"
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.train(noisy)
+    batch = "prediction" if what == "test" else "population"        # by it, and nothing moves
     words = {layer.norm: "frozen" if layer.fixed else batch for layer in result.layers
              if layer.norm.running_mean is not None}
     watches = [_Watch(layer, getattr(layer, what), what) for layer in result.layers]
