@@ -89,7 +89,37 @@ def layer_norm(d):
                         None if d.odd(0.3) else d.tensor(own), d.number(1e-5))
 
 
-FUNCTIONS = [batch_norm, weighted_batch_norm, moments, layer_norm]
+def rms_norm(d):
+    dims = int(d.rng.integers(0, 4))
+    own = d.shape[len(d.shape) - dims:]
+    return F.rms_norm(d.x(), own if not d.odd() else d.number(own),
+                      None if d.odd(0.3) else d.tensor(own), d.number(None))
+
+
+def group_norm(d):
+    C = d.shape[1] if len(d.shape) > 1 else 1
+    groups = [n for n in range(1, C + 1) if C % n == 0] or [1]
+    return F.group_norm(d.x(), d.number(int(d.rng.choice(groups))), d.channels(), d.channels(),
+                        d.number(1e-5))
+
+
+def instance_norm(d):
+    return F.instance_norm(d.x(), d.channels(), d.channels(), d.channels(), d.channels(), d.flag(),
+                           d.number(0.1), d.number(1e-5))
+
+
+def local_response_norm(d):
+    return F.local_response_norm(d.x(), d.number(int(d.rng.integers(1, 4))), d.number(1e-4),
+                                 d.number(0.75), d.number(1.0))
+
+
+def filter_response_norm(d):
+    return ops.filter_response_norm(d.x(), d.channels(), d.channels(), d.channels(),
+                                    d.number(1e-6))
+
+
+FUNCTIONS = [batch_norm, weighted_batch_norm, moments, layer_norm, rms_norm, group_norm,
+             instance_norm, local_response_norm, filter_response_norm]
 
 
 def fuzz(count, seed=0):

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .batch_controls import LpBatchNorm, MeanOnlyBatchNorm, NoisyBatchNorm
 from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .batch_variants import (
+    BatchRenorm,
+    FrozenBatchNorm,
+    GhostBatchNorm,
+    SplitBatchNorm,
+    SyncBatchNorm,
+)
 from .group_norm import (
     GroupNorm,
     InstanceNorm1d,
@@ -17,6 +25,9 @@ from .group_norm import (
 from .linear import Identity
 from .module import Module
 from .norm import LayerNorm
+from .response_norm import EvoNormB0, EvoNormS0, FilterResponseNorm, GlobalResponseNorm
+from .switchable_norm import SwitchableNorm
+from .whitening import DecorrelatedBatchNorm
 
 __all__ = ["create_norm", "register_norm"]
 
@@ -56,7 +67,9 @@ def create_norm(name: str | None, channels: int, *, dims: int | None = None,
     GroupNorm with one group, the same statistics with gamma and beta per channel.  "group":
     GroupNorm; ``groups``, as many of 32 as divide the channels with 4 or more each.  "instance":
     InstanceNorm1d/2d/3d with gamma and beta.  "rms": RMSNorm.  "local": LocalResponseNorm, over
-    ``window=5`` channels.
+    ``window=5`` channels.  "evonorm_s0": EvoNormS0, ``groups`` as for "group".  Those that take the
+    channels alone: "ghost", "split", "renorm", "frozen", "sync", "lp", "mean_only", "noisy",
+    "decorrelated", "switchable", "filter_response", "global_response", "evonorm_b0".
 
     Raises ValueError for an unknown name, or where the norm does not fit the dims.
 
@@ -95,9 +108,18 @@ def _layer(channels: int, dims: int, size: Any, **settings: Any) -> Module:
 @register_norm("group")
 def _group(channels: int, dims: int, size: Any, *, groups: int | None = None,
            **settings: Any) -> Module:
-    if groups is None:
-        groups = next(g for g in range(min(32, max(channels // 4, 1)), 0, -1) if channels % g == 0)
-    return GroupNorm(groups, channels, **settings)
+    return GroupNorm(groups or _groups(channels), channels, **settings)
+
+
+def _groups(channels: int) -> int:
+    """As many of 32 as divide the channels with 4 or more each."""
+    return next(g for g in range(min(32, max(channels // 4, 1)), 0, -1) if channels % g == 0)
+
+
+@register_norm("evonorm_s0")
+def _evonorm_s0(channels: int, dims: int, size: Any, *, groups: int | None = None,
+                **settings: Any) -> Module:
+    return EvoNormS0(channels, groups or _groups(channels), **settings)
 
 
 @register_norm("instance")
@@ -120,3 +142,17 @@ def _rms(channels: int, dims: int, size: Any, **settings: Any) -> Module:
 @register_norm("local")
 def _local(channels: int, dims: int, size: Any, *, window: int = 5, **settings: Any) -> Module:
     return LocalResponseNorm(window, **settings)
+
+
+def _of_channels(kind: Callable[..., Module]) -> Builder:
+    return lambda channels, dims, size, **settings: kind(channels, **settings)
+
+
+for _name, _kind in {
+        "ghost": GhostBatchNorm, "split": SplitBatchNorm, "renorm": BatchRenorm,
+        "frozen": FrozenBatchNorm, "sync": SyncBatchNorm, "lp": LpBatchNorm,
+        "mean_only": MeanOnlyBatchNorm, "noisy": NoisyBatchNorm,
+        "decorrelated": DecorrelatedBatchNorm, "switchable": SwitchableNorm,
+        "filter_response": FilterResponseNorm, "global_response": GlobalResponseNorm,
+        "evonorm_b0": EvoNormB0}.items():
+    register_norm(_name)(_of_channels(_kind))

@@ -34,9 +34,10 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     if not isinstance(size, (int, np.integer)) or size < 1:
         raise ValueError(f"local_response_norm: size must be an int of at least 1, got {size!r}")
     C, others = x.shape[1], (0, 0) * (x.ndim - 2)
-    squares = pad(x * x, (*others, size // 2, (size - 1) // 2))
+    before, behind = min(size // 2, C), min((size - 1) // 2, C)
+    squares = pad(x * x, (*others, before, behind))
     total = squares[:, :C]
-    for i in range(1, size):
+    for i in range(1, before + behind + 1):
         total = total + squares[:, i:i + C]
     return div(x, pow(total * (alpha / size) + k, beta))  # type: ignore[no-any-return]
 
