@@ -67,7 +67,7 @@ class Op:
                 else:
                     edges.append(None)
             elif x is None:
-                if inputs[0] is None:
+                if inputs[0] is None or self.promote:
                     raise TypeError(f"{self.name}: expected a Tensor, got None")
                 edges.append(None)
             else:

@@ -129,6 +129,8 @@ def check_channels(name: str, x: Any, *sized: Tensor | None, least: int = 2) -> 
         raise ValueError(f"{name}: expected a floating {shape}, got {x.dtype} of size "
                          f"{list(x.shape)}")
     for t in sized:
+        if t is not None and not isinstance(t, Tensor):
+            raise TypeError(f"{name}: expected parameters to be Tensors, got {type(t).__name__}")
         if t is not None and (t.shape != x.shape[1:2] or t.dtype != x.dtype):
             raise ValueError(f"{name}: expected parameters of shape {x.shape[1:2]} and {x.dtype}, "
                              f"one value per channel of x, got {t.shape} and {t.dtype}")

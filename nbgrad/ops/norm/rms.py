@@ -65,6 +65,8 @@ def rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None,
         raise RuntimeError(f"Given normalized_shape={list(shape)}, expected a floating input with "
                            f"shape [*, {', '.join(map(str, shape))}], but got {input.dtype} input "
                            f"of size {list(input.shape)}")
+    if weight is not None and not isinstance(weight, Tensor):
+        raise TypeError(f"rms_norm: expected weight to be a Tensor, got {type(weight).__name__}")
     if weight is not None and (weight.shape != shape or weight.dtype != input.dtype):
         raise RuntimeError("rms_norm: Expected weight to be of same shape as normalized_shape and "
                            f"of {input.dtype}, but got weight of shape {list(weight.shape)} and "
