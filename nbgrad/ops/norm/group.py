@@ -90,7 +90,8 @@ def group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None,
     if len(shape) < 2:
         raise RuntimeError("group_norm: Expected at least 2 dimensions for input tensor but "
                            f"received {len(shape)}")
-    if not isinstance(num_groups, (int, np.integer)) or num_groups < 1 or shape[1] % num_groups:
+    whole = isinstance(num_groups, (int, np.integer)) and 1 <= num_groups <= max(shape[1], 1)
+    if not whole or shape[1] % num_groups:
         raise RuntimeError("group_norm: Expected number of channels in input to be divisible by "
                            f"num_groups, but got input of shape {list(shape)} and num_groups="
                            f"{num_groups}")
