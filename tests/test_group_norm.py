@@ -366,7 +366,7 @@ def test_what_is_refused_is_what_pytorch_refuses(f, message):
     (lambda: ops.group_norm(nbgrad.ones(2, 4), 2, eps=-1.0), "eps must not be negative"),
     (lambda: ops.rms_norm(nbgrad.ones(2, 4), 4, eps=-1.0), "eps must not be negative"),
     (lambda: ops.local_response_norm(nbgrad.ones(2, 4, 3), 0), "size must be an int of at least 1"),
-    (lambda: nn.create_norm("ghost", 3), "create_norm: expected None or one of batch, .*'ghost'"),
+    (lambda: nn.create_norm("spooky", 3), "create_norm: expected None or one of batch, .*'spooky'"),
     (lambda: nn.create_norm("instance", 3, dims=0), "instance norm needs axes behind the channels"),
     (lambda: nn.create_norm("rms", 3), "rms norm needs the size"),
     (lambda: nn.create_norm("layer", 3, dims=1, size=(2, 2)), "dims from 0 to 3 and as many sizes"),

@@ -142,8 +142,8 @@ def test_every_parameter_of_resnet_gets_a_gradient(form):
 def test_bad_names_list_the_good_ones():
     with pytest.raises(ValueError, match="create: name must be one of 'mlp', 'lenet', 'resnet20'"):
         models.create("vgg")
-    with pytest.raises(ValueError, match=r"expected None or one of batch, .*, got 'ghost'"):
-        models.mlp(norm="ghost")
+    with pytest.raises(ValueError, match=r"expected None or one of batch, .*, got 'spooky'"):
+        models.mlp(norm="spooky")
     with pytest.raises(ValueError, match="instance norm needs axes behind the channels"):
         models.mlp(norm="instance")
     with pytest.raises(ValueError, match="activation must be one of 'relu'"):

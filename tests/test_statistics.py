@@ -265,3 +265,109 @@ def test_a_mask_in_the_layer_moves_by_what_is_there():
 def test_bad_policies_are_refused_at_construction(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         nn.BatchNorm2d(3, **settings)
+
+
+def layer_of(values, **settings):
+    layer = nn.BatchNorm1d(1, dtype=np.float64, **settings)
+    for column in values:
+        layer(nbgrad.tensor(np.array(column, float)[:, None]))
+    return layer
+
+
+def test_batches_that_move_nothing_do_not_count():
+    layer = layer_of([[np.nan, 1], [9, 11]], average=nn.Cumulative(), on_nonfinite="skip_update")
+    assert (layer.running_mean.item(), layer.num_batches_tracked.item()) == (10.0, 1)
+
+
+def test_a_refused_batch_leaves_the_step_as_it_was():
+    layer = nn.BatchNorm1d(1, momentum=1.0, update="step", on_nonfinite="raise", dtype=np.float64)
+    layer(nbgrad.tensor([[1.0], [2.0]]).double())
+    with pytest.raises(FloatingPointError):
+        layer(nbgrad.tensor([[np.nan], [2.0]]).double())
+    layer(nbgrad.tensor([[3.0], [4.0]]).double())
+    assert layer.running_mean.item() == 2.5
+
+
+def test_statistics_that_are_loaded_within_a_step_are_where_it_goes_on_from():
+    layer = layer_of([[1, 3]], momentum=0.5, update="step")
+    state = {**layer.state_dict(), "running_mean": nbgrad.tensor(np.array([100.0]))}
+    layer.load_state_dict(state)
+    layer(nbgrad.tensor(np.array([[1.0], [3.0]])))
+    assert layer.running_mean.item() == 51.0
+
+
+@pytest.mark.parametrize("make", [lambda w: nn.SyncBatchNorm(2, workers=w, statistics="running"),
+                                  lambda w: with_workers(nn.GhostBatchNorm(2, 2), w)])
+def test_workers_move_the_running_statistics_together(make):
+    x = rng.standard_normal((8, 2)).astype(np.float32)
+
+    def work(worker):
+        layer = make(worker)
+        layer(nbgrad.tensor(x[worker.number * 4:][:4]))
+        return layer.running_mean.data
+    for found in nn.InProcess(2).run(work):
+        np.testing.assert_allclose(found, 0.1 * x.mean(0), rtol=1e-5, atol=1e-7)
+
+
+def with_workers(layer, workers):
+    layer.workers = workers
+    return layer
+
+
+def test_the_first_error_of_a_worker_is_the_one_that_is_raised():
+    def work(worker):
+        if worker.number:
+            raise KeyError("lost")
+        worker.sum(np.ones(1))
+    group = nn.InProcess(2)
+    with pytest.raises(KeyError, match="lost"):
+        group.run(work)
+    assert group.run(lambda worker: worker.number) == [0, 1]
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(1).eval(), nn.BatchNorm1d(1, statistics="frozen"),
+                                   nn.NoisyBatchNorm(1)])
+def test_what_is_masked_out_is_zero_whatever_normalizes(layer):
+    x = nbgrad.tensor([[5.0], [np.nan], [1.0]], requires_grad=True)
+    y = layer(x, mask=[1, 0, 1])
+    assert y.data[1] == 0
+    y.sum().backward()
+    assert np.isfinite(x.grad.data).all()
+
+
+def test_one_value_has_no_variance_whatever_its_weight():
+    two, one = nbgrad.randn(2, 3), nbgrad.randn(1, 3)
+    assert np.isfinite(ops.weighted_batch_norm(two, mask=[0.5, 0.5])[0].data).all()
+    with pytest.raises(ValueError, match="one value in the mask"):
+        ops.weighted_batch_norm(one, mask=[2.0])
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(2), nn.GhostBatchNorm(2, 2), nn.BatchRenorm(2),
+                                   nn.SplitBatchNorm(2)])
+def test_activations_and_residuals_that_do_not_fit_are_refused_everywhere(layer):
+    x, mask = nbgrad.randn(4, 2), {"mask": [1, 1, 1, 1]} if type(layer) is nn.BatchNorm1d else {}
+    with pytest.raises(ValueError, match="activation"):
+        layer(x, activation="gelu", **mask)
+    with pytest.raises(ValueError, match="residual"):
+        layer(x, residual=nbgrad.zeros(4, 2, 1), **mask)
+
+
+def test_a_split_that_is_refused_moves_none_of_the_parts():
+    layer = nn.SplitBatchNorm(1, on_nonfinite="raise")
+    with pytest.raises(FloatingPointError):
+        layer(nbgrad.tensor([[1.0], [3.0], [np.nan], [1.0]]))
+    assert layer.running_mean.item() == layer.num_batches_tracked.item() == 0
+
+
+def test_renorm_of_no_samples_has_finite_gradients_and_takes_presets():
+    layer = nn.BatchRenorm(2)
+    layer(nbgrad.zeros(0, 2)).sum().backward()
+    assert layer.weight.grad.tolist() == [0.0, 0.0]
+    assert nn.BatchRenorm(2, like="keras").correction == 0
+
+
+def test_averages_that_are_none_and_both_ways_at_once_are_refused():
+    with pytest.raises(ValueError, match="expected average"):
+        nn.BatchNorm1d(2, average=0.9)
+    with pytest.raises(ValueError, match="not both"):
+        nn.BatchNorm1d(2, momentum=0.5, average=nn.Cumulative())

@@ -12,7 +12,7 @@ from nbgrad import ops
 from nbgrad.autograd import Tensor, as_tensor
 from nbgrad.ops.norm.channels import affine
 
-from .batch_norm import BatchNorm
+from .batch_norm import BatchNorm, there
 from .running import RunningNorm
 
 __all__ = ["LpBatchNorm", "MeanOnlyBatchNorm", "NoisyBatchNorm"]
@@ -139,8 +139,8 @@ class NoisyBatchNorm(BatchNorm):
             return y
         scale, shift = self._drawn(*y.shape[:2])
         shape = y.shape[:2] + (1,) * (y.ndim - 2)
-        return y * as_tensor(scale.reshape(shape), y.dtype) + as_tensor(shift.reshape(shape),
-                                                                        y.dtype)
+        y = y * as_tensor(scale.reshape(shape), y.dtype) + as_tensor(shift.reshape(shape), y.dtype)
+        return y if mask is None else there(y, mask)
 
     def _drawn(self, N: int, C: int) -> Any:
         """s and m for each sample and channel."""

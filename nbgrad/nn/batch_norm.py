@@ -4,13 +4,16 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
 
 from nbgrad import ops
-from nbgrad.autograd import Tensor, as_tensor, bump
+from nbgrad.autograd import OPS, Tensor, as_tensor, bump
 from nbgrad.ops import Moments
+from nbgrad.ops.moments import weights
+from nbgrad.ops.norm import check_fused
 
 from . import init
 from .norm import Normalization, check_eps
@@ -22,6 +25,18 @@ __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 STATISTICS = ("batch", "running", "frozen", "population", "prediction")
 UPDATES = ("forward", "step")
 ON_NONFINITE = ("propagate", "skip_update", "raise")
+
+
+def finish(y: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
+    """activation(y + residual), where the kernel has not done it."""
+    check_fused(y, residual, activation)
+    y = y if residual is None else y + residual
+    return ops.relu(y) if activation == "relu" else y
+
+
+def there(x: Tensor, mask: Any) -> Tensor:
+    """x, and 0 where the mask is."""
+    return OPS["mask"](x, keep=np.broadcast_to(weights(mask, x.shape) > 0, x.shape))
 
 
 class BatchNorm(Normalization):
@@ -43,8 +58,9 @@ class BatchNorm(Normalization):
       ``momentum``.
     correction: the running var is M2 / (count − correction); 1 as in PyTorch, 0 as in Keras.
     like: "torch" or "keras" sets eps, average and correction as there.
-    update: "step": the batches between two steps of an optimizer count as one, so that gradient
-      accumulation and recomputed activations do not count twice; "forward": each batch counts.
+    update: "step": the batches between two steps of any optimizer count as one, so that gradient
+      accumulation and recomputed activations do not count twice (a batch of n that comes again
+      changes the correction, as 2n values); "forward": each batch counts.
     on_nonfinite: of a batch whose mean or var is NaN or infinite in some channels, "propagate" it
       into their running values, "skip_update" of those channels, or "raise" FloatingPointError.
 
@@ -65,7 +81,7 @@ class BatchNorm(Normalization):
     _optional_state = ("num_batches_tracked",)
     _ndims: tuple[int, ...] = (2, 3, 4, 5)
     workers: ops.Workers | None = None
-    _pending: tuple[int, Moments, tuple[Any, Any, int]] | None = None
+    _pending: tuple[Any, Moments, tuple[Any, Any, int]] | None = None
     _thawed: tuple[str, list[bool]] | None = None     # what unfreeze_batch_norm goes back to
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
@@ -81,6 +97,8 @@ class BatchNorm(Normalization):
         self.update, self.on_nonfinite = update, on_nonfinite
         if like is not None:
             self._imitate(like)
+        elif average is not None and momentum != self._usual("momentum"):
+            raise ValueError(f"{type(self).__name__}: give momentum or average, not both")
         check_eps(self, self.eps)
         self._check_words()
         C, track = num_features, track_running_stats
@@ -98,14 +116,21 @@ class BatchNorm(Normalization):
             raise ValueError(f"{owner}: expected like to be one of {', '.join(PRESETS)}, "
                              f"got {like!r}")
         own = self.eps, self.momentum, self.average, self.correction
-        if own != (1e-5, 0.1, None, 1):
+        if own != (self._usual("eps"), self._usual("momentum"), None, 1):
             raise ValueError(f"{owner}: like={like!r} sets eps, average and correction: give "
                              "either it or them")
         for name, value in PRESETS[like].items():
             setattr(self, name, value)
 
+    def _usual(self, name: str) -> Any:
+        """What the constructor takes where nothing is given."""
+        return inspect.signature(type(self)).parameters[name].default
+
     def _check_words(self) -> None:
         owner = type(self).__name__
+        if self.average is not None and not hasattr(self.average, "momentum"):
+            raise ValueError(f"{owner}: expected average to be an Exponential, DebiasedExponential "
+                             f"or Cumulative, got {self.average!r}")
         for name, words in (("statistics", STATISTICS), ("update", UPDATES),
                             ("on_nonfinite", ON_NONFINITE)):
             if getattr(self, name) not in words:
@@ -166,11 +191,13 @@ class BatchNorm(Normalization):
             if moves:
                 self._collect(batch)
             return y
-        y = ops.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
-                           eps=self.eps, residual=residual, activation=activation)
+        at = x if mask is None else there(x, mask)
+        y = ops.batch_norm(at, self.running_mean, self.running_var, self.weight, self.bias,
+                           eps=self.eps)
         if moves:
-            self._collect(ops.moments(x, mask=mask))
-        return y
+            batch = ops.moments(x, mask=mask)
+            self._collect(batch if self.workers is None else self.workers.merge(batch))
+        return finish(y if mask is None else there(y, mask), residual, activation)
 
     def _policy(self) -> tuple[bool, bool]:
         """Whether the batch's statistics normalize, and whether they move the running ones."""
@@ -190,45 +217,51 @@ class BatchNorm(Normalization):
                                   residual=residual, activation=activation, return_moments=True)
         y, batch = ops.weighted_batch_norm(x, self.weight, self.bias, self.eps, mask=mask,
                                            workers=self.workers)
-        y = y if residual is None else y + residual
-        return (ops.relu(y) if activation == "relu" else y), batch
+        return finish(y, residual, activation), batch
 
     # ------------------------------------------------------------------------------------ running
 
     def _collect(self, batch: Moments) -> None:
-        """Move the running statistics towards those of a batch."""
+        """Move the running statistics towards those of a batch, unless it has none."""
         mean, var, tracked = self.running_mean, self.running_var, self.num_batches_tracked
         assert mean is not None
         assert var is not None
         assert tracked is not None
+        batch = self._accepted(batch)
         now, t = (mean.data, var.data), int(tracked.data)
         if self.update == "step":
-            step = current_step()
-            if self._pending is not None and self._pending[0] == step:
-                _, before, start = self._pending
+            step, pending = (current_step(), list(mean._version or ())), self._pending
+            if pending is not None and pending[0] == step:
+                _, before, start = pending
                 batch, now, t = before.merge(batch), start[:2], start[2]
             else:
                 start = now[0].copy(), now[1].copy(), t
-            self._pending = step, batch, start
-        moved = self._moved(now, batch, t + 1)
-        mean.data[...], var.data[...] = moved
+        if not (batch.count > self.correction).any():
+            return
+        mean.data[...], var.data[...] = self._moved(now, batch, t + 1)
         tracked.data[...] = t + 1
         bump(mean)
         bump(var)
+        if self.update == "step":                    # whoever writes to the mean starts it anew
+            self._pending = (step[0], list(mean._version or ())), batch, start
 
-    def _moved(self, now: Any, batch: Moments, t: int) -> tuple[Any, Any]:
-        m, found = self._momentum(t), (batch.mean, batch.var(self.correction))
-        with np.errstate(all="ignore"):
-            moved = tuple((1 - m) * a + m * b for a, b in zip(now, found))
-        bad = ~(np.isfinite(found[0]) & np.isfinite(found[1])) & (batch.count > self.correction)
+    def _accepted(self, batch: Moments) -> Moments:
+        """The batch, by ``on_nonfinite`` without channels that are not finite."""
+        bad = ~(np.isfinite(batch.mean) & np.isfinite(batch.m2)) & (batch.count > 0)
         if self.on_nonfinite == "raise" and bad.any():
             where = ", ".join(map(str, np.flatnonzero(bad)[:8]))
             raise FloatingPointError(f"{type(self).__name__}: the batch's mean or variance is not "
                                      f"finite in channels {where}; the running ones are unchanged")
-        skip = batch.count <= self.correction              # of nothing, or one value, no variance
         if self.on_nonfinite == "skip_update":
-            skip = skip | bad
-        return tuple(np.where(skip, a, b) for a, b in zip(now, moved))
+            return Moments(*(np.where(bad, 0.0, a) for a in batch))
+        return batch
+
+    def _moved(self, now: Any, batch: Moments, t: int) -> tuple[Any, Any]:
+        m, found = self._momentum(t), (batch.mean, batch.var(self.correction))
+        nothing = batch.count <= self.correction     # also of one value: it has no variance
+        with np.errstate(all="ignore"):
+            mean, var = (np.where(nothing, a, (1 - m) * a + m * b) for a, b in zip(now, found))
+        return mean, var
 
     def _running(self) -> tuple[Tensor | None, Tensor | None]:
         """The running statistics that this call reads or moves."""

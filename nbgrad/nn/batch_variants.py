@@ -14,7 +14,7 @@ from nbgrad import ops
 from nbgrad.autograd import Tensor, as_tensor
 from nbgrad.ops import Moments
 
-from .batch_norm import BatchNorm
+from .batch_norm import BatchNorm, finish
 from .parameter import check_sizes
 
 __all__ = ["BatchRenorm", "FrozenBatchNorm", "GhostBatchNorm", "SplitBatchNorm", "SyncBatchNorm"]
@@ -80,9 +80,10 @@ class GhostBatchNorm(BatchNorm):
         parts = [x] if whole in (0, len(x)) else [x[:whole], x[whole:]]
         made = [_ghosts(part, self.ghost_size, self.weight, self.bias, self.eps) for part in parts]
         y = made[0][0] if len(made) == 1 else ops.cat([y for y, _ in made])
-        y = y if residual is None else y + residual
         first, *others = (found for _, found in made)
-        return (ops.relu(y) if activation == "relu" else y), first.merge(*others)
+        found = first.merge(*others)
+        return (finish(y, residual, activation),
+                found if self.workers is None else self.workers.merge(found))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghost_size={self.ghost_size}"
@@ -129,17 +130,21 @@ class SplitBatchNorm(BatchNorm):
 
     def _forward(self, x: Tensor, residual: Tensor | None, activation: str | None,
                  mask: Any) -> Tensor:
-        if not self.training:
+        if not self._policy()[0] or not self.training:
             return super()._forward(x, residual, activation, mask)
         size, rest = divmod(len(x), self.num_splits)
         if rest or mask is not None:
             raise ValueError(f"SplitBatchNorm: expected a batch that splits into {self.num_splits} "
                              f"equal parts, and no mask, got {len(x)} samples")
-        parts = [x[i * size:(i + 1) * size] for i in range(self.num_splits)]
-        first = BatchNorm._forward(self, parts[0], None, None, None)
-        y = ops.cat([first, *(bn(part) for bn, part in zip(self.aux_bn, parts[1:]))])
-        y = y if residual is None else y + residual
-        return ops.relu(y) if activation == "relu" else y
+        layers = [self, *self.aux_bn]
+        made = [BatchNorm._by_batch(layer, x[i * size:(i + 1) * size], None, None, None)
+                for i, layer in enumerate(layers)]
+        for layer, (_, found) in zip(layers, made):        # an error before any of them moves
+            layer._accepted(found)
+        for layer, (_, found) in zip(layers, made):
+            if layer._policy()[1]:
+                layer._collect(found)
+        return finish(ops.cat([y for y, _ in made]), residual, activation)
 
 
 class BatchRenorm(BatchNorm):
@@ -178,8 +183,7 @@ class BatchRenorm(BatchNorm):
         bias = shift if self.bias is None else self.bias + shift
         y, _ = ops.weighted_batch_norm(x, weight, bias, self.eps, mask=mask,
                                        workers=self.workers)
-        y = y if residual is None else y + residual
-        return (ops.relu(y) if activation == "relu" else y), found
+        return finish(y, residual, activation), found
 
     def _limits(self, batch: Moments) -> tuple[Tensor, Tensor]:
         """r and d of each channel."""
@@ -190,6 +194,7 @@ class BatchRenorm(BatchNorm):
             own = np.sqrt(self.running_var.data.astype(np.float64) + self.eps)
             r = np.clip(np.sqrt(batch.var() + self.eps) / own, 1 / self.r_max, self.r_max)
             d = np.clip((batch.mean - mean) / own, -self.d_max, self.d_max)
+        r, d = np.where(batch.count > 0, r, 1.0), np.where(batch.count > 0, d, 0.0)
         return as_tensor(r.astype(dtype)), as_tensor(d.astype(dtype))
 
     def extra_repr(self) -> str:

@@ -108,7 +108,7 @@ def _layer(channels: int, dims: int, size: Any, **settings: Any) -> Module:
 @register_norm("group")
 def _group(channels: int, dims: int, size: Any, *, groups: int | None = None,
            **settings: Any) -> Module:
-    return GroupNorm(groups or _groups(channels), channels, **settings)
+    return GroupNorm(_groups(channels) if groups is None else groups, channels, **settings)
 
 
 def _groups(channels: int) -> int:
@@ -119,7 +119,7 @@ def _groups(channels: int) -> int:
 @register_norm("evonorm_s0")
 def _evonorm_s0(channels: int, dims: int, size: Any, *, groups: int | None = None,
                 **settings: Any) -> Module:
-    return EvoNormS0(channels, groups or _groups(channels), **settings)
+    return EvoNormS0(channels, _groups(channels) if groups is None else groups, **settings)
 
 
 @register_norm("instance")
@@ -144,8 +144,12 @@ def _local(channels: int, dims: int, size: Any, *, window: int = 5, **settings: 
     return LocalResponseNorm(window, **settings)
 
 
-def _of_channels(kind: Callable[..., Module]) -> Builder:
-    return lambda channels, dims, size, **settings: kind(channels, **settings)
+def _of_channels(name: str, kind: Callable[..., Module]) -> Builder:
+    def build(channels: int, dims: int, size: Any, **settings: Any) -> Module:
+        if dims == 0 and name in ("filter_response", "global_response", "switchable"):
+            raise ValueError(f"create_norm: {name} norm needs axes behind the channels")
+        return kind(channels, **settings)
+    return build
 
 
 for _name, _kind in {
@@ -155,4 +159,4 @@ for _name, _kind in {
         "decorrelated": DecorrelatedBatchNorm, "switchable": SwitchableNorm,
         "filter_response": FilterResponseNorm, "global_response": GlobalResponseNorm,
         "evonorm_b0": EvoNormB0}.items():
-    register_norm(_name)(_of_channels(_kind))
+    register_norm(_name)(_of_channels(_name, _kind))

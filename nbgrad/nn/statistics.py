@@ -102,6 +102,10 @@ def current_step() -> int:
 
 # --------------------------------------------------------------------------------------- workers
 
+class BrokenWorkers(RuntimeError):
+    """Some worker did not come, or failed."""
+
+
 class InProcess:
     """Workers that are threads of this process: ``InProcess(n).rank(i)`` is the i-th one's.
 
@@ -126,10 +130,22 @@ class InProcess:
         return _Rank(self, i)
 
     def run(self, work: Callable[[_Rank], Any]) -> list[Any]:
-        """work(worker) in a thread for each; their results by rank. Raises the first error."""
+        """work(worker) in a thread for each; their results by rank. Raises the first error; the
+        others do not wait for the worker that has it."""
+        self._barrier.reset()
+
+        def one(worker: _Rank) -> Any:
+            try:
+                return work(worker)
+            except BaseException:
+                self._barrier.abort()
+                raise
         with ThreadPoolExecutor(self.size) as pool:
-            futures = [pool.submit(work, self.rank(i)) for i in range(self.size)]
-            return [future.result() for future in futures]
+            futures = [pool.submit(one, self.rank(i)) for i in range(self.size)]
+        errors = [e for e in (future.exception() for future in futures) if e is not None]
+        for error in sorted(errors, key=lambda e: isinstance(e, BrokenWorkers)):
+            raise error
+        return [future.result() for future in futures]
 
     def exchange(self, i: int, own: Any) -> list[Any]:
         """What each worker gave, by rank."""
@@ -139,8 +155,8 @@ class InProcess:
             given = list(self._given)
             self._barrier.wait(self.timeout)          # nobody gives anew before all have read
         except threading.BrokenBarrierError:
-            raise RuntimeError(f"InProcess: not all of {self.size} workers called within "
-                               f"{self.timeout} s, or one of them failed") from None
+            raise BrokenWorkers(f"InProcess: not all of {self.size} workers called within "
+                                f"{self.timeout} s, or one of them failed") from None
         return given
 
 

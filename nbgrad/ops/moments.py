@@ -24,7 +24,7 @@ __all__ = ["Moments", "Workers", "moments"]
 Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moments:
     """Arrays of one shape, float64: Σw, Σwx/Σw (0 of nothing) and Σw(x − mean)².
 
@@ -56,6 +56,8 @@ class Moments:
 
     def over(self, axis: int = 0) -> Moments:
         """The groups along one axis merged into one, in the order of their index."""
+        if not self.count.shape[axis]:
+            return Moments(*(np.zeros(np.delete(a.shape, axis)) for a in self))
         first, *others = (Moments(*(np.take(a, i, axis) for a in self))
                           for i in range(self.count.shape[axis]))
         return first.merge(*others)
@@ -88,10 +90,10 @@ def moments(x: Tensor | Array, *, mask: Tensor | Array | None = None, groups: in
             ghost_size: int | None = None) -> Moments:
     """Moments of x (N, C, *S) per channel, over N and S: arrays (C,).
 
-    mask: weights w ≥ 0 (or booleans) that broadcast against (N, 1, *S), or (N, *S); what has
-    weight 0 is not looked at, not even a NaN. groups: per sample and group of channels, arrays
-    (N, groups). ghost_size: per that many samples, arrays (⌈N / ghost_size⌉, C); the last may be
-    smaller.
+    mask: weights w ≥ 0 (or booleans), one per sample (N,), per position (N, *S), or what broadcasts
+    against (N, 1, *S); what has weight 0 is not looked at, not even a NaN. groups: per sample and
+    group of channels, arrays (N, groups). ghost_size: per that many samples, arrays
+    (⌈N / ghost_size⌉, C); the last may be smaller.
 
     Raises ValueError for fewer than 2 dimensions, masks that do not fit or are negative, groups
     that do not divide C, and ghost sizes below 1.

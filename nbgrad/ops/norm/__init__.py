@@ -7,6 +7,7 @@ from nbgrad.ops.norm.batch import (  # beyond __all__: what fused ops and layers
     batch_norm,
     batch_norm_inference as batch_norm_inference,
     check_batch as check_batch,
+    check_fused as check_fused,
     data as data,
     moving as moving,
 )

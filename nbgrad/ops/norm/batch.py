@@ -149,7 +149,7 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
     check_batch(input.data.shape, input.data.dtype, running_mean, running_var, weight, bias,
                 training, eps)
     if residual is not None or activation is not None:
-        _check_fused(input, residual, activation)
+        check_fused(input, residual, activation)
     settings = {} if activation is None else {"relu": True}
     if return_moments:
         if not training:
@@ -188,7 +188,7 @@ def moving(train: Any, inputs: Any, mean: Tensor | None, var: Tensor | None, mom
     return out
 
 
-def _check_fused(x: Tensor, residual: Tensor | None, activation: str | None) -> None:
+def check_fused(x: Tensor, residual: Tensor | None, activation: str | None) -> None:
     if activation not in (None, "relu"):
         raise ValueError(f"batch_norm: expected activation None or 'relu', got {activation!r}")
     if residual is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
+
 from nbgrad.autograd import Tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import rsqrt
@@ -57,7 +59,8 @@ def layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = Non
     normalized_shape.   Ba, Kiros & Hinton 2016.
     """
     input = checked(input, "layer_norm")
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    one = isinstance(normalized_shape, (int, np.integer))
+    shape = (normalized_shape,) if one else tuple(normalized_shape)
     fits = 0 < len(shape) <= input.ndim and input.shape[-len(shape):] == shape
     if not fits or input.dtype.kind != "f":
         raise RuntimeError(f"Given normalized_shape={list(shape)}, expected a floating input with "

@@ -59,7 +59,8 @@ def rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None,
     [1.0, -1.0]
     """
     input = checked(input, "rms_norm")
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    one = isinstance(normalized_shape, (int, np.integer))
+    shape = (normalized_shape,) if one else tuple(normalized_shape)
     fits = 0 < len(shape) <= input.ndim and input.shape[-len(shape):] == shape
     if not fits or input.dtype.kind != "f":
         raise RuntimeError(f"Given normalized_shape={list(shape)}, expected a floating input with "

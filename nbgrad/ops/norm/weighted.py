@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, as_tensor, composition, op
+from nbgrad.autograd import OPS, Tensor, as_tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.moments import Moments, Workers, moments, weights
@@ -15,6 +15,8 @@ from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import checked, reshape
 
 __all__ = ["weighted_batch_norm"]
+
+_mask = OPS["mask"]
 
 
 @op(method=False)
@@ -91,8 +93,8 @@ def _backward_of_weighted(dy: Tensor, x: Tensor, gamma: Tensor | None, count: An
     share = constant(np.where(count > 0, 1 / np.maximum(count, 1e-300), 0).reshape(per_channel))
     if w is not None:
         share = share * constant(w)
-        there = constant(np.broadcast_to(w > 0, x.shape))
-        x, dy = x * there, dy * there
+        there = np.broadcast_to(w > 0, x.shape)
+        x, dy = _mask(x, keep=there), _mask(dy, keep=there)
     xc = x - everywhere(sum(x * share, axes, True))
     invstd = rsqrt(everywhere(sum(xc * xc * share, axes, True)) + eps)
     xhat = xc * invstd
@@ -100,7 +102,7 @@ def _backward_of_weighted(dy: Tensor, x: Tensor, gamma: Tensor | None, count: An
     dx = invstd * (dy - share * (everywhere(own) + xhat * everywhere(own_x)))
     if gamma is not None:
         dx = dx * reshape(gamma, per_channel)
-    return (dx if w is None else dx * there, reshape(own_x, (-1,)), reshape(own, (-1,)))
+    return (dx if w is None else _mask(dx, keep=there), reshape(own_x, (-1,)), reshape(own, (-1,)))
 
 
 def weighted_batch_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
@@ -122,7 +124,11 @@ def weighted_batch_norm(input: Tensor, weight: Tensor | None = None, bias: Tenso
     w = None if mask is None else weights(mask, x.shape)
     y, *found = _weighted(x, weight, bias, eps=eps, w=w, workers=workers)
     total = Moments(*(a.data for a in found))
-    if (total.count == 1).any():
+    if w is None:
+        alone = bool((total.count == 1).any())
+    else:                                           # one value of weight 2 is no second value
+        alone = workers is None and np.count_nonzero(w) == 1 and x.data.size > 0
+    if alone:
         raise ValueError("Expected more than 1 value per channel when training, got input size "
                          f"{list(x.shape)}" + ("" if w is None else " with one value in the mask"))
     return y, total
