@@ -11,7 +11,7 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, bump, no_grad
 from nbgrad.nn import Module
-from nbgrad.ops import Moments, moments
+from nbgrad.ops import Generator, Moments, moments
 from nbgrad.train.metrics import batch_norm_layers
 from nbgrad.train.progress import Silent, progress as show
 
@@ -88,11 +88,13 @@ def use_population_statistics(model: Module, train: Iterable[Any]) -> Found:
 
 @contextmanager
 def unchanged(model: Module, *, errors_only: bool = False) -> Iterator[None]:
-    """Put modes and the state of batch norms back as they were, also after an error."""
+    """Put modes, buffers and the modules' own random generators back as they were, also after an
+    error; with ``errors_only``, after success the modes alone."""
     modes = [(m, m.training) for m in model.modules()]
-    layers = list(batch_norm_layers(model).values())
-    saved = [(b, b.data.copy()) for layer in layers for b in layer.buffers()]
-    pending = [(layer, layer._pending) for layer in layers]
+    saved = [(b, b.data.copy()) for b in model.buffers()]
+    pending = [(layer, layer._pending) for layer in batch_norm_layers(model).values()]
+    drawn = [(g, g.get_state()) for m in model.modules() for g in vars(m).values()
+             if isinstance(g, Generator)]
     done = False
     try:
         yield
@@ -106,6 +108,8 @@ def unchanged(model: Module, *, errors_only: bool = False) -> Iterator[None]:
                 bump(buffer)
             for layer, batches in pending:
                 layer._pending = batches
+            for generator, state in drawn:
+                generator.set_state(state)
 
 
 @contextmanager
