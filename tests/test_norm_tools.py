@@ -108,6 +108,67 @@ def test_masked_calls_count_what_is_there():
     np.testing.assert_allclose(model.norm.running_var.data, there.var(0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("prior", [None, 30])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_follows_the_layers_policy(bad, prior):
+    def changed(on_nonfinite, x):
+        model = nn.Sequential(nn.BatchNorm2d(2, on_nonfinite=on_nonfinite))
+        model[0].running_mean.data[...] = 7
+        model[0].running_var.data[...] = 5
+        before = state(model)
+        try:
+            if prior is None:
+                update_bn(model, loader(x=x))
+            else:
+                adapt(model, loader(x=x), prior=prior)
+        except FloatingPointError:
+            assert_same_state(model, before)
+            raise
+        return model[0].running_mean.data, model[0].running_var.data
+
+    x = X.copy()
+    x[30, 1, 2, 3] = bad
+    with pytest.raises(FloatingPointError, match="'0' is not finite in channels 1"):
+        changed("raise", x)
+    finite = changed("raise", X)
+    spread, kept = changed("propagate", x), changed("skip_update", x)
+    for i, (want, old) in enumerate(zip(finite, (7, 5))):
+        assert (spread[i][0], kept[i][0]) == (want[0], want[0])
+        assert not np.isfinite(spread[i][1])
+        assert kept[i][1] == old
+
+
+def test_channels_of_which_nothing_is_counted_keep_theirs():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2, statistics="population")
+
+        def forward(self, x):
+            return self.norm(x, mask=np.zeros(len(x.data)))
+
+    model = Masked()
+    model.norm.running_mean.data[...] = 7
+    for change in (update_bn, adapt):
+        mean, var = change(model, [nbgrad.randn(4, 2)] * 3)["norm"]
+        np.testing.assert_array_equal((mean, var), [[7, 7], [1, 1]])
+        np.testing.assert_array_equal(model.norm.running_mean.data, 7)
+        np.testing.assert_array_equal(model.norm.running_var.data, 1)
+        assert model.norm.num_batches_tracked.item() == 0      # and evaluation asks for them still
+
+
+@pytest.mark.parametrize("kind", [nn.EvoNormB0, nn.LpBatchNorm, nn.MeanOnlyBatchNorm,
+                                  nn.SwitchableNorm, nn.DecorrelatedBatchNorm])
+def test_norms_with_other_statistics_are_not_passed_over(kind):
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.Sequential(kind(2)))
+    before = {k: t.data.copy() for k, t in model.state_dict().items()}
+    for question in (update_bn, adapt, population_statistics):
+        with pytest.raises(ValueError, match=r"those of 1\.0 cannot be found"):
+            question(model, loader())
+    for name, value in before.items():
+        np.testing.assert_array_equal(model.state_dict()[name].data, value)
+
+
 def test_frozen_and_prediction_layers_stay():
     model = network(statistics="frozen")
     found = update_bn(model, loader())
@@ -181,6 +242,21 @@ def test_workers_find_the_population_of_all():
         for model in models:
             np.testing.assert_allclose(model[i].running_mean.data, mean, rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(model[i].running_var.data, var, rtol=1e-5)
+
+
+def test_workers_adapt_by_the_samples_of_all():
+    group, models = nn.InProcess(2, timeout=60), [nn.Sequential(nn.BatchNorm2d(2))
+                                                  for _ in range(2)]
+
+    def work(worker):
+        model = nn.convert_norm(models[worker.number], "sync", workers=worker)
+        part = (X[:20], X[20:])[worker.number]
+        return adapt(model, loader(5, part), prior=50)["0"]
+
+    want = adapt(nn.Sequential(nn.BatchNorm2d(2)), loader(5), prior=50)["0"]
+    for found, model in zip(group.run(work), models):
+        np.testing.assert_allclose(found, want, rtol=1e-12)
+        assert model[0].num_batches_tracked.item() == 10
 
 
 @pytest.mark.parametrize("prior", [0, 25, 1000])
