@@ -399,8 +399,81 @@ def test_to_layers_that_share_statistics_and_back():
         assert nn.convert_norm(model, "sync", workers=workers) is model
         assert all(m.workers is workers for m in norms(model))
         assert np.isfinite(values(model)).all()
-    with pytest.raises(TypeError, match="workers"):
-        nn.convert_norm(model, "sync")
+    before = state(model)
+    for to, options, said in (("sync", {}, "needs workers="),
+                              ("batch", {"affine": 1}, "no options"),
+                              ("frozen", {"workers": None}, "takes affine, got workers")):
+        with pytest.raises(ValueError, match=said):
+            nn.convert_norm(model, to, **options)
+    assert_same_state(model, before)
+
+
+@pytest.mark.parametrize("to", ["frozen", "sync"])
+def test_layers_that_stay_are_those_asked_for(to):
+    model, worker = network(), nn.InProcess(1).rank(0)
+    options = {"workers": worker} if to == "sync" else {}
+    nn.convert_norm(model, to, of=nn.BatchNorm1d, **options)
+    assert [(m.statistics, m.workers) for m in norms(model)] == [
+        ("batch", None), ("frozen", None) if to == "frozen" else ("batch", worker)]
+    nn.convert_norm(model, "batch", of=nn.BatchNorm2d)
+    assert model[6].statistics == ("frozen" if to == "frozen" else "batch")
+    other = nn.Sequential(nn.BatchNorm2d(4), nn.GroupNorm(2, 4))
+    with pytest.raises(ValueError, match="changes batch norms, and 1 is GroupNorm"):
+        nn.convert_norm(other, to, of=(nn.BatchNorm2d, nn.GroupNorm), **options)
+    assert (other[0].statistics, other[0].workers) == ("batch", None)
+
+
+def test_other_norms_are_converted_by_name():
+    model = nn.Sequential(nn.GroupNorm(2, 4, eps=0.5, affine=False), nn.LayerNorm(4))
+    nn.convert_norm(model, "group", of=nn.GroupNorm, groups=4)
+    assert (model[0].num_groups, model[0].eps, model[0].weight) == (4, 0.5, None)
+    nn.convert_norm(model, "renorm", of=nn.GroupNorm)
+    assert (type(model[0]), model[0].eps, model[0].weight) == (nn.BatchRenorm, 0.5, None)
+    with pytest.raises(ValueError, match="LayerNorm does not say its number of channels"):
+        nn.convert_norm(model, "group", of=nn.LayerNorm)
+
+
+@pytest.mark.parametrize("to", ["ghost", "split", "renorm", "noisy"])
+@pytest.mark.parametrize("settings", [
+    {"eps": 0.5}, {"affine": False}, {"bias": False}, {"momentum": None}, {"like": "keras"},
+    {"statistics": "population"}, {"statistics": "prediction"}, {"update": "step"}])
+def test_to_other_batch_norms_evaluation_stays(to, settings):
+    model = network(**settings)
+    values(model)
+    update_bn(model, loader())
+    model[1].running_var.data[...] = [0.1, 1, 2, 3]
+    want, old = values(model.eval()), model[1]
+    nn.convert_norm(model, to, **({"ghost_size": 64} if to == "ghost" else {}))
+    assert type(model[1]) is not type(old)
+    np.testing.assert_array_equal(values(model), want)
+    for name in ("momentum", "average", "correction", "update", "statistics", "on_nonfinite"):
+        assert getattr(model[1], name) == getattr(old, name)
+
+
+def test_options_win_over_the_settings_of_the_layer():
+    old = nn.BatchNorm2d(4, average=nn.Cumulative(), eps=0.5)
+    new = nn.convert_norm(old, "ghost", momentum=0.3, affine=False, ghost_size=2)
+    assert (new.momentum, new.average, new.eps, new.weight) == (0.3, None, 0.5, None)
+    new = nn.convert_norm(old, "ghost", like="keras")
+    assert (new.eps, new.average) == (1e-3, nn.Exponential(0.99))
+
+
+def test_a_frozen_layer_stays_frozen_and_can_be_released():
+    layer = nn.freeze_batch_norm(nn.BatchNorm2d(2, statistics="population"))
+    new = nn.convert_norm(layer, "ghost")
+    assert (new.statistics, new.weight.requires_grad) == ("frozen", False)
+    nn.unfreeze_batch_norm(new)
+    assert (new.statistics, new.weight.requires_grad) == ("population", True)
+    with pytest.raises(ValueError, match="track_running_stats"):
+        nn.convert_norm(nn.BatchNorm2d(2, track_running_stats=False), "renorm")
+
+
+def test_hooks_of_a_layer_that_stays_inside_run_once():
+    model, seen = network(), []
+    model[1].register_forward_hook(lambda module, args, y: seen.append(type(module)))
+    nn.convert_norm(model, lambda bn: nn.Sequential(bn, nn.ReLU()), of=nn.BatchNorm2d)
+    values(model)
+    assert seen == [nn.BatchNorm2d]
 
 
 # ----------------------------------------------------------------------------------------- freezing

@@ -199,9 +199,10 @@ def _kept(layer: Any, options: dict[str, Any]) -> dict[str, Any]:
     kept = _scaling(layer)
     if isinstance(layer, BatchNorm):
         kept |= {name: getattr(layer, name) for name in _POLICY}
-    for name in PRESETS.get(options.get("like", ""), ()):      # says these itself
-        kept.pop(name, None)
-    return kept
+    said = {"average"} if "momentum" in options else set()      # by an option of another name
+    if options.get("like") is not None:
+        said |= {"momentum", *PRESETS["torch"]}
+    return {name: value for name, value in kept.items() if name not in said}
 
 
 def _made(make: Factory, name: str, layer: Any) -> Module:
