@@ -546,8 +546,8 @@ def trained(**settings):
 
 def test_fold_says_how_far_it_is():
     model, x = trained(), nbgrad.tensor(X)
-    folded, deviation, condition, layers = nbgrad.fold(model, x)
-    assert layers == ("1", "6")
+    folded, deviation, condition, layers, left = nbgrad.fold(model, x)
+    assert (layers, left) == (("1", "6"), ())
     assert [type(folded[i]) for i in (1, 6)] == [nn.Identity, nn.Identity]
     assert deviation == np.abs(values(folded) - values(model)).max()
     assert 0 < deviation < 1e-5
@@ -568,9 +568,72 @@ def test_the_condition_foretells_the_deviation():
 
 def test_fold_without_norms_or_without_an_example():
     model = nn.Linear(2, 2)
-    assert nn.fold(model, nbgrad.randn(3, 2))[1:] == (0.0, 0.0, ())
+    assert nn.fold(model, nbgrad.randn(3, 2))[1:] == (0.0, 0.0, (), ())
     with pytest.raises(TypeError, match="example"):
         nn.fold(model)
+
+
+VARIANTS = [nn.BatchNorm, nn.FrozenBatchNorm, nn.SyncBatchNorm, nn.GhostBatchNorm, nn.BatchRenorm,
+            nn.SplitBatchNorm, nn.NoisyBatchNorm]
+
+
+def with_variant(kind, **settings):
+    """A convolution and a norm of that kind, with statistics and gamma that are no start."""
+    nbgrad.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), kind(4, **settings), nn.ReLU())
+    model[1].running_mean.data[...] = [1, -1, 0.5, 0]
+    model[1].running_var.data[...] = [0.5, 1, 2, 4]
+    if model[1].weight is not None:
+        model[1].weight.data[...] = [0.5, -3, 0, 1]
+    return model
+
+
+@pytest.mark.parametrize("settings", [{}, {"affine": False}, {"bias": False}])
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_every_norm_that_evaluates_as_batch_norm_folds(kind, settings):
+    model, x = with_variant(kind, **settings).eval(), nbgrad.tensor(X)
+    want = values(model)
+    folded = nbgrad.fold(model, x)
+    assert (folded.layers, folded.left) == (("1",), ())
+    assert folded.condition == pytest.approx(3 if model[1].weight is not None else 2 ** 0.5,
+                                             rel=3e-3)                     # eps of up to 1e-3
+    for new in (folded.model, nbgrad.fuse(model)):
+        assert type(new[1]) is nn.Identity
+        # float32 with |w x| of up to 20 and scales of up to 3
+        np.testing.assert_allclose(values(new), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_the_mode_of_a_frozen_norm_matters_only_where_it_does_something(kind):
+    model, x = nn.freeze_batch_norm(with_variant(kind)).train(), nbgrad.tensor(X)
+    if kind in (nn.SplitBatchNorm, nn.NoisyBatchNorm):
+        with pytest.raises(ValueError, match=r"1 is in training mode; call model\.eval"):
+            nbgrad.fold(model, x)
+        return
+    want = values(model)
+    folded = nbgrad.fold(model, x)
+    assert folded.layers == ("1",)
+    np.testing.assert_allclose(values(folded.model), want, rtol=1e-5, atol=1e-5)
+    model[1].statistics = "running"
+    with pytest.raises(ValueError, match="is in training mode"):
+        nbgrad.fold(model, x)
+
+
+def test_fold_says_what_it_left():
+    class Own(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    hooked = nn.BatchNorm2d(4)
+    hooked.register_forward_hook(lambda module, args, y: y * 2)
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), hooked, nn.Conv2d(4, 4, 1), Own(4),
+                          nn.Conv2d(4, 4, 1), nn.SplitBatchNorm(4), nn.SplitBatchNorm(4),
+                          nn.Conv2d(4, 4, 1), nn.LpBatchNorm(4), nn.LayerNorm(6)).eval()
+    want = values(model)
+    folded = nbgrad.fold(model, nbgrad.tensor(X))
+    assert folded.layers == ("5",)
+    assert folded.left == ("1", "3", "6", "8")
+    np.testing.assert_allclose(values(folded.model), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("change", "said"), [
