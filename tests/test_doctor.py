@@ -138,6 +138,23 @@ def test_nothing_is_changed_by_looking(healthy):
     assert batches.generator.get_state() == order
 
 
+def test_no_state_of_other_layers_is_changed_by_looking():
+    nbgrad.manual_seed(2)
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6)),
+                          nn.LpBatchNorm(6), nn.NoisyBatchNorm(6, generator=nbgrad.Generator(4)),
+                          nn.Unflatten(1, (3, 2)), nn.InstanceNorm1d(3, track_running_stats=True),
+                          nn.Flatten(), nn.BatchNorm1d(6))
+    batches = [(nbgrad.randn(8, 6) + 3, nbgrad.tensor(np.arange(8) % 6)) for _ in range(3)]
+    before = {k: v.data.copy() for k, v in model.state_dict().items()}
+    stream = model[2].generator.get_state()
+    want = evaluate(model, batches)
+    report = bn_doctor(model, batches, test=batches)
+    assert report.evaluations["running"] == want        # by the statistics that it came with
+    for name, value in before.items():
+        np.testing.assert_array_equal(model.state_dict()[name].data, value, err_msg=name)
+    assert model[2].generator.get_state() == stream
+
+
 # ----------------------------------------------------------------------------------- planted causes
 
 def test_too_few_steps_for_the_decay():
@@ -150,6 +167,19 @@ def test_too_few_steps_for_the_decay():
     assert found.evidence["share of the start"] == pytest.approx(0.99 ** 40)
     gap = report.evaluations
     assert gap["population"].accuracy > gap["running"].accuracy
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+@pytest.mark.parametrize(("scale", "shift"), [(1, 50), (1, 9), (1, -5), (50, 5), (0.1, 0.5)])
+def test_what_update_bn_wrote_remembers_no_start(scale, shift, forgets):
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    batches = [nbgrad.randn(40, 3, generator=nbgrad.Generator(i)) for i in range(4)]
+    update_bn(model, [x + 5 for x in batches])
+    if forgets:
+        model[0].num_batches_tracked.data[...] = 0        # a state without it
+    report = bn_doctor(model, [x * scale + shift for x in batches])
+    assert codes(report) == ["other-data"]
+    assert "share of the start" not in finding(report, "other-data").evidence
 
 
 def test_statistics_that_nothing_ever_moved(healthy):
@@ -407,6 +437,27 @@ def test_losses_of_other_kinds_and_bare_inputs_have_no_evaluation(healthy):
     report = bn_doctor(healthy, inputs)
     assert report.ok
     assert report.evaluations == {}
+
+
+class Elsewhere(nn.Module):
+    """Batch norm whose output has another form."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.norm, self.form = nn.BatchNorm1d(4), form
+
+    def forward(self, x):
+        return self.form(self.norm(x))
+
+
+@pytest.mark.parametrize(("form", "classes"), [
+    (lambda y: y, 9), (lambda y: {"y": y}, 2), (lambda y: (y, y), 2), (lambda y: y.data, 2),
+    (lambda y: None, 2), (lambda y: y.sum(1), 2), (lambda y: y.reshape(-1, 2, 2), 2)])
+def test_labels_that_do_not_belong_to_the_output_have_no_evaluation(form, classes):
+    x, target = nbgrad.randn(8, 4), nbgrad.tensor(np.arange(8) % classes)
+    report = bn_doctor(Elsewhere(form), [(x, target)] * 3)
+    assert report.evaluations == {}
+    assert [layer.name for layer in report.examination.layers] == ["norm"]
 
 
 def test_loaders_that_cannot_be_looked_at(healthy):

@@ -108,6 +108,67 @@ def test_masked_calls_count_what_is_there():
     np.testing.assert_allclose(model.norm.running_var.data, there.var(0), rtol=1e-6)
 
 
+@pytest.mark.parametrize("prior", [None, 30])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_follows_the_layers_policy(bad, prior):
+    def changed(on_nonfinite, x):
+        model = nn.Sequential(nn.BatchNorm2d(2, on_nonfinite=on_nonfinite))
+        model[0].running_mean.data[...] = 7
+        model[0].running_var.data[...] = 5
+        before = state(model)
+        try:
+            if prior is None:
+                update_bn(model, loader(x=x))
+            else:
+                adapt(model, loader(x=x), prior=prior)
+        except FloatingPointError:
+            assert_same_state(model, before)
+            raise
+        return model[0].running_mean.data, model[0].running_var.data
+
+    x = X.copy()
+    x[30, 1, 2, 3] = bad
+    with pytest.raises(FloatingPointError, match="'0' is not finite in channels 1"):
+        changed("raise", x)
+    finite = changed("raise", X)
+    spread, kept = changed("propagate", x), changed("skip_update", x)
+    for i, (want, old) in enumerate(zip(finite, (7, 5))):
+        assert (spread[i][0], kept[i][0]) == (want[0], want[0])
+        assert not np.isfinite(spread[i][1])
+        assert kept[i][1] == old
+
+
+def test_channels_of_which_nothing_is_counted_keep_theirs():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2, statistics="population")
+
+        def forward(self, x):
+            return self.norm(x, mask=np.zeros(len(x.data)))
+
+    model = Masked()
+    model.norm.running_mean.data[...] = 7
+    for change in (update_bn, adapt):
+        mean, var = change(model, [nbgrad.randn(4, 2)] * 3)["norm"]
+        np.testing.assert_array_equal((mean, var), [[7, 7], [1, 1]])
+        np.testing.assert_array_equal(model.norm.running_mean.data, 7)
+        np.testing.assert_array_equal(model.norm.running_var.data, 1)
+        assert model.norm.num_batches_tracked.item() == 0      # and evaluation asks for them still
+
+
+@pytest.mark.parametrize("kind", [nn.EvoNormB0, nn.LpBatchNorm, nn.MeanOnlyBatchNorm,
+                                  nn.SwitchableNorm, nn.DecorrelatedBatchNorm])
+def test_norms_with_other_statistics_are_not_passed_over(kind):
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.Sequential(kind(2)))
+    before = {k: t.data.copy() for k, t in model.state_dict().items()}
+    for question in (update_bn, adapt, population_statistics):
+        with pytest.raises(ValueError, match=r"those of 1\.0 cannot be found"):
+            question(model, loader())
+    for name, value in before.items():
+        np.testing.assert_array_equal(model.state_dict()[name].data, value)
+
+
 def test_frozen_and_prediction_layers_stay():
     model = network(statistics="frozen")
     found = update_bn(model, loader())
@@ -181,6 +242,21 @@ def test_workers_find_the_population_of_all():
         for model in models:
             np.testing.assert_allclose(model[i].running_mean.data, mean, rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(model[i].running_var.data, var, rtol=1e-5)
+
+
+def test_workers_adapt_by_the_samples_of_all():
+    group, models = nn.InProcess(2, timeout=60), [nn.Sequential(nn.BatchNorm2d(2))
+                                                  for _ in range(2)]
+
+    def work(worker):
+        model = nn.convert_norm(models[worker.number], "sync", workers=worker)
+        part = (X[:20], X[20:])[worker.number]
+        return adapt(model, loader(5, part), prior=50)["0"]
+
+    want = adapt(nn.Sequential(nn.BatchNorm2d(2)), loader(5), prior=50)["0"]
+    for found, model in zip(group.run(work), models):
+        np.testing.assert_allclose(found, want, rtol=1e-12)
+        assert model[0].num_batches_tracked.item() == 10
 
 
 @pytest.mark.parametrize("prior", [0, 25, 1000])
@@ -323,8 +399,81 @@ def test_to_layers_that_share_statistics_and_back():
         assert nn.convert_norm(model, "sync", workers=workers) is model
         assert all(m.workers is workers for m in norms(model))
         assert np.isfinite(values(model)).all()
-    with pytest.raises(TypeError, match="workers"):
-        nn.convert_norm(model, "sync")
+    before = state(model)
+    for to, options, said in (("sync", {}, "needs workers="),
+                              ("batch", {"affine": 1}, "no options"),
+                              ("frozen", {"workers": None}, "takes affine, got workers")):
+        with pytest.raises(ValueError, match=said):
+            nn.convert_norm(model, to, **options)
+    assert_same_state(model, before)
+
+
+@pytest.mark.parametrize("to", ["frozen", "sync"])
+def test_layers_that_stay_are_those_asked_for(to):
+    model, worker = network(), nn.InProcess(1).rank(0)
+    options = {"workers": worker} if to == "sync" else {}
+    nn.convert_norm(model, to, of=nn.BatchNorm1d, **options)
+    assert [(m.statistics, m.workers) for m in norms(model)] == [
+        ("batch", None), ("frozen", None) if to == "frozen" else ("batch", worker)]
+    nn.convert_norm(model, "batch", of=nn.BatchNorm2d)
+    assert model[6].statistics == ("frozen" if to == "frozen" else "batch")
+    other = nn.Sequential(nn.BatchNorm2d(4), nn.GroupNorm(2, 4))
+    with pytest.raises(ValueError, match="changes batch norms, and 1 is GroupNorm"):
+        nn.convert_norm(other, to, of=(nn.BatchNorm2d, nn.GroupNorm), **options)
+    assert (other[0].statistics, other[0].workers) == ("batch", None)
+
+
+def test_other_norms_are_converted_by_name():
+    model = nn.Sequential(nn.GroupNorm(2, 4, eps=0.5, affine=False), nn.LayerNorm(4))
+    nn.convert_norm(model, "group", of=nn.GroupNorm, groups=4)
+    assert (model[0].num_groups, model[0].eps, model[0].weight) == (4, 0.5, None)
+    nn.convert_norm(model, "renorm", of=nn.GroupNorm)
+    assert (type(model[0]), model[0].eps, model[0].weight) == (nn.BatchRenorm, 0.5, None)
+    with pytest.raises(ValueError, match="LayerNorm does not say its number of channels"):
+        nn.convert_norm(model, "group", of=nn.LayerNorm)
+
+
+@pytest.mark.parametrize("to", ["ghost", "split", "renorm", "noisy"])
+@pytest.mark.parametrize("settings", [
+    {"eps": 0.5}, {"affine": False}, {"bias": False}, {"momentum": None}, {"like": "keras"},
+    {"statistics": "population"}, {"statistics": "prediction"}, {"update": "step"}])
+def test_to_other_batch_norms_evaluation_stays(to, settings):
+    model = network(**settings)
+    values(model)
+    update_bn(model, loader())
+    model[1].running_var.data[...] = [0.1, 1, 2, 3]
+    want, old = values(model.eval()), model[1]
+    nn.convert_norm(model, to, **({"ghost_size": 64} if to == "ghost" else {}))
+    assert type(model[1]) is not type(old)
+    np.testing.assert_array_equal(values(model), want)
+    for name in ("momentum", "average", "correction", "update", "statistics", "on_nonfinite"):
+        assert getattr(model[1], name) == getattr(old, name)
+
+
+def test_options_win_over_the_settings_of_the_layer():
+    old = nn.BatchNorm2d(4, average=nn.Cumulative(), eps=0.5)
+    new = nn.convert_norm(old, "ghost", momentum=0.3, affine=False, ghost_size=2)
+    assert (new.momentum, new.average, new.eps, new.weight) == (0.3, None, 0.5, None)
+    new = nn.convert_norm(old, "ghost", like="keras")
+    assert (new.eps, new.average) == (1e-3, nn.Exponential(0.99))
+
+
+def test_a_frozen_layer_stays_frozen_and_can_be_released():
+    layer = nn.freeze_batch_norm(nn.BatchNorm2d(2, statistics="population"))
+    new = nn.convert_norm(layer, "ghost")
+    assert (new.statistics, new.weight.requires_grad) == ("frozen", False)
+    nn.unfreeze_batch_norm(new)
+    assert (new.statistics, new.weight.requires_grad) == ("population", True)
+    with pytest.raises(ValueError, match="track_running_stats"):
+        nn.convert_norm(nn.BatchNorm2d(2, track_running_stats=False), "renorm")
+
+
+def test_hooks_of_a_layer_that_stays_inside_run_once():
+    model, seen = network(), []
+    model[1].register_forward_hook(lambda module, args, y: seen.append(type(module)))
+    nn.convert_norm(model, lambda bn: nn.Sequential(bn, nn.ReLU()), of=nn.BatchNorm2d)
+    values(model)
+    assert seen == [nn.BatchNorm2d]
 
 
 # ----------------------------------------------------------------------------------------- freezing
@@ -397,8 +546,8 @@ def trained(**settings):
 
 def test_fold_says_how_far_it_is():
     model, x = trained(), nbgrad.tensor(X)
-    folded, deviation, condition, layers = nbgrad.fold(model, x)
-    assert layers == ("1", "6")
+    folded, deviation, condition, layers, left = nbgrad.fold(model, x)
+    assert (layers, left) == (("1", "6"), ())
     assert [type(folded[i]) for i in (1, 6)] == [nn.Identity, nn.Identity]
     assert deviation == np.abs(values(folded) - values(model)).max()
     assert 0 < deviation < 1e-5
@@ -419,9 +568,72 @@ def test_the_condition_foretells_the_deviation():
 
 def test_fold_without_norms_or_without_an_example():
     model = nn.Linear(2, 2)
-    assert nn.fold(model, nbgrad.randn(3, 2))[1:] == (0.0, 0.0, ())
+    assert nn.fold(model, nbgrad.randn(3, 2))[1:] == (0.0, 0.0, (), ())
     with pytest.raises(TypeError, match="example"):
         nn.fold(model)
+
+
+VARIANTS = [nn.BatchNorm, nn.FrozenBatchNorm, nn.SyncBatchNorm, nn.GhostBatchNorm, nn.BatchRenorm,
+            nn.SplitBatchNorm, nn.NoisyBatchNorm]
+
+
+def with_variant(kind, **settings):
+    """A convolution and a norm of that kind, with statistics and gamma that are no start."""
+    nbgrad.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), kind(4, **settings), nn.ReLU())
+    model[1].running_mean.data[...] = [1, -1, 0.5, 0]
+    model[1].running_var.data[...] = [0.5, 1, 2, 4]
+    if model[1].weight is not None:
+        model[1].weight.data[...] = [0.5, -3, 0, 1]
+    return model
+
+
+@pytest.mark.parametrize("settings", [{}, {"affine": False}, {"bias": False}])
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_every_norm_that_evaluates_as_batch_norm_folds(kind, settings):
+    model, x = with_variant(kind, **settings).eval(), nbgrad.tensor(X)
+    want = values(model)
+    folded = nbgrad.fold(model, x)
+    assert (folded.layers, folded.left) == (("1",), ())
+    assert folded.condition == pytest.approx(3 if model[1].weight is not None else 2 ** 0.5,
+                                             rel=3e-3)                     # eps of up to 1e-3
+    for new in (folded.model, nbgrad.fuse(model)):
+        assert type(new[1]) is nn.Identity
+        # float32 with |w x| of up to 20 and scales of up to 3
+        np.testing.assert_allclose(values(new), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_the_mode_of_a_frozen_norm_matters_only_where_it_does_something(kind):
+    model, x = nn.freeze_batch_norm(with_variant(kind)).train(), nbgrad.tensor(X)
+    if kind in (nn.SplitBatchNorm, nn.NoisyBatchNorm):
+        with pytest.raises(ValueError, match=r"1 is in training mode; call model\.eval"):
+            nbgrad.fold(model, x)
+        return
+    want = values(model)
+    folded = nbgrad.fold(model, x)
+    assert folded.layers == ("1",)
+    np.testing.assert_allclose(values(folded.model), want, rtol=1e-5, atol=1e-5)
+    model[1].statistics = "running"
+    with pytest.raises(ValueError, match="is in training mode"):
+        nbgrad.fold(model, x)
+
+
+def test_fold_says_what_it_left():
+    class Own(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    hooked = nn.BatchNorm2d(4)
+    hooked.register_forward_hook(lambda module, args, y: y * 2)
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), hooked, nn.Conv2d(4, 4, 1), Own(4),
+                          nn.Conv2d(4, 4, 1), nn.SplitBatchNorm(4), nn.SplitBatchNorm(4),
+                          nn.Conv2d(4, 4, 1), nn.LpBatchNorm(4), nn.LayerNorm(6)).eval()
+    want = values(model)
+    folded = nbgrad.fold(model, nbgrad.tensor(X))
+    assert folded.layers == ("5",)
+    assert folded.left == ("1", "3", "6", "8")
+    np.testing.assert_allclose(values(folded.model), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("change", "said"), [

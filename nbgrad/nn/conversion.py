@@ -13,6 +13,7 @@ from nbgrad.ops import Workers
 
 from .batch_norm import BatchNorm
 from .module import Module
+from .statistics import PRESETS
 from .tree import MODULE
 
 __all__ = ["convert_norm", "freeze_batch_norm", "unfreeze_batch_norm"]
@@ -28,16 +29,19 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = BatchNorm,
     to: "frozen" and "batch": ``freeze_batch_norm`` and ``unfreeze_batch_norm``: the layers stay;
       "sync" with ``workers=`` (see nbgrad.ops.Workers; None ends it): the layers stay, and take
       the statistics of the workers' batches together;
-      "group", or another name that ``nn.create_norm`` knows, with its ``options``: groups=8;
+      "group", or another name that ``nn.create_norm`` knows, with its ``options``: groups=8. One
+      that is a batch norm, too ("ghost", "renorm"), gets the settings of the layer, and evaluates
+      as it did;
       a function: layer -> the module in its place (the layer itself, to leave it as it is).
     of: the class or classes of layers to convert (batch norms).
 
-    Names, hooks, training flags and dtypes are kept; a parameter or buffer is copied where the new
+    Names, hooks, training flags and dtypes are kept (hooks stay with a layer that its successor
+    contains); a parameter or buffer is copied where the new
     layer has one of that name and shape: gamma and beta, which are then a start for fine-tuning,
     since another normalization computes another function. A layer with two names stays shared.
 
-    Raises ValueError for names and groups that do not fit, TypeError for a function that returns no
-    Module; the model is then as it was.
+    Raises ValueError for names, options, groups and layers that do not fit, TypeError for a
+    function that returns no Module; the model is then as it was.
 
     >>> from nbgrad import nn
     >>> convert_norm(nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4)), lambda bn: nn.LayerNorm(4))
@@ -46,10 +50,8 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = BatchNorm,
       (1): LayerNorm((4,), eps=1e-05, elementwise_affine=True, bias=True)
     )
     """
-    if to == "sync":
-        return _share(model, **options)
-    if to in ("frozen", "batch"):
-        return (freeze_batch_norm if to == "frozen" else unfreeze_batch_norm)(model, **options)
+    if isinstance(to, str) and to in _STAYING:
+        return _changed(model, to, of, options)
     make = to if callable(to) else _factory(to, options)
     if callable(to) and options:
         raise ValueError(f"convert_norm: a function takes no options, got {', '.join(options)}")
@@ -76,7 +78,11 @@ def freeze_batch_norm(model: Module, *, affine: bool = True) -> Module:
     >>> layer.statistics, layer.weight.requires_grad
     ('frozen', False)
     """
-    layers = dict(_batch_norms(model))
+    _freeze(dict(_batch_norms(model)), affine)
+    return model
+
+
+def _freeze(layers: dict[str, Any], affine: bool = True) -> None:
     for name, layer in layers.items():
         if layer.running_mean is None:
             raise ValueError(f"freeze_batch_norm: {name or 'the model'} keeps no running "
@@ -88,7 +94,6 @@ def freeze_batch_norm(model: Module, *, affine: bool = True) -> Module:
         layer.statistics = "frozen"
         for p in parameters if affine else ():
             p.requires_grad_(False)
-    return model
 
 
 def unfreeze_batch_norm(model: Module) -> Module:
@@ -101,7 +106,12 @@ def unfreeze_batch_norm(model: Module) -> Module:
     >>> layer.statistics, layer.weight.requires_grad
     ('population', True)
     """
-    for _, layer in _batch_norms(model):
+    _unfreeze(dict(_batch_norms(model)))
+    return model
+
+
+def _unfreeze(layers: dict[str, Any]) -> None:
+    for layer in layers.values():
         if layer._thawed is not None:
             layer.statistics, trained = layer._thawed
             for p, flag in zip((p for p in (layer.weight, layer.bias) if p is not None), trained):
@@ -109,12 +119,33 @@ def unfreeze_batch_norm(model: Module) -> Module:
             layer._thawed = None
         elif layer.statistics == "frozen":
             layer.statistics = "batch"
-    return model
 
 
-def _share(model: Module, *, workers: Workers | None) -> Module:
-    for _, layer in _batch_norms(model):
+def _share(layers: dict[str, Any], workers: Workers | None) -> None:
+    for layer in layers.values():
         layer.workers = workers
+
+
+# what changes batch norms and leaves them in place, with its options
+_STAYING: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
+    "frozen": (_freeze, ("affine",)), "batch": (_unfreeze, ()), "sync": (_share, ("workers",))}
+
+
+def _changed(model: Module, to: str, of: Any, options: dict[str, Any]) -> Module:
+    change, known = _STAYING[to]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(f"convert_norm: {to!r} takes {', '.join(known) or 'no options'}, got "
+                         f"{', '.join(unknown)}")
+    if to == "sync" and "workers" not in options:
+        raise ValueError("convert_norm: 'sync' needs workers= (see nbgrad.ops.Workers; None ends "
+                         "it)")
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, of)}
+    for name, layer in layers.items():
+        if not isinstance(layer, BatchNorm):
+            raise ValueError(f"convert_norm: {to!r} changes batch norms, and {name or 'the model'} "
+                             f"is {type(layer).__name__}: pass a function that makes a layer")
+    change(layers, **options)
     return model
 
 
@@ -131,15 +162,47 @@ def _factory(name: str, options: dict[str, Any]) -> Factory:
                          "batch, sync, or a function that makes the layer")
 
     def make(layer: Any) -> Any:
+        channels = getattr(layer, "num_features", getattr(layer, "num_channels", None))
+        if channels is None:
+            raise ValueError(f"convert_norm: {type(layer).__name__} does not say its number of "
+                             "channels: pass a function that makes the layer")
         settings: dict[str, Any] = {}
         ndims: tuple[int, ...] = getattr(layer, "_ndims", ())
         if len(ndims) == 1:                         # which 1d and those of any dims leave open
             settings["dims"] = ndims[0] - 2
         if name == "group":
-            affine = layer.weight is not None
-            settings |= {"eps": layer.eps, "affine": affine, "bias": layer.bias is not None}
-        return home.create_norm(name, layer.num_features, **{**settings, **options})
+            settings |= _scaling(layer)
+        new = home.create_norm(name, channels, **{**settings, **options})
+        if isinstance(new, BatchNorm):              # a name does not tell: ask what it makes
+            settings |= _kept(layer, options)
+            new = home.create_norm(name, channels, **{**settings, **options})
+            new._thawed = getattr(layer, "_thawed", None)
+        return new
     return make
+
+
+# with which running statistics and gamma give what they gave
+_POLICY = ("momentum", "track_running_stats", "statistics", "average", "correction", "update",
+           "on_nonfinite")
+
+
+def _scaling(layer: Any) -> dict[str, Any]:
+    """eps, and which of gamma and beta there are."""
+    found = {"affine": getattr(layer, "weight", None) is not None,
+             "bias": getattr(layer, "bias", None) is not None}
+    eps = getattr(layer, "eps", None)
+    return found if eps is None else {**found, "eps": eps}
+
+
+def _kept(layer: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a layer that a batch norm in its place gets."""
+    kept = _scaling(layer)
+    if isinstance(layer, BatchNorm):
+        kept |= {name: getattr(layer, name) for name in _POLICY}
+    said = {"average"} if "momentum" in options else set()      # by an option of another name
+    if options.get("like") is not None:
+        said |= {"momentum", *PRESETS["torch"]}
+    return {name: value for name, value in kept.items() if name not in said}
 
 
 def _made(make: Factory, name: str, layer: Any) -> Module:
@@ -165,5 +228,5 @@ def _take_over(old: Any, new: Any) -> None:
             t.requires_grad_(source.requires_grad)
             bump(t)
     new.train(old.training)
-    if old._hooks is not None:
+    if old._hooks is not None and old not in set(new.modules()):
         vars(new)["_hooks"] = old._hooks

@@ -14,16 +14,29 @@ import numpy as np
 from nbgrad.autograd import Tensor, no_grad
 
 from .activation import ReLU, Sigmoid, Tanh
-from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .batch_controls import NoisyBatchNorm
+from .batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .batch_variants import (
+    BatchRenorm,
+    FrozenBatchNorm,
+    GhostBatchNorm,
+    SplitBatchNorm,
+    SyncBatchNorm,
+)
 from .conv import Conv2d
 from .linear import Identity, Linear
 from .module import Module
 from .parameter import Parameter
+from .running import RunningNorm
 
 __all__ = ["Folded", "fold", "fuse"]             # what `import nbgrad` shows
 
 _ACTIVATIONS: dict[type, str] = {ReLU: "relu", Sigmoid: "sigmoid", Tanh: "tanh"}
 _NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
+_BY_MODE = (NoisyBatchNorm, SplitBatchNorm)      # in training something else, frozen or not
+# whose evaluation is γ (x − μ)/σ + β; classes derived from them may do anything
+_AFFINE = (*_NORMS, BatchNorm, BatchRenorm, FrozenBatchNorm, GhostBatchNorm, SyncBatchNorm,
+           *_BY_MODE)
 
 
 def _plain(module: Any) -> bool:
@@ -71,18 +84,19 @@ def _step(modules: Sequence[Any], i: int, x: Any) -> tuple[int, Any]:
 
 
 def fuse(model: Module, *example: Tensor) -> Module:
-    """A copy of a model in evaluation mode, with each batch norm folded into the Conv2d or Linear
-    that feeds it: w' = w γ/σ,  b' = (b − μ) γ/σ + β, in float64, rounded once.
+    """A copy of a model in evaluation mode, with each batch norm (of any kind of nbgrad.nn whose
+    evaluation is that) folded into the Conv2d or Linear that feeds it: w' = w γ/σ,
+    b' = (b − μ) γ/σ + β, in float64, rounded once.
 
     Pairs are neighbours in a Sequential (a Linear's norm is taken to see (N, C)); with ``example``
     inputs, the model is run on them, and the pairs are those where a batch norm's input is the
     output of a layer, however ``forward`` is written; that the outputs agree is then checked.
-    Modules with hooks, with a forward of their own, or used twice stay as they are. The folded
-    model is for inference: training it would train other parameters.
+    Modules with hooks, with a forward of their own, or used twice stay as they are (``fold`` says
+    which norms). The folded model is for inference: training it would train other parameters.
 
-    Raises ValueError if a batch norm is in training mode, has no running statistics or does not use
-    them, or if they are not finite or var + eps is not positive; RuntimeError if the example's
-    output changes (a layer whose output has a second use).
+    Raises ValueError if a batch norm is in training mode and not frozen, has no running statistics
+    or does not use them, or if they are not finite or var + eps is not positive; RuntimeError if
+    the example's output changes (a layer whose output has a second use).
 
     >>> from nbgrad import nn
     >>> nn.fuse(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU()).eval())
@@ -102,6 +116,7 @@ class Folded(NamedTuple):
     deviation: float                    # largest |y − y'| on the example
     condition: float                    # largest |γ|/√(σ² + ε) of the norms folded
     layers: tuple[str, ...]             # the norms folded, by name
+    left: tuple[str, ...]               # the norms with running statistics that were not
 
 
 def fold(model: Module, *example: Tensor) -> Folded:
@@ -117,20 +132,21 @@ def fold(model: Module, *example: Tensor) -> Folded:
     >>> import nbgrad
     >>> from nbgrad import nn
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, eps=0)).eval()
-    >>> folded, deviation, condition, layers = fold(model, nbgrad.randn(8, 2))
-    >>> deviation < 1e-6, condition, layers
-    (True, 1.0, ('1',))
+    >>> folded = fold(model, nbgrad.randn(8, 2))
+    >>> folded.deviation < 1e-6, folded.condition, folded.layers, folded.left
+    (True, 1.0, ('1',), ())
     """
     if not example:
         raise TypeError("fold: expected an example input, on which the models are compared")
     folded, deviation, scales = _folded(model, example)
-    return Folded(folded, deviation, max(scales.values(), default=0.0), tuple(scales))
+    left = tuple(name or "the model" for name, _ in _running(folded))
+    return Folded(folded, deviation, max(scales.values(), default=0.0), tuple(scales), left)
 
 
 def _folded(model: Module, example: tuple[Tensor, ...]) -> tuple[Module, float, dict[str, float]]:
     """The folded copy, its deviation on the example, and the largest γ/σ of each norm folded."""
-    for name, module in model.named_modules():
-        if isinstance(module, _NORMS):
+    for name, module in _running(model):
+        if isinstance(module, BatchNorm):
             _check(module, name or "the model")
     fused = copy.deepcopy(model)
     pairs = _observed(fused, example) if example else dict(_neighbours(fused))
@@ -144,9 +160,20 @@ def _folded(model: Module, example: tuple[Tensor, ...]) -> tuple[Module, float, 
     return fused, _compare(model, fused, example) if example else 0.0, scales
 
 
+def _running(model: Module) -> Iterator[tuple[str, Any]]:
+    """The norms that evaluation computes with running statistics, by name."""
+    unused = {m for split in model.modules() if isinstance(split, SplitBatchNorm)
+              for m in split.aux_bn}
+    return ((name, m) for name, m in model.named_modules()
+            if isinstance(m, (BatchNorm, RunningNorm)) and m not in unused)
+
+
 def _check(norm: Any, name: str) -> None:
     """Raise ValueError unless norm multiplies and adds constants that are finite."""
-    if norm.training or norm.running_mean is None or norm.statistics == "prediction":
+    if norm.training and (norm.statistics == "running" or type(norm) in _BY_MODE):
+        raise ValueError(f"fuse: {name} is in training mode; call model.eval() first")
+    moves = norm.training and norm.statistics != "frozen"
+    if moves or norm.running_mean is None or norm.statistics == "prediction":
         raise ValueError(f"fuse: {name} normalizes with the batch's statistics; call model.eval() "
                          "first, with running statistics tracked and used")
     if norm.statistics == "population" and not norm.num_batches_tracked.data:
@@ -175,7 +202,7 @@ def _neighbours(model: Module) -> Iterator[tuple[Any, Any]]:
 
 def _foldable(layer: Any, norm: Any) -> bool:
     """Whether both are just what they are called, unwatched, and of one number of channels."""
-    if type(layer) not in (Conv2d, Linear) or type(norm) not in _NORMS:
+    if type(layer) not in (Conv2d, Linear) or type(norm) not in _AFFINE:
         return False
     return _plain(layer) and _plain(norm) and layer.weight.shape[0] == norm.num_features
 
@@ -189,7 +216,7 @@ def _observed(model: Module, example: tuple[Tensor, ...]) -> dict[Any, Any]:
 
     def watch(module: Any, args: Any, y: Any) -> None:
         calls[module] = calls.get(module, 0) + 1
-        if type(module) in _NORMS and id(args[0]) in made:
+        if type(module) in _AFFINE and id(args[0]) in made:
             pairs[module] = made[id(args[0])][0]
         elif type(module) is Conv2d or (type(module) is Linear and y.ndim == 2):
             made[id(y)] = module, y                 # y stays alive, so that its id stays its own

@@ -11,7 +11,8 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, bump, no_grad
 from nbgrad.nn import Module
-from nbgrad.ops import Moments, moments
+from nbgrad.nn.running import RunningNorm
+from nbgrad.ops import Generator, Moments, moments
 from nbgrad.train.metrics import batch_norm_layers
 from nbgrad.train.progress import Silent, progress as show
 
@@ -37,10 +38,13 @@ def update_bn(model: Module, loader: Iterable[Any], *, exact: bool = True,
     each batch ("PreciseBN", Wu & Johnson 2021): cheaper, and dependent on the batch size.
 
     Dropout is off. num_batches_tracked becomes the number of batches. Layers with statistics
-    "frozen" or "prediction" stay as they are. On Ctrl-C or an error the model is as it was.
+    "frozen" or "prediction" stay as they are, as do channels of which a mask leaves nothing, and,
+    with on_nonfinite "skip_update", those with NaN or infinity. With workers, statistics and counts
+    are those of all. On Ctrl-C or an error the model is as it was.
 
-    Raises ValueError for an empty loader or an iterator, and for a layer that runs twice in one
-    forward pass or keeps no running statistics.
+    Raises ValueError for an empty loader or an iterator, for a layer that runs twice in one forward
+    pass or keeps no running statistics, and for norms with others than mean and variance (such as
+    LpBatchNorm); FloatingPointError where on_nonfinite is "raise".
 
     >>> from nbgrad import nn
     >>> model = nn.Sequential(nn.BatchNorm1d(1))
@@ -75,6 +79,7 @@ def adapt(model: Module, loader: Iterable[Any], *, prior: float = 0.0, exact: bo
 def population_statistics(model: Module, train: Iterable[Any]) -> Found:
     """What ``update_bn`` would write into each layer (frozen ones, too), and the model stays as it
     was. Raises what ``update_bn`` raises."""
+    _refuse_others(model)
     with unchanged(model):
         return use_population_statistics(model, train)
 
@@ -88,11 +93,13 @@ def use_population_statistics(model: Module, train: Iterable[Any]) -> Found:
 
 @contextmanager
 def unchanged(model: Module, *, errors_only: bool = False) -> Iterator[None]:
-    """Put modes and the state of batch norms back as they were, also after an error."""
+    """Put modes, buffers and the modules' own random generators back as they were, also after an
+    error; with ``errors_only``, after success the modes alone."""
     modes = [(m, m.training) for m in model.modules()]
-    layers = list(batch_norm_layers(model).values())
-    saved = [(b, b.data.copy()) for layer in layers for b in layer.buffers()]
-    pending = [(layer, layer._pending) for layer in layers]
+    saved = [(b, b.data.copy()) for b in model.buffers()]
+    pending = [(layer, layer._pending) for layer in batch_norm_layers(model).values()]
+    drawn = [(g, g.get_state()) for m in model.modules() for g in vars(m).values()
+             if isinstance(g, Generator)]
     done = False
     try:
         yield
@@ -106,6 +113,8 @@ def unchanged(model: Module, *, errors_only: bool = False) -> Iterator[None]:
                 bump(buffer)
             for layer, batches in pending:
                 layer._pending = batches
+            for generator, state in drawn:
+                generator.set_state(state)
 
 
 @contextmanager
@@ -123,7 +132,16 @@ def using(words: Mapping[Any, str]) -> Iterator[None]:
 
 # ------------------------------------------------------------------------------------- the passes
 
+def _refuse_others(model: Module) -> None:
+    """Statistics that are no mean and variance of the input are not found, and not passed over."""
+    names = [name or "model" for name, m in model.named_modules() if isinstance(m, RunningNorm)]
+    if names:
+        raise ValueError("population statistics: expected batch norms, whose statistics are a mean "
+                         f"and a variance; those of {', '.join(names)} cannot be found")
+
+
 def _moving(model: Module) -> dict[str, Any]:
+    _refuse_others(model)
     return {name: layer for name, layer in batch_norm_layers(model).items()
             if layer.statistics not in _KEPT}
 
@@ -142,7 +160,7 @@ def _replace(model: Module, loader: Iterable[Any], layers: dict[str, Any], exact
             for i, stage in enumerate(stages):
                 seen = _pass(model, stage, loader, exact, _Steps(shown, i, len(stages), loader))
                 for name, layer in stage.items():
-                    found[name] = _write(layer, *seen[name], prior)
+                    found[name] = _write(layer, name, *seen[name], prior)
     return found
 
 
@@ -197,23 +215,42 @@ def _pass(model: Module, layers: Mapping[str, Any], loader: Iterable[Any], ends:
     for name, s in seen.items():
         if s.moments is None:
             raise ValueError(f"population statistics: batch norm {name!r} was reached by no batch")
-        workers = layers[name].workers
-        merged = s.moments if workers is None else workers.merge(s.moments)
-        found[name] = merged, s.samples, s.batches
+        found[name] = _of_all(layers[name].workers, s.moments, s.samples, s.batches)
     return found
 
 
-def _write(layer: Any, found: Moments, samples: int, batches: int,
+def _of_all(workers: Any, own: Moments, samples: int, batches: int) -> tuple[Moments, int, int]:
+    """Those of all workers: each mixes and counts alike."""
+    if workers is None:
+        return own, samples, batches
+    merged = workers.merge(own)
+    total, = workers.sum(np.array([samples, batches], np.int64))
+    return merged, int(total[0]), int(total[1])
+
+
+def _write(layer: Any, name: str, found: Moments, samples: int, batches: int,
            prior: float) -> tuple[Array, Array]:
-    """Into the running statistics, mixed with what they were."""
+    """Into the running statistics, mixed with what they were; channels of which nothing was counted
+    keep theirs."""
+    mean, var = found.mean, found.var()
+    skip = found.count == 0
+    bad = ~(skip | np.isfinite(mean) & np.isfinite(var))
+    if layer.on_nonfinite == "raise" and bad.any():
+        where = ", ".join(map(str, np.flatnonzero(bad)[:8]))
+        raise FloatingPointError(f"population statistics: the mean or variance in batch norm "
+                                 f"{name!r} is not finite in channels {where}")
+    if layer.on_nonfinite == "skip_update":
+        skip = skip | bad
     mixed = []
-    for buffer, new in ((layer.running_mean, found.mean), (layer.running_var, found.var())):
+    for buffer, new in ((layer.running_mean, mean), (layer.running_var, var)):
         old = buffer.data.astype(np.float64)
-        value = (prior * old + samples * new) / (prior + samples) if prior else new
-        buffer.data[...] = value
+        with np.errstate(all="ignore"):
+            value = (prior * old + samples * new) / (prior + samples) if prior else new
+        mixed.append(np.where(skip, old, value))
+        buffer.data[...] = mixed[-1]
         bump(buffer)
-        mixed.append(value)
-    layer.num_batches_tracked.data[...] = batches
+    if not skip.all():
+        layer.num_batches_tracked.data[...] = batches
     layer._pending = None                   # batches before are no longer part of the statistics
     return mixed[0], mixed[1]
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, no_grad
 from nbgrad.nn import Dropout, Module, ReLU
+from nbgrad.nn.functional import cross_entropy
 from nbgrad.ops import Moments, moments
 from nbgrad.ops.random import default_generator
 from nbgrad.train.evaluation import STATISTICS, Evaluation, evaluate
@@ -89,12 +90,15 @@ def examine(model: Module, loader: Iterable[Any], test: Iterable[Any] | None, op
     layers = [Layer(name, norm, _fixed(model, norm))
               for name, norm in batch_norm_layers(model).items()]
     result = Examination(model, model.training, layers, [], True, {}, optimizer)
-    with unchanged(model), no_grad(), np.errstate(all="ignore"), _generators(loader, test):
-        _measure(result, some, "inputs")
-        _measure(result, some, "quiet")
-        if test is not None:
-            _measure(result, _Some(test, batches), "test")
-        _evaluate(result, some)
+    passes = [("inputs", some), ("quiet", some)]
+    if test is not None:
+        passes.append(("test", _Some(test, batches)))
+    with no_grad(), np.errstate(all="ignore"), _generators(loader, test):
+        for what, data in passes:
+            with unchanged(model):      # each pass starts from the statistics that the model has
+                _measure(result, data, what)
+        with unchanged(model):
+            _evaluate(result, some)
     return result
 
 
@@ -235,7 +239,15 @@ def _evaluate(result: Examination, some: _Some) -> None:
         some = _Some(some.loader, some.batches, 2)
     for word in STATISTICS if result.layers else ("running",):
         try:
-            found = evaluate(result.model, some, statistics=word, train=some)
-        except ValueError:
-            continue                                # no samples, no running statistics, used twice
+            found = evaluate(result.model, some, statistics=word, train=some, loss=_loss)
+        # no samples, no running statistics, used twice; or targets that are no class numbers of
+        # this output, whose many errors are not what was asked about
+        except (ValueError, IndexError, TypeError, RuntimeError, AttributeError):
+            continue
         result.evaluations[word] = found
+
+
+def _loss(y: Any, target: Tensor) -> Tensor:
+    if not isinstance(y, Tensor) or y.ndim != 2:
+        raise ValueError("bn_doctor: classes are told from an output (N, classes)")
+    return cross_entropy(y, target)
