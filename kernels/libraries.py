@@ -6,7 +6,7 @@ level by level. Functions that only kernels call need none of it: they are kept 
 lowered, and a kernel keeps of them what it did not inline.
 """
 
-from unittest.mock import patch
+from contextlib import contextmanager
 
 import numba
 from llvmlite import binding
@@ -99,18 +99,31 @@ class _Library(JITCodeLibrary):
         return any(f.name == name and not f.is_declaration for f in self._final_module.functions)
 
 
+@contextmanager
+def _replaced(owner, **values):
+    """Attributes of an object for a while; what its class says shows again after that."""
+    vars(owner).update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            delattr(owner, name)
+
+
 class ParallelCompiler(Compiler):
     """Of kernels with a prange: such libraries, also for what is compiled on the way."""
 
     def compile_extra(self, func):
         codegen = self.state.targetctx.codegen()
+        if "_library_class" in vars(codegen):         # a kernel that another one compiles
+            return super().compile_extra(func)
         find, put = codegen._engine.get_global_value_address, codegen.set_env
 
         def set_env(name, env):
             if find(name):                # no machine code, no environment
                 put(name, env)
 
-        with patch.multiple(codegen, _library_class=_Library, set_env=set_env):
+        with _replaced(codegen, _library_class=_Library, set_env=set_env):
             return super().compile_extra(func)
 
 
