@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ import numpy as np
 __all__ = ["empty_cache", "get_num_threads", "set_num_threads",      # what `import nbgrad` shows
            "set_winograd"]
 
+_collects = gc.isenabled()
+gc.disable()              # a full collection among all objects of Numba takes 25 ms, for nothing
 try:
     from nbgrad.kernels import cpu
 except ModuleNotFoundError as e:  # the checkout's kernels/ folder becomes nbgrad.kernels on install
@@ -21,6 +24,9 @@ except ModuleNotFoundError as e:  # the checkout's kernels/ folder becomes nbgra
         raise
     raise ModuleNotFoundError(
         "nbgrad is not installed: run `pip install -e .` in the checkout", name=e.name) from None
+finally:
+    if _collects:
+        gc.enable()
 
 _serving: dict[type, ModuleType] = {np.ndarray: cpu}
 
