@@ -97,7 +97,7 @@ class BatchNorm(Normalization):
         self.update, self.on_nonfinite = update, on_nonfinite
         if like is not None:
             self._imitate(like)
-        elif average is not None and momentum != self._usual("momentum"):
+        elif average is not None and momentum not in (0.1, self._usual("momentum")):
             raise ValueError(f"{type(self).__name__}: give momentum or average, not both")
         check_eps(self, self.eps)
         self._check_words()
