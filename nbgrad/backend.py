@@ -16,7 +16,7 @@ __all__ = ["empty_cache", "get_num_threads", "set_num_threads",      # what `imp
            "set_winograd"]
 
 _collects = gc.isenabled()
-gc.disable()              # a full collection among all objects of Numba takes 25 ms, for nothing
+gc.disable()              # looking for garbage among all that Numba imports takes 25 ms
 try:
     from nbgrad.kernels import cpu
 except ModuleNotFoundError as e:  # the checkout's kernels/ folder becomes nbgrad.kernels on install
@@ -25,6 +25,9 @@ except ModuleNotFoundError as e:  # the checkout's kernels/ folder becomes nbgra
     raise ModuleNotFoundError(
         "nbgrad is not installed: run `pip install -e .` in the checkout", name=e.name) from None
 finally:
+    if not gc.get_freeze_count():
+        gc.freeze()       # and back: what is there now counts as old
+        gc.unfreeze()
     if _collects:
         gc.enable()
 
