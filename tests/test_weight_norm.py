@@ -320,3 +320,12 @@ def test_bad_arguments_change_nothing(change, error, said):
     assert type(layer) is nn.Linear
     for key, t in layer.state_dict().items():
         np.testing.assert_array_equal(t.data, before[key])
+
+
+def test_a_value_that_does_not_fit_changes_no_original():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    before = [p.data.copy() for p in layer.parameters()]
+    with pytest.raises(ValueError, match="of shape"):
+        layer.weight = nbgrad.ones(2, 5)
+    for p, old in zip(layer.parameters(), before):
+        np.testing.assert_array_equal(p.data, old)

@@ -12,14 +12,12 @@ import numpy as np
 from .layer_norm import BLOCK, normalize_rows, normalize_rows_backward
 from .memory import empty_like
 from .norm import _dense, _flat, _flat_as, _vector, _writable
+from .norm_plan import BLOCK_BYTES, SLAB_BYTES
 from .pixels import RUN, backward_pixels, forward_pixels
 from .planes import backward_planes, forward_planes
 from .simd import PAST_BYTES, VECTOR
 
 __all__ = ["group_norm", "group_norm_backward"]
-
-BLOCK_BYTES = 1 << 19      # pixels of a large channels-last sample that make one task
-SLAB_BYTES = 1 << 22       # what one task reads twice: two cores' share of a 16 MB cache and more
 
 
 def _gain(a, x, missing):

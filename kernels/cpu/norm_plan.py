@@ -13,13 +13,13 @@ import numpy as np
 from .columns import inner
 from .simd import VECTOR
 
-__all__ = ["ADDS", "Plan", "plan", "unpack", "values"]
+__all__ = ["ADDS", "BLOCK_BYTES", "SLAB_BYTES", "Plan", "plan", "unpack", "values"]
 
 ADDS = 128                 # values per accumulator and chunk
 LINE = 1024                # columns of a tile
 FEW = 32                   # rows that several rows are made one for
 RUN = 256                  # values of a plane from which on it is a matrix of its own
-BLOCK_BYTES = 1 << 19
+BLOCK_BYTES = 1 << 19      # of a large array that make one task
 SLAB_BYTES = 1 << 22       # what one task reads twice: two cores' share of a 16 MB cache and more
 
 

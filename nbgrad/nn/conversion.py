@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Any
 
 from nbgrad.autograd import bump
 from nbgrad.ops import Workers
 
 from .batch_norm import BatchNorm
+from .create_norm import create_norm
 from .module import Module
 from .statistics import PRESETS
 from .tree import MODULE
@@ -36,9 +36,9 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = BatchNorm,
     of: the class or classes of layers to convert (batch norms).
 
     Names, hooks, training flags and dtypes are kept (hooks stay with a layer that its successor
-    contains); a parameter or buffer is copied where the new
-    layer has one of that name and shape: gamma and beta, which are then a start for fine-tuning,
-    since another normalization computes another function. A layer with two names stays shared.
+    contains); a parameter or buffer is copied where the new layer has one of that name and shape:
+    gamma and beta, which are then a start for fine-tuning, since another normalization computes
+    another function. A layer with two names stays shared.
 
     Raises ValueError for names, options, groups and layers that do not fit, TypeError for a
     function that returns no Module; the model is then as it was.
@@ -154,13 +154,7 @@ def _batch_norms(model: Module) -> Iterator[tuple[str, Any]]:
 
 
 def _factory(name: str, options: dict[str, Any]) -> Factory:
-    """layer -> its replacement, by name. ``create_norm`` is looked up when needed: it knows layers
-    of modules above this one."""
-    home = import_module("nbgrad.nn")
-    if not hasattr(home, "create_norm"):
-        raise ValueError(f"convert_norm: there is no layer called {name!r}; expected frozen, "
-                         "batch, sync, or a function that makes the layer")
-
+    """layer -> its replacement, by a name of ``create_norm``."""
     def make(layer: Any) -> Any:
         channels = getattr(layer, "num_features", getattr(layer, "num_channels", None))
         if channels is None:
@@ -172,10 +166,10 @@ def _factory(name: str, options: dict[str, Any]) -> Factory:
             settings["dims"] = ndims[0] - 2
         if name == "group":
             settings |= _scaling(layer)
-        new = home.create_norm(name, channels, **{**settings, **options})
+        new = create_norm(name, channels, **{**settings, **options})
         if isinstance(new, BatchNorm):              # a name does not tell: ask what it makes
             settings |= _kept(layer, options)
-            new = home.create_norm(name, channels, **{**settings, **options})
+            new = create_norm(name, channels, **{**settings, **options})
             new._thawed = getattr(layer, "_thawed", None)
         return new
     return make

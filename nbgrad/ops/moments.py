@@ -113,14 +113,14 @@ def moments(x: Tensor | Array, *, mask: Tensor | Array | None = None, groups: in
     if ghost_size is not None:
         return _stacked(array, w, ghost_size, groups)
     if groups is None:
-        return _over_channels(array, w)
+        return over_channels(array, w)
     if C % groups or groups > C:
         raise ValueError(f"moments: groups must divide the {C} channels, got {groups}")
     rows = (N * groups, C // groups, *S)
     array = array.reshape(1, rows[0], -1)
     if w is not None:
         w = np.broadcast_to(w[:, None], (N, groups, C // groups, *S)).reshape(1, rows[0], -1)
-    found = _over_channels(array, w)
+    found = over_channels(array, w)
     return Moments(*(a.reshape(N, groups) for a in found))
 
 
@@ -145,13 +145,14 @@ def weights(mask: Tensor | Array, shape: tuple[int, ...]) -> Array:
 def _stacked(x: Array, w: Array | None, ghost_size: int, groups: int | None) -> Moments:
     if groups is not None:
         raise ValueError("moments: groups have statistics of each sample, and no ghost batches")
-    parts = [_over_channels(x[i:i + ghost_size], None if w is None else w[i:i + ghost_size])
+    parts = [over_channels(x[i:i + ghost_size], None if w is None else w[i:i + ghost_size])
              for i in range(0, len(x), ghost_size)]
     return Moments(*(np.stack(a) if a else np.zeros((0, x.shape[1]))
                      for a in (list(zip(*parts)) or [(), (), ()])))
 
 
-def _over_channels(x: Array, w: Array | None) -> Moments:
+def over_channels(x: Array, w: Array | None) -> Moments:
+    """Moments of each channel, w as ``weights`` returns it."""
     C = x.shape[1]
     if w is None:
         count = float(x.size // C) if C else 0.0

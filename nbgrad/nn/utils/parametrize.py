@@ -74,10 +74,12 @@ class ParametrizationList(Module):
                     raise NotImplementedError(
                         f"{type(f).__name__} has no right_inverse: its tensor cannot be assigned")
                 given = f.right_inverse(given)
-        for t, new in zip(self._originals(), (given,) if self.single else given, strict=True):
+        pairs = list(zip(self._originals(), (given,) if self.single else given, strict=True))
+        for t, new in pairs:
             if t.shape != new.shape:
                 raise ValueError(f"expected a value whose original is of shape {t.shape}, got "
                                  f"{new.shape}")
+        for t, new in pairs:
             t.data[...] = new.data
             bump(t)
 

@@ -51,6 +51,28 @@ def _backward_of_layer(dy: Tensor, x: Tensor, gamma: Tensor | None, dims: int,
     return dx, sum(dy * xhat, rows) if rows else dy * xhat, sum(dy, rows) if rows else dy
 
 
+def check_rows(name: str, x: Any, normalized_shape: Any, eps: float,
+               **affine: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
+    """x as a Tensor and normalized_shape as a tuple, if x ends in it and the parameters have it."""
+    x = checked(x, name)
+    one = isinstance(normalized_shape, (int, np.integer))
+    shape = (normalized_shape,) if one else tuple(normalized_shape)
+    if not 0 < len(shape) <= x.ndim or x.shape[-len(shape):] != shape or x.dtype.kind != "f":
+        raise RuntimeError(f"Given normalized_shape={list(shape)}, expected a floating input with "
+                           f"shape [*, {', '.join(map(str, shape))}], but got {x.dtype} input "
+                           f"of size {list(x.shape)}")
+    for what, t in affine.items():
+        if t is not None and not isinstance(t, Tensor):
+            raise TypeError(f"{name}: expected {what} to be a Tensor, got {type(t).__name__}")
+        if t is not None and (t.shape != shape or t.dtype != x.dtype):
+            raise RuntimeError(f"{name}: Expected {what} to be of same shape as normalized_shape "
+                               f"and of {x.dtype}, but got {what} of shape {list(t.shape)} and "
+                               f"{t.dtype} and normalized_shape = {list(shape)}")
+    if not eps >= 0:
+        raise ValueError(f"{name}: eps must not be negative, got {eps}")
+    return x, shape
+
+
 def layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None,
                bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """y = γ (x − μ) / √(σ² + ε) + β, μ and (biased) σ² over the last dims, ``normalized_shape``.
@@ -58,24 +80,7 @@ def layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = Non
     weight γ, bias β: normalized_shape. Keeps x, γ, μ, 1/σ. Raises RuntimeError if x does not end in
     normalized_shape.   Ba, Kiros & Hinton 2016.
     """
-    input = checked(input, "layer_norm")
-    one = isinstance(normalized_shape, (int, np.integer))
-    shape = (normalized_shape,) if one else tuple(normalized_shape)
-    fits = 0 < len(shape) <= input.ndim and input.shape[-len(shape):] == shape
-    if not fits or input.dtype.kind != "f":
-        raise RuntimeError(f"Given normalized_shape={list(shape)}, expected a floating input with "
-                           f"shape [*, {', '.join(map(str, shape))}], but got {input.dtype} input "
-                           f"of size {list(input.shape)}")
-    for name, t in (("weight", weight), ("bias", bias)):
-        if t is not None and not isinstance(t, Tensor):
-            raise TypeError(f"layer_norm: expected {name} to be a Tensor, got {type(t).__name__}")
-        if t is not None and (t.shape != shape or t.dtype != input.dtype):
-            raise RuntimeError(f"layer_norm: Expected {name} to be of same shape as "
-                               f"normalized_shape and of {input.dtype}, but got {name} of shape "
-                               f"{list(t.shape)} and {t.dtype} and normalized_shape = "
-                               f"{list(shape)}")
-    if not eps >= 0:
-        raise ValueError(f"layer_norm: eps must not be negative, got {eps}")
+    input, shape = check_rows("layer_norm", input, normalized_shape, eps, weight=weight, bias=bias)
     if not math.prod(shape):
         return input * 1
     return _layer_norm(input, weight, bias, dims=len(shape), eps=eps)  # type: ignore[no-any-return]

@@ -10,8 +10,8 @@ import numpy as np
 from nbgrad.autograd import Tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import rsqrt
+from nbgrad.ops.norm.layer import check_rows
 from nbgrad.ops.reduce import mean as mean_of, sum
-from nbgrad.ops.shape import checked
 
 from .batch import data
 
@@ -58,23 +58,9 @@ def rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None,
     >>> rms_norm(nbgrad.tensor([3.0, -3.0]), (2,), eps=0.0).tolist()
     [1.0, -1.0]
     """
-    input = checked(input, "rms_norm")
-    one = isinstance(normalized_shape, (int, np.integer))
-    shape = (normalized_shape,) if one else tuple(normalized_shape)
-    fits = 0 < len(shape) <= input.ndim and input.shape[-len(shape):] == shape
-    if not fits or input.dtype.kind != "f":
-        raise RuntimeError(f"Given normalized_shape={list(shape)}, expected a floating input with "
-                           f"shape [*, {', '.join(map(str, shape))}], but got {input.dtype} input "
-                           f"of size {list(input.shape)}")
-    if weight is not None and not isinstance(weight, Tensor):
-        raise TypeError(f"rms_norm: expected weight to be a Tensor, got {type(weight).__name__}")
-    if weight is not None and (weight.shape != shape or weight.dtype != input.dtype):
-        raise RuntimeError("rms_norm: Expected weight to be of same shape as normalized_shape and "
-                           f"of {input.dtype}, but got weight of shape {list(weight.shape)} and "
-                           f"{weight.dtype} and normalized_shape = {list(shape)}")
+    given = 0.0 if eps is None else eps
+    input, shape = check_rows("rms_norm", input, normalized_shape, given, weight=weight)
     eps = float(np.finfo(input.dtype).eps) if eps is None else eps
-    if not eps >= 0:
-        raise ValueError(f"rms_norm: eps must not be negative, got {eps}")
     if not math.prod(shape):
         return input * 1
     return _rms_norm(input, weight, dims=len(shape), eps=eps)  # type: ignore[no-any-return]

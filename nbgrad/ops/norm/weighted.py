@@ -9,7 +9,7 @@ import numpy as np
 from nbgrad.autograd import OPS, Tensor, as_tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import rsqrt
-from nbgrad.ops.moments import Moments, Workers, moments, weights
+from nbgrad.ops.moments import Moments, Workers, over_channels, weights
 from nbgrad.ops.norm.batch import check_batch, data
 from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import checked, reshape
@@ -35,7 +35,7 @@ def _weighted(x: Tensor, gamma: Tensor | None, beta: Tensor | None, /, *, eps: f
     ∂x = γ/σ (∂y − w/W (Σ∂y + x̂ Σ∂y x̂)), sums and W = Σw over all workers;   ∂γ = Σ ∂y x̂ and
     ∂β = Σ ∂y over the own x.
     """
-    own = moments(x, mask=w)
+    own = over_channels(x.data, w)
     total = own if workers is None else workers.merge(own)
     with np.errstate(all="ignore"):
         invstd = 1 / np.sqrt(np.where(total.count > 0, total.var(), 0.0) + eps)
