@@ -78,8 +78,9 @@ def set_winograd(on: bool) -> None:
 
     They take a quarter of the multiplications and change the rounding: in float32 the largest error
     is 1 to 2 times that of the direct sum (1 to 6e-6 of the largest output). An error spreads
-    over a tile of 4×4 outputs: beside one huge pixel, small ones lose digits that the direct sum
-    keeps. NaN and Inf reach exactly the outputs whose windows hold them, either way.
+    over a tile of 4×4 outputs, and in the gradient of the weights over a channel's nine: beside one
+    huge pixel, small ones lose digits that the direct sum keeps. NaN and Inf reach exactly the
+    results that they are part of, either way.
     """
     cpu.winograd.enabled = bool(on)
 

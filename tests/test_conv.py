@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from nbgrad.kernels import cpu, reference
-from nbgrad.kernels.cpu import convkernel, jit, simd, windows, winograd
+from nbgrad.kernels.cpu import convkernel, jit, simd, windows, winograd, winograd_weight
 
 import nbgrad
 
@@ -20,6 +20,7 @@ PLAIN = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
 def always(monkeypatch):
     """Winograd's products wherever they can be used."""
     monkeypatch.setattr(winograd, "suits", lambda s: True)
+    monkeypatch.setattr(winograd_weight, "suits", lambda g, itemsize: True)
 
 
 def same(got, want, dtype):
@@ -39,6 +40,15 @@ def check(dtype, x, weight, how, seed=0):
     dy = rng.standard_normal(want.shape).astype(dtype)
     want = reference.conv2d_input(dy.astype(float), w.astype(float), input_size=x.shape, **how)
     same(cpu.conv2d_input(dy, w, input_size=x.shape, **how), want, dtype)
+
+
+def check_weight(dtype, N, C, O, size, padding):
+    rng = np.random.default_rng(0)
+    how = {**PLAIN, "padding": padding, "kernel_size": (3, 3)}
+    x = rng.standard_normal((N, C, *size)).astype(dtype)
+    dy = rng.standard_normal((N, O, *(n + 2 * p - 2 for n, p in zip(size, padding)))).astype(dtype)
+    want = reference.conv2d_weight(dy.astype(float), x.astype(float), **how)
+    same(cpu.conv2d_weight(dy, x, **how), want, dtype)
 
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -68,6 +78,16 @@ def test_direct_sums(dtype, N, groups, C, O, size, window, stride, padding, dila
 def test_products(always, dtype, N, C, O, size, padding):
     size = tuple(max(n, 3 - 2 * p) for n, p in zip(size, padding))
     check(dtype, (N, C, *size), (O, C, 3, 3), {**PLAIN, "padding": padding})
+    check_weight(dtype, N, C, O, size, padding)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("N", "C", "O", "size"), [
+    (5, 70, 130, (9, 8)),               # slices of channels, the last ones narrow
+    (40, 16, 3, (21, 17)),              # parts of tiles, several blocks of each
+])
+def test_weights_by_products(always, N, C, O, size, dtype):
+    check_weight(dtype, N, C, O, size, (1, 1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -111,7 +131,8 @@ def test_the_bits_do_not_depend_on_threads(C, O, window):
     w = rng.standard_normal((O, C, window, window)).astype(np.float32)
     dy = rng.standard_normal((9, O, 17, 18)).astype(np.float32)
     for f, args, more in ((cpu.conv2d, (x, w), {}),
-                          (cpu.conv2d_input, (dy, w), {"input_size": x.shape})):
+                          (cpu.conv2d_input, (dy, w), {"input_size": x.shape}),
+                          (cpu.conv2d_weight, (dy, x), {"kernel_size": (window, window)})):
         one, all_ = (bits(n, f, *args, **how, **more)
                      for n in (1, jit.config.NUMBA_NUM_THREADS))
         np.testing.assert_array_equal(one, all_)
@@ -137,6 +158,21 @@ def test_nan_and_inf_reach_exactly_their_windows(always, bad):
     np.testing.assert_array_equal(np.isfinite(got), np.isfinite(want))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
+def test_weights_of_values_that_are_not_finite_are_direct_sums(always, bad):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((5, 16, 9, 10)).astype(np.float32)
+    dy = rng.standard_normal((5, 20, 9, 10)).astype(np.float32)
+    x[1, 3, 0, 0] = bad                            # of tap (2, 2) no output sees the corner
+    how = {**PLAIN, "kernel_size": (3, 3)}
+    with np.errstate(all="ignore"):
+        got, want = (f.conv2d_weight(dy, x, **how) for f in (cpu, reference))
+    np.testing.assert_array_equal(np.isfinite(got), np.isfinite(want))
+    assert np.isfinite(want[:, 3, 2, 2]).all()
+    fine = np.isfinite(want) & (np.abs(want) < 1e4)
+    np.testing.assert_allclose(got[fine], want[fine], rtol=0, atol=1e-4)
+
+
 def test_the_switch():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((8, 64, 16, 16)).astype(np.float32)
@@ -152,6 +188,22 @@ def test_the_switch():
     same(on, exact, np.float32)
     same(off, exact, np.float32)
     np.testing.assert_array_equal(cpu.conv2d(x, w, **PLAIN), on)
+
+
+def test_the_switch_for_weights():
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((8, 32, 16, 16)).astype(np.float32) for _ in range(2))
+    how = {**PLAIN, "kernel_size": (3, 3)}
+    on = cpu.conv2d_weight(dy, x, **how)
+    nbgrad.set_winograd(False)
+    try:
+        off = cpu.conv2d_weight(dy, x, **how)
+    finally:
+        nbgrad.set_winograd(True)
+    exact = reference.conv2d_weight(dy.astype(float), x.astype(float), **how)
+    assert (on != off).any()
+    same(on, exact, np.float32)
+    same(off, exact, np.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -4,7 +4,8 @@ A task takes a block of rows (or of whole images) at a time: it copies the block
 padding, to where its windows are short steps apart in the second level of cache, and adds to its
 sums tile by tile (sumtile.py), every tile over the whole block. A task has a part of the pixels and
 a slice of the channels; where the gradient is large there is one part only. The parts are summed
-while the result is turned into the weights' order.
+while the result is turned into the weights' order. 3×3 kernels with stride 1 and channels enough
+go by Winograd's products (winograd_weight.py).
 """
 
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..shapes import Conv
+from . import winograd_weight
 from .depthweight import depthwise_weight
 from .depthwise import repeated
 from .groups import groups_together, parted
@@ -20,7 +22,7 @@ from .memory import channels_last, empty
 from .microkernel import transpose
 from .padded import copy, padded, zeros
 from .simd import VECTOR, after, keep, lanes, load, load_part, pointer, store, store_part
-from .sumtile import sum_tile
+from .sumtile import ROWS, strip
 from .tasks import share, tasks
 
 __all__ = ["conv2d_weight"]
@@ -30,7 +32,6 @@ BLOCK_BYTES = 1 << 18      # of x copied at a time: a quarter of the second leve
 BLOCK_PIXELS = 1 << 10     # of dy, whose panel of two vectors is then half as much
 PART_PIXELS = 1 << 7       # below, loading and storing a tile costs more than 3 % of its sums
 SUM_BYTES = 1 << 19        # of the sums of one task
-ROWS = 4                   # of the smallest tile
 SUM_VALUES = 1 << 23       # of all parts
 
 
@@ -127,20 +128,6 @@ def _arrange(x, at, steps, g, cut, n, images, p0, rows, room, aside):
 
 
 @device
-def _strip(half, a, at, a_steps, n, b, bt, b_steps, counts, c, ct, ldc):
-    """n rows of sums, in fours, of one vector or two."""
-    most, r = 16 if half else 12, 0
-    while r < n:
-        left = n - r
-        rows = 8 if left >= 8 else 4
-        if left >= most and (half or left != 16):                # 8 + 8 rather than 12 + 4
-            rows = most
-        sum_tile(rows, 1 if half else 2, a, at + r, a_steps, b, bt, b_steps, counts, c,
-                 ct + r * ldc, ldc)
-        r += rows
-
-
-@device
 def _panels(room, steps, down, right, g, cut, n, dy, dt, images, rows, own, sums, st):
     """Add a block of pixels to all sums of a slice of channels."""
     L, n_o = lanes(dy), g.O // g.G
@@ -157,8 +144,8 @@ def _panels(room, steps, down, right, g, cut, n, dy, dt, images, rows, own, sums
             by = rows * g.Q * width, g.Q * width, width
             _panel(dy, dt + o, g, images, rows * g.Q, n_o - o, width, own)
         for t in range(taps):
-            _strip(half, room, t // g.J * down + t % g.J * right, steps, depth, b,
-                   bt if cut.own else bt + o, by, counts, sums, st + o + t * cut.n_o, ld)
+            strip(half, room, t // g.J * down + t % g.J * right, steps, depth, b,
+                  bt if cut.own else bt + o, by, counts, sums, st + o + t * cut.n_o, ld)
 
 
 @device
@@ -231,6 +218,13 @@ def _finish(run, sums, n_o, out):
     share(_finish_task, sums.shape[1] * (sums.shape[3] // lanes(sums)), run, (sums, n_o, out))
 
 
+def _turn(sums, g):
+    """The sum of the parts in the weights' order."""
+    out = empty((g.O, g.depth), sums.dtype)
+    _finish(sums, g.O // g.G, out, work=sums.nbytes + out.nbytes)
+    return out
+
+
 def _geometry(x, g):
     """Steps of x (N, H, W, C) in values. A kernel of one tap sees only the pixels it reads."""
     steps = g.H * g.W * g.C, g.W * g.C, g.C
@@ -263,14 +257,17 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
         out = conv2d_weight(dy, x, kernel_size=kernel_size, stride=stride, padding=padding,
                             dilation=dilation, groups=groups // together)
         return parted(out, g, together)
+    if winograd_weight.suits(g, x.itemsize):
+        sums = winograd_weight.winograd_weight(channels_last(dy), channels_last(x), g)
+        if sums is not None:
+            return _turn(sums, g).reshape(shape)
     work = 2 * dy.size * g.depth
     steps, g = _geometry(x, g)
     cut = _cut(g, x.itemsize)
     sums = empty((cut.parts, g.G, cut.depth, cut.n_o), x.dtype)
     _weight(channels_last(dy), channels_last(x), steps, g, cut,
             _spaces(cut.room + cut.aside + cut.own, x.dtype), sums, work=work)
-    out = empty((g.O, g.depth), x.dtype)
-    _finish(sums, g.O // g.G, out, work=sums.nbytes + out.nbytes)
+    out = _turn(sums, g)
     if cut.windows:
         out = np.ascontiguousarray(out.reshape(g.O, g.I * g.J, g.C // g.G).transpose(0, 2, 1))
     return out.reshape(shape)

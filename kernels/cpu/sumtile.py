@@ -16,9 +16,10 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .emit import I64, Code, place
+from .jit import device
 from .simd import VECTOR
 
-__all__ = ["SHAPES", "sum_tile"]
+__all__ = ["ROWS", "SHAPES", "strip", "sum_tile"]
 
 
 def _step(builder, vector, a, b, sums):
@@ -63,6 +64,7 @@ def _nest(builder, vector, levels, a, b, sums):
     return new
 
 
+ROWS = 4                   # of the smallest tile
 SHAPES = (12, 2), (8, 2), (4, 2), (16, 1), (8, 1), (4, 1)
 
 
@@ -106,3 +108,17 @@ if config.DISABLE_JIT:                            # the same in NumPy
         pixel = np.indices(counts).reshape(3, -1)
         p, q = (np.asarray(steps) @ pixel for steps in (a_steps, b_steps))
         c[ct + r * ldc + v] += a[at + r + p] @ b[bt + q[:, None] + v]
+
+
+@device
+def strip(half, a, at, a_steps, n, b, bt, b_steps, counts, c, ct, ldc):
+    """n rows of sums, in fours, of one vector or two."""
+    most, r = 16 if half else 12, 0
+    while r < n:
+        left = n - r
+        rows = 8 if left >= 8 else 4
+        if left >= most and (half or left != 16):                # 8 + 8 rather than 12 + 4
+            rows = most
+        sum_tile(rows, 1 if half else 2, a, at + r, a_steps, b, bt, b_steps, counts, c,
+                 ct + r * ldc, ldc)
+        r += rows

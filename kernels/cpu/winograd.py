@@ -39,7 +39,7 @@ from .simd import (
 from .tasks import share, tasks
 from .windows import aligned, packed, panel, shifts, spread
 
-__all__ = ["enabled", "suits", "winograd"]
+__all__ = ["Tiles", "enabled", "load6", "next_tile", "save", "suits", "take_tile", "winograd"]
 
 enabled = True
 BLOCK_BYTES = 1 << 19      # of transformed inputs and products: half an L2
@@ -81,7 +81,7 @@ def suits(s):
 
 
 @device
-def _forward(x, x0, x1, x2, x3, x4, x5):
+def _into(x, x0, x1, x2, x3, x4, x5):
     """B x."""
     half, two, five = fill(x, -0.5), fill(x, -2), fill(x, -2.5)
     a, b = fill(x, math.sqrt(0.5)), fill(x, math.sqrt(2))
@@ -109,13 +109,13 @@ def _weights(x, g0, g1, g2):
 
 
 @device
-def _save(y, at, step, v):
+def save(y, at, step, v):
     for i in range(len(v)):
         store(y, at + i * step, v[i])
 
 
 @device
-def _load6(y, at, step):
+def load6(y, at, step):
     return (load(y, at), load(y, at + step), load(y, at + 2 * step), load(y, at + 3 * step),
             load(y, at + 4 * step), load(y, at + 5 * step))
 
@@ -129,7 +129,7 @@ def _weights_task(p, weight, large, u):
     for at in range(0, K * W, L):
         for j in range(0, 3 * L, L):
             here = at + j // L * K * W
-            _save(own, j, 3 * L, _weights(u, load(g, here), load(g, here + 3 * K * W),
+            save(own, j, 3 * L, _weights(u, load(g, here), load(g, here + 3 * K * W),
                                           load(g, here + 6 * K * W)))
         for i in range(6):
             here, to = i * 3 * L, i * 6 * size + p * K * W + at
@@ -138,7 +138,7 @@ def _weights_task(p, weight, large, u):
                 for j in range(6):
                     stream(y, to + j * size, six[j])
             else:
-                _save(y, to, size, six)
+                save(y, to, size, six)
     keep(room)
 
 
@@ -160,26 +160,26 @@ def _column(x, at, step, h, H, n):
 
 
 @device
-def _take_tile(x, s, n, h, w, own, v, to, size):
+def take_tile(x, s, channels, n, h, w, own, v, to, size):
     """v[36 rows of ``size``, from to] = B d Bᵀ of the tile of image n that begins at (h, w), zeros
-    outside, for every channel."""
+    outside, for so many channels."""
     L, inside = lanes(x), min(h, w) >= 0 and h + 6 <= s.H and w + 6 <= s.W
     first, down = ((n * s.H + h) * s.W + w) * s.C, s.W * s.C
-    for c in range(0, s.C, L):
-        m = min(L, s.C - c)
+    for c in range(0, channels, L):
+        m = min(L, channels - c)
         for j in range(6):
             at = first + j * s.C + c
             if inside and m == L:
-                d = _load6(x, at, down)
+                d = load6(x, at, down)
             else:
                 d = _column(x, at, down, h, s.H, m if 0 <= w + j < s.W else 0)
-            _save(own, j * L, 6 * L, _forward(x, *d))
+            save(own, j * L, 6 * L, _into(x, *d))
         for i in range(6):
-            _save(v, to + c + 6 * i * size, size, _forward(x, *_load6(own, 6 * i * L, L)))
+            save(v, to + c + 6 * i * size, size, _into(x, *load6(own, 6 * i * L, L)))
 
 
 @device
-def _next(s, n, p, q):
+def next_tile(s, n, p, q):
     """The tile after (p, q) of image n."""
     q += 4
     if q >= s.Q:
@@ -194,7 +194,7 @@ def _put_row(y, at, right, bias, m0, m1, m2, m3, m4, m5):
     """Four outputs, ``right`` apart; their sum."""
     a, b, c, d = _backward(y, m0, m1, m2, m3, m4, m5)
     a, b, c, d = a + bias, b + bias, c + bias, d + bias
-    _save(y, at, right, (a, b, c, d))
+    save(y, at, right, (a, b, c, d))
     return (a + b) + (c + d)
 
 
@@ -205,11 +205,11 @@ def _put_tile(m, at, size, shift, s, n, p, q, count, own, y, o):
     for c in range(0, count, L):
         lane, bias, here, down = min(L, count - c), load(shift, c), at + c, 6 * size
         r0, r1, r2, r3, r4, r5 = (
-            _backward(y, *_load6(m, here, down)), _backward(y, *_load6(m, here + size, down)),
-            _backward(y, *_load6(m, here + 2 * size, down)),
-            _backward(y, *_load6(m, here + 3 * size, down)),
-            _backward(y, *_load6(m, here + 4 * size, down)),
-            _backward(y, *_load6(m, here + 5 * size, down)))
+            _backward(y, *load6(m, here, down)), _backward(y, *load6(m, here + size, down)),
+            _backward(y, *load6(m, here + 2 * size, down)),
+            _backward(y, *load6(m, here + 3 * size, down)),
+            _backward(y, *load6(m, here + 4 * size, down)),
+            _backward(y, *load6(m, here + 5 * size, down)))
         place = ((n * s.P + p) * s.Q + q) * s.O + o + c
         whole = p + 4 <= s.P and q + 4 <= s.Q and lane == L
         to, below, right, z = (place, s.Q * s.O, s.O, y) if whole else (0, 4 * L, L, own)
@@ -251,8 +251,8 @@ def _task(task, x, u, shift, s, pitch, block, parts, y, spoiled):
     first = t0 // (down * across), t0 // across % down * 4, t0 % across * 4
     n, p, q = first
     for t in range(some):
-        _take_tile(pointer(x), s, n, p - s.top, q - s.left, own, v, t * pitch, size_v)
-        n, p, q = _next(s, n, p, q)
+        take_tile(pointer(x), s, s.C, n, p - s.top, q - s.left, own, v, t * pitch, size_v)
+        n, p, q = next_tile(s, n, p, q)
     p0, p1 = part * shared, min((part + 1) * shared, P)
     for i in range(36):
         for k in range(p0, p1):
@@ -265,7 +265,7 @@ def _task(task, x, u, shift, s, pitch, block, parts, y, spoiled):
                         min(p1 * W, s.O) - p0 * W, own, pointer(y), p0 * W)
         if bad != 0:
             spoiled[n] = True
-        n, p, q = _next(s, n, p, q)
+        n, p, q = next_tile(s, n, p, q)
     keep(values)
     keep(numbers)
 
