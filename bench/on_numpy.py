@@ -14,6 +14,11 @@ def build(case, how=""):
     return globals()[case.op](**case.settings)
 
 
+def small():
+    """A first operation."""
+    return np.ones(2) + 1
+
+
 def matmul(M, K, N, dtype, transposed):
     a, b = factors(M, K, N, dtype, transposed)
     return lambda: a @ b

@@ -30,6 +30,11 @@ def build(case, how=""):
     return run
 
 
+def small():
+    """A first operation."""
+    return torch.ones(2) + 1
+
+
 def put(a, last=False):
     """A copy in memory of PyTorch's own."""
     out = torch.empty(a.shape, dtype=torch.from_numpy(a).dtype,

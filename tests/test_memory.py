@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+from nbgrad.kernels.cpu import memory
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(),
                                 reason="limits and measures the address space as Linux does")
@@ -165,6 +168,69 @@ def run(code):
                               "OPENBLAS_NUM_THREADS": "1"})
     assert out.returncode == 0, out.stderr
     return json.loads(out.stdout)
+
+
+MB = 1 << 20
+
+
+def test_a_block_given_back_last_is_taken_first():
+    pool = memory.Pool()
+    first, second = pool.take(MB), pool.take(MB)
+    pool.give(first)
+    pool.give(second)
+    assert pool.take(MB) == second
+    assert pool.take(MB) == first
+    assert first.address % 64 == second.address % 64 == 0
+
+
+def test_idle_neighbours_hold_a_larger_array():
+    pool = memory.Pool()
+    small = [pool.take(2 * MB) for _ in range(4)]
+    for i in (2, 0, 3, 1):
+        pool.give(small[i])
+    assert pool.idle == 8 * MB
+    large = pool.take(7 * MB)
+    assert (large.address, pool.idle) == (small[0].address, MB)
+    assert pool.take(MB).address == large.address + 7 * MB
+    assert (pool.idle, pool.free, len(pool.segments)) == (0, {}, 1)
+
+
+def test_a_piece_is_cut_from_the_smallest_that_holds_it():
+    pool = memory.Pool()
+    eight, _, four, _ = (pool.take(n * MB) for n in (8, 1, 4, 1))
+    pool.give(eight)
+    pool.give(four)
+    assert pool.take(3 * MB).address == four.address
+    assert pool.take(MB - 64).address == four.address + 3 * MB      # and the rest is not torn
+    assert pool.free == {8 * MB: [eight]}
+
+
+def test_blocks_never_overlap():
+    rng, pool, held = np.random.default_rng(0), memory.Pool(), {}
+    for _ in range(2000):
+        if held and rng.random() < 0.55:
+            pool.give(held.pop(rng.choice(list(held))))
+        block = pool.take(64 * int(rng.integers(1, 3 * MB // 64)))
+        assert block.segment.address <= block.address
+        assert block.address + block.size <= block.segment.address + block.segment.used
+        held[block.address] = block
+        ordered = sorted(held.values())
+        assert all(a.address + a.size <= b.address for a, b in pairwise(ordered))
+    used = sum(segment.used for segment in pool.segments)
+    assert used == pool.idle + sum(block.size for block in held.values())
+    for block in held.values():
+        pool.give(block)
+    pool.empty()
+    assert (pool.idle, pool.free, pool.segments) == (0, {}, [])
+
+
+def test_what_is_idle_beyond_the_limit_goes_back():
+    pool = memory.Pool(keep=100 * MB)
+    a, b = pool.take(64 * MB), pool.take(64 * MB)
+    pool.give(a)
+    assert (pool.idle, len(pool.segments)) == (64 * MB, 2)
+    pool.give(b)
+    assert (pool.idle, pool.segments) == (0, [])
 
 
 def test_every_family_raises_memory_error_and_computes_on():

@@ -3,12 +3,20 @@
 A fresh large array costs a page fault per 4 KB, more than the arithmetic that fills it (54 MB: 5.4
 ms fresh, 1.4 ms pooled). A pooled array is a plain ndarray whose base returns the block when the
 last view dies.
+
+Blocks are cut from segments. A block of the same size that was given back last is taken first: it
+is warm. Else one is cut from a larger idle one, then from idle neighbours together: so the small
+tensors of a network's last layers, idle again, hold the gradients of its first ones (ResNet-20 at
+batch 128 has 151 MB in use at once: 157 MB of blocks, 209 MB if they stayed as they were cut).
 """
 
+import itertools
 import math
 import os
 import sys
 import threading
+from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,19 +26,116 @@ ALIGN = 64                 # one cache line, one AVX-512 vector
 SMALLEST = 1 << 17         # below, malloc hands out warm memory in 0.3 us; an owner costs 3 us
 KEEP_BYTES = 1 << 31       # what may lie idle in the pool; beyond it blocks go back to the system
 
-_lock = threading.RLock()  # re-entrant: a collection inside the pool may free another block
-_free = {}
-_idle = 0
+SEGMENT_BYTES = 1 << 25    # cut into blocks; a larger block has a segment of its own
 
 
-def _renew_lock():
-    """Another thread of the parent may have held it, and is not there in the child to let go."""
-    global _lock
-    _lock = threading.RLock()
+
+class Segment:
+    """Memory whose first ``used`` bytes are blocks, taken or idle."""
+
+    __slots__ = ("address", "memory", "size", "used")
+
+    def __init__(self, size):
+        self.memory = np.empty(size + ALIGN, np.uint8)
+        self.size, self.used = size, 0
+        self.address = self.memory.ctypes.data + -self.memory.ctypes.data % ALIGN
+
+    def cut(self, size):
+        self.used += size
+        return Block(self.address + self.used - size, size, self)
 
 
+class Block(NamedTuple):
+    address: int
+    size: int
+    segment: Segment
+
+
+class Pool:
+    """Blocks: ``take`` and ``give``. Any thread may do either."""
+
+    def __init__(self, keep=KEEP_BYTES):
+        self.idle, self.keep = 0, keep
+        self.free = {}                        # {bytes: [block, …]}, no list empty
+        self.segments = []
+        self.renew_lock()
+
+    def renew_lock(self):
+        """In a forked child: another thread of the parent may have held it, and is not there in the
+        child to let go. Re-entrant: a collection inside the pool may free another block."""
+        self.lock = threading.RLock()
+
+    def take(self, size):
+        with self.lock:
+            block = self._fit(size)
+            if block is None and size <= self.idle:
+                self._join()
+                block = self._fit(size)
+            return self._cut(size) if block is None else block
+
+    def give(self, block):
+        with self.lock:
+            self.idle += block.size
+            self.free.setdefault(block.size, []).append(block)
+            if self.idle > self.keep:
+                self.empty()
+
+    def empty(self):
+        """Give the segments that are idle as a whole back to the system."""
+        with self.lock:
+            self._join()
+            for size, blocks in list(self.free.items()):
+                for block in [b for b in blocks if b.size == b.segment.used]:
+                    blocks.remove(block)
+                    self.segments.remove(block.segment)
+                    self.idle -= size
+                if not blocks:
+                    del self.free[size]
+
+    def _fit(self, size):
+        """An idle block of that size, or cut from the smallest that is larger; else None."""
+        fits = size if size in self.free else min((s for s in self.free if s > size), default=None)
+        if fits is None:
+            return None
+        block = self.free[fits].pop()
+        if not self.free[fits]:
+            del self.free[fits]
+        self.idle -= fits
+        if fits - size < SMALLEST:            # too little to be of use to anyone
+            return block
+        self.give(Block(block.address + size, fits - size, block.segment))
+        return block._replace(size=size)
+
+    def _join(self):
+        """Make one block of idle neighbours."""
+        joined = []
+        for block in sorted(itertools.chain(*self.free.values()), key=attrgetter("address")):
+            last = joined[-1] if joined else None
+            if last and last.segment is block.segment and last.address + last.size == block.address:
+                joined[-1] = last._replace(size=last.size + block.size)
+            else:
+                joined.append(block)
+        self.free.clear()
+        for block in joined:
+            self.free.setdefault(block.size, []).append(block)
+
+    def _cut(self, size):
+        """A block that was never used."""
+        for segment in self.segments:
+            if segment.size - segment.used >= size:
+                return segment.cut(size)
+        try:
+            segment = Segment(max(size, SEGMENT_BYTES))
+        except MemoryError:
+            self.empty()
+            segment = Segment(size)
+        self.segments.append(segment)
+        return segment.cut(size)
+
+
+_pool = Pool()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    os.register_at_fork(after_in_child=_pool.renew_lock)
 
 
 def _size_class(nbytes):
@@ -47,41 +152,11 @@ class _Owner:
     def __init__(self, block, shape, dtype):
         self.block = block
         self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str,
-                                    "data": (block[1], False)}
+                                    "data": (block.address, False)}
 
     def __del__(self, finalizing=sys.is_finalizing):
         if not finalizing():              # the module's names are gone by then
-            _give(self.block)
-
-
-def _new_block(size):
-    """Memory of that size, and where in it an aligned array begins."""
-    memory = np.empty(size + ALIGN, np.uint8)
-    address = memory.ctypes.data
-    return memory, address + (-address) % ALIGN
-
-
-def _take(size):
-    global _idle
-    with _lock:
-        blocks = _free.get(size)
-        if blocks:
-            _idle -= size
-            return blocks.pop()
-    try:
-        return _new_block(size)
-    except MemoryError:
-        empty_cache()
-        return _new_block(size)
-
-
-def _give(block):
-    global _idle
-    size = block[0].size - ALIGN
-    with _lock:
-        if _idle + size <= KEEP_BYTES:
-            _idle += size
-            _free.setdefault(size, []).append(block)
+            _pool.give(self.block)
 
 
 def empty(shape, dtype):
@@ -90,7 +165,7 @@ def empty(shape, dtype):
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < SMALLEST:
         return np.empty(shape, dtype)
-    return np.asarray(_Owner(_take(_size_class(nbytes)), tuple(shape), dtype))
+    return np.asarray(_Owner(_pool.take(_size_class(nbytes)), tuple(shape), dtype))
 
 
 def empty_like(x, dtype=None):
@@ -116,12 +191,9 @@ def channels_first(y):
 
 def stats():
     """Bytes that lie idle in the pool."""
-    return {"idle": _idle}
+    return {"idle": _pool.idle}
 
 
 def empty_cache():
-    """Give every idle block back to the system."""
-    global _idle
-    with _lock:
-        _free.clear()
-        _idle = 0
+    """Give what is idle back to the system: the segments of which no block is in use."""
+    _pool.empty()
