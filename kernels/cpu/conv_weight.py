@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..shapes import Conv
+from . import thinweight
 from .depthweight import depthwise_weight
 from .depthwise import repeated
 from .groups import groups_together, parted
@@ -135,7 +136,7 @@ def _strip(half, a, at, a_steps, n, b, bt, b_steps, counts, c, ct, ldc):
         rows = 8 if left >= 8 else 4
         if left >= most and (half or left != 16):                # 8 + 8 rather than 12 + 4
             rows = most
-        sum_tile(rows, 1 if half else 2, a, at + r, a_steps, b, bt, b_steps, counts, c,
+        sum_tile(rows, 1 if half else 2, a, at + r, 1, a_steps, b, bt, b_steps, counts, c,
                  ct + r * ldc, ldc)
         r += rows
 
@@ -263,6 +264,10 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
         out = conv2d_weight(dy, x, kernel_size=kernel_size, stride=stride, padding=padding,
                             dilation=dilation, groups=groups // together)
         return parted(out, g, together)
+    if thinweight.suits(g, x.itemsize):
+        out = thinweight.thin_weight(dy, x, g)
+        if np.isfinite(out).all():
+            return out
     work = 2 * dy.size * g.depth
     steps, g = _geometry(x, g)
     cut = _cut(g, x.itemsize)

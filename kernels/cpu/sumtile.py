@@ -31,12 +31,12 @@ def _step(builder, vector, row, a, b, sums):
     bs = [builder.load(builder.gep(b, [i64(v * vector.count)], source_etype=real), align=size,
                        typ=vector) for v in range(len(sums[0]))]
     new = []
-    for r, row in enumerate(sums):
+    for r, olds in enumerate(sums):
         at = builder.gep(a, [builder.mul(row, i64(r))], source_etype=real)
         one = builder.load(at, align=size, typ=real)
         one = builder.insert_element(nothing, one, i32(0))
         splat = builder.shuffle_vector(one, nothing, first)
-        new.append([builder.call(fma, [splat, v, old]) for v, old in zip(bs, row)])
+        new.append([builder.call(fma, [splat, v, old]) for v, old in zip(bs, olds)])
     return new
 
 
