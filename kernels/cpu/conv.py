@@ -1,7 +1,8 @@
 """2-d convolution in channels-last memory.
 
 3×3 convolutions with stride 1 and enough channels go by Winograd's products (winograd.py), all
-others by direct sums over windows (windows.py); either also makes the gradient of the input.
+others by direct sums over windows (windows.py) or, where outputs are few, over kernel rows
+(folded.py); each also makes the gradient of the input.
 Depthwise convolutions are too thin for both and have loops of their own (depthwise.py), and so has
 the gradient of the weights (conv_weight.py).
 """
@@ -12,6 +13,7 @@ from ..shapes import Conv
 from . import winograd
 from .conv_weight import conv2d_weight
 from .depthwise import depthwise, depthwise_input
+from .folded import folded, suits
 from .groups import groups_together, joined, spoiled_images
 from .memory import channels_first, channels_last, empty
 from .simd import VECTOR
@@ -21,14 +23,22 @@ from .winograd import Tiles
 __all__ = ["conv2d", "conv2d_input", "conv2d_weight"]
 
 
+def _few(weight, rows, columns, s):
+    """Whether so few outputs go by folded.py."""
+    return suits(s, (len(rows), len(columns)), weight.itemsize) and np.isfinite(weight).all()
+
+
 def _forward(x, weight, bias, g, y):
     """y (N, P, Q, O), direct."""
-    places = [(i * g.dh, j * g.dw) for i in range(g.I) for j in range(g.J)]
-    s = Windows(g.N, g.H, g.W, g.P, g.Q, g.sh, g.sw, g.ph, g.pw, g.dh * (g.I - 1) + 1,
-                g.dw * (g.J - 1) + 1, g.G, g.C // g.G, g.O // g.G, g.P * g.Q * g.O, g.Q * g.O,
-                g.O, 0)
-    windows(x, packed(weight, range(g.I * g.J), g.G), shifts(bias, g.G, s.n_o, x.dtype), places, s,
-            y)
+    rows, columns = range(0, g.I * g.dh, g.dh), range(0, g.J * g.dw, g.dw)
+    s = Windows(g.N, g.H, g.W, g.P, g.Q, g.sh, g.sw, g.ph, g.pw, rows[-1] + 1, columns[-1] + 1,
+                g.G, g.C // g.G, g.O // g.G, g.P * g.Q * g.O, g.Q * g.O, g.O, 0)
+    if _few(weight, rows, columns, s):
+        folded(x, weight, bias, rows, columns, s, y)
+    else:
+        places = [(i, j) for i in rows for j in columns]
+        windows(x, packed(weight, range(len(places)), g.G), shifts(bias, g.G, s.n_o, x.dtype),
+                places, s, y)
 
 
 def _dense(g):
@@ -82,25 +92,42 @@ def _meeting(h0, size, k, s, p, d):
     return -(-(size - h0) // s), taps
 
 
+def _phases(g):
+    """The windows of each of the stride² phases of dx's pixels, that meet different taps; the rows
+    and columns where these stand in the windows, by their numbers in the kernel."""
+    for h in range(min(g.sh, g.H)):
+        for w in range(min(g.sw, g.W)):
+            P, rows = _meeting(h, g.H, g.I, g.sh, g.ph, g.dh)
+            Q, columns = _meeting(w, g.W, g.J, g.sw, g.pw, g.dw)
+            if rows and columns:
+                top, left = -rows[0][1], -columns[0][1]
+                rows, columns = ({i: at + first for i, at in line}
+                                 for line, first in ((rows, top), (columns, left)))
+                yield Windows(g.N, g.P, g.Q, P, Q, 1, 1, top, left, max(rows.values()) + 1,
+                              max(columns.values()) + 1, g.G, g.O // g.G, g.C // g.G,
+                              g.H * g.W * g.C, g.sh * g.W * g.C, g.sw * g.C,
+                              (h * g.W + w) * g.C), rows, columns
+
+
 def _input(dy, weight, bias, g, dx):
-    """dx (N, H, W, C), direct: stride² phases of pixels, that meet different taps."""
-    phases = [(_meeting(h, g.H, g.I, g.sh, g.ph, g.dh), _meeting(w, g.W, g.J, g.sw, g.pw, g.dw),
-               (h * g.W + w) * g.C) for h in range(min(g.sh, g.H)) for w in range(min(g.sw, g.W))]
-    taps = [[i * g.J + j for i, _ in rows for j, _ in across]
-            for (_, rows), (_, across), _ in phases]
-    if not all(taps):
+    """dx (N, H, W, C), direct."""
+    phases, direct = list(_phases(g)), []
+    if len(phases) < min(g.sh, g.H) * min(g.sw, g.W):
         dx[...] = 0
-    weight = packed(weight, [t for own in taps for t in own], g.G, True)
-    shift, t0 = shifts(bias, g.G, g.C // g.G, dy.dtype), 0
-    for ((P, rows), (Q, across), start), own in zip(phases, taps):
-        if own:
-            top, left = -rows[0][1], -across[0][1]
-            s = Windows(g.N, g.P, g.Q, P, Q, 1, 1, top, left, top + 1 + rows[-1][1],
-                        left + 1 + across[-1][1], g.G, g.O // g.G, g.C // g.G,
-                        g.H * g.W * g.C, g.sh * g.W * g.C, g.sw * g.C, start)
-            places = [(top + i, left + j) for _, i in rows for _, j in across]
-            windows(dy, weight, shift, places, s, dx, t0)
-            t0 += len(own)
+    for s, rows, columns in phases:
+        if _few(weight, rows, columns, s):
+            some = weight[:, :, list(rows)][..., list(columns)].swapaxes(0, 1)
+            folded(dy, some, bias, rows.values(), list(columns.values()), s, dx)
+        else:
+            direct.append((s, rows, columns))
+    taps = [[i * g.J + j for i in rows for j in columns] for _, rows, columns in direct]
+    if taps:
+        weight = packed(weight, [t for own in taps for t in own], g.G, True)
+        shift, t0 = shifts(bias, g.G, g.C // g.G, dy.dtype), 0
+    for (s, rows, columns), own in zip(direct, taps):
+        places = [(i, j) for i in rows.values() for j in columns.values()]
+        windows(dy, weight, shift, places, s, dx, t0)
+        t0 += len(own)
 
 
 def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):

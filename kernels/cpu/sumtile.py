@@ -19,11 +19,11 @@ from .emit import I64, Code, place
 from .jit import device
 from .simd import VECTOR
 
-__all__ = ["ROWS", "SHAPES", "strip", "sum_tile"]
+__all__ = ["LINES", "ROWS", "SHAPES", "line_tile", "strip", "sum_tile"]
 
 
-def _step(builder, vector, a, b, sums):
-    """One pixel: sums[r][v] + a[r] b[v]."""
+def _step(builder, vector, row, a, b, sums):
+    """One pixel: sums[r][v] + a[r row] b[v]."""
     i32, i64, real = ir.IntType(32), ir.IntType(64), vector.element
     nothing = ir.Constant(vector, ir.Undefined)
     first, size = ir.Constant(ir.VectorType(i32, vector.count), None), VECTOR // vector.count
@@ -32,18 +32,19 @@ def _step(builder, vector, a, b, sums):
     bs = [builder.load(builder.gep(b, [i64(v * vector.count)], source_etype=real), align=size,
                        typ=vector) for v in range(len(sums[0]))]
     new = []
-    for r, row in enumerate(sums):
-        one = builder.load(builder.gep(a, [i64(r)], source_etype=real), align=size, typ=real)
+    for r, olds in enumerate(sums):
+        at = builder.gep(a, [builder.mul(row, i64(r))], source_etype=real)
+        one = builder.load(at, align=size, typ=real)
         one = builder.insert_element(nothing, one, i32(0))
         splat = builder.shuffle_vector(one, nothing, first)
-        new.append([builder.call(fma, [splat, v, old]) for v, old in zip(bs, row)])
+        new.append([builder.call(fma, [splat, v, old]) for v, old in zip(bs, olds)])
     return new
 
 
-def _nest(builder, vector, levels, a, b, sums):
+def _nest(builder, vector, levels, row, a, b, sums):
     """The sums after loops of (count ≥ 1, step of a, step of b), outermost first."""
     if not levels:
-        return _step(builder, vector, a, b, sums)
+        return _step(builder, vector, row, a, b, sums)
     (count, step_a, step_b), i64 = levels[0], ir.IntType(64)
     before, body = builder.block, builder.append_basic_block("loop")
     after = builder.append_basic_block("sums")
@@ -51,7 +52,7 @@ def _nest(builder, vector, levels, a, b, sums):
     builder.position_at_end(body)
     i, at_a, at_b = builder.phi(i64), builder.phi(a.type), builder.phi(b.type)
     old = [[builder.phi(vector) for _ in row] for row in sums]
-    new = _nest(builder, vector, levels[1:], at_a, at_b, old)
+    new = _nest(builder, vector, levels[1:], row, at_a, at_b, old)
     following = [builder.add(i, i64(1)), builder.gep(at_a, [step_a], source_etype=vector.element),
                  builder.gep(at_b, [step_b], source_etype=vector.element)]
     phis = [i, at_a, at_b, *chain(*old)]
@@ -66,48 +67,65 @@ def _nest(builder, vector, levels, a, b, sums):
 
 ROWS = 4                   # of the smallest tile
 SHAPES = (12, 2), (8, 2), (4, 2), (16, 1), (8, 1), (4, 1)
+LINES = tuple((rows, vectors) for vectors in (2, 1) for rows in (7, 5, 3, 1))
 
 
-def _tile(code, rows, vectors, a, a_steps, b, b_steps, counts, c, ldc):
+def _tile(code, rows, vectors, row, a, a_steps, b, b_steps, counts, c, ldc):
     """The code of a tile of so many rows and vectors."""
     builder, vector = code.builder, code.vector
     places = [[code.at(code.at(c, builder.mul(ldc, I64(r))), v) for v in range(vectors)]
               for r in range(rows)]
-    start = [[code.load(p) for p in row] for row in places]
-    sums = _nest(builder, vector, list(zip(counts, a_steps, b_steps)), a, b, start)
+    start = [[code.load(p) for p in line] for line in places]
+    sums = _nest(builder, vector, list(zip(counts, a_steps, b_steps)), row, a, b, start)
     for value, p in zip(chain(*sums), chain(*places)):
         code.store(value, p)
 
 
-@intrinsic
-def sum_tile(typingctx, rows, vectors, a, at, a_steps, b, bt, b_steps, counts, c, ct, ldc):
-    """c[ct + r · ldc + v] += Σ a[at + p + r] b[bt + q + v], with p, q the offsets of a pixel: a
-    tile of one of the SHAPES (rows, vectors)."""
+def _choice(shapes, a):
+    """The code of an intrinsic: a switch over rows and vectors to the tile of that shape."""
     def codegen(context, builder, signature, args):
         code = Code(builder, context.get_data_type(a.dtype))
-        three = [cgutils.unpack_tuple(builder, args[i]) for i in (4, 7, 8)]
-        x, y, z = (place(context, builder, signature.args[i], *args[i:i + 2]) for i in (2, 5, 9))
+        steps = [cgutils.unpack_tuple(builder, args[i]) for i in (5, 8, 9)]
+        x, y, z = (place(context, builder, signature.args[i], *args[i:i + 2]) for i in (2, 6, 10))
         after = builder.append_basic_block("after")
         switch = builder.switch(builder.add(builder.mul(args[0], I64(4)), args[1]), after)
-        for shape in SHAPES:
+        for shape in shapes:
             block = builder.append_basic_block("tile")
             switch.add_case(I64(4 * shape[0] + shape[1]), block)
             builder.position_at_end(block)
-            _tile(code, *shape, x, three[0], y, three[1], three[2], z, args[11])
+            _tile(code, *shape, args[4], x, steps[0], y, steps[1], steps[2], z, args[12])
             builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
+    return codegen
 
-    n, three = types.intp, types.UniTuple(types.intp, 3)
-    return types.void(n, n, a, n, three, b, n, three, three, c, n, n), codegen
+
+def _arguments(a, b, c, loops):
+    n, steps = types.intp, types.UniTuple(types.intp, loops)
+    return types.void(n, n, a, n, n, steps, b, n, steps, steps, c, n, n)
+
+
+@intrinsic
+def sum_tile(typingctx, rows, vectors, a, at, row, a_steps, b, bt, b_steps, counts, c, ct, ldc):
+    """c[ct + r · ldc + v] += Σ a[at + p + r · row] b[bt + q + v], with p, q the offsets of a pixel
+    in three loops: a tile of one of the SHAPES (rows, vectors)."""
+    return _arguments(a, b, c, 3), _choice(SHAPES, a)
+
+
+@intrinsic
+def line_tile(typingctx, rows, vectors, a, at, row, a_steps, b, bt, b_steps, counts, c, ct, ldc):
+    """The same in two loops, in one of the LINES."""
+    return _arguments(a, b, c, 2), _choice(LINES, a)
 
 
 if config.DISABLE_JIT:                            # the same in NumPy
-    def sum_tile(rows, vectors, a, at, a_steps, b, bt, b_steps, counts, c, ct, ldc):
+    def sum_tile(rows, vectors, a, at, row, a_steps, b, bt, b_steps, counts, c, ct, ldc):
         r, v = np.arange(rows)[:, None], np.arange(vectors * VECTOR // a.itemsize)
-        pixel = np.indices(counts).reshape(3, -1)
+        pixel = np.indices(counts).reshape(len(counts), -1)
         p, q = (np.asarray(steps) @ pixel for steps in (a_steps, b_steps))
-        c[ct + r * ldc + v] += a[at + r + p] @ b[bt + q[:, None] + v]
+        c[ct + r * ldc + v] += a[at + r * row + p] @ b[bt + q[:, None] + v]
+
+    line_tile = sum_tile
 
 
 @device
@@ -119,6 +137,6 @@ def strip(half, a, at, a_steps, n, b, bt, b_steps, counts, c, ct, ldc):
         rows = 8 if left >= 8 else 4
         if left >= most and (half or left != 16):                # 8 + 8 rather than 12 + 4
             rows = most
-        sum_tile(rows, 1 if half else 2, a, at + r, a_steps, b, bt, b_steps, counts, c,
+        sum_tile(rows, 1 if half else 2, a, at + r, 1, a_steps, b, bt, b_steps, counts, c,
                  ct + r * ldc, ldc)
         r += rows

@@ -31,7 +31,7 @@ from .simd import (
 )
 from .tasks import share, tasks
 
-__all__ = ["Windows", "aligned", "packed", "panel", "shifts", "spread", "windows"]
+__all__ = ["Windows", "aligned", "cut", "packed", "panel", "shifts", "spread", "windows"]
 
 TASK_FLOP = 6 << 20        # about 60 us of one core
 TASK_PIXELS = 48           # at least: a panel of weights comes from L2 or L3 once per task
@@ -268,7 +268,7 @@ def windows(x, weight, shift, places, s, y, t0=0):
     if pitch == n_c and all(b - a == C for row in _lines(places, taps) for a, b in pairwise(row)):
         taps = [row[0] for row in _lines(places, taps)]
         run *= T // len(taps)
-    block, parts = _tasks(s, width * pitch * x.itemsize, P, T * n_c, W * x.itemsize)
+    block, parts = cut(s, width * pitch * x.itemsize, P, T * n_c, W * x.itemsize)
     # 32 → 64 channels of 112×112 pixels, 1×1: 4.7 ms through the caches, 2.6 past them
     past = (y.nbytes > PAST_BYTES and s.n_o * y.itemsize % VECTOR == 0
             and y.ctypes.data % VECTOR == 0)
@@ -285,7 +285,7 @@ def _lines(places, taps):
     return lines if len({len(row) for row in lines}) == 1 else [[at] for at in taps]
 
 
-def _tasks(s, line, panels, K, width):
+def cut(s, line, panels, K, width):
     """Rows of y per task, and parts that the panels are cut into, of the sizes alone. ``line`` is
     the bytes of a row of the buffer, ``width`` of a row of a panel."""
     flop = 2 * s.Q * K * s.G * s.n_o

@@ -1,0 +1,156 @@
+"""Convolution with few outputs: the taps of a kernel row are outputs too, until they are added up.
+
+A vector holds 16 outputs of float32, and where a convolution has 6 most of it is idle. Here every
+column w of x makes all it contributes to any output of its row,
+    S[p, w, (j, o)] = Σ_i Σ_c x[p·s + i, w, c] weight[o, c, i, j],
+whose n_o · J values fill vectors, and y[p, q] is the sum of J short pieces of S, which is still in
+L1: y[p, q, o] = Σ_j S[p, q + j, (j, o)]. Columns of padding contribute nothing and are left out.
+The gradient of an input with 6 channels (16 outputs, 5×5 on 14×14): 1.75 ms of one core by windows.
+
+A weight that is not finite spreads to outputs by products with padding, which the definition has
+and this has not: such weights are not for this way.
+"""
+
+import numpy as np
+
+from .convkernel import FEW
+from .jit import device
+from .memory import empty
+from .padded import padded, zeros
+from .simd import VECTOR, after, fill, keep, lanes, load, load_part, pointer, store_part
+from .tasks import share, tasks
+from .windows import aligned, cut, panel, spread
+
+__all__ = ["folded", "suits"]
+
+PIXELS = 96                # of S at a time: 12 KB
+GAIN = 1.2                 # least predicted, where the way is taken
+
+
+def _panels(J, n_o, lanes):
+    """Taps of a kernel row in a panel of two vectors, panels, and their vectors."""
+    taps = max(1, 2 * lanes // n_o)
+    whole, rest = divmod(J, taps)
+    vectors = whole * -(-taps * n_o // lanes) + -(-rest * n_o // lanes)
+    return taps, whole + (rest > 0), vectors
+
+
+def _columns(s):
+    """The first column of x that some window meets, how many, and columns of S."""
+    V = s.Q + s.wide - 1
+    first = max(0, -s.left)
+    return first, min(s.W, V - s.left) - first, V
+
+
+_columns_of = device(_columns)
+
+
+def suits(s, taps, itemsize):
+    """Whether this takes fewer cycles than windows: a multiply-add of vectors takes one, adding a
+    piece of S a little more."""
+    lanes, (I, J) = VECTOR // itemsize, taps
+    if s.G > 1 or s.sw > 1 or J < 2 or s.n_o > lanes:
+        return False
+    (_, columns, _), row = _columns(s), I * s.n_c
+    own = columns * _panels(J, s.n_o, lanes)[2] * (row + 2) + s.Q * (1.5 * J + 2)
+    return columns > 0 and GAIN * own < s.Q * (row * J + 6)
+
+
+@device
+def _fold(S, rows, s, V, count, step, add, shift, y, yt):
+    """Add ``count`` pieces of S, ``step`` apart, to each pixel of some rows of y; the first of them
+    to the shift. A row of S has V columns."""
+    L = lanes(S)
+    start = load(shift, 0)
+    for r in range(rows):
+        to = yt + r * s.sp
+        for q in range(s.Q):
+            at, v = (r * V + q) * 2 * L, load_part(y, to, s.n_o) if add else start
+            for _ in range(count):
+                v = v + load(S, at)
+                at += step
+            store_part(y, to, v, s.n_o)
+            to += s.sq
+
+
+@device
+def _places(rows, room, columns, line, pitch, V, width, at, ct):
+    """Where each column of some rows lies in x, and in S. What is over repeats the last one."""
+    r = 0
+    for p in range(rows):
+        for w in range(columns):
+            at[r], ct[r] = p * line + w * pitch, (p * V + w) * width
+            r += 1
+    for i in range(r, room):
+        at[i], ct[i] = at[r - 1], ct[r - 1]
+
+
+@device
+def _task(task, x, weight, shift, taps, J, gap, s, pitch, block, bare, y):
+    """``block`` rows of an image. Columns of S that are outside x stay zero."""
+    L, C, W, blocks, depth = lanes(x), s.n_c, 2 * lanes(x), -(-s.P // block), taps.size
+    image, p0, (c0, columns, V) = task // blocks, task % blocks * block, _columns_of(s)
+    rows, few, each = min(block, s.P - p0), max(1, PIXELS // columns), max(1, W // s.n_o)
+    top, tall = p0 * s.sh - s.top, (rows - 1) * s.sh + s.high
+    room, line = -(-few * columns // FEW) * FEW, s.sh * s.W * pitch
+    buffer = 0 if bare else -(-tall * s.W * pitch // L) * L
+    own, numbers = aligned((few * V + 2) * W + buffer, y), np.empty(2 * room, np.int64)
+    nothing, at, ct, known = pointer(own), pointer(numbers), after(pointer(numbers), room), 0
+    S, a = after(nothing, W), after(nothing, (few * V + 2) * W)
+    zeros(nothing, 0, (few * V + 2) * W)
+    if bare:
+        a = after(pointer(x), (image * s.H + top) * s.W * C)
+    else:
+        padded(pointer(x), image * s.H * s.W * C, s.W * C, C, s.H, s.W, top, 0, tall, s.W, C, a, 0,
+               pitch)
+    for r0 in range(0, rows, few):
+        count = min(few, rows - r0)
+        if count != known:
+            _places(count, room, columns, line, pitch, V, W, at, ct)
+            known = count
+        for t0 in range(0, J, each):
+            t1 = min(J, t0 + each)
+            panel((t1 - t0) * s.n_o, after(a, r0 * line + c0 * pitch), at,
+                  -(-count * columns // FEW) * FEW, pointer(taps), depth, C,
+                  after(pointer(weight), t0 // each * depth * C * W), nothing,
+                  after(S, (c0 + s.left) * W), ct, False)
+            _fold(after(S, t0 * gap * W), count, s, V, t1 - t0, gap * W + s.n_o, t0 > 0,
+                  pointer(shift), pointer(y), image * s.sn + (p0 + r0) * s.sp + s.s0)
+    keep(own)
+    keep(numbers)
+
+
+@tasks
+def _folded(run, x, weight, shift, taps, J, gap, s, pitch, block, bare, y):
+    """y from panels of weights (panels, rows of the kernel, C, two vectors) and a vector of
+    shifts."""
+    share(_task, s.N * -(-s.P // block), run,
+          (x, weight, shift, taps, J, gap, s, pitch, block, bare, y))
+
+
+def _packed(weight, lanes):
+    """weight (n_o, C, I, J) as (panels, I, C, two vectors): some of the J taps side by side."""
+    n_o, C, I, J = weight.shape
+    taps, panels, _ = _panels(J, n_o, lanes)
+    out = np.zeros((panels, I, C, 2 * lanes), weight.dtype)
+    for p in range(panels):
+        some = weight[..., p * taps:(p + 1) * taps].transpose(2, 1, 3, 0)
+        out[p, ..., :some.shape[2] * n_o] = some.reshape(I, C, -1)
+    return out
+
+
+def folded(x, weight, bias, rows, columns, s, y):
+    """y by windows s, whose taps stand in ``rows`` × ``columns`` of it; weight (n_o, C, rows,
+    columns)."""
+    lanes = VECTOR // x.itemsize
+    shift = np.zeros(lanes, x.dtype)
+    if bias is not None:
+        shift[:s.n_o] = bias
+    pitch = spread(s.n_c, 1, x.itemsize)
+    bare = pitch == s.n_c and s.top <= 0 and (s.P - 1) * s.sh - s.top + s.high <= s.H
+    vectors = _panels(len(columns), s.n_o, lanes)[2]
+    block, _ = cut(s._replace(Q=s.W, n_o=vectors * lanes), s.W * pitch * x.itemsize, 1,
+                   len(rows) * s.n_c, 2 * VECTOR)
+    taps = np.array([i * s.W * pitch for i in rows], np.int64)
+    _folded(x, _packed(weight, lanes), shift, taps, len(columns), columns[1] - columns[0], s, pitch,
+            block, bare, y, work=2 * s.N * s.P * s.W * vectors * lanes * len(rows) * s.n_c)
