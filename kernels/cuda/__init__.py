@@ -1,0 +1,4 @@
+"""Kernels for CUDA devices, in Numba CUDA; arrays are CuPy's."""
+
+from . import launch, memory  # noqa: F401
+from .elementwise import *  # noqa: F403
