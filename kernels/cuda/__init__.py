@@ -2,3 +2,4 @@
 
 from . import launch, memory  # noqa: F401
 from .elementwise import *  # noqa: F403
+from .reduce import *  # noqa: F403
