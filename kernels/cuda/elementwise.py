@@ -175,6 +175,16 @@ def spread(name, dtype, index, vectors):
                   threads=THREADS)
 
 
+def every():
+    """All kernels that there are, for those who compile them ahead."""
+    for dtype in map(np.dtype, (np.float32, np.float64)):
+        for name in __all__:
+            yield (binary if name in _TWO else unary)(name, dtype)
+        for name in sorted(_BINARY):
+            for vectors in (False, True):
+                yield spread(name, dtype, "u4", vectors)
+
+
 def _settings(numbers):
     return (*numbers, 0, 0)[:2]
 

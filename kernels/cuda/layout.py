@@ -1,16 +1,11 @@
 """How arrays lie in memory: what is dense, in which order, and which axes can be walked as one."""
 
-from .memory import empty, order_of, xp
+from .memory import empty, in_order, order_of, xp
 
-__all__ = ["aligned", "alike", "collapsed", "dense", "in_order", "ordered", "padded",
+__all__ = ["aligned", "alike", "collapsed", "dense", "ordered", "padded",
            "spread"]
 
 VECTOR = 16
-
-
-def in_order(x):
-    """x seen with its axes from the outermost in memory to the innermost."""
-    return x if x.flags.c_contiguous else x.transpose(order_of(x))
 
 
 def dense(x):

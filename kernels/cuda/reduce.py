@@ -10,9 +10,9 @@ from functools import cache
 import numpy as np
 
 from ..quiet import quiet
-from .intrinsics import FULL, address, cuda, device, load, width
+from .intrinsics import FULL, cuda, device, load, width
 from .launch import Kernel
-from .layout import aligned, in_order
+from .layout import aligned
 from .memory import SIMULATED, empty, order_of, xp
 
 __all__ = ["max", "min", "prod", "sum"]
@@ -118,6 +118,16 @@ def _columns(name, source, target):
     kinds = source.str[1:], target.str[1:]
     return Kernel(body, f"*{kinds[0]} *{kinds[1]} i8 i8 i8 i8", threads=THREADS,
                   name=f"{name}_columns_{kinds[0]}_{kinds[1]}")
+
+
+def every():
+    """The kernels of float32 and float64, for those who compile them ahead."""
+    for source in map(np.dtype, (np.float32, np.float64)):
+        for name in _OPS:
+            wide = _wide(name, source)
+            for a, b in {(source, source), (source, wide), (wide, source)}:
+                yield _rows(name, a, b)
+                yield _columns(name, a, b)
 
 
 def _run(name, x, shape, target):
