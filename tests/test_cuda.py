@@ -27,7 +27,7 @@ def test_the_kernels_and_the_engine_in_the_simulator():
 
 @pytest.mark.skipif(find_spec("cupy") is not None, reason="CuPy is there")
 def test_without_cupy_it_says_what_to_install():
-    with pytest.raises(RuntimeError, match=r"'cuda' needs cupy: run `pip install 'nbgrad\[cuda\]'`"):
+    with pytest.raises(RuntimeError, match=r"'cuda' needs cupy: run `pip install 'nbgrad\[cuda\]'"):
         tensor([1.0]).to("cuda")
     with pytest.raises(RuntimeError, match=r"pip install 'nbgrad\[cuda\]'"):
         nn.Linear(2, 2).to("cuda")
@@ -55,7 +55,8 @@ def test_hot_kernels_spill_nothing_and_use_vectors():
     f4, f8 = np.dtype(np.float32), np.dtype(np.float64)
     hot = [(elementwise.binary("add", f4), 4, 2), (elementwise.unary("gelu", f4), 2, 2),
            (elementwise.binary("relu_backward", f8), 4, 2), (reduce._rows("sum", f4, f4), 2, 0),
-           (elementwise.spread("add", f4, "u4", True), 2, 1), (reduce._columns("sum", f4, f8), 0, 0)]
+           (elementwise.spread("add", f4, "u4", True), 2, 1),
+           (reduce._columns("sum", f4, f8), 0, 0)]
     for cc in offline.capabilities()[1:3]:
         for kernel, loads, stores in hot:
             r = offline.report(kernel, cc)

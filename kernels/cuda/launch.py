@@ -77,7 +77,7 @@ class Kernel:
 
     def _simulated(self, args):
         for kind, a in zip(self.kinds, args):
-            if kind[0] == "*" and a is not None and a.dtype != np.dtype(kind[1:].replace("b1", "?")):
+            if kind[0] == "*" and a is not None and a.dtype != np.dtype(kind[1:]):
                 raise TypeError(f"{self.name}: expected an array of {kind[1:]}, got {a.dtype}")
         return [simulator.Pointer.of(a) if k[0] == "*" else
                 np.dtype(k).type(a) if k[0] == "f" else a for k, a in zip(self.kinds, args)]

@@ -11,8 +11,8 @@ from numba import config
 
 from .simulator import fresh
 
-__all__ = ["Array", "SIMULATED", "empty", "empty_like", "in_order", "order_of", "to_device", "to_host",
-           "xp"]
+__all__ = ["Array", "SIMULATED", "empty", "empty_like", "in_order", "order_of", "to_device",
+           "to_host", "xp"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 

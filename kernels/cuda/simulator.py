@@ -22,7 +22,7 @@ _running = SimpleNamespace(thread=None)
 def fresh(shape, dtype):
     """Memory whose every value shows where it is used unwritten."""
     out = np.empty(shape, dtype)
-    out.fill(np.nan if out.dtype.kind == "f" else out.dtype.type(-1 if out.dtype.kind == "i" else 1))
+    out.fill({"f": np.nan, "i": -1}.get(out.dtype.kind, 1))
     return out
 
 
@@ -140,7 +140,7 @@ def run(body, blocks, threads, args, shared=0, together=False):
 
 
 def _take_turns(members, body, args):
-    from greenlet import greenlet         # a thread of Python's takes 20 times as long to change to
+    from greenlet import greenlet  # a thread of Python's takes 20 times as long to change to
 
     for t in members:
         t.turn = greenlet(t.run)

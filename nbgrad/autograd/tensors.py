@@ -38,8 +38,9 @@ class Handle:
 class Tensor:
     """An array that remembers how it was computed.
 
-    ``data`` is the NumPy array, on a GPU the CuPy array. Every op of ``nbgrad.ops`` is also a method. Names, argument order
-    and meaning are PyTorch's; ``data``, ``dtype`` and ``shape`` are NumPy's.
+    ``data`` is the NumPy array, on a GPU the CuPy array. Every op of ``nbgrad.ops`` is also a
+    method. Names, argument order and meaning are PyTorch's; ``data``, ``dtype`` and ``shape`` are
+    NumPy's.
 
     >>> import nbgrad
     >>> x = nbgrad.tensor([1.0, 2.0], requires_grad=True)
@@ -130,8 +131,8 @@ class Tensor:
         return len(self.data)
 
     def __repr__(self) -> str:
-        text = np.array2string(move(self.data, "cpu"), precision=4, separator=", ", prefix="tensor(",
-                               threshold=1000)
+        text = np.array2string(move(self.data, "cpu"), precision=4, separator=", ",
+                               prefix="tensor(", threshold=1000)
         if not self.data.size and self.ndim != 1:
             text += f", size={self.shape}"
         if self.dtype not in (np.float32, np.int64, np.bool_):
@@ -344,7 +345,8 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, *,
         return Tensor(data, dtype, requires_grad)
     device = checked_device(device)
     data = data.data if isinstance(data, Tensor) else data
-    return wrap(move(to_array(data, dtype, copy=True), device)).requires_grad_(requires_grad)
+    x: Tensor = wrap(move(to_array(data, dtype, copy=True), device))
+    return x.requires_grad_(requires_grad)
 
 
 def as_tensor(data: Any, dtype: Any = None) -> Tensor:

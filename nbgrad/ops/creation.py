@@ -100,8 +100,8 @@ def is_tensor(obj: Any) -> bool:
 
 def _new(name: str, create: Any) -> Any:
     def f(self: Tensor, *args: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-        return create(*args, dtype=dtype or self.dtype, requires_grad=requires_grad,
-                      device=self.device)  # type: ignore[no-any-return]
+        return create(*args, dtype=dtype or self.dtype, requires_grad=requires_grad,  # type: ignore[no-any-return]
+                      device=self.device)
     f.__name__ = f.__qualname__ = "new_" + name
     f.__doc__ = f"``{name}`` of this tensor's dtype, where it lives."
     return f

@@ -1,4 +1,4 @@
-"""Kernels for CUDA, in the simulator. Its switch is the process's: tests/test_cuda.py starts one."""
+"""CUDA kernels in the simulator. Its switch is the process's: tests/test_cuda.py starts one."""
 
 import pytest
 from numba import config

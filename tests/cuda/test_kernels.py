@@ -5,7 +5,6 @@ import itertools
 
 import numpy as np
 import pytest
-
 from nbgrad.kernels import cuda, reference
 from nbgrad.kernels.cuda import elementwise, reduce
 from nbgrad.kernels.cuda.memory import to_device, to_host
@@ -49,8 +48,8 @@ def test_each_function(name, dtype, normal):
 
 
 SHAPES = [((2, 3, 4, 5), (3, 1, 1)), ((2, 3, 4, 5), (5,)), ((2, 3, 4, 4), (4,)), ((2, 3), ()),
-          ((2, 8, 4, 4), (1, 8, 1, 1)), ((4, 1), (1, 5)), ((), ()), ((0, 3), (3,)), ((7, 1), (1, 0)),
-          ((2, 1, 3, 1, 2, 1, 3), (1, 2, 1, 3, 1, 2, 1)), ((1, 4), (3, 1))]
+          ((2, 8, 4, 4), (1, 8, 1, 1)), ((4, 1), (1, 5)), ((), ()), ((0, 3), (3,)),
+          ((7, 1), (1, 0)), ((2, 1, 3, 1, 2, 1, 3), (1, 2, 1, 3, 1, 2, 1)), ((1, 4), (3, 1))]
 
 
 @dtypes
@@ -86,7 +85,8 @@ def test_integers_and_mixed_dtypes_are_numpys():
 
 
 REDUCED = [((3, 5, 7), None), ((2, 70, 3), None), ((3, 300), None), ((2, 3, 4, 5), (0, 3, 1, 2)),
-           ((1, 40), None), ((3, 2, 150), (1, 0, 2)), ((2, 0, 3), None), ((), None), ((1300,), None)]
+           ((1, 40), None), ((3, 2, 150), (1, 0, 2)), ((2, 0, 3), None), ((), None),
+           ((1300,), None)]
 
 
 @dtypes

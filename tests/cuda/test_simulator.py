@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from nbgrad.kernels.cuda import memory
 from nbgrad.kernels.cuda.intrinsics import FULL, cuda, load, store
 from nbgrad.kernels.cuda.launch import KERNELS, Kernel
