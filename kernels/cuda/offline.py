@@ -19,7 +19,7 @@ class Report(NamedTuple):
     registers: int
     spilled: int             # bytes of registers written to memory
     local: int               # bytes of stack of a thread
-    shared: int              # bytes, known before it is launched
+    shared: int              # bytes, of arrays of a fixed size
     wide_loads: int          # of 128 bits
     loads: int
     wide_stores: int
@@ -52,6 +52,7 @@ def report(kernel, cc):
     wide = r"\.global(?:\.\w+)*\.(?:v4\.[fbu]32|v2\.[fbu]64)"
     return Report(kernel.name, cc, _number(r"Used (\d+) registers", log),
                   _number(r"(\d+) bytes spill stores", log),
-                  _number(r"(\d+) bytes stack frame", log), _number(r"(\d+) bytes smem", log),
+                  _number(r"(\d+) bytes stack frame", log),
+                  sum(map(int, re.findall(r"\.shared \.align \d+ \.b8 \w+\[(\d+)\]", ptx))),
                   len(re.findall(r"\bld" + wide, ptx)), ptx.count("ld.global"),
                   len(re.findall(r"\bst" + wide, ptx)), ptx.count("st.global"), len(code))
