@@ -123,6 +123,15 @@ def _llvm(builder, name, *args):
     return builder.call(f, args)
 
 
+def _nearest(builder, x):
+    """x rounded to an integer, half to even. NVVM has no such intrinsic: there |x| < 2^22 (2^51)
+    is added to a number whose last bit is worth 1, and it taken away again."""
+    if "nvptx" not in str(builder.module.triple):
+        return _llvm(builder, "rint", x)
+    magic = _fill(x.type, 1.5 * 2.0 ** (23 if str(x.type) == "float" else 52))
+    return builder.fsub(builder.fadd(x, magic), magic)
+
+
 def _fill(v, number):
     """A constant of an LLVM type, in every lane of a vector."""
     return ir.Constant(v, [number] * v.count if hasattr(v, "count") else number)
@@ -131,7 +140,7 @@ def _fill(v, number):
 @intrinsic
 def _rint(typingctx, x):
     """x rounded to an integer, half to even."""
-    return x(x), lambda context, builder, sig, args: _llvm(builder, "rint", *args)
+    return x(x), lambda context, builder, sig, args: _nearest(builder, *args)
 
 
 @intrinsic
@@ -156,7 +165,7 @@ def _scale(typingctx, p, n):
             f = cgutils.get_or_insert_function(
                 builder.module, ir.FunctionType(v, [v, v, v, mask, i32]), name)
             return builder.call(f, [value, n, value, mask(-1), i32(4)])
-        h = _llvm(builder, "rint", builder.fmul(n, _fill(v, 0.5)))
+        h = _nearest(builder, builder.fmul(n, _fill(v, 0.5)))
         first = builder.fmul(value, pow2(builder, h, v))
         return builder.fmul(first, pow2(builder, builder.fsub(n, h), v))
     return p(p, n), codegen

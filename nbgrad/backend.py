@@ -6,6 +6,7 @@ import gc
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -31,7 +32,9 @@ finally:
     if _collects:
         gc.enable()
 
-_serving: dict[type, ModuleType] = {np.ndarray: cpu}
+_serving: dict[type, ModuleType] = {np.ndarray: cpu}       # the types of arrays that there are
+_cuda: Any = None            # nbgrad.kernels.cuda, once a device has been asked for
+several: list[str] = []      # device types other than "cpu" in use: empty costs ops nothing
 
 
 def kernels(x: Any) -> Any:
@@ -60,6 +63,94 @@ def use(name: str) -> Iterator[None]:
         yield
     finally:
         _serving[np.ndarray] = before
+
+
+# ------------------------------------------------------------------------------------------ devices
+
+def is_array(x: Any) -> bool:
+    """Whether x is an array as tensors have them, on any device."""
+    return type(x) in _serving
+
+
+def device_of(array: Any) -> str:
+    """Where an array lives: "cpu", "cuda" for the first GPU, "cuda:1" for the next."""
+    if _cuda is None or type(array) is not _cuda.memory.Array:
+        return "cpu"
+    number = _cuda.memory.device_of(array)
+    return f"cuda:{number}" if number else "cuda"
+
+
+def checked_device(device: Any) -> str:
+    """A device by the name that ``device_of`` gives it; None is the CPU. Raises RuntimeError with
+    what is missing."""
+    kind, _, number = ("cpu" if device is None else str(device)).partition(":")
+    if kind == "cpu" and number in ("", "0"):
+        return "cpu"
+    if kind != "cuda" or not (number or "0").isdecimal():
+        raise RuntimeError(f"device {device!r} is not there: expected 'cpu', 'cuda' or 'cuda:0'")
+    _enable_cuda(device)
+    if int(number or 0) >= _cuda.memory.count():
+        raise RuntimeError(f"device {device!r} is not there: {_cuda.memory.count()} CUDA devices")
+    return f"cuda:{number}" if int(number or 0) else "cuda"
+
+
+def _enable_cuda(device: Any) -> None:
+    global _cuda
+    if _cuda is not None:
+        return
+    try:
+        cuda = import_module("nbgrad.kernels.cuda")
+    except ImportError as e:
+        if e.name is None or e.name.startswith("nbgrad"):
+            raise
+        raise RuntimeError(f"device {device!r} needs {e.name}: "
+                           "run `pip install 'nbgrad[cuda]'`") from None
+    problem = cuda.memory.problem()
+    if problem:
+        raise RuntimeError(f"device {device!r} is not there: {problem}")
+    _cuda = cuda
+    _serving[cuda.memory.Array] = cuda
+    several.append("cuda")
+
+
+def move(array: Any, device: str) -> Any:
+    """The array itself, or a copy of it on another device."""
+    here = device_of(array)
+    if here == device:
+        return array
+    if here != "cpu":
+        array = _cuda.memory.to_host(array)
+    if device != "cpu":
+        array = _cuda.memory.to_device(array, int(device.partition(":")[2] or 0))
+    return array
+
+
+def constant(value: Any, dtype: np.dtype[Any], like: Any) -> Any:
+    """A 0-d array where ``like`` lives. On a device it is made once: to send a number takes longer
+    than a kernel. Nobody writes to it."""
+    array = np.array(value, dtype)
+    device = device_of(like)
+    return array if device == "cpu" else _constant(array.tobytes(), dtype, device)
+
+
+@lru_cache(1024)
+def _constant(value: bytes, dtype: np.dtype[Any], device: str) -> Any:
+    return move(np.frombuffer(value, dtype).reshape(()), device)
+
+
+def full(shape: Any, value: Any, dtype: Any, like: Any) -> Any:
+    """A new array of one value where ``like`` lives."""
+    if type(like) is np.ndarray:
+        return np.full(shape, value, dtype)
+    return np.full_like(like, value, dtype, order="C", shape=tuple(shape))
+
+
+def writable(array: Any) -> bool:
+    """Whether an array may be written to: it is not read-only, and no two of its elements are one.
+    (CuPy has no read-only arrays.)"""
+    if type(array) is np.ndarray:
+        return array.flags.writeable
+    return not any(s == 0 and n > 1 for s, n in zip(array.strides, array.shape))
 
 
 def get_num_threads() -> int:
@@ -109,5 +200,5 @@ def info() -> dict[str, Any]:
         "threads": get_num_threads(),
         "threading layer": cpu.jit.threading_layer() or "chosen at the first parallel kernel",
         "kernel cache": str(cpu.jit.cache_dir() or "none (no writable folder)"),
-        "devices": ["cpu"],
+        "devices": ["cpu", *several],
     }

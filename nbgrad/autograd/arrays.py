@@ -1,4 +1,4 @@
-"""What becomes an array, and of which dtype; NumPy is all that this knows."""
+"""What becomes an array, and of which dtype."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-__all__ = ["Array", "check_device", "checked_dtype", "to_array"]
+from nbgrad.backend import is_array
+
+__all__ = ["Array", "checked_dtype", "to_array"]
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -25,6 +27,8 @@ def checked_dtype(dtype: Any) -> np.dtype[Any]:
 
 
 def to_array(data: Any, dtype: Any = None, copy: bool | None = None) -> Array:
+    if is_array(data) and type(data) is not ndarray:           # on a device already
+        return data.astype(checked_dtype(dtype or data.dtype), copy=bool(copy))  # type: ignore[no-any-return]
     typed = isinstance(data, (ndarray, np.generic)) or hasattr(data, "__array_interface__")
     try:
         array = np.asarray(data)
@@ -38,9 +42,3 @@ def to_array(data: Any, dtype: Any = None, copy: bool | None = None) -> Array:
     dtype = checked_dtype(dtype)
     fit = array.dtype is dtype and array.flags.aligned     # kernels are compiled for aligned memory
     return np.array(array, dtype, order="K", copy=copy if fit else True)
-
-
-def check_device(device: Any) -> None:
-    """Raise RuntimeError unless it is None or "cpu", the one device there is."""
-    if device is not None and str(device) != "cpu":
-        raise RuntimeError(f"device {device!r} is not there: the one device is 'cpu'")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from numpy import ndarray
+from nbgrad.backend import is_array
 
 from . import versions
 from .mode import state
@@ -200,7 +200,7 @@ def _owned(dx: Tensor, dy: Any, dxs: Sequence[Any]) -> Tensor:
     for d in dxs:
         if d is dx:
             uses += 1
-    shared = dx is dy or uses > 1 or isinstance(dx.data.base, ndarray)
+    shared = dx is dy or uses > 1 or is_array(dx.data.base)
     return wrap(dx.data.copy(order="K")) if shared else dx
 
 

@@ -78,7 +78,7 @@ def cotangent_of(y: Tensor, given: Any, where: str) -> Tensor:
         if y.data.size != 1:
             raise RuntimeError(f"{where}: grad can be implicitly created only for scalar outputs, "
                                f"got shape {y.shape}; pass a gradient of that shape")
-        one = np.empty(y.data.shape, y.data.dtype)
+        one = np.empty_like(y.data)
         one.fill(1)
         return wrap(one)
     dy = given if isinstance(given, Tensor) else as_tensor(np.asarray(given, y.data.dtype))

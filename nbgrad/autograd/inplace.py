@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from nbgrad.backend import writable
+
 from .mode import state
 from .node import OPS
 from .promotion import constant
@@ -42,7 +44,7 @@ def _write(self: Tensor, new: Tensor, name: str) -> Tensor:
 
 def _writable(self: Tensor, name: str, *others: Any) -> None:
     """In-place writes are recorded on interior tensors that share memory with no other."""
-    if not self.data.flags.writeable:
+    if not writable(self.data):
         raise RuntimeError(f"{name}: the tensor is a read-only array or an expanded view")
     if not state.recording:
         return
@@ -100,7 +102,7 @@ def fill_(self: Tensor, value: Any) -> Tensor:
 def copy_(self: Tensor, src: Any) -> Tensor:
     self._writable("copy_", src)
     src = src if isinstance(src, Tensor) else as_tensor(src)
-    src = src.to(self.dtype)
+    src = src.to(self.dtype, device=self.device)
     if src.shape != self.shape:
         src = OPS["broadcast_to"](src, shape=self.shape)
     return self._write(src, "copy_")

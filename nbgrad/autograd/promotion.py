@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
+from nbgrad import backend
+
 from .arrays import Array
 from .tensors import Tensor, as_tensor, wrap
 
@@ -21,7 +23,7 @@ def constant(x: Any, like: Tensor | None, op_name: str) -> Tensor:
             dtype = np.dtype(np.float32)
         elif not isinstance(x, bool) and dtype.kind == "b":
             dtype = np.dtype(np.int64)
-        array: Array = np.array(x, dtype)
+        array: Array = backend.constant(x, dtype, like.data)
         return wrap(array)
     if isinstance(x, (bool, int, float, ndarray, np.generic, list, tuple)):
         return as_tensor(x)

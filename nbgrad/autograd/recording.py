@@ -20,6 +20,8 @@ from typing import Any, overload
 
 from numpy import ndarray
 
+from nbgrad.backend import constant as constant_like, several
+
 from . import versions
 from .mode import state
 from .node import OPS, Node, Part
@@ -72,6 +74,8 @@ class Op:
                 edges.append(None)
             else:
                 return self(*self._convert(inputs), **settings)
+        if several and (moved := self._on_one_device(inputs)) is not None:
+            return self(*moved, **settings)
         if self.promote and inputs[0].data.dtype is not inputs[1].data.dtype:
             p, q = promoted(*inputs)
             if p is not inputs[0] or q is not inputs[1]:
@@ -120,6 +124,22 @@ class Op:
                 raise TypeError(f"{self.name}() missing required argument {name!r}")
             tensors.append(settings.pop(name, None))
         return tuple(tensors), settings
+
+    def _on_one_device(self, inputs: Any) -> Any:
+        """The inputs with CPU tensors of one number, as PyTorch takes them, where the others are;
+        None if all are on one device. Raises RuntimeError if others differ."""
+        places = dict.fromkeys(x.device for x in inputs if x is not None)
+        if len(places) < 2:
+            return None
+        like = next(x for x in inputs if x is not None and x.device != "cpu")
+        places = dict.fromkeys(x.device for x in inputs if x is not None
+                               and (x.device != "cpu" or x.data.ndim))
+        if len(places) > 1:
+            raise RuntimeError(f"{self.name}: expected all tensors to be on the same device, but "
+                               f"found at least two devices, {' and '.join(places)}")
+        return [x if x is None or x.device != "cpu" else
+                OPS["to_device"](x, device=like.device) if x.requires_grad else
+                wrap(constant_like(x.data, x.data.dtype, like.data)) for x in inputs]
 
     def _convert(self, inputs: Iterable[Any]) -> tuple[Tensor | None, ...]:
         inputs = tuple(inputs)

@@ -11,7 +11,8 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
-from numpy import ndarray
+
+from nbgrad.backend import is_array
 
 from .arrays import Array
 from .node import Node
@@ -35,7 +36,7 @@ def saved_tensors(node: Node) -> Iterator[tuple[str, Any]]:
                 if id(value) in seen:
                     continue
                 seen.add(id(value))
-                if isinstance(value, (Tensor, ndarray)):
+                if isinstance(value, Tensor) or is_array(value):
                     yield name, value
                 elif inspect.isfunction(value):
                     stack.append(value)

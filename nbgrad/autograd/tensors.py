@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy import ndarray
 
-from .arrays import Array, check_device, checked_dtype, to_array
+from nbgrad.backend import checked_device, device_of, is_array, move, writable
+
+from .arrays import Array, checked_dtype, to_array
 from .node import OPS, Node
 from .versions import share_version
 
@@ -36,8 +38,9 @@ class Handle:
 class Tensor:
     """An array that remembers how it was computed.
 
-    ``data`` is the NumPy array. Every op of ``nbgrad.ops`` is also a method. Names, argument order
-    and meaning are PyTorch's; ``data``, ``dtype`` and ``shape`` are NumPy's.
+    ``data`` is the NumPy array, on a GPU the CuPy array. Every op of ``nbgrad.ops`` is also a
+    method. Names, argument order and meaning are PyTorch's; ``data``, ``dtype`` and ``shape`` are
+    NumPy's.
 
     >>> import nbgrad
     >>> x = nbgrad.tensor([1.0, 2.0], requires_grad=True)
@@ -106,7 +109,8 @@ class Tensor:
 
     @property
     def device(self) -> str:
-        return "cpu"
+        """Where the array lives: "cpu", or "cuda", "cuda:1" …"""
+        return device_of(self.data)
 
     def size(self, dim: int | None = None) -> Any:
         """Shape, or the length of one dimension."""
@@ -127,12 +131,14 @@ class Tensor:
         return len(self.data)
 
     def __repr__(self) -> str:
-        text = np.array2string(self.data, precision=4, separator=", ", prefix="tensor(",
-                               threshold=1000)
+        text = np.array2string(move(self.data, "cpu"), precision=4, separator=", ",
+                               prefix="tensor(", threshold=1000)
         if not self.data.size and self.ndim != 1:
             text += f", size={self.shape}"
         if self.dtype not in (np.float32, np.int64, np.bool_):
             text += f", dtype={self.dtype}"
+        if self.device != "cpu":
+            text += f", device='{self.device}'"
         if self.grad_fn is not None:
             text += f", grad_fn={self.grad_fn!r}"
         elif self.requires_grad:
@@ -141,10 +147,14 @@ class Tensor:
 
     # out of the graph
     def numpy(self) -> Array:
-        """The array itself, not a copy. Raises RuntimeError if it requires grad."""
+        """The array itself, not a copy. Raises RuntimeError if it requires grad, TypeError if it
+        is on a GPU."""
         if self.requires_grad:
             raise RuntimeError("Can't call numpy() on Tensor that requires grad. "
                                "Use tensor.detach().numpy() instead.")
+        if self.device != "cpu":
+            raise TypeError(f"can't convert {self.device} device type tensor to numpy. Use "
+                            "Tensor.cpu() to copy the tensor to host memory first.")
         return self.data
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
@@ -155,7 +165,7 @@ class Tensor:
         if self.requires_grad:
             raise BufferError("Can't export tensors that require gradient, use tensor.detach()")
         odd = any(s < 0 or (s == 0 and n > 1) for s, n in zip(x.strides, x.shape))
-        if odd or not x.flags.writeable:
+        if odd or not writable(x):
             x = x.copy()    # consumers write through read-only memory, abort on negative strides
         return x.__dlpack__(**kwargs)
 
@@ -249,24 +259,29 @@ class Tensor:
 
     # dtype
     def to(self, *args: Any, dtype: Any = None, device: Any = None) -> Tensor:
-        """This tensor as another dtype (or that of another tensor); itself if it has it already.
-        The one device is "cpu"."""
+        """This tensor as another dtype or on another device (or as another tensor has them);
+        itself if it is so already. Devices are "cpu", "cuda", "cuda:1" …"""
         for arg in args:
             if isinstance(arg, Tensor):
-                dtype = arg.dtype
+                dtype, device = arg.dtype, arg.device
             elif isinstance(arg, str) and not hasattr(np, arg):
                 device = arg
             else:
                 dtype = arg
-        check_device(device)
-        if dtype is None:
-            return self
-        dtype = checked_dtype(dtype)
-        y: Tensor = self if dtype == self.data.dtype else OPS["cast"](self, dtype=dtype)
+        y: Tensor = self
+        if device is not None and (device := checked_device(device)) != self.device:
+            y = OPS["to_device"](y, device=device)
+        if dtype is not None and (dtype := checked_dtype(dtype)) != y.data.dtype:
+            y = OPS["cast"](y, dtype=dtype)
         return y
 
     def cpu(self) -> Tensor:
-        return self
+        """This tensor in main memory."""
+        return self.to(device="cpu")
+
+    def cuda(self, device: Any = None) -> Tensor:
+        """This tensor on a GPU, by default the first."""
+        return self.to(device="cuda" if device is None else device)
 
     def float(self) -> Tensor:
         return self.to(np.float32)
@@ -310,7 +325,7 @@ def wrap(y: Any) -> Any:
     if type(y) is tuple:
         return tuple(map(wrap, y))
     out = new(Tensor)
-    out.data = y if type(y) is ndarray else np.asarray(y)
+    out.data = y if type(y) is ndarray or is_array(y) else np.asarray(y)
     return out
 
 
@@ -326,8 +341,12 @@ def tensor(data: Any, dtype: Any = None, requires_grad: bool = False, *,
     tensor([[1, 2],
             [3, 4]])
     """
-    check_device(device)
-    return Tensor(data, dtype, requires_grad)
+    if device is None:
+        return Tensor(data, dtype, requires_grad)
+    device = checked_device(device)
+    data = data.data if isinstance(data, Tensor) else data
+    x: Tensor = wrap(move(to_array(data, dtype, copy=True), device))
+    return x.requires_grad_(requires_grad)
 
 
 def as_tensor(data: Any, dtype: Any = None) -> Tensor:

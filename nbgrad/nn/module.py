@@ -75,30 +75,30 @@ class Module(Tree):
 
     def to(self, *args: Any, device: Any = None, dtype: Any = None,
            non_blocking: bool = False) -> Self:
-        """Convert floating point parameters, buffers and gradients to a dtype, in place. The only
-        device is "cpu". Raises TypeError for other dtypes, RuntimeError for other devices."""
+        """Move parameters, buffers and gradients to a device, and convert those of floating point
+        to a dtype, in place. Raises TypeError for other dtypes, RuntimeError where the device is
+        not there; then nothing has changed."""
         for target in args:
             device, dtype = (target, dtype) if _is_device(target) else (device, target)
-        if device is not None and str(device).partition(":")[0] != "cpu":
-            raise RuntimeError(f"nn.Module.to: the only device is cpu, got {device}")
-        return self if dtype is None else self._convert(np.dtype(dtype))
-
-    def _convert(self, dtype: np.dtype[Any]) -> Self:
-        if dtype.kind != "f":
+        if dtype is not None and (dtype := np.dtype(dtype)).kind != "f":
             raise TypeError("nn.Module.to only accepts floating point dtypes, "
                             f"but got desired dtype={dtype}")
         tensors: list[Tensor] = [*self.parameters(), *self.buffers()]
         tensors += [t.grad for t in tensors if t.grad is not None]
-        tensors = [t for t in tensors if t.dtype.kind == "f"]
         with no_grad():
-            converted = [t.detach().to(dtype).data for t in tensors]
-        for t, array in zip(tensors, converted):
+            arrays = [t.detach().to(dtype=dtype if t.dtype.kind == "f" else None,
+                                    device=device).data for t in tensors]
+        for t, array in zip(tensors, arrays):
             t.data = array
         return self
 
     def cpu(self) -> Self:
-        """This module: everything is there."""
-        return self
+        """Move this module to main memory."""
+        return self.to(device="cpu")
+
+    def cuda(self, device: Any = None) -> Self:
+        """Move this module to a GPU, by default the first."""
+        return self.to(device="cuda" if device is None else device)
 
     def float(self) -> Self:
         return self.to(np.float32)

@@ -10,26 +10,31 @@ from nbgrad.autograd import Tensor, as_tensor, checked_dtype
 from nbgrad.ops.random import _made, _shape
 
 
-def zeros(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+def zeros(*size: Any, dtype: Any = np.float32, requires_grad: bool = False,
+          device: Any = None) -> Tensor:
     """All 0."""
-    return _made(np.zeros(_shape(size), checked_dtype(dtype)), dtype, requires_grad)
+    return _made(np.zeros(_shape(size), checked_dtype(dtype)), dtype, requires_grad, device)
 
 
-def ones(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+def ones(*size: Any, dtype: Any = np.float32, requires_grad: bool = False,
+         device: Any = None) -> Tensor:
     """All 1."""
-    return _made(np.ones(_shape(size), checked_dtype(dtype)), dtype, requires_grad)
+    return _made(np.ones(_shape(size), checked_dtype(dtype)), dtype, requires_grad, device)
 
 
-def empty(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+def empty(*size: Any, dtype: Any = np.float32, requires_grad: bool = False,
+          device: Any = None) -> Tensor:
     """Whatever was in memory."""
-    return _made(np.empty(_shape(size), checked_dtype(dtype)), dtype, requires_grad)
+    return _made(np.empty(_shape(size), checked_dtype(dtype)), dtype, requires_grad, device)
 
 
-def full(size: Any, fill_value: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+def full(size: Any, fill_value: Any, dtype: Any = None, requires_grad: bool = False,
+         device: Any = None) -> Tensor:
     """All ``fill_value``, whose kind decides the dtype unless one is given."""
     if dtype is None:
         dtype = {bool: np.bool_, int: np.int64}.get(type(fill_value), np.float32)
-    return _made(np.full(_shape((size,)), fill_value, checked_dtype(dtype)), dtype, requires_grad)
+    return _made(np.full(_shape((size,)), fill_value, checked_dtype(dtype)), dtype, requires_grad,
+                 device)
 
 
 def zeros_like(input: Tensor, dtype: Any = None) -> Tensor:
@@ -53,7 +58,7 @@ def full_like(input: Tensor, fill_value: Any, dtype: Any = None) -> Tensor:
 
 
 def arange(start: Any, end: Any = None, step: Any = 1, dtype: Any = None,
-           requires_grad: bool = False) -> Tensor:
+           requires_grad: bool = False, device: Any = None) -> Tensor:
     """start, start + step, … below end; int64 if all are integers, else float32."""
     start, end = (0, start) if end is None else (start, end)
     if step == 0:
@@ -63,22 +68,22 @@ def arange(start: Any, end: Any = None, step: Any = 1, dtype: Any = None,
     if dtype is None:
         whole = all(isinstance(v, (int, np.integer)) for v in (start, end, step))
         dtype = np.int64 if whole else np.float32
-    return _made(np.arange(start, end, step), dtype, requires_grad)
+    return _made(np.arange(start, end, step), dtype, requires_grad, device)
 
 
 def linspace(start: float, end: float, steps: int, dtype: Any = np.float32,
-             requires_grad: bool = False) -> Tensor:
+             requires_grad: bool = False, device: Any = None) -> Tensor:
     """``steps`` numbers from start to end, both included."""
     if steps < 0:
         raise ValueError(f"linspace: number of steps must be non-negative, got {steps}")
-    return _made(np.linspace(start, end, steps), dtype, requires_grad)
+    return _made(np.linspace(start, end, steps), dtype, requires_grad, device)
 
 
-def eye(n: int, m: int | None = None, dtype: Any = np.float32) -> Tensor:
+def eye(n: int, m: int | None = None, dtype: Any = np.float32, device: Any = None) -> Tensor:
     """1 on the diagonal, 0 elsewhere."""
     if min(n, n if m is None else m) < 0:
         raise ValueError(f"eye: expected sizes >= 0, got {n} and {m}")
-    return _made(np.eye(n, m), dtype, False)
+    return _made(np.eye(n, m), dtype, False, device)
 
 
 def from_numpy(ndarray: np.ndarray[Any, Any]) -> Tensor:
@@ -95,9 +100,10 @@ def is_tensor(obj: Any) -> bool:
 
 def _new(name: str, create: Any) -> Any:
     def f(self: Tensor, *args: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-        return create(*args, dtype=dtype or self.dtype, requires_grad=requires_grad)  # type: ignore[no-any-return]
+        return create(*args, dtype=dtype or self.dtype, requires_grad=requires_grad,  # type: ignore[no-any-return]
+                      device=self.device)
     f.__name__ = f.__qualname__ = "new_" + name
-    f.__doc__ = f"``{name}`` of this tensor's dtype."
+    f.__doc__ = f"``{name}`` of this tensor's dtype, where it lives."
     return f
 
 

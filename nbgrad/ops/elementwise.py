@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Op, Tensor, as_tensor, op, promoted
-from nbgrad.backend import kernels
+from nbgrad.backend import constant, kernels
 
 _BOOL = np.dtype(np.bool_)
 
@@ -54,7 +54,7 @@ def sub(a: Tensor, b: Tensor, /, alpha: Any = 1) -> Any:
 def _times(b: Tensor, alpha: Any) -> Any:
     if b.dtype.kind != "f" and isinstance(alpha, float):
         raise TypeError(f"add, sub: integer tensors need an integer alpha, got {alpha}")
-    return kernels(b).mul(b.data, np.asarray(alpha, b.dtype))
+    return kernels(b).mul(b.data, constant(alpha, b.dtype, b.data))
 
 
 @op

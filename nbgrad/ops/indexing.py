@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import OPS, Tensor, as_tensor, op
+from nbgrad.backend import full
 from nbgrad.ops.shape import _axis, _ints, flatten, reshape
 
 
@@ -42,9 +43,10 @@ def _full_in_order(shape: Sequence[int], value: Any, like: Any) -> Any:
     """An array of one value with like's axes in like's order in memory, where it has as many: a
     gradient or residual in another order costs a strided pass wherever the two meet."""
     if like.ndim != len(shape):
-        return np.full(shape, value, like.dtype)
+        return full(shape, value, like.dtype, like)
     order = sorted(range(like.ndim), key=lambda i: -abs(like.strides[i]))
-    return np.full([shape[i] for i in order], value, like.dtype).transpose(np.argsort(order))
+    return full([shape[i] for i in order], value, like.dtype, like).transpose(
+        [order.index(i) for i in range(like.ndim)])
 
 
 @op(method=False)
@@ -66,7 +68,7 @@ def index_put(x: Tensor, value: Tensor, /, index: Any) -> Any:
     y[index] = value.data
 
     def dx(dy: Tensor) -> Tensor:
-        keep = np.ones(dy.shape, bool)
+        keep = full(dy.shape, True, bool, dy.data)
         keep[index] = False
         return OPS["mask"](dy, keep=keep)  # type: ignore[no-any-return]
     return y, (dx, lambda dy: getitem(dy, index=index))

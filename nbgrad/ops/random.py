@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor, checked_dtype, op
-from nbgrad.backend import kernels
+from nbgrad.backend import checked_device, kernels, move
 from nbgrad.ops.shape import checked
 
 
@@ -73,21 +73,26 @@ def _shape(size: Any) -> tuple[int, ...]:
     return tuple(int(n) for n in size)
 
 
-def _made(data: Any, dtype: Any, requires_grad: bool) -> Tensor:
-    return as_tensor(np.asarray(data, checked_dtype(dtype))).requires_grad_(requires_grad)
+def _made(data: Any, dtype: Any, requires_grad: bool, device: Any = None) -> Tensor:
+    """A Tensor of an array: of NumPy's moved to a device, if one is given."""
+    data = data.astype(checked_dtype(dtype), copy=False)
+    if device is not None:
+        data = move(data, checked_device(device))
+    return as_tensor(data).requires_grad_(requires_grad)
 
 
 def rand(*size: Any, generator: Generator | None = None, dtype: Any = np.float32,
-         requires_grad: bool = False) -> Tensor:
-    """Uniform on [0, 1)."""
-    return _made(_rng(generator).random(_shape(size), checked_dtype(dtype)), dtype, requires_grad)
+         requires_grad: bool = False, device: Any = None) -> Tensor:
+    """Uniform on [0, 1): the same numbers on every device."""
+    u = _rng(generator).random(_shape(size), checked_dtype(dtype))
+    return _made(u, dtype, requires_grad, device)
 
 
 def randn(*size: Any, generator: Generator | None = None, dtype: Any = np.float32,
-          requires_grad: bool = False) -> Tensor:
-    """Normal with mean 0 and variance 1."""
+          requires_grad: bool = False, device: Any = None) -> Tensor:
+    """Normal with mean 0 and variance 1: the same numbers on every device."""
     z = _rng(generator).standard_normal(_shape(size), checked_dtype(dtype))
-    return _made(z, dtype, requires_grad)
+    return _made(z, dtype, requires_grad, device)
 
 
 def uniform(low: float, high: float, size: Sequence[int], generator: Generator | None = None,
@@ -109,14 +114,15 @@ def normal(mean: float, std: float, size: Sequence[int], generator: Generator | 
 
 
 def randint(low: int = 0, high: Any = None, size: Sequence[int] = (),
-            generator: Generator | None = None, dtype: Any = np.int64) -> Tensor:
+            generator: Generator | None = None, dtype: Any = np.int64,
+            device: Any = None) -> Tensor:
     """Integers from low (0 if one number is given) to high − 1; ``randint(high, size)`` as well."""
     if isinstance(high, (tuple, list)):
         high, size = None, high
     low, high = (0, low) if high is None else (low, high)
     if not low < high:
         raise ValueError(f"randint: expected low < high, got {low} and {high}")
-    return _made(_rng(generator).integers(low, high, _shape((size,))), dtype, False)
+    return _made(_rng(generator).integers(low, high, _shape((size,))), dtype, False, device)
 
 
 def randperm(n: int, generator: Generator | None = None, dtype: Any = np.int64) -> Tensor:
@@ -128,12 +134,13 @@ def randperm(n: int, generator: Generator | None = None, dtype: Any = np.int64) 
 
 def rand_like(input: Tensor, *, generator: Generator | None = None, dtype: Any = None) -> Tensor:
     """Uniform on [0, 1), of x's shape and dtype."""
-    return rand(input.shape, generator=generator, dtype=dtype or input.dtype)
+    return rand(input.shape, generator=generator, dtype=dtype or input.dtype, device=input.device)
 
 
 def randn_like(input: Tensor, *, generator: Generator | None = None, dtype: Any = None) -> Tensor:
     """Normal with mean 0 and variance 1, of x's shape and dtype."""
-    return randn(input.shape, generator=generator, dtype=dtype or input.dtype)
+    return randn(input.shape, generator=generator, dtype=dtype or input.dtype,
+                 device=input.device)
 
 
 def bernoulli(input: Tensor, generator: Generator | None = None) -> Tensor:

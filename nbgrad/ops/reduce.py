@@ -72,7 +72,7 @@ def sum(x: Tensor, /, dim: Any = None, keepdim: bool = False, *, dtype: Any = No
     if dim is not None or axis is not None:
         axes = axes_of(_dims(dim, axis, "sum"), x.ndim, "sum")
     y = kernels(x).sum(taken(x, dtype), axes=axes, keepdims=keepdim)
-    y = y if dtype is None else np.asarray(y, checked_dtype(dtype))
+    y = y if dtype is None else y.astype(checked_dtype(dtype), copy=False)
     return y, (lambda dy: _spread(given_back(dy, before), shape, axes, keepdim),)
 
 
@@ -132,7 +132,7 @@ def _extreme(name: str, doc: str) -> Any:
         if not _count(shape, axes):
             raise IndexError(f"{name}(): Expected reduction dim to have non-zero size, got shape "
                              f"{shape}")
-        y = np.asarray(getattr(kernels(x), name[1:])(x.data, axes=axes, keepdims=True))
+        y = as_tensor(getattr(kernels(x), name[1:])(x.data, axes=axes, keepdims=True)).data
         rest = [n for i, n in enumerate(shape) if axes is not None and i not in axes]
 
         def vjp(dy: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def _arg(name: str, arg: Any) -> Any:
                              "== 0")
         axis = None if dim is None else axis_of(dim, x.ndim, name)
         y = arg(x.data, axis=axis if x.ndim else None, keepdims=keepdim)
-        return np.asarray(y, np.int64), None
+        return y.astype(np.int64, copy=False), None
     fn.__doc__ = f"Index of the {name[3:]}imum, the first of equal ones."
     fn.__module__, fn.__name__ = __name__, name
     return op(fn)
@@ -220,7 +220,7 @@ def prod(x: Tensor, /, dim: Any = None, keepdim: bool = False, *, dtype: Any = N
     dim, shape, before = _dims(dim, axis, "prod"), x.shape, x.data.dtype
     axes = None if dim is None or not x.ndim else (axis_of(dim, x.ndim, "prod"),)
     y = kernels(x).prod(taken(x, dtype), axes=axes, keepdims=keepdim)
-    y = y if dtype is None else np.asarray(y, checked_dtype(dtype))
+    y = y if dtype is None else y.astype(checked_dtype(dtype), copy=False)
 
     def vjp(dy: Tensor, y: Tensor) -> Tensor:
         if (x.data != 0).all():

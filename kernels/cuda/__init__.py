@@ -1,0 +1,5 @@
+"""Kernels for CUDA devices, in Numba CUDA; arrays are CuPy's."""
+
+from . import launch, memory  # noqa: F401
+from .elementwise import *  # noqa: F403
+from .reduce import *  # noqa: F403

@@ -1,0 +1,212 @@
+"""The one way a CUDA kernel becomes machine code and is run.
+
+A kernel's parameters are addresses and numbers, never arrays: Numba's dispatcher takes 1.6 us per
+array and 0.7 per number, and its own 4. Here a kernel is compiled once per compute capability, to
+PTX and by nvJitLink to machine code, kept on disk and started through CuPy's driver functions with
+its parameters packed by ``struct``. Compiling needs no GPU: ``offline.py`` does all of it.
+"""
+
+import ctypes
+import os
+import re
+import struct
+import tempfile
+import threading
+from contextlib import contextmanager
+from functools import cache
+
+import numpy as np
+from numba import types
+
+from ..cpu.jit import cache_dir
+from . import simulator
+from .memory import SIMULATED, synchronize, xp
+
+__all__ = ["KERNELS", "Kernel", "debug", "processors"]
+
+# Per type of a parameter: Numba's type, struct's letter; "*" before it is an address.
+_NUMBERS = {"f4": (types.float32, "f"), "f8": (types.float64, "d"), "i4": (types.int32, "i"),
+            "i8": (types.int64, "q"), "u4": (types.uint32, "I"), "u8": (types.uint64, "Q"),
+            "u1": (types.uint8, "B"), "b1": (types.boolean, "?"), "f2": (types.float16, "e")}
+KERNELS = {}                 # by name: what offline.py compiles
+DEFAULT_SHARED = 48 << 10    # bytes; beyond, a kernel must be told once what it may use
+debug = bool(os.environ.get("NBGRAD_CUDA_DEBUG"))      # look for errors after each launch
+
+
+def _numba(kind):
+    return types.CPointer(_NUMBERS[kind[1:]][0]) if kind[0] == "*" else _NUMBERS[kind][0]
+
+
+class Kernel:
+    """``k(blocks, *args)`` runs ``body`` on so many blocks of ``threads`` threads.
+
+    ``parameters`` is a type for each: "*f4 *f4 i8". Arrays are given for addresses (None: null).
+    ``minimum`` blocks of it must fit on a multiprocessor, which bounds its registers.
+    ``together``: all blocks must be there at once, since they wait for each other.
+    """
+
+    def __init__(self, body, parameters, *, name, threads=256, shared=0, minimum=None,
+                 together=False):
+        self.body, self.kinds, self.name = body, parameters.split(), name
+        self.threads, self.shared, self.minimum = threads, shared, minimum
+        self.together = together
+        layout = "".join("P" if k[0] == "*" else _NUMBERS[k][1] for k in self.kinds)
+        self._struct = struct.Struct("@" + layout)
+        self._offsets = [struct.calcsize("@" + layout[:i + 1]) - struct.calcsize("@" + c)
+                         for i, c in enumerate(layout)]
+        self._pointers = [k[0] == "*" for k in self.kinds]
+        self._local, self._loaded = threading.local(), {}
+        if name in KERNELS:
+            raise ValueError(f"there is already a kernel called {name!r}")
+        KERNELS[name] = self
+
+    def __repr__(self):
+        return f"<cuda kernel {self.name}>"
+
+    def __call__(self, blocks, *args):
+        if not blocks:
+            return
+        if len(args) != len(self.kinds):
+            raise TypeError(f"{self.name}: {len(self.kinds)} parameters, got {len(args)}")
+        if SIMULATED:
+            simulator.run(self.body, blocks, self.threads, self._simulated(args), self.shared,
+                          self.together)
+            return
+        self._start(blocks, [(0 if a is None else a.data.ptr) if p else a
+                             for p, a in zip(self._pointers, args)])
+
+    def _simulated(self, args):
+        for kind, a in zip(self.kinds, args):
+            if kind[0] == "*" and a is not None and a.dtype != np.dtype(kind[1:]):
+                raise TypeError(f"{self.name}: expected an array of {kind[1:]}, got {a.dtype}")
+        return [simulator.Pointer.of(a) if k[0] == "*" else
+                np.dtype(k).type(a) if k[0] == "f" else a for k, a in zip(self.kinds, args)]
+
+    # ------------------------------------------------------------------------------ machine code
+
+    def ptx(self, cc):
+        """PTX for a compute capability such as (9, 0), with the kernel's own name as its entry."""
+        from numba import cuda
+
+        bounds = (self.threads,) if self.minimum is None else (self.threads, self.minimum)
+        with _as_if(cc):
+            code, _ = cuda.compile(self.body, types.void(*map(_numba, self.kinds)), cc=cc,
+                                   device=False, abi="numba", output="ptx", launch_bounds=bounds)
+        entry = re.search(r"\.entry\s+(\w+)", code).group(1)
+        return code.replace(entry, self.name)
+
+    def assemble(self, cc):
+        """Machine code for a compute capability, and what the assembler says of it."""
+        return assemble(self.ptx(cc), cc)
+
+    def machine_code(self, cc):
+        """Machine code from the disk cache, or made and put there."""
+        folder = cache_dir()
+        if folder is None:
+            return self.assemble(cc)[0]
+        path = folder / f"cuda.{self.name}.sm{cc[0]}{cc[1]}.{_toolkit()}.cubin"
+        try:
+            return path.read_bytes()
+        except OSError:
+            code = self.assemble(cc)[0]
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as f:
+            f.write(code)
+        os.replace(f.name, path)
+        return code
+
+    # ------------------------------------------------------------------------------------ running
+
+    def function(self):
+        """The kernel on the current device, and how much shared memory it uses."""
+        number = xp.cuda.runtime.getDevice()
+        if number not in self._loaded:
+            cc = xp.cuda.Device(number).compute_capability
+            module = xp.cuda.function.Module()
+            module.load(self.machine_code((int(cc[:-1]), int(cc[-1]))))
+            f = module.get_function(self.name)
+            if self.shared > DEFAULT_SHARED:
+                driver = xp.cuda.driver
+                driver.funcSetAttribute(
+                    f.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, self.shared)
+            self._loaded[number] = f
+        return self._loaded[number]
+
+    def resident(self):
+        """How many blocks the current device can hold at once."""
+        if SIMULATED:
+            return 4
+        per = xp.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
+            self.function().ptr, self.threads, self.shared)
+        return per * processors()
+
+    def _packed(self):
+        local = self._local
+        try:
+            return local.buffer, local.addresses
+        except AttributeError:
+            local.buffer = ctypes.create_string_buffer(max(1, self._struct.size))
+            base = ctypes.addressof(local.buffer)
+            local.pointers = (ctypes.c_void_p * len(self._offsets))(
+                *[base + o for o in self._offsets])
+            local.addresses = ctypes.addressof(local.pointers)
+            return local.buffer, local.addresses
+
+    def _start(self, blocks, numbers):
+        driver, f = xp.cuda.driver, self.function().ptr
+        buffer, addresses = self._packed()
+        self._struct.pack_into(buffer, 0, *numbers)
+        stream = xp.cuda.get_current_stream().ptr
+        if self.together:
+            if blocks > self.resident():
+                raise RuntimeError(f"{self.name}: {blocks} blocks wait for each other, and the "
+                                   f"device holds {self.resident()}")
+            driver.launchCooperativeKernel(f, blocks, 1, 1, self.threads, 1, 1, self.shared,
+                                           stream, addresses)
+        else:
+            driver.launchKernel(f, blocks, 1, 1, self.threads, 1, 1, self.shared, stream,
+                                addresses, 0)
+        if debug:
+            try:
+                synchronize()
+            except Exception as e:
+                raise RuntimeError(f"{self.name} failed on {blocks} blocks: {e}") from e
+
+
+@cache
+def processors():
+    """Multiprocessors of the current device; a few in the simulator."""
+    if SIMULATED:
+        return 2
+    return xp.cuda.Device().attributes["MultiProcessorCount"]
+
+
+@contextmanager
+def _as_if(cc):
+    """numba-cuda asks the device for its capability when it compiles a function that a kernel
+    calls; here there may be none, or another one."""
+    from numba.cuda import dispatcher
+
+    class Device:
+        compute_capability = cc
+
+    before, dispatcher.get_current_device = dispatcher.get_current_device, Device
+    try:
+        yield
+    finally:
+        dispatcher.get_current_device = before
+
+
+@cache
+def _toolkit():
+    from importlib.metadata import version
+
+    return f"{version('numba-cuda')}-{version('nvidia-nvvm')}-{version('nvidia-nvjitlink')}"
+
+
+def assemble(ptx, cc):
+    """nvJitLink's machine code for PTX, and its report: registers, spills, shared memory."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()),
+                    options=LinkerOptions(arch=f"sm_{cc[0]}{cc[1]}", ptxas_options="-v"))
+    return bytes(linker.link("cubin").code), linker.get_info_log()

@@ -1,0 +1,58 @@
+"""Every kernel as machine code without a GPU, and what the assembler says of it."""
+
+import re
+from importlib import import_module
+from typing import NamedTuple
+
+from .launch import assemble
+
+__all__ = ["MODULES", "Report", "capabilities", "every_kernel", "report"]
+
+MODULES = "elementwise", "reduce"            # each has ``every()``
+
+
+class Report(NamedTuple):
+    """What a kernel takes of a multiprocessor, and how it reaches memory."""
+
+    name: str
+    cc: tuple[int, int]
+    registers: int
+    spilled: int             # bytes of registers written to memory
+    local: int               # bytes of stack of a thread
+    shared: int              # bytes, of arrays of a fixed size
+    wide_loads: int          # of 128 bits
+    loads: int
+    wide_stores: int
+    stores: int
+    size: int                # bytes of machine code
+
+
+def every_kernel():
+    """All kernels of all modules."""
+    for name in MODULES:
+        yield from import_module(f".{name}", __package__).every()
+
+
+def capabilities():
+    """Turing, Ampere, Hopper and the newest that the toolkit knows."""
+    from numba.cuda.cudadrv import nvrtc
+
+    return [(7, 5), (8, 0), (9, 0), max(nvrtc.get_supported_ccs())]
+
+
+def _number(pattern, text):
+    found = re.search(pattern, text)
+    return int(found.group(1)) if found else 0
+
+
+def report(kernel, cc):
+    """Compile and assemble a kernel for a compute capability. Raises what the tools raise."""
+    ptx = kernel.ptx(cc)
+    code, log = assemble(ptx, cc)
+    wide = r"\.global(?:\.\w+)*\.(?:v4\.[fbu]32|v2\.[fbu]64)"
+    return Report(kernel.name, cc, _number(r"Used (\d+) registers", log),
+                  _number(r"(\d+) bytes spill stores", log),
+                  _number(r"(\d+) bytes stack frame", log),
+                  sum(map(int, re.findall(r"\.shared \.align \d+ \.b8 \w+\[(\d+)\]", ptx))),
+                  len(re.findall(r"\bld" + wide, ptx)), ptx.count("ld.global"),
+                  len(re.findall(r"\bst" + wide, ptx)), ptx.count("st.global"), len(code))

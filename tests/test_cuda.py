@@ -1,0 +1,66 @@
+"""CUDA without a GPU: the simulator in a process of its own, machine code offline, bad devices."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nbgrad import backend, nn, tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+SIMULATED = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"}
+wheels = pytest.mark.skipif(not all(map(find_spec, ("numba_cuda", "cupy", "cuda"))),
+                            reason="needs nbgrad[cuda]")
+
+
+@pytest.mark.slow
+def test_the_kernels_and_the_engine_in_the_simulator():
+    """The switches are the process's, so the tests in tests/cuda run in one of their own."""
+    run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+                          "tests/cuda"], cwd=ROOT, env=SIMULATED, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+
+
+@pytest.mark.skipif(find_spec("cupy") is not None, reason="CuPy is there")
+def test_without_cupy_it_says_what_to_install():
+    with pytest.raises(RuntimeError, match=r"'cuda' needs cupy: run `pip install 'nbgrad\[cuda\]'"):
+        tensor([1.0]).to("cuda")
+    with pytest.raises(RuntimeError, match=r"pip install 'nbgrad\[cuda\]'"):
+        nn.Linear(2, 2).to("cuda")
+
+
+def test_the_simulator_needs_python_formulas():
+    code = "import nbgrad; nbgrad.zeros(1, device='cuda')"
+    env = {**SIMULATED, "NUMBA_DISABLE_JIT": "0"}
+    run = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert "set NUMBA_DISABLE_JIT=1, too" in run.stderr
+
+
+def test_unknown_devices():
+    for device in ("tpu", "cuda:x", "cpu:1"):
+        with pytest.raises(RuntimeError, match=f"device '{device}' is not there"):
+            backend.checked_device(device)
+    assert backend.checked_device(None) == backend.checked_device("cpu:0") == "cpu"
+
+
+@wheels
+def test_hot_kernels_spill_nothing_and_use_vectors():
+    """Bytes of memory per instruction are what these kernels live on."""
+    from nbgrad.kernels.cuda import elementwise, offline, reduce
+
+    f4, f8 = np.dtype(np.float32), np.dtype(np.float64)
+    hot = [(elementwise.binary("add", f4), 4, 2), (elementwise.unary("gelu", f4), 2, 2),
+           (elementwise.binary("relu_backward", f8), 4, 2), (reduce._rows("sum", f4, f4), 2, 0),
+           (elementwise.spread("add", f4, "u4", True), 2, 1),
+           (reduce._columns("sum", f4, f8), 0, 0)]
+    for cc in offline.capabilities()[1:3]:
+        for kernel, loads, stores in hot:
+            r = offline.report(kernel, cc)
+            assert (r.spilled, r.local) == (0, 0), r
+            assert r.wide_loads >= loads, r
+            assert r.wide_stores >= stores, r
+            assert r.registers <= 64, r         # 1024 threads and more on a multiprocessor
