@@ -62,13 +62,13 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     table = Table(["learning rate", "steps to 95 %, without", "with", "ratio", "reached",
                    "accuracy at the end, without", "with", "diverged"],
                   [_row(lr, arms["none", lr], arms["batch", lr], matched[lr]) for lr in lrs])
-    notes = [f"Each at its own best learning rate: {best['none']:g} without and "
-             f"{best['batch']:g} with batch norm.",
-             "A run that never reaches 95 % counts as if it had after its last step, so that a "
-             "ratio with such runs is a lower bound.",
-             f"The percentiles of one unit's input travel {drift[0].text('.2g')} standard deviations "
-             f"with batch norm and {drift[1].text('.2g')} without, at learning rate "
-             f"{best['batch']:g}, from evaluation to evaluation."]
+    notes = [(f"Each at its own best learning rate: {best['none']:g} without and "
+             f"{best['batch']:g} with batch norm."),
+             ("A run that never reaches 95 % counts as if it had after its last step, so that a "
+             "ratio with such runs is a lower bound."),
+             (f"The percentiles of one unit's input travel {drift[0].text('.2g')} times their "
+             f"distance with batch norm and {drift[1].text('.2g')} without, at learning rate "
+             f"{best['batch']:g}, from evaluation to evaluation.")]
     return Finding(verdict, sentence, table, _figures(arms, best), notes)
 
 
@@ -140,7 +140,7 @@ STUDY = Study(
          "Depends: not so, but above 1 at some common learning rate. Not supported: neither.",
     cells=cells, run=run, judge=judge,
     literature="Santurkar et al. 2018 find the speed-up, too, and that it does not come from a "
-               "steadier distribution; at equal small learning rates Bjorck et al. 2018 find hardly "
-               "any gain.",
+               "steadier distribution; at equal small learning rates Bjorck et al. 2018 find "
+               "hardly any gain.",
     options=("mnist",),
 )
