@@ -86,8 +86,8 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
          "diverged"], rows), [figure], [SCALES])
 
 
-SCALES = ("Of inputs with a standard deviation of 0.1 and of 10, batch norm makes 1 and 1, division by "
-          "the variance 10 and 0.1: it turns scales around instead of taking them out.")
+SCALES = ("Of inputs with a standard deviation of 0.1 and of 10, batch norm makes 1 and 1, "
+          "division by the variance 10 and 0.1: it turns scales around instead of taking them out.")
 
 STUDY = Study(
     name="divide-by-variance",
