@@ -147,7 +147,7 @@ def test_what_an_ablation_refuses(tmp_path):
 
 
 def test_a_failing_cell_is_named(tmp_path):
-    with pytest.raises(RuntimeError, match="a cell failed: config=.*FileNotFoundError"):
+    with pytest.raises(RuntimeError, match=r"a cell failed: config=.*FileNotFoundError"):
         small(tmp_path, BASE.but(data="mnist", root=str(tmp_path)), seeds=1)
 
 
@@ -186,7 +186,7 @@ def test_sizes_ghosts_decay_and_gain():
             if isinstance(m, nn.Linear)] == [7, 10]
     for settings, says in (({"ghost": 8, "norm": "layer"}, "ghost: layer norm has none"),
                            ({"depth": 3, "model": "lenet"}, "depth: lenet's is fixed"),
-                           ({"dropout_at": "last", "model": "resnet20"}, "dropout_at: resnet20 has"),
+                           ({"dropout_at": "last", "model": "resnet20"}, "dropout_at: resnet"),
                            ({"gain": 0.0}, "gain: expected a number above 0"),
                            ({"width": 0}, "width: expected a whole number of at least 1")):
         with pytest.raises(ValueError, match=says):
