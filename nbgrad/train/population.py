@@ -13,11 +13,12 @@ from nbgrad.autograd import Tensor, bump, no_grad
 from nbgrad.nn import Module
 from nbgrad.nn.running import RunningNorm
 from nbgrad.ops import Generator, Moments, moments
+from nbgrad.ops.random import default_generator
 from nbgrad.train.metrics import batch_norm_layers
 from nbgrad.train.progress import Silent, progress as show
 
-__all__ = ["adapt", "first_input", "population_statistics", "unchanged", "update_bn",
-           "use_population_statistics", "using"]
+__all__ = ["adapt", "first_input", "generators_unchanged", "population_statistics", "unchanged",
+           "update_bn", "use_population_statistics", "using"]
 
 Array = np.ndarray[Any, Any]
 Found = dict[str, tuple[Array, Array]]
@@ -115,6 +116,20 @@ def unchanged(model: Module, *, errors_only: bool = False) -> Iterator[None]:
                 layer._pending = batches
             for generator, state in drawn:
                 generator.set_state(state)
+
+
+@contextmanager
+def generators_unchanged(*loaders: Any) -> Iterator[None]:
+    """Put the default generator's state, and those of loaders, back: a run goes on as if nobody had
+    looked."""
+    found = [default_generator, *(g for g in (getattr(one, "generator", None) for one in loaders)
+                                  if g is not None)]
+    before = [g.get_state() for g in found]
+    try:
+        yield
+    finally:
+        for generator, state in zip(found, before):
+            generator.set_state(state)
 
 
 @contextmanager
