@@ -72,6 +72,10 @@ class Study:
     cells(scale) -> every cell, arms of one seed side by side; run(cell) -> its record, in a process
     with one thread, the same for the same cell; judge(records, cells) -> Finding, without running
     anything: records[i] belongs to cells[i], and diverged runs are records, too.
+
+    Three keys of a cell mean the same in every study. "seed": the repetition; `--seeds N` repeats
+    the cells of the first seed with 0 … N − 1. "data" and "root": what `--data` and `--root` set,
+    where ``options`` names that data set; a cell without them is about the digits, or about none.
     """
 
     name: str                           # as in `nbgrad lab run NAME`

@@ -1,0 +1,131 @@
+"""How sure a number is: bootstrap intervals of medians, differences and ratios over seeds.
+
+Runs of one seed are paired (same initial weights, same batches), so arms are compared by their
+differences per seed. Up to six values every resample is enumerated; above, they are drawn from a
+fixed seed: the same values give the same interval, on every machine.
+
+Few seeds say little. The percentile interval of the median of 5 values is their range, which
+covers the true median with 94 %; that of 3 values covers it with 75 %.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Interval", "bootstrap", "paired", "paired_ratio", "share"]
+
+Array = npt.NDArray[np.float64]
+Statistic = Callable[..., Any]          # of an array, along an axis: np.median, np.mean, ...
+_ENUMERATED = 6                         # 6⁶ = 46,656 resamples; 7⁷ would be 823,543
+_DRAWS = 10_000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate, and where the true value is, with the stated confidence.
+
+    >>> str(Interval(0.93, 0.91, 0.95))
+    '0.93 [0.91, 0.95]'
+    """
+
+    estimate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, form: str = ".3g", scale: float = 1.0) -> str:
+        """``estimate [low, high]``, each times ``scale``, in this format."""
+        a, low, high = (format(scale * v, form) for v in (self.estimate, self.low, self.high))
+        return f"{a} [{low}, {high}]"
+
+    def above(self, limit: float) -> bool:
+        """All of it, its end included, lies above."""
+        return self.low > limit
+
+    def below(self, limit: float) -> bool:
+        return self.high < limit
+
+
+def bootstrap(values: Sequence[float] | Array, statistic: Statistic = np.median, *, level: float = 0.95,
+              draws: int = _DRAWS, seed: int = 0) -> Interval:
+    """Percentile interval of a statistic over resamples of the values, with replacement.
+
+    Infinite values are values (a median passes over them); its ends are quantiles of the discrete
+    distribution, never between two of its values. Raises ValueError for no values, NaN, or a level
+    outside (0, 1).
+
+    >>> str(bootstrap([1.0, 2.0, 3.0, 4.0, 5.0]))
+    '3 [1, 5]'
+    """
+    x = np.asarray(values, np.float64)
+    if x.ndim != 1 or not x.size:
+        raise ValueError(f"bootstrap: expected a row of values, got shape {x.shape}")
+    if np.isnan(x).any():
+        raise ValueError("bootstrap: a value is NaN: say what a missing value counts as")
+    if not 0 < level < 1:
+        raise ValueError(f"bootstrap: level must be between 0 and 1, got {level}")
+    with np.errstate(invalid="ignore"):                     # inf − inf inside a mean
+        found = np.sort(statistic(x[_resamples(len(x), draws, seed)], axis=1))
+        estimate = float(statistic(x, axis=0))
+    tail = (1 - level) / 2
+    low = found[math.floor(tail * (len(found) - 1))]
+    high = found[math.ceil((1 - tail) * (len(found) - 1))]
+    return Interval(estimate, float(low), float(high))
+
+
+def paired(a: Sequence[float], b: Sequence[float], statistic: Statistic = np.median,
+           **options: Any) -> Interval:
+    """Of the differences a[i] − b[i], i the seed: a's advantage.
+
+    >>> str(paired([3.0, 5.0, 9.0], [1.0, 2.0, 3.0]))
+    '3 [2, 6]'
+    """
+    return bootstrap(_pairs(a, b, np.subtract), statistic, **options)
+
+
+def paired_ratio(a: Sequence[float], b: Sequence[float], **options: Any) -> Interval:
+    """Median of the ratios a[i] / b[i] of positive numbers.
+
+    >>> str(paired_ratio([3.0, 5.0, 9.0], [1.0, 2.0, 3.0]))
+    '3 [2.5, 3]'
+    """
+    if not (np.all(np.greater(a, 0)) and np.all(np.greater(b, 0))):
+        raise ValueError("paired_ratio: expected numbers above 0")
+    return bootstrap(_pairs(a, b, np.divide), np.median, **options)
+
+
+def share(hits: Sequence[bool]) -> Interval:
+    """Of how many a thing is true: Wilson's 95 % interval, which is right for 0 of 5, too.
+
+    >>> str(share([True] * 5))
+    '1 [0.566, 1]'
+    """
+    if not hits:
+        raise ValueError("share: expected one or more values")
+    n, z = len(hits), 1.959963984540054
+    p = sum(map(bool, hits)) / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return Interval(p, max(middle - half, 0.0), min(middle + half, 1.0))
+
+
+def _pairs(a: Sequence[float], b: Sequence[float], combine: Any) -> Array:
+    if len(a) != len(b):
+        raise ValueError(f"paired: expected as many values in both, got {len(a)} and {len(b)}")
+    found: Array = combine(np.asarray(a, np.float64), np.asarray(b, np.float64))
+    return found
+
+
+def _resamples(n: int, draws: int, seed: int) -> npt.NDArray[np.int64]:
+    if n <= _ENUMERATED:
+        return np.array(list(itertools.product(range(n), repeat=n)), np.int64)
+    return np.random.Generator(np.random.PCG64(seed)).integers(n, size=(draws, n))
