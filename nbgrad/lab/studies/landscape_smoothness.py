@@ -27,7 +27,7 @@ def cells(scale: str) -> list[Cell]:
     sizes = {"tiny": (2, 4, 2), "quick": (5, 200, 10), "full": (5, 15000, 100)}
     seeds, steps, every = sizes[scale]
     linear = {"tiny": {"samples": 20, "depth": 4, "lr": 5e-5},
-              "quick": {"samples": 200, "lr": 5e-6, "every": 20},
+              "quick": {"samples": 200, "lr": 5e-6},
               "full": {"samples": 1000, "lr": 1e-6, "steps": 10000}}[scale]
     return [{"network": network, "norm": norm, "seed": seed, "steps": steps, "every": every, **own}
             for seed in range(seeds) for network, own in (("digits", {"lr": 0.1}),

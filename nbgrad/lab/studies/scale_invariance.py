@@ -126,7 +126,8 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     rows = [[f"error of {name}, largest", f"{error:.1e}"] for name, error in errors.items()]
     rows += [[f"deviation of the loss curve, weights × {ALPHA:g}, same learning rate", text(same)],
              [f"the same, learning rate × {ALPHA ** 2:g}", text(compensated)],
-             [f"weights / {ALPHA:g}, learning rate / {ALPHA ** 2:g}, in float32 with ε = 1e-5", text([r["usual"] for r in records])],
+             [f"weights / {ALPHA:g}, learning rate / {ALPHA ** 2:g}, in float32 with ε = 1e-5",
+              text([r["usual"] for r in records])],
              ["η/‖w‖² of the first layer, end over start, no weight decay", ratios["no decay"]],
              [f"the same, weight decay {cells[0]['decay']:g}", ratios["decay"]]]
     return Finding(verdict, sentence, Table(["quantity", "value"], rows),
