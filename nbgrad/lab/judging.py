@@ -1,35 +1,14 @@
-"""What judges share: records by arm and seed, intervals of their pairs, curves with intervals."""
+"""Intervals of pairs in which a run may have no number, because it diverged."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 
 from nbgrad.lab.intervals import Interval, bootstrap, paired, paired_ratio
-from nbgrad.lab.study import Cell, Record, Series
 
-__all__ = ["curve", "difference", "of_arm", "ratio", "text", "values"]
+__all__ = ["difference", "ratio", "text"]
 
 Value = float | None
-
-
-def of_arm(records: Sequence[Record], cells: Sequence[Cell], **arm: Any) -> list[Record]:
-    """The records of the cells that have these values, by seed."""
-    found = [(cell["seed"], i) for i, cell in enumerate(cells)
-             if all(cell.get(k) == v for k, v in arm.items())]
-    return [records[i] for _, i in sorted(found)]
-
-
-def values(records: Sequence[Record], cells: Sequence[Cell], name: str, **arm: Any) -> list[Value]:
-    """One number of each record of an arm, by seed."""
-    return [record[name] for record in of_arm(records, cells, **arm)]
-
-
-def _both(a: Sequence[Value], b: Sequence[Value]) -> tuple[list[float], list[float]]:
-    pairs = [(x, y) for x, y in zip(a, b) if x is not None and y is not None]
-    return [x for x, _ in pairs], [y for _, y in pairs]
 
 
 def ratio(a: Sequence[Value], b: Sequence[Value]) -> Interval | None:
@@ -56,11 +35,6 @@ def text(found: Interval | Sequence[Value] | None, form: str = ".3g") -> str:
     return "diverged" if found is None else found.text(form)
 
 
-def curve(label: str, x: Sequence[float | str], rows: Sequence[Sequence[Value]]) -> Series:
-    """Medians and intervals at each x over the seeds, one row each; None where none has a value."""
-    columns = [[row[i] for row in rows if i < len(row)] for i in range(len(x))]
-    there = [[v for v in column if v is not None and np.isfinite(v)] for column in columns]
-    found = [bootstrap(column) if column else None for column in there]
-    return Series(label, list(x), [None if f is None else f.estimate for f in found],
-                  [None if f is None else f.low for f in found],
-                  [None if f is None else f.high for f in found])
+def _both(a: Sequence[Value], b: Sequence[Value]) -> tuple[list[float], list[float]]:
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    return [x for x, _ in pairs], [y for _, y in pairs]

@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
 from typing import Any
 
 import numpy as np
 
 from nbgrad import nn, optim
 from nbgrad.autograd import Tensor, as_tensor
+from nbgrad.lab.training import task_of
 from nbgrad.nn.functional import cross_entropy
 from nbgrad.ops.random import Generator, default_generator
 from nbgrad.train.config import Config
-from nbgrad.train.setup import Task, load_task, loader
+from nbgrad.train.evaluation import evaluate
+from nbgrad.train.setup import Task, in_order, loader
 
 __all__ = ["Norm", "Problem", "accuracy", "along", "classifier", "deep_linear", "perceptron",
            "problem"]
@@ -101,17 +103,16 @@ def classifier(norm: Norm, cell: dict[str, Any]) -> Problem:
     batches of ``batch`` (64)."""
     config = Config(data=cell.get("data", "digits"), root=cell.get("root"),
                     batch_size=cell.get("batch", 64), seed=cell["seed"])
-    task = load_task(config)
+    task = task_of(config)
     hidden = [cell.get("width", 100)] * cell.get("depth", 5)
     net = perceptron([math.prod(task.shape), *hidden, task.classes], norm, seed=cell["seed"])
     model = nn.Sequential(nn.Flatten(), *net)
     optimizer = optim.SGD(model.parameters(), lr=cell["lr"])
-    return Problem(model, optimizer, _without_end(loader(config, task)), cross_entropy, task)
+    return Problem(model, optimizer, _repeated(loader(config, task)), cross_entropy, task)
 
 
-def _without_end(batches: Any) -> Iterator[Any]:
-    while True:
-        yield from batches
+def _repeated(batches: Any) -> Iterator[Any]:
+    return chain.from_iterable(repeat(batches))
 
 
 def deep_linear(norm: Norm, cell: dict[str, Any]) -> Problem:
@@ -128,7 +129,7 @@ def deep_linear(norm: Norm, cell: dict[str, Any]) -> Problem:
                        dtype=np.float64)
     batch = as_tensor(x), as_tensor(x @ A.T)
     optimizer = optim.SGD(model.parameters(), lr=cell["lr"])
-    return Problem(model, optimizer, _without_end([batch]), _squares)
+    return Problem(model, optimizer, _repeated([batch]), _squares)
 
 
 def _squares(y: Tensor, target: Tensor) -> Tensor:
@@ -139,7 +140,4 @@ def _squares(y: Tensor, target: Tensor) -> Tensor:
 
 def accuracy(model: nn.Module, task: Task) -> float:
     """On the test images, by running statistics."""
-    from nbgrad.train.evaluation import evaluate
-    from nbgrad.train.setup import in_order
-
     return evaluate(model, in_order(task.test)).accuracy

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from nbgrad.lab.arms import curve, grouped
 from nbgrad.lab.intervals import Interval
-from nbgrad.lab.judging import curve, of_arm, ratio, text, values
+from nbgrad.lab.judging import ratio, text
 from nbgrad.lab.networks import Problem, along, problem
 from nbgrad.lab.shift import covariate_shift
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
@@ -45,17 +46,18 @@ def run(cell: Cell) -> Record:
     typical = {f"typical_{name}": float(np.median(record[name])) if rows else None
                for name in ("difference", "relative", "cosine")}
     by_layer = np.median(layers[:len(rows)], axis=0).tolist() if rows else []
-    return {**record, **typical, "by_layer": by_layer}
+    return {**record, **typical, "by_layer": by_layer, "layer": list(range(2, len(by_layer) + 2))}
 
 
 def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
+    arms = grouped(records, cells, "network", "norm")
     ratios: dict[str, Interval | None] = {}
     rows: list[list[str]] = []
     for network, name in NETWORKS.items():
-        plain, normed = ({"network": network, "norm": norm} for norm in ("none", "batch"))
         for key, what in (("relative", "‖G − G'‖ / ‖G‖"), ("difference", "‖G − G'‖"),
                           ("cosine", "cosine of G and G'")):
-            a, b = (values(records, cells, f"typical_{key}", **arm) for arm in (normed, plain))
+            a, b = ([r[f"typical_{key}"] for r in arms[network, norm]]
+                    for norm in ("batch", "none"))
             over = None if key == "cosine" else ratio(a, b)
             if key == "relative":
                 ratios[network] = over
@@ -68,28 +70,17 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     return Finding(
         verdict, "Shift of the gradients (‖G − G'‖/‖G‖) with batch norm: " + ", ".join(parts) + ".",
         Table(["network", "measure", "plain", "batch norm", "batch norm / plain"], rows),
-        [_over_steps(records, cells, network) for network in NETWORKS]
-        + [_over_layers(records, cells, network) for network in NETWORKS], _notes(ratios))
+        [_figure(arms, network, x) for x in ("step", "layer") for network in NETWORKS],
+        _notes(ratios))
 
 
-def _over_steps(records: Sequence[Record], cells: Sequence[Cell], network: str) -> Figure:
-    series = []
-    for norm, label in (("none", "plain"), ("batch", "batch norm")):
-        arm = of_arm(records, cells, network=network, norm=norm)
-        steps = max((r["step"] for r in arm), key=len)
-        series.append(curve(label, steps, [r["relative"] for r in arm]))
-    return Figure(f"{NETWORKS[network]}: change of the gradient when the layers below move",
-                  "step", "‖G − G'‖ / ‖G‖, median over layers", series)
-
-
-def _over_layers(records: Sequence[Record], cells: Sequence[Cell], network: str) -> Figure:
-    series = []
-    for norm, label in (("none", "plain"), ("batch", "batch norm")):
-        arm = of_arm(records, cells, network=network, norm=norm)
-        depth = max(len(r["by_layer"]) for r in arm)
-        series.append(curve(label, range(2, depth + 2), [r["by_layer"] for r in arm]))
-    return Figure(f"{NETWORKS[network]}: by layer", "layer", "‖G − G'‖ / ‖G‖, median over steps",
-                  series)
+def _figure(arms: dict[Any, list[Record]], network: str, x: str) -> Figure:
+    """Over steps or over layers; the median is over the other."""
+    y, other = {"step": ("relative", "layers"), "layer": ("by_layer", "steps")}[x]
+    return Figure(f"{NETWORKS[network]}: change of the gradient when the layers below move", x,
+                  f"‖G − G'‖ / ‖G‖, median over {other}",
+                  [curve(label, arms[network, norm], y, x)
+                   for norm, label in (("none", "plain"), ("batch", "batch norm"))])
 
 
 def _notes(ratios: dict[str, Interval | None]) -> list[str]:

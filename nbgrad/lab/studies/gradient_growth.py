@@ -10,8 +10,8 @@ import numpy as np
 
 from nbgrad import nn
 from nbgrad.autograd import as_tensor, grad
+from nbgrad.lab.arms import column, curve, grouped
 from nbgrad.lab.intervals import Interval, bootstrap
-from nbgrad.lab.judging import curve, of_arm, values
 from nbgrad.lab.networks import perceptron
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
 from nbgrad.ops import Generator
@@ -53,12 +53,15 @@ def run(cell: Cell) -> Record:
     logs = np.log(squares)
     # the two layers at the top, where the cotangent is not yet like those below
     slope = np.polyfit(np.arange(len(logs) - 2), logs[:-2], 1)[0]
-    return {"log10": (logs / math.log(10)).tolist(), "factor": float(np.exp(-slope))}
+    return {"layer": list(range(1, len(logs) + 1)), "factor": float(np.exp(-slope)),
+            "log10": ((logs - logs[-1]) / math.log(10)).tolist()}
 
 
 def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     size = max(cell["batch"] for cell in cells)
-    found = {(scale, norm): _of(records, cells, norm=norm, scale=scale, batch=size)
+    arms = grouped(records, cells, "linear", "norm", "scale", "batch")
+    factors = {arm: bootstrap(column(runs, "factor")) for arm, runs in arms.items()}
+    found = {(scale, norm): factors[None, norm, scale, size]
              for scale in SCALES for norm in ("none", "batch")}
     steady = [abs(found[s, "batch"].low - 1) <= WITHIN and abs(found[s, "batch"].high - 1) <= WITHIN
               for s in SCALES]
@@ -73,24 +76,17 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         ["ReLU", "batch norm" if norm == "batch" else "plain", scale, size, i.text(),
          THEORY if norm == "batch" else scale ** 2, float(f"{i.estimate ** (depth / 2):.3g}")]
         for (scale, norm), i in found.items()]
-    for arm in ({"batch": 32}, {"batch": 16}, {"batch": 8}):
-        i = _of(records, cells, norm="batch", scale=1.0, linear=None, **arm)
-        rows.append(["ReLU", "batch norm", 1.0, arm["batch"], i.text(), "larger",
-                     float(f"{i.estimate ** (depth / 2):.3g}")])
-    for B in (16, 8):
-        i = _of(records, cells, norm="batch", linear=True, batch=B)
-        rows.append(["linear", "batch norm", 1.0, B, i.text(), (B - 2) / (B - 3),
+    for linear, B in ((None, 32), (None, 16), (None, 8), (True, 16), (True, 8)):
+        i = factors[linear, "batch", 1.0, B]
+        rows.append(["linear" if linear else "ReLU", "batch norm", 1.0, B, i.text(),
+                     (B - 2) / (B - 3) if linear else "larger",
                      float(f"{i.estimate ** (depth / 2):.3g}")])
     return Finding(
         verdict, sentence,
         Table(["activation", "network", "initial weights / He's", "batch",
                "growth of ‖gradient‖² per layer", "theory",
                f"growth of ‖gradient‖ over {depth} layers"], rows),
-        [_figure(records, cells, size)], _notes([found[s, "batch"] for s in SCALES]))
-
-
-def _of(records: Sequence[Record], cells: Sequence[Cell], **arm: Any) -> Interval:
-    return bootstrap([v for v in values(records, cells, "factor", **arm) if v is not None])
+        [_figure(arms, size)], _notes([found[s, "batch"] for s in SCALES]))
 
 
 def _away(i: Interval) -> tuple[float, float]:
@@ -99,15 +95,12 @@ def _away(i: Interval) -> tuple[float, float]:
     return 0.0 if i.low <= 1 <= i.high else min(ends), max(ends)
 
 
-def _figure(records: Sequence[Record], cells: Sequence[Cell], size: int) -> Figure:
-    series = []
-    for scale in SCALES:
-        for norm, label in (("none", "plain"), ("batch", "batch norm")):
-            arm = of_arm(records, cells, norm=norm, scale=scale, batch=size)
-            logs = [[v - r["log10"][-1] for v in r["log10"]] for r in arm]
-            series.append(curve(f"{label}, weights × {scale:g}", range(1, len(logs[0]) + 1), logs))
+def _figure(arms: dict[Any, list[Record]], size: int) -> Figure:
     return Figure("Gradients on their way down", "layer", "log₁₀ of ‖gradient‖² over the top's",
-                  series)
+                  [curve(f"{label}, weights × {scale:g}", arms[None, norm, scale, size], "log10",
+                         "layer")
+                   for scale in SCALES for norm, label in (("none", "plain"),
+                                                           ("batch", "batch norm"))])
 
 
 def _notes(found: Sequence[Interval]) -> list[str]:

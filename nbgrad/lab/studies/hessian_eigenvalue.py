@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from nbgrad import nn
 from nbgrad.autograd import as_tensor
+from nbgrad.lab.arms import curve, grouped
 from nbgrad.lab.curvature import top_eigenvalue
 from nbgrad.lab.intervals import Interval
-from nbgrad.lab.judging import curve, of_arm, ratio, text, values
+from nbgrad.lab.judging import ratio, text
 from nbgrad.lab.networks import Problem, along, problem
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
 from nbgrad.ops import Generator
@@ -23,7 +25,7 @@ SAMPLES = 256                           # training images on which the Hessian i
 
 
 def cells(scale: str) -> list[Cell]:
-    sizes = {"tiny": (2, 3, 2), "quick": (5, 200, 20), "full": (10, 15000, 500)}
+    sizes = {"tiny": (2, 3, 2), "quick": (5, 200, 40), "full": (10, 15000, 500)}
     seeds, steps, every = sizes[scale]
     samples = 32 if scale == "tiny" else SAMPLES
     return [{"network": "digits", "arm": arm, "norm": "none" if arm == "none" else "batch",
@@ -52,9 +54,10 @@ def run(cell: Cell) -> Record:
 
 
 def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
+    arms = grouped(records, cells, "arm")
+
     def of(when: str, arm: str) -> list[float | None]:
-        return [v if v is not None and v > 0 else None
-                for v in values(records, cells, when, arm=arm)]
+        return [v if v is not None and v > 0 else None for v in (r[when] for r in arms[arm])]
     ratios: dict[str, Interval | None] = {when: ratio(of(when, "none"), of(when, "batch"))
                                           for when in WHEN}
     higher = [r is not None and r.above(1.0) for r in ratios.values()]
@@ -68,16 +71,13 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
             for when, name in WHEN.items()]
     return Finding(verdict, sentence,
                    Table(["largest eigenvalue", *ARMS.values(), "plain / batch norm"], rows),
-                   [_figure(records, cells)], _notes(ratios))
+                   [_figure(arms)], _notes(ratios))
 
 
-def _figure(records: Sequence[Record], cells: Sequence[Cell]) -> Figure:
-    series = []
-    for arm, label in ARMS.items():
-        found = of_arm(records, cells, arm=arm)
-        steps = max((r["step"] for r in found), key=len)
-        series.append(curve(label, steps, [r["top"] for r in found]))
-    return Figure("Largest eigenvalue of the Hessian", "step", "λ", series, log_y=True)
+def _figure(arms: dict[Any, list[Record]]) -> Figure:
+    return Figure("Largest eigenvalue of the Hessian", "step", "λ",
+                  [curve(label, arms[arm], "top", "step") for arm, label in ARMS.items()],
+                  log_y=True)
 
 
 def _notes(ratios: dict[str, Interval | None]) -> list[str]:
@@ -100,7 +100,7 @@ STUDY = Study(
               "is smaller with batch norm. Ghorbani et al. 2019: without it the Hessian of "
               "ResNet-32 has large isolated eigenvalues, which batch norm suppresses.",
     setup="An MLP of 5 × 100 ReLUs on digits (SGD, lr 0.1, batches of 64), with and without batch "
-          "norm, same initial weights, and with batch norm and doubled weights. Before every 20th "
+          "norm, same initial weights, and with batch norm and doubled weights. Before every 40th "
           "step, the largest eigenvalue on 256 training images, by Lanczos on exact "
           "Hessian-vector products.",
     rule="Ratio of plain to batch norm of the eigenvalue at initialization, of its median over "

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from nbgrad.lab.arms import curve, grouped
 from nbgrad.lab.curvature import landscape
 from nbgrad.lab.intervals import Interval
-from nbgrad.lab.judging import curve, of_arm, ratio, text, values
+from nbgrad.lab.judging import ratio, text
 from nbgrad.lab.networks import Problem, along, problem
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
 
@@ -58,12 +59,13 @@ def _median(numbers: Sequence[float]) -> float | None:
 
 
 def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
+    arms = grouped(records, cells, "network", "norm")
     ratios: dict[tuple[str, str], Interval | None] = {}
     rows: list[list[str]] = []
     for network, name in NETWORKS.items():
         for key, what in MEASURES.items():
             for when in ("early", "all"):
-                plain, normed = (values(records, cells, f"{when}_{key}", network=network, norm=norm)
+                plain, normed = ([r[f"{when}_{key}"] for r in arms[network, norm]]
                                  for norm in ("none", "batch"))
                 over = ratio(plain, normed)
                 if when == "early":
@@ -79,18 +81,14 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     return Finding(
         verdict, "Without batch norm, over the first fifth of training: " + ", ".join(parts) + ".",
         Table(["network", "measure", "steps", "plain", "batch norm", "plain / batch norm"], rows),
-        [_figure(records, cells, network, key) for network in NETWORKS for key in JUDGED],
+        [_figure(arms, network, key) for network in NETWORKS for key in JUDGED],
         _notes(ratios))
 
 
-def _figure(records: Sequence[Record], cells: Sequence[Cell], network: str, key: str) -> Figure:
-    series = []
-    for norm, label in (("none", "plain"), ("batch", "batch norm")):
-        arm = of_arm(records, cells, network=network, norm=norm)
-        steps = max((r["step"] for r in arm), key=len)
-        series.append(curve(label, steps, [r[key] for r in arm]))
+def _figure(arms: dict[Any, list[Record]], network: str, key: str) -> Figure:
     return Figure(f"{NETWORKS[network]}: {MEASURES[key]} along the gradient", "step", MEASURES[key],
-                  series, log_y=True)
+                  [curve(label, arms[network, norm], key, "step")
+                   for norm, label in (("none", "plain"), ("batch", "batch norm"))], log_y=True)
 
 
 def _notes(ratios: dict[tuple[str, str], Interval | None]) -> list[str]:

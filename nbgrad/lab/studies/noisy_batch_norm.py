@@ -10,7 +10,8 @@ import numpy as np
 
 from nbgrad import nn
 from nbgrad.autograd import Tensor, as_tensor
-from nbgrad.lab.judging import curve, difference, of_arm, ratio, text, values
+from nbgrad.lab.arms import curve, grouped
+from nbgrad.lab.judging import difference, ratio, text
 from nbgrad.lab.networks import NORMS, Problem, accuracy, along, classifier
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
 from nbgrad.ops import manual_seed
@@ -82,8 +83,10 @@ def _inputs_of_relus(model: nn.Module, see: Callable[[Any], None]) -> ExitStack:
 
 
 def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
+    arms = grouped(records, cells, "norm")
+
     def of(name: str, norm: str) -> list[float | None]:
-        return values(records, cells, name, norm=norm)
+        return [r[name] for r in arms[norm]]
     lost = difference(of("average", "batch"), of("average", "noisy"))
     gained = difference(of("average", "noisy"), of("average", "none"))
     moved = ratio(of("instability", "noisy"), of("instability", "none"))
@@ -102,15 +105,12 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     return Finding(verdict, sentence,
                    Table(["network", "accuracy, mean over training", "accuracy at the end",
                           "instability"], rows),
-                   [_figure(records, cells)], _notes(of("final", "noise"), of("final", "none")))
+                   [_figure(arms)], _notes(of("final", "noise"), of("final", "none")))
 
 
-def _figure(records: Sequence[Record], cells: Sequence[Cell]) -> Figure:
-    series = []
-    for norm, label in ARMS.items():
-        arm = of_arm(records, cells, norm=norm)
-        series.append(curve(label, arm[0]["step"], [r["accuracy"] for r in arm]))
-    return Figure("Test accuracy", "step", "accuracy", series)
+def _figure(arms: dict[Any, list[Record]]) -> Figure:
+    return Figure("Test accuracy", "step", "accuracy",
+                  [curve(label, arms[norm], "accuracy", "step") for norm, label in ARMS.items()])
 
 
 def _notes(noise: Sequence[float | None], plain: Sequence[float | None]) -> list[str]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from nbgrad import nn
 from nbgrad.autograd import as_tensor, no_grad
+from nbgrad.lab.arms import column, curve, grouped
 from nbgrad.lab.intervals import Interval, bootstrap
-from nbgrad.lab.judging import curve, of_arm, values
 from nbgrad.lab.networks import perceptron
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
 from nbgrad.lab.watching import effective_rank
@@ -60,12 +60,13 @@ def _soft_rank(h: Any) -> float:
 def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     width, depth = cells[0]["width"], cells[0]["depth"]
     bound = math.sqrt(width) / 2
+    arms = grouped(records, cells, "linear", "norm")
     found: dict[tuple[bool, str], Interval] = {}
     rows = []
     for linear, name in NETWORKS.items():
         for norm, label in (("none", "plain"), ("batch", "batch norm")):
-            found[linear, norm] = _of(records, cells, "last", linear=linear, norm=norm)
-            other = _of(records, cells, "last_effective", linear=linear, norm=norm)
+            found[linear, norm], other = (bootstrap(column(arms[linear, norm], key))
+                                          for key in ("last", "last_effective"))
             rows.append([name, label, found[linear, norm].text(), other.text()])
     kept = [found[linear, "batch"].above(bound) and found[linear, "none"].below(COLLAPSED)
             for linear in NETWORKS]
@@ -78,20 +79,14 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
                 + f"; √{width}/2 = {bound:.2f}.")
     return Finding(verdict, sentence,
                    Table(["network", "norm", "soft rank", "effective rank"], rows),
-                   [_figure(records, cells, linear) for linear in NETWORKS],
+                   [_figure(arms, linear) for linear in NETWORKS],
                    _notes(found, bound))
 
 
-def _of(records: Sequence[Record], cells: Sequence[Cell], name: str, **arm: Any) -> Interval:
-    return bootstrap([v for v in values(records, cells, name, **arm) if v is not None])
-
-
-def _figure(records: Sequence[Record], cells: Sequence[Cell], linear: bool) -> Figure:
-    series = []
-    for norm, label in (("none", "plain"), ("batch", "batch norm")):
-        arm = of_arm(records, cells, linear=linear, norm=norm)
-        series.append(curve(label, arm[0]["layer"], [r["rank"] for r in arm]))
-    return Figure(f"Soft rank over depth, {NETWORKS[linear]}", "layer", "soft rank", series,
+def _figure(arms: dict[Any, list[Record]], linear: bool) -> Figure:
+    return Figure(f"Soft rank over depth, {NETWORKS[linear]}", "layer", "soft rank",
+                  [curve(label, arms[linear, norm], "rank", "layer")
+                   for norm, label in (("none", "plain"), ("batch", "batch norm"))],
                   log_x=True, log_y=True)
 
 

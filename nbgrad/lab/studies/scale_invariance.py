@@ -9,7 +9,8 @@ import numpy as np
 
 from nbgrad import nn, optim
 from nbgrad.autograd import Tensor
-from nbgrad.lab.judging import curve, text
+from nbgrad.lab.arms import curve
+from nbgrad.lab.judging import text
 from nbgrad.lab.measuring import gradients
 from nbgrad.lab.networks import Problem, classifier
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
@@ -36,12 +37,13 @@ def run(cell: Cell) -> Record:
     base = np.array(curves["base"])
     record["deviation"] = {arm: float(np.mean(np.abs(np.array(c) - base)) / base.mean())
                            for arm, c in curves.items()}
-    record["curves"] = curves
+    record["step"] = list(range(0, cell["steps"], max(1, cell["steps"] // 50)))
+    record |= {arm: [c[i] for i in record["step"]] for arm, c in curves.items()}
     usual, small = (np.array(_train(cell, alpha, alpha ** 2, eps=1e-5, double=False))
                     for alpha in (1.0, 1 / ALPHA))
     record["usual"] = float(np.mean(np.abs(usual - small)) / usual.mean())
-    record["effective"] = {name: _effective(cell, decay)
-                           for name, decay in (("no decay", 0.0), ("decay", cell["decay"]))}
+    for name, decay in (("no decay", 0.0), ("decay", cell["decay"])):
+        record["rate_step"], record[name] = _effective(cell, decay)
     return record
 
 
@@ -95,8 +97,8 @@ def _train(cell: Cell, alpha: float, rate: float, eps: float = TINY_EPS,
     return [same.step(_batch(p, double)) for _ in range(cell["steps"])]
 
 
-def _effective(cell: Cell, decay: float) -> list[float]:
-    """η/‖w‖² of the first layer, step by step."""
+def _effective(cell: Cell, decay: float) -> tuple[list[int], list[float]]:
+    """η/‖w‖² of the first layer: steps and values."""
     p, weights = _problem(cell, 1e-5, False)
     scaled = {id(w) for w in weights}
     others = [q for q in p.model.parameters() if id(q) not in scaled]
@@ -106,7 +108,7 @@ def _effective(cell: Cell, decay: float) -> list[float]:
     with watch(p.model, optimizer, layers="1", every=max(1, cell["steps"] // 20)) as seen:
         for _ in range(cell["steps"]):
             same.step(_batch(p, False))
-    return seen.series("1", "effective_lr")[1]
+    return seen.series("1", "effective_lr")
 
 
 def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
@@ -116,7 +118,7 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     holds = [w <= EXACT and c < 0.01 and s > 10 * c for w, c, s in zip(worst, compensated, same)]
     fails = [w > EXACT or c >= s for w, c, s in zip(worst, compensated, same)]
     verdict: Verdict = "supported" if all(holds) else "not supported" if all(fails) else "depends"
-    ratios = {name: text([r["effective"][name][-1] / r["effective"][name][0] for r in records])
+    ratios = {name: text([r[name][-1] / r[name][0] for r in records])
               for name in ("no decay", "decay")}
     sentence = (f"The identities hold to {max(worst):.1e}. Weights × {ALPHA:g} change the loss "
                 f"curve by {text([100 * s for s in same])} % at the same learning rate and by "
@@ -131,7 +133,7 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
              ["η/‖w‖² of the first layer, end over start, no weight decay", ratios["no decay"]],
              [f"the same, weight decay {cells[0]['decay']:g}", ratios["decay"]]]
     return Finding(verdict, sentence, Table(["quantity", "value"], rows),
-                   [_curves(records, cells), _rates(records, cells)], NOTES)
+                   [_curves(records), _rates(records, cells)], NOTES)
 
 
 def _number(value: float | None) -> float:
@@ -139,22 +141,17 @@ def _number(value: float | None) -> float:
     return np.inf if value is None else value
 
 
-def _curves(records: Sequence[Record], cells: Sequence[Cell]) -> Figure:
-    every = max(1, cells[0]["steps"] // 50)
-    steps = range(0, cells[0]["steps"], every)
-    series = [curve({"base": "w, η", "same lr": f"{ALPHA:g} w, η",
-                     "lr × α²": f"{ALPHA:g} w, {ALPHA ** 2:g} η"}[arm], steps,
-                    [r["curves"][arm][::every] for r in records]) for arm in ARMS]
-    return Figure("Training loss", "step", "loss", series, log_y=True)
+def _curves(records: Sequence[Record]) -> Figure:
+    labels = {"base": "w, η", "same lr": f"{ALPHA:g} w, η",
+              "lr × α²": f"{ALPHA:g} w, {ALPHA ** 2:g} η"}
+    return Figure("Training loss", "step", "loss",
+                  [curve(label, records, arm, "step") for arm, label in labels.items()], log_y=True)
 
 
 def _rates(records: Sequence[Record], cells: Sequence[Cell]) -> Figure:
-    every = max(1, cells[0]["steps"] // 20)
-    steps = range(0, cells[0]["steps"], every)
-    series = [curve(label, steps, [r["effective"][name] for r in records])
-              for name, label in (("no decay", "no weight decay"),
-                                  ("decay", f"weight decay {cells[0]['decay']:g}"))]
-    return Figure("Effective learning rate of the first layer", "step", "η/‖w‖²", series)
+    labels = {"no decay": "no weight decay", "decay": f"weight decay {cells[0]['decay']:g}"}
+    return Figure("Effective learning rate of the first layer", "step", "η/‖w‖²",
+                  [curve(label, records, name, "rate_step") for name, label in labels.items()])
 
 
 NOTES = (("Without weight decay ‖w‖ can only grow, because the gradient is orthogonal to w: the "

@@ -10,11 +10,12 @@ import numpy as np
 from nbgrad import nn
 from nbgrad.autograd import as_tensor
 from nbgrad.data import TensorDataset
+from nbgrad.lab.arms import bars, curve
 from nbgrad.lab.inference import population_vs_running
-from nbgrad.lab.intervals import Interval
-from nbgrad.lab.judging import curve, difference, text
+from nbgrad.lab.intervals import Interval, bootstrap
+from nbgrad.lab.judging import difference, text
 from nbgrad.lab.networks import classifier
-from nbgrad.lab.study import Cell, Figure, Finding, Record, Series, Study, Table, Verdict
+from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
 from nbgrad.ops import Generator
 from nbgrad.train.evaluation import evaluate
 from nbgrad.train.population import adapt, unchanged
@@ -128,20 +129,19 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
 
 
 def _curves(records: Sequence[Record]) -> list[Figure]:
-    steps = records[0]["step"]
     return [Figure("Test accuracy while training", "step", "accuracy",
-                   [curve(STATISTICS[word], steps, [r[word] for r in records])
+                   [curve(STATISTICS[word], records, word, "step")
                     for word in ("running", "population")], log_x=True),
             Figure("How far running averages are from the population", "step",
                    "distance in output standard deviations",
-                   [curve("median over layers", steps, [r["lag"] for r in records])], log_x=True)]
+                   [curve("median over layers", records, "lag", "step")], log_x=True)]
 
 
 def _bars(records: Sequence[Record]) -> Figure:
     situations = ["trained", *CORRUPTIONS]
-    series: list[Series] = [curve(label, ["clean", *CORRUPTIONS],
-                                  [[r[s][word] for s in situations] for r in records])
-                            for word, label in STATISTICS.items()]
+    series = [bars(label, ["clean", *CORRUPTIONS],
+                   [bootstrap([r[s][word] for r in records]) for s in situations])
+              for word, label in STATISTICS.items()]
     return Figure("Accuracy by the statistics used", "test images", "accuracy", series, kind="bar")
 
 
