@@ -110,6 +110,25 @@ def test_training_goes_on_as_if_nobody_had_measured():
     assert found[0] == found[1]
 
 
+def test_a_measurement_between_micro_batches_does_not_count():
+    """With update="step", the batches of one step are one; a measurement is none of them."""
+    found = []
+    for measured in (False, True):
+        model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, update="step"), nn.Linear(4, 3))
+        for i, p in enumerate(model.parameters()):
+            nn.init.normal_(p, generator=Generator(i))
+        optimizer = sgd(model)
+        for step in range(2):
+            for seed in (0, 1):
+                x, target = batch_of(seed=10 * step + seed)
+                cross_entropy(model(x), target).backward()
+                if measured:
+                    covariate_shift(model, (x, target), optimizer)
+            optimizer.step()
+        found.append([b.data.tobytes() for b in model.buffers()])
+    assert found[0] == found[1]
+
+
 def test_an_error_on_the_way_leaves_everything_as_it_was():
     model = network()
     optimizer = sgd(model, momentum=0.9)

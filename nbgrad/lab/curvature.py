@@ -162,22 +162,23 @@ def _parts(v: Array, params: Sequence[Tensor]) -> list[Array]:
 
 def _lanczos(product: Product, q: Array, tolerance: float, iterations: int) -> Eigenpair:
     """The top Ritz pair of the Krylov space of q."""
-    basis, alpha, beta = [q], list[float](), list[float]()
+    basis = np.empty((iterations, q.size))              # a row costs memory once it is written
+    alpha, beta = list[float](), list[float]()
     while True:
-        w = product(basis[-1])
-        alpha.append(float(basis[-1] @ w))
+        n = len(alpha)
+        basis[n] = q
+        w = product(q)
+        alpha.append(float(q @ w))
         for _ in range(2):              # twice: once leaves components that grow into false copies
-            for b in basis:
-                w = w - (b @ w) * b
+            w = w - (basis[:n + 1] @ w) @ basis[:n + 1]
         left = float(np.linalg.norm(w))
         if not np.isfinite(left):
-            return Eigenpair(float("nan"), q, float("nan"), len(alpha))
+            return Eigenpair(float("nan"), q, float("nan"), n + 1)
         values, vectors = np.linalg.eigh(np.diag(alpha) + np.diag(beta, 1) + np.diag(beta, -1))
         value, y = float(values[-1]), vectors[:, -1]
         residual = abs(left * float(y[-1]))
-        scale = float(np.abs(values).max())
-        if (residual <= tolerance * abs(value) or left <= 1e-12 * scale
-                or len(alpha) == iterations):
-            return Eigenpair(value, np.stack(basis, 1) @ y, residual, len(alpha))
+        if (residual <= tolerance * abs(value) or left <= 1e-12 * float(np.abs(values).max())
+                or n + 1 == iterations):
+            return Eigenpair(value, y @ basis[:n + 1], residual, n + 1)
         beta.append(left)
-        basis.append(w / left)
+        q = w / left

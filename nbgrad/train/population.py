@@ -98,7 +98,9 @@ def unchanged(model: Module, *, errors_only: bool = False) -> Iterator[None]:
     error; with ``errors_only``, after success the modes alone."""
     modes = [(m, m.training) for m in model.modules()]
     saved = [(b, b.data.copy()) for b in model.buffers()]
-    pending = [(layer, layer._pending) for layer in batch_norm_layers(model).values()]
+    pending = [(layer, layer._pending) for layer in batch_norm_layers(model).values()
+               if layer._pending is not None]
+    current = {layer for layer, batches in pending if batches[0] == layer._moment()}
     drawn = [(g, g.get_state()) for m in model.modules() for g in vars(m).values()
              if isinstance(g, Generator)]
     done = False
@@ -112,8 +114,11 @@ def unchanged(model: Module, *, errors_only: bool = False) -> Iterator[None]:
             for buffer, values in saved:
                 buffer.data[...] = values
                 bump(buffer)
-            for layer, batches in pending:
-                layer._pending = batches
+            for layer in batch_norm_layers(model).values():
+                layer._pending = None
+            for layer, batches in pending:      # those that still counted go on counting
+                layer._pending = (layer._moment() if layer in current else batches[0],
+                                  *batches[1:])
             for generator, state in drawn:
                 generator.set_state(state)
 

@@ -65,10 +65,10 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     lower = [r is not None and r.below(1.0) for r in ratios.values()]
     verdict: Verdict = ("supported" if all(lower) else "depends" if any(lower) else
                         "not supported")
-    parts = [f"{text(ratios[network])} times the plain network's in the {name}"
+    parts = [f"{text(ratios[network])} times that of the plain {name}"
              for network, name in NETWORKS.items()]
     return Finding(
-        verdict, "Shift of the gradients (‖G − G'‖/‖G‖) with batch norm: " + ", ".join(parts) + ".",
+        verdict, "With batch norm the shift ‖G − G'‖/‖G‖ is " + " and ".join(parts) + ".",
         Table(["network", "measure", "plain", "batch norm", "batch norm / plain"], rows),
         [_figure(arms, network, x) for x in ("step", "layer") for network in NETWORKS],
         _notes(ratios))

@@ -68,9 +68,9 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     nearer = [_away(found[s, "batch"])[1] < _away(found[s, "none"])[0] for s in SCALES]
     verdict: Verdict = ("supported" if all(steady) else "depends" if any(nearer) else
                         "not supported")
-    plain = ", ".join(f"{found[s, 'none'].text()} at {s:g} times He's weights" for s in SCALES)
-    sentence = (f"Squared gradients grow per layer by {found[1.0, 'batch'].text()} with batch "
-                f"norm, whatever the initial scale (theory: {THEORY:.3f}); without, by {plain}.")
+    normed, plain = (", ".join(found[s, norm].text() for s in SCALES) for norm in ("batch", "none"))
+    sentence = (f"Squared gradients grow per layer by {normed} with batch norm (theory: "
+                f"{THEORY:.3f}) and by {plain} without, at ½, 1 and 2 times He's initial weights.")
     depth = cells[0]["depth"]
     rows: list[list[str | float]] = [
         ["ReLU", "batch norm" if norm == "batch" else "plain", scale, size, i.text(),

@@ -76,10 +76,12 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     smoother = [r is not None and r.above(1.0) for r in judged]
     verdict: Verdict = ("supported" if all(smoother) else "depends" if any(smoother) else
                         "not supported")
-    parts = [f"{MEASURES[key]} {text(ratios[network, key])} times ({name})"
-             for key in JUDGED for network, name in NETWORKS.items()]
+    parts = [f"the {MEASURES[key]} is " + " and ".join(
+        f"{text(ratios[network, key])} ({name})" for network, name in NETWORKS.items())
+        for key in JUDGED]
     return Finding(
-        verdict, "Without batch norm, over the first fifth of training: " + ", ".join(parts) + ".",
+        verdict, "Along the gradient, without batch norm, in the first fifth of training, "
+        + ", ".join(parts) + " times that with it.",
         Table(["network", "measure", "steps", "plain", "batch norm", "plain / batch norm"], rows),
         [_figure(arms, network, key) for network in NETWORKS for key in JUDGED],
         _notes(ratios))
