@@ -9,7 +9,8 @@ import re
 from nbgrad.lab.study import Figure, Table
 from nbgrad.viz.scale import number
 
-__all__ = ["cell", "csv_text", "figure_table", "is_value", "markdown", "markdown_text"]
+__all__ = ["cell", "csv_text", "figure_table", "is_value", "markdown", "markdown_code",
+           "markdown_text"]
 
 Value = str | float | int | None
 _VALUE = re.compile(r"[−–+<>≤≥≈~]?\s*[\d.,]+(e[+-]?\d+)?\s*(%|×|s|ms|pt)?"
@@ -73,3 +74,13 @@ def markdown_text(text: str) -> str:
     line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", line)
 
+
+def markdown_code(text: str) -> str:
+    """As code, in one line, whatever is in it.
+
+    >>> print(markdown_code("nbgrad lab"), markdown_code("a `b`"))
+    `nbgrad lab` `` a `b` ``
+    """
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence, space = "`" * (longest + 1), " " * (longest > 0)
+    return f"{fence}{space}{' '.join(text.split())}{space}{fence}"
