@@ -1,11 +1,15 @@
-"""Three models for studying normalization: an MLP, LeNet-5 and the ResNet-20 of CIFAR-10.
+"""Four models for studying normalization: an MLP, a plain CNN, LeNet-5 and the ResNet-20 of
+CIFAR-10.
 
-``norm`` is a name of ``nn.create_norm`` or None and ``placement`` says where it stands: "before"
-the activation (Ioffe & Szegedy 2015), "after" it, or, in the ResNet, "preact" (before the layer: He
-et al. 2016b). "layer" and "rms" take each sample as a whole; "instance" needs images, so that the
-ResNet alone takes it.
-The layers of ``mlp`` and ``lenet`` keep their bias, which is PyTorch's default, although batch
-normalization that follows directly takes it out again (its gradient is zero to rounding); the
+``norm`` is a name of ``nn.create_norm``, None, or a function of the shape (C) or (C, H, W) of the
+maps that makes the layer, and ``placement`` says where it stands: "before" the activation (Ioffe &
+Szegedy 2015), "after" it, or, in the ResNet, "preact" (before the layer: He et al. 2016b). "layer"
+and "rms" take each sample as a whole; "instance" needs images, so that the ResNet and the CNN alone
+take it. ``dropout_at`` says which of a layer's values are dropped: "each"
+(those behind each activation), "before" (the inputs of each norm, or what stands where it would) or
+"last" (those behind the last activation).
+The layers of ``mlp``, ``cnn`` and ``lenet`` keep their bias, which is PyTorch's default, although
+batch normalization that follows directly takes it out again (its gradient is zero to rounding); the
 ResNet's convolutions have none, as in torchvision.
 """
 
@@ -21,7 +25,10 @@ from nbgrad import nn, ops
 from nbgrad.autograd import Tensor
 from nbgrad.nn.fusion import normalized
 
-__all__ = ["BasicBlock", "ResNet", "create", "lenet", "mlp", "resnet20"]
+__all__ = ["BasicBlock", "ResNet", "cnn", "create", "lenet", "mlp", "resnet20"]
+
+Norm = str | Callable[[tuple[int, ...]], nn.Module] | None
+DROPOUTS = ("each", "before", "last")
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU,
@@ -30,8 +37,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 def mlp(in_features: int = 64, hidden: Sequence[int] = (100, 100, 100), num_classes: int = 10, *,
-        activation: str = "relu", norm: str | None = "batch", placement: str = "before",
-        dropout: float = 0.0) -> nn.Sequential:
+        activation: str = "relu", norm: Norm = "batch", placement: str = "before",
+        dropout: float = 0.0, dropout_at: str = "each") -> nn.Sequential:
     """Fully connected layers; three of 100 units are those of Ioffe & Szegedy 2015, section 4.1.
 
     x: (N, in_features) or any (N, …) of that many values.  y: (N, num_classes) scores
@@ -40,30 +47,31 @@ def mlp(in_features: int = 64, hidden: Sequence[int] = (100, 100, 100), num_clas
     ['fc1.weight', 'fc1.bias', 'norm1.weight']
     """
     _choose("mlp", "placement", placement, ("before", "after"))
+    _choose("mlp", "dropout_at", dropout_at, DROPOUTS)
     layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
     width = in_features
     for i, units in enumerate(hidden, 1):
         layers[f"fc{i}"] = nn.Linear(width, units)
-        layers |= _around(str(i), activation, norm, placement, (units,))
-        if dropout:
-            layers[f"dropout{i}"] = nn.Dropout(dropout)
+        own = _around(str(i), activation, norm, placement, (units,))
+        layers |= _dropped(own, i, i == len(hidden), dropout, dropout_at)
         width = units
     layers[f"fc{len(hidden) + 1}"] = nn.Linear(width, num_classes)
     return nn.Sequential(layers)
 
 
 def lenet(in_channels: int = 1, num_classes: int = 10, image_size: int = 28, *,
-          activation: str = "relu", norm: str | None = "batch", placement: str = "before",
-          dropout: float = 0.0) -> nn.Sequential:
+          activation: str = "relu", norm: Norm = "batch", placement: str = "before",
+          dropout: float = 0.0, dropout_at: str = "each") -> nn.Sequential:
     """LeNet-5 (LeCun et al. 1998): two convolutions (6 and 16 channels), each with 2 × 2 pooling,
     and three linear layers (120, 84, num_classes); max pooling and ReLU instead of its averages and
     tanh.
 
     x: (N, in_channels, image_size, image_size).  5 × 5 kernels, the first padded so that 28 × 28
     gives the paper's 5 × 5 map before the linear layers; images below 16 pixels get padded 3 × 3
-    kernels (8 × 8 gives a 2 × 2 map). Raises ValueError for images below 4 pixels.
+    kernels (8 × 8 gives a 2 × 2 map). Values of the linear layers alone are dropped. Raises ValueError for images below 4 pixels.
     """
     _choose("lenet", "placement", placement, ("before", "after"))
+    _choose("lenet", "dropout_at", dropout_at, DROPOUTS)
     if image_size < 4:
         raise ValueError(f"lenet: image_size must be at least 4, got {image_size}")
     around = partial(_around, activation=activation, norm=norm, placement=placement)
@@ -80,16 +88,41 @@ def lenet(in_channels: int = 1, num_classes: int = 10, image_size: int = 28, *,
     width = channels * size * size
     for i, units in enumerate((120, 84), 3):
         layers[f"fc{i}"] = nn.Linear(width, units)
-        layers |= around(str(i), shape=(units,))
-        if dropout:
-            layers[f"dropout{i}"] = nn.Dropout(dropout)
+        layers |= _dropped(around(str(i), shape=(units,)), i, i == 4, dropout, dropout_at)
         width = units
     layers["fc5"] = nn.Linear(width, num_classes)
     return nn.Sequential(layers)
 
 
+def cnn(in_channels: int = 1, num_classes: int = 10, image_size: int = 28, depth: int = 4,
+        width: int = 16, *, activation: str = "relu", norm: Norm = "batch",
+        placement: str = "before", dropout: float = 0.0, dropout_at: str = "each"
+        ) -> nn.Sequential:
+    """``depth`` 3 × 3 convolutions, of ``width`` channels at first; behind every second one, while
+    there are 4 × 4 pixels or more, 2 × 2 max pooling and from then on twice the channels; mean over
+    the image; one linear layer.
+
+    x: (N, in_channels, image_size, image_size).
+    """
+    _choose("cnn", "placement", placement, ("before", "after"))
+    _choose("cnn", "dropout_at", dropout_at, DROPOUTS)
+    layers: dict[str, nn.Module] = {}
+    channels, size = in_channels, image_size
+    for i in range(1, depth + 1):
+        layers[f"conv{i}"] = nn.Conv2d(channels, width, 3, padding=1)
+        own = _around(str(i), activation, norm, placement, (width, size, size))
+        layers |= _dropped(own, i, i == depth, dropout, dropout_at)
+        channels = width
+        if i % 2 == 0 and size >= 4:
+            layers[f"pool{i}"] = nn.MaxPool2d(2)
+            size, width = size // 2, 2 * width
+    layers |= {"mean": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+    layers[f"fc{depth + 1}"] = nn.Linear(channels, num_classes)
+    return nn.Sequential(layers)
+
+
 def resnet20(in_channels: int = 3, num_classes: int = 10, width: int = 16, image_size: int = 32, *,
-             activation: str = "relu", norm: str | None = "batch", placement: str = "before",
+             activation: str = "relu", norm: Norm = "batch", placement: str = "before",
              dropout: float = 0.0) -> ResNet:
     """ResNet-20 in its CIFAR form (He et al. 2016, section 4.2): a 3 × 3 convolution, three stages
     of three blocks with ``width``, 2 and 4 times as many channels, mean over the image, one linear
@@ -112,7 +145,7 @@ class BasicBlock(nn.Module):
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, size: int, *,
-                 activation: str, norm: str | None, placement: str) -> None:
+                 activation: str, norm: Norm, placement: str) -> None:
         super().__init__()
         self.stride, self.extra, self.placement = stride, channels - in_channels, placement
         first = size * stride if placement == "preact" else size
@@ -145,7 +178,7 @@ class ResNet(nn.Module):
     """Three stages of ``blocks`` blocks each; see ``resnet20``."""
 
     def __init__(self, in_channels: int, num_classes: int, width: int, image_size: int,
-                 blocks: int, *, activation: str, norm: str | None, placement: str,
+                 blocks: int, *, activation: str, norm: Norm, placement: str,
                  dropout: float) -> None:
         super().__init__()
         _choose("resnet", "placement", placement, ("before", "after", "preact"))
@@ -173,7 +206,8 @@ class ResNet(nn.Module):
         return self.fc(self.dropout(ops.flatten(self.pool(x), 1)))
 
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "lenet": lenet, "resnet20": resnet20}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp, "cnn": cnn, "lenet": lenet, "resnet20": resnet20}
 
 
 def create(name: str, **options: Any) -> nn.Module:
@@ -189,7 +223,7 @@ def create(name: str, **options: Any) -> nn.Module:
     return MODELS[name](**options)
 
 
-def _around(number: str, activation: str, norm: str | None, placement: str,
+def _around(number: str, activation: str, norm: Norm, placement: str,
             shape: tuple[int, ...]) -> dict[str, nn.Module]:
     """Normalization and activation in their order, under the names of their layer."""
     norms = {} if norm is None else {f"norm{number}": _norm(norm, shape)}
@@ -197,8 +231,22 @@ def _around(number: str, activation: str, norm: str | None, placement: str,
     return {**act, **norms} if placement == "after" else {**norms, **act}
 
 
-def _norm(norm: str | None, shape: tuple[int, ...]) -> nn.Module:
+def _dropped(layers: dict[str, nn.Module], number: int, last: bool, dropout: float,
+             where: str) -> dict[str, nn.Module]:
+    """A layer's norm and activation, with dropout where it belongs."""
+    if not dropout or (where == "last" and not last):
+        return layers
+    items, own = list(layers.items()), (f"dropout{number}", nn.Dropout(dropout))
+    names = [name for name, _ in items]
+    norm = f"norm{number}"
+    at = len(items) if where != "before" else names.index(norm) if norm in names else 0
+    return dict([*items[:at], own, *items[at:]])
+
+
+def _norm(norm: Norm, shape: tuple[int, ...]) -> nn.Module:
     """For maps of this shape (C) or (C, H, W)."""
+    if callable(norm):
+        return norm(shape)
     return nn.create_norm(norm, shape[0], size=shape[1:])
 
 

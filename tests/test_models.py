@@ -140,7 +140,8 @@ def test_every_parameter_of_resnet_gets_a_gradient(form):
 
 
 def test_bad_names_list_the_good_ones():
-    with pytest.raises(ValueError, match="create: name must be one of 'mlp', 'lenet', 'resnet20'"):
+    with pytest.raises(ValueError, match="create: name must be one of 'mlp', 'cnn', 'lenet', "
+                       "'resnet20'"):
         models.create("vgg")
     with pytest.raises(ValueError, match=r"expected None or one of batch, .*, got 'spooky'"):
         models.mlp(norm="spooky")

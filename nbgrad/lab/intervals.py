@@ -55,8 +55,8 @@ class Interval:
         return self.high < limit
 
 
-def bootstrap(values: Sequence[float] | Array, statistic: Statistic = np.median, *, level: float = 0.95,
-              draws: int = _DRAWS, seed: int = 0) -> Interval:
+def bootstrap(values: Sequence[float] | Array, statistic: Statistic = np.median, *,
+              level: float = 0.95, draws: int = _DRAWS, seed: int = 0) -> Interval:
     """Percentile interval of a statistic over resamples of the values, with replacement.
 
     Infinite values are values (a median passes over them); its ends are quantiles of the discrete

@@ -15,9 +15,10 @@ NORMS = {"none": "without norm", "batch": "batch norm", "layer": "layer norm",
          "group": "group norm", "instance": "instance norm", "rms": "RMS norm"}
 CHOICES = {
     "data": ("digits", "mnist", "cifar10"),
-    "model": ("mlp", "lenet", "resnet20"),
+    "model": ("mlp", "cnn", "lenet", "resnet20"),
     "norm": tuple(NORMS),
     "placement": ("before", "after", "preact"),
+    "dropout_at": ("each", "before", "last"),
     "activation": ("sigmoid", "tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "softplus"),
     "init": ("default", "normal", "uniform", "xavier", "kaiming", "orthogonal"),
     "optimizer": ("sgd", "adam", "adamw"),
@@ -29,6 +30,8 @@ CHOICES = {
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "mlp": {"activation": "sigmoid", "init": "normal", "lrs": (0.1, 1.0, 10.0), "lr": 1.0,
             "batch_size": 60, "epochs": 30},
+    "cnn": {"activation": "relu", "init": "kaiming", "lrs": (0.01, 0.1, 1.0), "lr": 0.1,
+            "batch_size": 64, "epochs": 20},
     "lenet": {"activation": "relu", "init": "kaiming", "lrs": (0.01, 0.03, 0.1), "lr": 0.1,
               "batch_size": 64, "epochs": 8, "momentum": 0.9, "schedule": "cosine"},
     "resnet20": {"activation": "relu", "init": "kaiming", "lrs": (0.01, 0.1, 1.0), "lr": 0.1,
@@ -55,9 +58,16 @@ class Config:
     model: str = "mlp"
     norm: str = "batch"
     placement: str = "before"
+    groups: int | None = None           # of group norm
+    ghost: int | None = None            # samples over which batch norm takes its statistics
+    decay: float | None = None          # of the running statistics: 1 − PyTorch's momentum
+    depth: int | None = None            # hidden layers of mlp (3), convolutions of cnn (4)
+    width: int | None = None            # units of mlp (100), channels of cnn, resnet20 (16)
     activation: str = "sigmoid"
     init: str = "normal"
+    gain: float = 1.0                   # times the initial weights
     dropout: float = 0.0
+    dropout_at: str = "each"            # activation; "before" each norm; the "last" activation
     optimizer: str = "sgd"
     lr: float = 1.0
     momentum: float = 0.0
@@ -87,14 +97,33 @@ class Config:
         _integer(self, "epochs", 1)
         _integer(self, "warmup", 0)
         _integer(self, "seed", 0)
-        if self.norm == "instance" and self.model != "resnet20":
-            raise ValueError(f"norm: 'instance' needs images; {self.model} has layers of units")
-        if self.placement == "preact" and self.model != "resnet20":
-            raise ValueError(f"placement: 'preact' is resnet20's; {self.model} has before, after")
+        _number(self, "gain", low=0.0, low_excluded=True)
+        for name, low in (("groups", 1), ("ghost", 2), ("depth", 1), ("width", 1)):
+            if getattr(self, name) is not None:
+                _integer(self, name, low)
+        if self.decay is not None:
+            _number(self, "decay", low=0.0, high=1.0)
+        self._check_fit()
         if self.warmup > self.epochs:
             raise ValueError(f"warmup: {self.warmup} epochs are more than the run's {self.epochs}")
         if self.warmup and self.schedule == "onecycle":
             raise ValueError("warmup: the one-cycle schedule has a warm-up of its own")
+
+    def _check_fit(self) -> None:
+        """What a model or a norm does not have."""
+        model, norm = self.model, self.norm
+        if norm == "instance" and model not in ("cnn", "resnet20"):
+            raise ValueError(f"norm: 'instance' needs images; {model} has layers of units")
+        if self.placement == "preact" and model != "resnet20":
+            raise ValueError(f"placement: 'preact' is resnet20's; {model} has before, after")
+        if self.dropout_at != "each" and model == "resnet20":
+            raise ValueError("dropout_at: resnet20 has dropout before its last layer alone")
+        for name, models in (("depth", ("mlp", "cnn")), ("width", ("mlp", "cnn", "resnet20"))):
+            if getattr(self, name) is not None and model not in models:
+                raise ValueError(f"{name}: {model}'s is fixed; that of {', '.join(models)} is not")
+        for name, owner in (("groups", "group"), ("ghost", "batch"), ("decay", "batch")):
+            if getattr(self, name) is not None and norm not in (owner, "none"):
+                raise ValueError(f"{name}: {norm} norm has none; it is {owner} norm's")
 
     def but(self, **changes: Any) -> Config:
         """A copy with some fields changed."""

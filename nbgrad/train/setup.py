@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from nbgrad import data, models, nn, optim
-from nbgrad.autograd import Tensor, as_tensor
+from nbgrad.autograd import Tensor, as_tensor, bump
 from nbgrad.data import DataLoader, TensorDataset
 from nbgrad.nn import init
 from nbgrad.nn.functional import cross_entropy
@@ -59,13 +60,16 @@ def load_task(config: Config) -> Task:
                 tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def trainer(config: Config, task: Task, **settings: Any) -> Trainer:
-    """A Trainer for one run, seeded; further settings are Trainer's own.
+def trainer(config: Config, task: Task, *,
+            prepare: Callable[[nn.Module], nn.Module] | None = None, **settings: Any) -> Trainer:
+    """A Trainer for one run, seeded; further settings are Trainer's own. ``prepare`` is given the
+    new network, before the optimizer is made, and returns the one to train.
 
     Everything drawn depends on ``config.seed`` alone: the default generator (dropout) and the
     loader's order are the same for every norm, learning rate and optimiser.
     """
     model = build_model(config)
+    model = model if prepare is None else prepare(model)
     optimizer = build_optimizer(config, model)
     train = loader(config, task)
     steps = len(train)
@@ -119,13 +123,42 @@ def build_model(config: Config) -> nn.Module:
     shape, classes = SHAPES[config.data], len(CLASSES[config.data])
     inputs = ({"in_features": math.prod(shape)} if config.model == "mlp" else
               {"in_channels": shape[0], "image_size": shape[1]})
-    model = models.create(config.model, **inputs, num_classes=classes, activation=config.activation,
-                          norm=None if config.norm == "none" else config.norm,
+    model = models.create(config.model, **inputs, **_size(config), num_classes=classes,
+                          activation=config.activation, norm=_norm(config),
                           placement=config.placement, dropout=config.dropout)
     layers = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     for i, layer in enumerate(layers):
         _draw(layer, config.init, Generator(config.seed * 1_000_003 + i))
+        if config.gain != 1.0:
+            layer.weight.data[...] *= config.gain
+            bump(layer.weight)
     return model
+
+
+def _size(config: Config) -> dict[str, Any]:
+    """Depth, width and place of dropout, where the model has them."""
+    named = {} if config.model == "resnet20" else {"dropout_at": config.dropout_at}
+    if config.model == "mlp":
+        return {**named, "hidden": (config.width or 100,) * (config.depth or 3)}
+    sizes = {"depth": config.depth, "width": config.width}
+    return {**named, **{name: size for name, size in sizes.items() if size is not None}}
+
+
+def _norm(config: Config) -> models.Norm:
+    """A norm by name, or, where settings were given, what makes it for maps of a shape."""
+    if config.norm == "none":
+        return None
+    settings: dict[str, Any] = {}
+    if config.groups is not None:
+        settings["groups"] = config.groups
+    if config.decay is not None:
+        settings["momentum"] = 1 - config.decay
+    name = config.norm
+    if config.ghost is not None:
+        name, settings = "ghost", {**settings, "ghost_size": config.ghost}
+    if not settings:
+        return name
+    return lambda shape: nn.create_norm(name, shape[0], size=shape[1:], **settings)
 
 
 def _draw(layer: Any, how: str, generator: Generator) -> None:

@@ -122,8 +122,8 @@ def title(study: Study) -> str:
     return f"{_NAMES[study.config.model]} on {_NAMES[study.config.data]}, {without}{norms}"
 
 
-_NAMES = {"mlp": "MLP", "lenet": "LeNet-5", "resnet20": "ResNet-20", "digits": "UCI digits",
-          "mnist": "MNIST", "cifar10": "CIFAR-10"}
+_NAMES = {"mlp": "MLP", "cnn": "CNN", "lenet": "LeNet-5", "resnet20": "ResNet-20",
+          "digits": "UCI digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
 
 
 def details(study: Study, task: Task) -> str:

@@ -1,0 +1,99 @@
+"""Records grouped by arm, and what is said of a group: medians over seeds, curves, steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+from nbgrad.lab.intervals import Interval, bootstrap, paired_ratio
+from nbgrad.lab.study import Cell, Record, Series
+
+__all__ = ["column", "curve", "grouped", "lost", "percent", "points", "speedup", "steps_to"]
+
+
+def grouped(records: Sequence[Record], cells: Sequence[Cell],
+            *keys: str) -> dict[Any, list[Record]]:
+    """Records by the values of these keys of their cells (of one key: by its value), in the order
+    in which they come first; each group in the order of its seeds, so that groups are paired.
+
+    >>> grouped([{"a": 1}, {"a": 2}], [{"lr": 3, "seed": 1}, {"lr": 3, "seed": 0}], "lr")
+    {3: [{'a': 2}, {'a': 1}]}
+    """
+    groups: dict[Hashable, list[tuple[Any, int, Record]]] = {}
+    for i, (record, cell) in enumerate(zip(records, cells, strict=True)):
+        values = tuple(cell.get(key) for key in keys)
+        key = values[0] if len(keys) == 1 else values
+        groups.setdefault(key, []).append((cell.get("seed", 0), i, record))
+    return {key: [r for *_, r in sorted(own, key=lambda x: x[:2])] for key, own in groups.items()}
+
+
+def column(records: Iterable[Record], name: str, missing: float | None = None) -> list[float]:
+    """One number of each record; what is None (it was not finite) counts as ``missing``."""
+    found = [record[name] for record in records]
+    if missing is None and any(v is None for v in found):
+        raise ValueError(f"{name}: a run has none, and nothing says what that counts as")
+    return [missing if v is None else v for v in found]        # type: ignore[misc]
+
+
+def steps_to(record: Record, level: float) -> float:
+    """The first evaluated step with a test accuracy of at least ``level``. A run that never gets
+    there counts as one that would have with the next evaluation: a bound, in its favour.
+
+    >>> steps_to({"steps": [10, 20], "test_accuracy": [0.5, 0.9]}, 0.9)
+    20.0
+    """
+    for step, accuracy in zip(record["steps"], record["test_accuracy"]):
+        if accuracy is not None and accuracy >= level:
+            return float(step)
+    return float(record.get("planned", record["steps"][-1]) + record["steps"][0])
+
+
+def reached(record: Record, level: float) -> bool:
+    return any(a is not None and a >= level for a in record["test_accuracy"])
+
+
+def speedup(slow: Sequence[Record], fast: Sequence[Record], level: float) -> Interval:
+    """How many times as many steps the first arm takes to a level: median of the seeds' ratios."""
+    return paired_ratio([steps_to(r, level) for r in slow], [steps_to(r, level) for r in fast])
+
+
+def points(found: Interval) -> str:
+    """An interval of a difference of shares, in percentage points: "+1.2 [0.3, 2.0] pt".
+
+    >>> points(Interval(0.012, 0.003, 0.02))
+    '+1.2 [+0.3, +2.0] pt'
+    """
+    return found.text("+.1f", 100) + " pt"
+
+
+def percent(values: Interval | Sequence[float]) -> str:
+    """Of accuracies, their median and its interval: "93.1 [92.0, 94.2] %".
+
+    >>> percent([0.9, 0.8, 0.95])
+    '90.0 [80.0, 95.0] %'
+    """
+    found = values if isinstance(values, Interval) else bootstrap(values)
+    return found.text(".1f", 100) + " %"
+
+
+def curve(label: str, records: Sequence[Record], name: str, x: str = "steps",
+          of: Callable[[Any], Any] = lambda v: v) -> Series:
+    """Median over seeds of a column of equal length, with its interval; a run that has ended
+    (diverged) leaves None from there on where it is the last one."""
+    longest = max((r[x] for r in records), key=len)
+    found: list[Interval | None] = []
+    for i in range(len(longest)):
+        values = [of(r[name][i]) for r in records if i < len(r[name]) and r[name][i] is not None]
+        found.append(bootstrap(values) if values else None)
+    return Series(label, longest, [f and f.estimate for f in found], [f and f.low for f in found],
+                  [f and f.high for f in found])
+
+
+def lost(records: Iterable[Record]) -> str:
+    """How many runs diverged: "2/5".
+
+    >>> lost([{"diverged": True}, {"diverged": False}])
+    '1/2'
+    """
+    flags = [bool(r["diverged"]) for r in records]
+    return f"{sum(flags)}/{len(flags)}"

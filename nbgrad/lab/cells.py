@@ -1,0 +1,109 @@
+"""Finished cells on disk: a line of JSON each, written when the cell is done.
+
+A line counts for as long as the code that measured it is what it was; a line that a crash cut short
+does not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nbgrad.lab.results import replace
+from nbgrad.lab.study import Cell, Record
+
+__all__ = ["Cells", "fingerprint"]
+
+_NO_NUMBERS = ("viz", "cli.py", "lab/studies")      # sources that change no record
+
+
+class Cells:
+    """The finished cells of one study in ``folder``. Lines of other code are dropped.
+
+    >>> import tempfile
+    >>> cells = Cells(Path(tempfile.mkdtemp()), "one", "v1")
+    >>> cells.add({"seed": 0}, {"loss": 0.5}, seconds=1.0)
+    >>> cells.get({"seed": 0}), cells.get({"seed": 1})
+    (({'loss': 0.5}, 1.0), None)
+    """
+
+    def __init__(self, folder: Path, name: str, code: str) -> None:
+        self.path, self.name, self.code = Path(folder) / name / "cells.jsonl", name, code
+        self._found: dict[str, tuple[Record, float]] = {}
+        lines, whole = self._lines()
+        kept = [line for line in lines if line["code"] == code]
+        for line in kept:
+            self._found[line["key"]] = line["record"], line["seconds"]
+        if len(kept) < len(lines) or not whole:
+            replace(self.path, "".join(_text(line) for line in kept))
+
+    def get(self, cell: Cell) -> tuple[Record, float] | None:
+        """A finished cell's record and the seconds that it took."""
+        return self._found.get(self.key(cell))
+
+    def add(self, cell: Cell, record: Record, seconds: float) -> None:
+        """Keep a record: it is on the disk when this returns."""
+        key = self.key(cell)
+        self._found[key] = record, seconds
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = {"key": key, "code": self.code, "cell": cell, "record": record, "seconds": seconds}
+        with open(self.path, "a", encoding="utf-8") as f:
+            f.write(_text(line))
+            f.flush()
+            os.fsync(f.fileno())
+
+    def forget(self) -> None:
+        """Drop all of them."""
+        self._found.clear()
+        self.path.unlink(missing_ok=True)
+
+    def key(self, cell: Cell) -> str:
+        """Of the study's name, its code and the cell; where the data are does not matter."""
+        own = {k: v for k, v in cell.items() if k != "root"}
+        text = json.dumps([self.name, self.code, own], sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def _lines(self) -> tuple[list[dict[str, Any]], bool]:
+        """Those that are whole, and whether all are."""
+        if not self.path.exists():
+            return [], True
+        lines, whole = [], True
+        for text in self.path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]:
+            try:
+                line = json.loads(text)
+                _ = line["key"], line["code"], line["record"], line["seconds"]
+                lines.append(line)
+            except (ValueError, KeyError, TypeError):
+                whole = False
+        return lines, whole and self.path.read_bytes()[-1:] in (b"", b"\n")
+
+
+def fingerprint(run: Callable[..., Any]) -> str:
+    """Of all sources that a study's records depend on: nbgrad's, and the file of its ``run``."""
+    file = getattr(sys.modules.get(run.__module__), "__file__", None)
+    own = Path(file).read_bytes() if file else b""
+    return hashlib.sha256(_package() + own).hexdigest()[:16]
+
+
+@cache
+def _package() -> bytes:
+    found = hashlib.sha256(f"{version('nbgrad')} {version('numba')}".encode())
+    kernels: Any = find_spec("nbgrad.kernels")
+    for root in (Path(__file__).resolve().parent.parent, Path(kernels.origin).parent):
+        for path in sorted(root.rglob("*.py")):
+            name = path.relative_to(root).as_posix()
+            if not name.startswith(_NO_NUMBERS):
+                found.update(name.encode() + path.read_bytes())
+    return found.digest()
+
+
+def _text(line: dict[str, Any]) -> str:
+    return json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n"

@@ -1,0 +1,198 @@
+"""Studies run cell by cell, in parallel processes; what is finished is kept, and not run again."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nbgrad import backend
+from nbgrad.lab import pool
+from nbgrad.lab.cells import Cells, fingerprint
+from nbgrad.lab.results import Outcome, clean, now, save, texts
+from nbgrad.lab.study import SCALES, Cell, Study
+from nbgrad.train.loop import Signals
+from nbgrad.train.progress import Silent
+
+__all__ = ["Plan", "cells_of", "run"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How studies are run: their size, data and repetitions, and where the results go.
+
+    data and root: as ``nbgrad train`` has them; studies that do not offer these data use their own.
+    seeds: how many repetitions, if not the study's own number.  processes: at a time (one per
+    core); 0 runs everything in this process.  again: run finished cells, too.
+    """
+
+    scale: str = "quick"
+    data: str | None = None
+    root: str | None = None
+    seeds: int | None = None
+    processes: int | None = None
+    folder: Path = Path("lab")
+    again: bool = False
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise ValueError(f"scale: expected one of {', '.join(SCALES)}, got {self.scale!r}")
+        for name, low in (("seeds", 1), ("processes", 0)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"{name}: expected at least {low}, got {value}")
+
+    def data_of(self, study: Study) -> str:
+        return self.data if self.data in study.options and self.data is not None else "digits"
+
+
+@dataclass
+class _Run:
+    """A study under way: its cells, and what came of them."""
+
+    study: Study
+    cells: list[Cell]
+    kept: Cells
+    plan: Plan
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def missing(self) -> list[Cell]:
+        return [cell for cell in self.cells if self.kept.get(cell) is None]
+
+    def answered(self, cell: Cell, answer: pool.Answer) -> None:
+        if "record" in answer:
+            self.kept.add(cell, answer["record"], answer["seconds"])
+        else:
+            self.errors.append(f"{describe(cell)}: {answer['error']}\n{answer['trace']}".strip())
+
+    def outcome(self, stopped: bool) -> Outcome:
+        found = [self.kept.get(cell) for cell in self.cells]
+        there = [f for f in found if f is not None]
+        state, finding = "interrupted" if stopped else "failed", None
+        if len(there) == len(self.cells):
+            try:
+                finding = self.study.judge([record for record, _ in there], self.cells)
+                state = "complete"
+            except Exception as e:          # of a rule: the other studies go on
+                self.errors.append(f"judge: {type(e).__name__}: {e}\n{traceback.format_exc()}")
+                state = "failed"
+        return Outcome(
+            texts(self.study), self.plan.scale, self.plan.data_of(self.study),
+            len({cell.get("seed") for cell in self.cells}), len(self.cells), len(there), state,
+            sum(seconds for _, seconds in there), now(), _command(self.study, self.plan),
+            backend.info(), finding, self.errors)
+
+
+def run(studies: Sequence[Study], plan: Plan | None = None, progress: Silent | None = None,
+        done: Callable[[Outcome], None] | None = None) -> list[Outcome]:
+    """Run studies; returns their outcomes, which are also in ``plan.folder``, see ``results``.
+
+    ``progress`` counts studies. ``done`` is called with each outcome when it is there. Ctrl-C and
+    SIGTERM end it soon, with outcomes "interrupted"; the next call runs the cells that are missing.
+    A cell that raises or kills its process is named in its study's ``errors``, and the rest goes
+    on.
+    """
+    plan, bar = plan or Plan(), progress or Silent()
+    runs = [_begun(study, plan) for study in studies]
+    processes = pool.cores() if plan.processes is None else plan.processes
+    with Signals() as signals:
+        session = _Session(runs, bar, done, lambda: signals.caught != 0)
+        _compile(runs, bar, session.stopped, processes)
+        session.go(processes)
+    return session.outcomes
+
+
+class _Session:
+    """All missing cells of all studies in one queue; a study is judged when its last one is done,
+    so that no process waits for another between two studies."""
+
+    def __init__(self, runs: Sequence[_Run], bar: Silent,
+                 done: Callable[[Outcome], None] | None, stopped: Callable[[], bool]) -> None:
+        self.runs, self.bar, self.done, self.stopped = runs, bar, done, stopped
+        self.requests = [(one, cell) for one in runs for cell in one.missing]
+        self.left = {one.study.name: len(one.missing) for one in runs}
+        self.outcomes: list[Outcome] = []
+
+    def go(self, processes: int) -> None:
+        for one in self.runs:
+            if not self.left[one.study.name]:
+                self._finish(one)
+        if self.requests:
+            cells = [(one.study.run, cell) for one, cell in self.requests]
+            pool.run_all(cells, processes, self._answered, self.stopped)
+        for one in self.runs:
+            if self.left[one.study.name]:
+                self._finish(one)
+
+    def _answered(self, i: int, answer: pool.Answer) -> None:
+        one, cell = self.requests[i]
+        one.answered(cell, answer)
+        self.left[one.study.name] -= 1
+        self.bar.update(sum(1 - self.left[r.study.name] / len(r.cells) for r in self.runs),
+                        one.study.name)
+        if not self.left[one.study.name]:
+            self._finish(one)
+
+    def _finish(self, one: _Run) -> None:
+        outcome = one.outcome(self.stopped())
+        save(one.plan.folder, outcome)
+        self.outcomes.append(outcome)
+        if self.done is not None:
+            self.done(outcome)
+
+
+def cells_of(study: Study, plan: Plan) -> list[Cell]:
+    """The study's cells with the plan's data and number of seeds."""
+    cells: list[Cell] = clean(study.cells(plan.scale))
+    if not cells:
+        raise ValueError(f"{study.name}: no cells at scale {plan.scale}")
+    if plan.seeds is not None:
+        first = [cell for cell in cells if cell.get("seed") == cells[0].get("seed")]
+        cells = [{**cell, "seed": seed} if "seed" in cell else cell
+                 for seed in range(plan.seeds) for cell in first if seed == 0 or "seed" in cell]
+    if plan.data_of(study) != "digits":
+        cells = [{**cell, "data": plan.data, "root": plan.root} for cell in cells]
+    return cells
+
+
+def describe(cell: Cell) -> str:
+    """A cell in a line: batch_size=60, lr=1.0, seed=0."""
+    return ", ".join(f"{k}={v}" for k, v in cell.items() if v is not None)
+
+
+def _begun(study: Study, plan: Plan) -> _Run:
+    kept = Cells(plan.folder, study.name, fingerprint(study.run))
+    if plan.again:
+        kept.forget()
+    return _Run(study, cells_of(study, plan), kept, plan)
+
+
+def _compile(runs: Iterable[_Run], bar: Silent, stopped: Callable[[], bool],
+             processes: int) -> None:
+    """Compile what cells need, once, before several processes would do so at the same time: the
+    study's smallest cells, and a mark beside the compiled kernels that this has been done.
+
+    What goes wrong here goes wrong again, and is then said, when the cell itself runs.
+    """
+    cache = Path(backend.info()["kernel cache"])
+    if processes < 2 or not cache.is_dir():
+        return
+    for one in runs:
+        mark = cache / f"lab-{one.study.name}-{one.plan.data_of(one.study)}-{one.kept.code}"
+        cells = cells_of(one.study, Plan("tiny", one.plan.data, one.plan.root))
+        if one.missing and not mark.exists() and not stopped():
+            bar.update(0, f"compiling kernels (once): {one.study.name}")
+            if pool.run_all([(one.study.run, cell) for cell in cells], 1,
+                            lambda i, answer: None, stopped):
+                mark.touch()
+
+
+def _command(study: Study, plan: Plan) -> str:
+    words: list[Any] = ["nbgrad lab run", study.name]
+    words += ["--full"] if plan.scale == "full" else []
+    words += ["--data", plan.data] if plan.data_of(study) != "digits" else []
+    words += ["--seeds", plan.seeds] if plan.seeds is not None else []
+    return " ".join(map(str, words))

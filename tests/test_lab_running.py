@@ -1,0 +1,214 @@
+"""Cells run in processes: kept, skipped, crashed, interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nbgrad.lab import Finding, Study, Table, results, running
+from nbgrad.lab.cells import Cells
+from nbgrad.lab.running import Plan
+from nbgrad.lab.studies import find, names
+
+STUDIES = '''
+import os, signal, sys, time
+from nbgrad.lab import Finding, Study, Table
+
+def run(cell):
+    if "seed" not in cell:
+        return {}
+    with open(cell["log"], "a") as f:
+        f.write(f"{cell['seed']}\\n")
+    print("noise on stdout, which is for answers")
+    how = cell.get("how")
+    if how == "raise":
+        raise ValueError("a bad\\ncell")
+    if how == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "leave":
+        print("last words", file=sys.stderr)
+        os._exit(3)
+    if how == "slow":
+        time.sleep(30)
+    alone = os.environ.get("OMP_NUM_THREADS")
+    return {"value": 10 * cell["seed"], "nan": float("nan"), "alone": alone}
+
+def judge(records, cells):
+    total = sum(r["value"] for r in records)
+    return Finding("supported", f"total {total}", Table(["seed"], [[c["seed"]] for c in cells]))
+
+def study(cells, name="made-up", **settings):
+    texts = dict.fromkeys(("question", "claim", "source", "published", "setup", "rule"), "-")
+    return Study(name=name, **texts, run=run, judge=judge, **settings,
+                 cells=lambda scale: [{"tiny": 1}] if scale == "tiny" else cells)
+'''
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """study(cells): where another process can import it from; its `runs` are those that began."""
+    (tmp_path / "made_up_studies.py").write_text(STUDIES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "cache").mkdir()
+    info = {**running.backend.info(), "kernel cache": str(tmp_path / "cache")}
+    monkeypatch.setattr(running.backend, "info", lambda: info)
+    import made_up_studies
+
+    log = tmp_path / "log"
+
+    def study(*how, **settings):
+        cells = [{"seed": i, "log": str(log), **({"how": h} if h else {})}
+                 for i, h in enumerate(how)]
+        return made_up_studies.study(cells, **settings)
+    study.runs = lambda: sorted(map(int, log.read_text().split())) if log.exists() else []
+    yield study
+    del sys.modules["made_up_studies"]
+
+
+def plan(tmp_path, **settings):
+    return Plan(**{"folder": tmp_path / "lab", "processes": 1, **settings})
+
+
+def test_cells_run_in_processes_with_one_thread_and_are_kept(made, tmp_path):
+    done = []
+    outcome, = running.run([made(None, None, None)], plan(tmp_path, processes=2), done=done.append)
+    assert outcome.finding.sentence == "total 30"
+    assert (outcome.state, outcome.verdict, outcome.seeds, outcome.cells, outcome.done) == (
+        "complete", "supported", 3, 3, 3)
+    assert done == [outcome]
+    assert results.load(tmp_path / "lab", "made-up").finding.sentence == "total 30"
+    lines = [json.loads(line) for line in
+             (tmp_path / "lab" / "made-up" / "cells.jsonl").read_text().splitlines()]
+    assert sorted(line["record"]["value"] for line in lines) == [0, 10, 20]
+    assert {(line["record"]["alone"], line["record"]["nan"]) for line in lines} == {("1", None)}
+    assert [p.name[:19] for p in (tmp_path / "cache").iterdir()] == ["lab-made-up-digits-"]
+
+
+def test_finished_cells_are_not_run_again(made, tmp_path):
+    running.run([made(None, None)], plan(tmp_path, processes=0))
+    outcome, = running.run([made(None, None, None)], plan(tmp_path, processes=0))
+    assert made.runs() == [0, 1, 2]
+    assert outcome.finding.sentence == "total 30"
+    running.run([made(None, None, None)], plan(tmp_path, processes=0, again=True))
+    assert made.runs() == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_line_that_was_cut_short_is_run_again(made, tmp_path):
+    running.run([made(None, None)], plan(tmp_path, processes=0))
+    path = tmp_path / "lab" / "made-up" / "cells.jsonl"
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    outcome, = running.run([made(None, None)], plan(tmp_path, processes=0))
+    assert made.runs() == [0, 1, 1]
+    assert outcome.finding.sentence == "total 10"
+    assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == [
+        json.loads(line)["key"] for line in whole.splitlines()]
+
+
+def test_records_of_other_code_are_dropped(tmp_path):
+    old = Cells(tmp_path, "one", "v1")
+    old.add({"seed": 0}, {"loss": 1.0}, 0.1)
+    again = Cells(tmp_path, "one", "v1")
+    assert again.get({"seed": 0, "root": "elsewhere"}) == ({"loss": 1.0}, 0.1)
+    assert Cells(tmp_path, "one", "v2").get({"seed": 0}) is None
+    assert (tmp_path / "one" / "cells.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(("how", "says"), [
+    ("raise", "ValueError: a bad cell"), ("die", "ended by SIGKILL"), ("leave", "status 3")])
+def test_a_crash_is_named_and_the_others_go_on(made, tmp_path, how, says):
+    failed, = running.run([made(None, how, None)], plan(tmp_path))
+    assert made.runs() == [0, 1, 2]
+    assert (failed.state, failed.verdict, failed.done) == ("failed", "failed", 2)
+    error, = failed.errors
+    assert error.startswith("seed=1")
+    assert says in error.splitlines()[0]
+    if how == "leave":
+        assert "last words" in error
+    mended, = running.run([made(None, None, None)], plan(tmp_path))
+    assert (mended.state, made.runs()) == ("complete", [0, 1, 1, 2])
+
+
+def test_a_rule_that_raises_fails_its_study_alone(made, tmp_path, monkeypatch):
+    import made_up_studies
+
+    def judge(records, cells):
+        raise ZeroDivisionError("no")
+    bad = Study(**{**vars(made(None, name="bad")), "judge": judge})
+    outcomes = running.run([bad, made(None)], plan(tmp_path, processes=0))
+    assert [o.state for o in outcomes] == ["failed", "complete"]
+    assert outcomes[0].errors[0].startswith("judge: ZeroDivisionError: no")
+    assert made_up_studies
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import made_up_studies
+from nbgrad.lab import running
+cells = json.loads(sys.argv[2])
+done = running.run([made_up_studies.study(cells)], running.Plan(folder=Path("lab"), processes=2))
+print(done[0].state, done[0].done)
+"""
+
+
+def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(made, tmp_path):
+    """Ctrl-C reaches the whole process group, so the workers get it as well."""
+    log = tmp_path / "log"
+    cells = [{"seed": i, "log": str(log), "how": how}
+             for i, how in enumerate([None, None, "slow", "slow"])]
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path), json.dumps(cells)]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:
+        deadline = time.monotonic() + 60
+        while made.runs() != [0, 1, 2, 3] and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=20)
+    assert said.split() == ["interrupted", "2"]
+    assert results.load(tmp_path / "lab", "made-up").verdict == "interrupted"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    outcome, = running.run([made(None, None, None, None)], plan(tmp_path, processes=0))
+    assert outcome.finding.sentence == "total 60"
+
+
+def test_seeds_and_data_of_a_plan(made, tmp_path):
+    study = made(None, None, options=("mnist",))
+    cells = running.cells_of(study, plan(tmp_path, seeds=3, data="mnist", root="/there"))
+    assert [(c["seed"], c["data"], c["root"]) for c in cells] == [
+        (s, "mnist", "/there") for s in range(3)]
+    cells = running.cells_of(made(None), plan(tmp_path, data="mnist", root="/there"))
+    assert "data" not in cells[0]
+    outcome, = running.run([made(None)], plan(tmp_path, processes=0, seeds=2))
+    assert outcome.command == "nbgrad lab run made-up --seeds 2"
+
+
+def test_what_cannot_be_run(made, tmp_path):
+    with pytest.raises(ValueError, match="scale: expected one of tiny, quick, full"):
+        Plan("huge")
+    with pytest.raises(ValueError, match="seeds: expected at least 1, got 0"):
+        Plan(seeds=0)
+    with pytest.raises(ValueError, match="made-up: no cells at scale quick"):
+        running.cells_of(made(), Plan())
+    texts = dict.fromkeys(("question", "claim", "source", "published", "setup", "rule"), "-")
+    local = Study("local", **texts, cells=lambda scale: [{"seed": 0}], run=lambda cell: {},
+                  judge=lambda r, c: Finding("depends", "", Table([], [])))
+    with pytest.raises(ValueError, match="run must be a function of a module"):
+        running.run([local], plan(tmp_path))
+    assert running.run([local], plan(tmp_path, processes=0))[0].verdict == "depends"
+    assert Path(tmp_path / "lab" / "local" / "finding.json").exists()
+
+
+def test_the_registry_knows_what_is_meant():
+    assert len(set(names())) == len(names())
+    with pytest.raises(ValueError, match="do you mean 'convergence-speed'"):
+        find("convergence-sped")
+    with pytest.raises(ValueError, match="`nbgrad lab list` shows them"):
+        find("xyz")
