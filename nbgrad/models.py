@@ -68,7 +68,8 @@ def lenet(in_channels: int = 1, num_classes: int = 10, image_size: int = 28, *,
 
     x: (N, in_channels, image_size, image_size).  5 × 5 kernels, the first padded so that 28 × 28
     gives the paper's 5 × 5 map before the linear layers; images below 16 pixels get padded 3 × 3
-    kernels (8 × 8 gives a 2 × 2 map). Values of the linear layers alone are dropped. Raises ValueError for images below 4 pixels.
+    kernels (8 × 8 gives a 2 × 2 map). Dropout is for the linear layers alone. Raises
+    ValueError for images below 4 pixels.
     """
     _choose("lenet", "placement", placement, ("before", "after"))
     _choose("lenet", "dropout_at", dropout_at, DROPOUTS)

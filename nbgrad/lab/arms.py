@@ -8,7 +8,8 @@ from typing import Any
 from nbgrad.lab.intervals import Interval, bootstrap, paired_ratio
 from nbgrad.lab.study import Cell, Record, Series
 
-__all__ = ["column", "curve", "grouped", "lost", "percent", "points", "speedup", "steps_to"]
+__all__ = ["column", "curve", "grouped", "lost", "percent", "points", "reached", "speedup",
+           "steps_to"]
 
 
 def grouped(records: Sequence[Record], cells: Sequence[Cell],
@@ -85,8 +86,9 @@ def curve(label: str, records: Sequence[Record], name: str, x: str = "steps",
     for i in range(len(longest)):
         values = [of(r[name][i]) for r in records if i < len(r[name]) and r[name][i] is not None]
         found.append(bootstrap(values) if values else None)
-    return Series(label, longest, [f and f.estimate for f in found], [f and f.low for f in found],
-                  [f and f.high for f in found])
+    ends = [[None if f is None else getattr(f, end) for f in found]
+            for end in ("estimate", "low", "high")]
+    return Series(label, longest, *ends)
 
 
 def lost(records: Iterable[Record]) -> str:

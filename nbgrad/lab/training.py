@@ -50,7 +50,7 @@ def train(config: Config, *, steps: int, every: int,
           look: Callable[[Trainer], Record] | None = None,
           evaluations: Sequence[str] = (), task: Task | None = None) -> Record:
     """Train for ``steps`` steps (not epochs), evaluating after each ``every``; returns
-    {"steps": [every, 2 every, …], and of the same length, "train_loss" and "train_accuracy" (means
+    {"planned": steps, "steps": [every, 2 every, …] (fewer where it diverged), and of the same length, "train_loss" and "train_accuracy" (means
     over the steps since the last), "test_loss", "test_accuracy"; "final_accuracy": the last test
     accuracy; "diverged": the loss was not finite, or ended above that of guessing}.
 
@@ -65,7 +65,7 @@ def train(config: Config, *, steps: int, every: int,
     rounds = max(steps // every, 1)
     one = _trainer(config, task, rounds * every, prepare)
     one.train = _Chunks(one.train, every)
-    record: Record = {"steps": []}
+    record: Record = {"steps": [], "planned": rounds * every}
     for i in range(1, rounds + 1):
         one.fit(i, signals=Signals())       # never entered: the one who runs cells has the signals
         record["steps"].append(i * every)
