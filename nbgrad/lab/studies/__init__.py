@@ -12,6 +12,7 @@ __all__ = ["STUDIES", "find", "names"]
 STUDIES: tuple[str, ...] = (
     "convergence_speed",
     "higher_learning_rates",
+    "batch_renorm",
 )
 
 
