@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from nbgrad.lab.intervals import Interval, bootstrap, paired_ratio
 from nbgrad.lab.study import Cell, Record, Series
 
-__all__ = ["column", "curve", "grouped", "lost", "percent", "points", "reached", "speedup",
-           "steps_to"]
+__all__ = ["accuracies", "bars", "column", "curve", "grouped", "lost", "percent", "points",
+           "reached", "speedup", "steps_to", "tuned"]
 
 
 def grouped(records: Sequence[Record], cells: Sequence[Cell],
@@ -65,6 +67,38 @@ def points(found: Interval) -> str:
     '+1.2 [+0.3, +2.0] pt'
     """
     return found.text("+.1f", 100) + " pt"
+
+
+def tuned(groups: dict[Any, list[Record]], name: str = "final_accuracy",
+          highest: bool = True) -> dict[Any, tuple[Any, list[Record]]]:
+    """Of groups keyed (arm, …, setting), the best setting for each (arm, …) (arm alone, where the
+    key has two parts) by the median of a number that records have, and the records there. All arms
+    choose on the same grid and the same seeds, so none has an advantage by it.
+
+    >>> runs = {("a", 1): [{"v": 2}], ("a", 2): [{"v": 5}], ("b", 1): [{"v": None}]}
+    >>> tuned(runs, "v")
+    {'a': (2, [{'v': 5}]), 'b': (1, [{'v': None}])}
+    """
+    worst = -math.inf if highest else math.inf
+    found: dict[Any, tuple[Any, list[Record]]] = {}
+    scores: dict[Any, float] = {}
+    for (*arm, setting), records in groups.items():
+        key = arm[0] if len(arm) == 1 else tuple(arm)
+        score = statistics.median(column(records, name, worst)) * (1 if highest else -1)
+        if key not in found or score > scores[key]:
+            found[key], scores[key] = (setting, records), score
+    return found
+
+
+def accuracies(records: Iterable[Record]) -> list[float]:
+    """Final test accuracies."""
+    return column(records, "final_accuracy")
+
+
+def bars(label: str, names: Sequence[float | str], found: Sequence[Interval]) -> Series:
+    """A series with intervals."""
+    return Series(label, list(names), [f.estimate for f in found], [f.low for f in found],
+                  [f.high for f in found])
 
 
 def percent(values: Interval | Sequence[float]) -> str:

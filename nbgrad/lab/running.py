@@ -33,7 +33,7 @@ class Plan:
     root: str | None = None
     seeds: int | None = None
     processes: int | None = None
-    folder: Path = Path("lab")
+    folder: Path = Path("runs/lab")
     again: bool = False
 
     def __post_init__(self) -> None:

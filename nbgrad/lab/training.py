@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nbgrad.data import TensorDataset
 from nbgrad.lab.study import Cell, Record
 from nbgrad.nn import Module
 from nbgrad.train.config import Config
@@ -35,9 +36,14 @@ def configured(cell: Cell, **base: Any) -> Config:
     return Config(**{**base, **{k: v for k, v in cell.items() if k in _FIELDS and v is not None}})
 
 
-def task_of(config: Config) -> Task:
-    """The config's data, read once per process."""
-    return _task(config.data, config.root)
+def task_of(config: Config, images: int | None = None) -> Task:
+    """The config's data, read once per process; the first so many training images, if given."""
+    task = _task(config.data, config.root)
+    if images is None:
+        return task
+    x, target = task.train.tensors
+    few = TensorDataset(x[:images], target[:images])
+    return dataclasses.replace(task, train=few)
 
 
 @lru_cache(maxsize=2)
@@ -48,17 +54,21 @@ def _task(data: str, root: str | None) -> Task:
 def train(config: Config, *, steps: int, every: int,
           prepare: Callable[[Module], Module] | None = None,
           look: Callable[[Trainer], Record] | None = None,
-          evaluations: Sequence[str] = (), task: Task | None = None) -> Record:
-    """Train for ``steps`` steps (not epochs), evaluating after each ``every``; returns
-    {"planned": steps, "steps": [every, 2 every, …] (fewer where it diverged), and of the same length, "train_loss" and "train_accuracy" (means
-    over the steps since the last), "test_loss", "test_accuracy"; "final_accuracy": the last test
-    accuracy; "diverged": the loss was not finite, or ended above that of guessing}.
+          evaluations: Sequence[str] = (), on_train: bool = False,
+          task: Task | None = None) -> Record:
+    """Train for ``steps`` steps (not epochs), evaluating after each ``every``.
+
+    Returns "planned": steps; "steps": [every, 2 every, …], fewer where it diverged, and columns of
+    the same length: "train_loss" and "train_accuracy" (means over the steps since the last),
+    "test_loss", "test_accuracy"; "final_accuracy": the last test accuracy; "diverged": the loss
+    was not finite, or ended above that of guessing.
 
     prepare: what is done to the new network, before its optimizer is made; it may return another.
     look: called at each evaluation; what it returns become columns, too.
     evaluations: "running", "batch", "population": adds "accuracies" and "losses" by these names,
     at the end and with the batch norms using these statistics (see ``evaluate``; test batches are
     of the size of training batches).
+    on_train: adds "fit_loss" and "fit_accuracy", those of the training images at the end.
     task: other data than the config's.
     """
     task = task or task_of(config)
@@ -76,6 +86,10 @@ def train(config: Config, *, steps: int, every: int,
     record |= {name: one.history[column] for name, column in COLUMNS.items()}
     record["diverged"] = diverged(one, task.classes)
     record["final_accuracy"] = one.history["test/accuracy"][-1]
+    if on_train:
+        with np.errstate(over="ignore", invalid="ignore"):
+            fit = evaluate(one.model, in_order(task.train))
+        record |= {"fit_loss": fit.loss, "fit_accuracy": fit.accuracy}
     if evaluations:
         record |= _evaluated(one.model, config, task, evaluations)
     return record

@@ -8,12 +8,22 @@ from nbgrad.lab.study import Study
 
 __all__ = ["STUDIES", "find", "names"]
 
-# What `nbgrad lab list` shows, in this order. A study's name is its file's, with "-" for "_".
-STUDIES: tuple[str, ...] = (
-    "convergence_speed",
-    "higher_learning_rates",
-    "batch_renorm",
-)
+# What `nbgrad lab list` shows, by number. A study's name is its file's, with "-" for "_".
+STUDIES: dict[int, str] = {
+    1: "convergence_speed",
+    2: "higher_learning_rates",
+    3: "initialisation",
+    4: "regularisation",
+    7: "placement",
+    8: "batch_size",
+    9: "momentum",
+    11: "dropout",
+    12: "cnn",
+    17: "gamma_beta_only",
+    18: "divide_by_variance",
+    19: "layer_norm_small_batch",
+    20: "batch_renorm",
+}
 
 
 def names() -> tuple[str, ...]:
@@ -22,7 +32,7 @@ def names() -> tuple[str, ...]:
     >>> names()[0]
     'convergence-speed'
     """
-    return tuple(module.replace("_", "-") for module in STUDIES)
+    return tuple(module.replace("_", "-") for _, module in sorted(STUDIES.items()))
 
 
 def find(name: str) -> Study:

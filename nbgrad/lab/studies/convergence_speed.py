@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,13 +63,13 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     table = Table(["learning rate", "steps to 95 %, without", "with", "ratio", "reached",
                    "accuracy at the end, without", "with", "diverged"],
                   [_row(lr, arms["none", lr], arms["batch", lr], matched[lr]) for lr in lrs])
-    notes = [f"Each at its own best learning rate: {best['none']:g} without and "
-             f"{best['batch']:g} with batch norm.",
-             "A run that never reaches 95 % counts as if it had after its last step, so that a "
-             "ratio with such runs is a lower bound.",
-             f"The percentiles of one unit's input travel {drift[0].text('.2g')} standard deviations "
-             f"with batch norm and {drift[1].text('.2g')} without, at learning rate "
-             f"{best['batch']:g}, from evaluation to evaluation."]
+    notes = [(f"Each at its own best learning rate: {best['none']:g} without and "
+             f"{best['batch']:g} with batch norm."),
+             ("A run that never reaches 95 % counts as if it had after its last step, so that a "
+             "ratio with such runs is a lower bound."),
+             (f"The percentiles of one unit's input travel {drift[0]} times their "
+             f"distance with batch norm and {drift[1]} without, at learning rate "
+             f"{best['batch']:g}, from evaluation to evaluation.")]
     return Finding(verdict, sentence, table, _figures(arms, best), notes)
 
 
@@ -91,15 +92,16 @@ def _median_steps(records: Sequence[Record]) -> float:
     return float(np.median([steps_to(r, LEVEL) for r in records]))
 
 
-def _drift(records: Sequence[Record]) -> Interval:
-    """How far the three percentiles travel, over their distance (85th − 15th) at the end."""
+def _drift(records: Sequence[Record]) -> str:
+    """How far the three percentiles travel, over their distance (85th − 15th) at the end; of runs
+    that end with finite ones."""
     found = []
     for r in records:
-        paths = [np.array([np.nan if v is None else v for v in r[f"p{p}"]]) for p in PERCENTILES]
-        travelled = sum(np.nansum(np.abs(np.diff(path))) for path in paths) / 3
-        found.append(float(travelled / max(paths[2][-1] - paths[0][-1], 1e-12))
-                     if np.isfinite(paths[0][-1]) else np.inf)
-    return bootstrap(found)
+        paths = [r[f"p{p}"] for p in PERCENTILES]
+        if None not in itertools.chain(*paths):
+            travelled = sum(float(np.abs(np.diff(path)).sum()) for path in paths) / 3
+            found.append(travelled / max(paths[2][-1] - paths[0][-1], 1e-12))
+    return bootstrap(found).text(".2g") if found else "(diverged)"
 
 
 def _row(lr: float, plain: Sequence[Record], batch: Sequence[Record], ratio: Interval) -> list[Any]:
@@ -140,7 +142,7 @@ STUDY = Study(
          "Depends: not so, but above 1 at some common learning rate. Not supported: neither.",
     cells=cells, run=run, judge=judge,
     literature="Santurkar et al. 2018 find the speed-up, too, and that it does not come from a "
-               "steadier distribution; at equal small learning rates Bjorck et al. 2018 find hardly "
-               "any gain.",
+               "steadier distribution; at equal small learning rates Bjorck et al. 2018 find "
+               "hardly any gain.",
     options=("mnist",),
 )

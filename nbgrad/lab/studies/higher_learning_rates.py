@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from nbgrad.lab.arms import column, grouped, lost, percent, points
-from nbgrad.lab.intervals import Interval, bootstrap, paired, paired_ratio
-from nbgrad.lab.study import Cell, Figure, Finding, Record, Series, Study, Table
+from nbgrad.lab.arms import bars, column, grouped, lost, percent, points
+from nbgrad.lab.intervals import bootstrap, paired, paired_ratio
+from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
 from nbgrad.lab.training import configured, train
 
 LEARNED = 0.90          # test accuracy of a run whose learning rate was usable
@@ -17,8 +17,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "ReLU CNN": {"model": "cnn", "depth": 6, "width": 8, "activation": "relu", "init": "kaiming",
                  "momentum": 0.9, "batch_size": 64},
 }
-_GRIDS = {"sigmoid MLP": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
-          "ReLU CNN": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)}
+_GRIDS: dict[str, tuple[float, ...]] = {
+    "sigmoid MLP": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
+    "ReLU CNN": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+}
 _SCALES: dict[str, dict[str, Any]] = {
     "tiny": {"grid": slice(3, 5), "seeds": 2, "steps": {"sigmoid MLP": 20, "ReLU CNN": 10}},
     "quick": {"grid": slice(None), "seeds": 5, "steps": {"sigmoid MLP": 1000, "ReLU CNN": 250}},
@@ -85,9 +87,9 @@ class _Network:
                 f"as high with batch norm ({batch.estimate:g} against {plain.estimate:g})")
 
     def notes(self) -> list[str]:
-        found = [f"{self.name}: at the best learning rate of each ({self.best['none']:g} and "
+        found = [(f"{self.name}: at the best learning rate of each ({self.best['none']:g} and "
                  f"{self.best['batch']:g}), batch norm ends {points(self.gain)} higher; at the "
-                 f"smallest, {self.lrs[0]:g}, {points(self.low)}."]
+                 f"smallest, {self.lrs[0]:g}, {points(self.low)}.")]
         if math.isclose(max(self.largest["batch"]), self.lrs[-1]):
             found.append(f"{self.name}: batch norm still learns at the end of the grid: the ratio "
                          "is a lower bound.")
@@ -99,21 +101,16 @@ class _Network:
 
     def figure(self) -> Figure:
         return Figure(f"{self.name}: final test accuracy", "learning rate", "test accuracy", [
-            _series(label, self.lrs, [bootstrap(self.runs[norm][lr]) for lr in self.lrs])
+            bars(label, self.lrs, [bootstrap(self.runs[norm][lr]) for lr in self.lrs])
             for norm, label in (("none", "without"), ("batch", "batch norm"))], log_x=True)
-
-
-def _series(label: str, x: Sequence[float], found: Sequence[Interval]) -> Series:
-    return Series(label, list(x), [f.estimate for f in found], [f.low for f in found],
-                  [f.high for f in found])
 
 
 STUDY = Study(
     name="higher-learning-rates",
     question="Does batch norm allow higher learning rates?",
     claim="Batch normalization permits much higher learning rates.",
-    source="Ioffe & Szegedy 2015, section 3.3 and table 2 (Inception at 5 and 30 times the learning "
-           "rate)",
+    source="Ioffe & Szegedy 2015, section 3.3 and table 2 (Inception at 5 and 30 times the "
+           "learning rate)",
     published="Inception learns at 30 times the learning rate and ends 2.6 points higher; in "
               "Bjorck et al. 2018 (ResNet-110, CIFAR-10) networks with and without end alike at "
               "0.0001, and those without diverge at rates where those with do best.",
@@ -126,8 +123,8 @@ STUDY = Study(
          "Depends: in one. Not supported: in none.",
     cells=cells, run=run, judge=judge,
     literature="Bjorck et al. 2018 ascribe the limit without batch norm to activations that grow "
-               "with depth; with it, the higher rate, not the norm itself, gives the better result. "
-               "Scale invariance makes the effective rate η/‖w‖² fall by itself (see "
+               "with depth; with it, the higher rate, not the norm itself, gives the better "
+               "result. Scale invariance makes the effective rate η/‖w‖² fall by itself (see "
                "scale-invariance).",
     options=("mnist",),
 )

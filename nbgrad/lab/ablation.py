@@ -1,0 +1,237 @@
+"""An experiment as one expression: a grid of settings × seeds, paired, and what it shows."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nbgrad.lab.arms import accuracies, bars, lost, percent, points, steps_to
+from nbgrad.lab.intervals import Interval, bootstrap, paired
+from nbgrad.lab.results import text_table
+from nbgrad.lab.running import Plan, run
+from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
+from nbgrad.lab.training import task_of, train
+from nbgrad.train.config import Config
+from nbgrad.train.progress import Silent
+
+__all__ = ["Ablation", "Arm", "ablate"]
+
+EVALUATIONS = ("running", "batch", "population")
+_OF_NORMS = ("placement", "groups", "ghost", "decay")     # without a norm, these say nothing
+_PLACES = ("each", "before", "last")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One combination of settings (those that vary), at the learning rate that was chosen for it
+    where one was, and its records in the order of the seeds."""
+
+    settings: dict[str, Any]
+    lr: float
+    records: Sequence[Record]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
+                         for k, v in self.settings.items()) or "the base"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What an ablation found. ``print`` shows the table and the finding's sentence.
+
+    finding: of the first axis that varies. Supported: some value differs from the axis's first
+    one, and where it does, always in the same direction. Depends: in both directions. Not
+    supported: no difference is shown. A difference is one in final test accuracy whose bootstrap
+    interval over paired seeds leaves 0 out; a diverged run counts with the accuracy that it has.
+    """
+
+    arms: Sequence[Arm]
+    finding: Finding
+
+    def difference(self, a: Mapping[str, Any], b: Mapping[str, Any]) -> Interval:
+        """Final test accuracy of one arm minus another's, paired; each named by its settings."""
+        one, other = self._arm(a), self._arm(b)
+        return paired(accuracies(one.records), accuracies(other.records))
+
+    def _arm(self, settings: Mapping[str, Any]) -> Arm:
+        found = [arm for arm in self.arms if settings.items() <= arm.settings.items()]
+        if len(found) != 1:
+            raise ValueError(f"expected settings of one arm, got those of {len(found)}: "
+                             f"{dict(settings)}")
+        return found[0]
+
+    def __str__(self) -> str:
+        return "\n\n".join([text_table(self.finding.table),
+                            f"{self.finding.verdict}: {self.finding.sentence}"])
+
+
+def ablate(base: Config | None = None, *, seeds: int = 5, steps: int | None = None,
+           every: int | None = None, tune: bool = False, level: float = 0.95,
+           folder: Path | str = "runs/lab", processes: int | None = None,
+           progress: Silent | None = None, **axes: Any) -> Ablation:
+    """Train every combination of the axes for several seeds, and compare.
+
+    axes: fields of Config, each a value or a list of them: norm, lr, batch_size, ghost, groups,
+    decay, momentum, init, gain, activation, optimizer, depth, width, model, … In addition,
+    placement "none" is no norm; dropout takes "none", "before", "each" and "last" beside numbers
+    (probability 0.5, if base has none); evaluation: "running", "batch", "population", the
+    statistics that batch norms are tested with.
+    seeds: repetitions; runs of one seed have the same initial weights and batches in all arms.
+    steps: of each run, evaluated after each ``every`` (the epochs of ``base``, evaluated after
+    each; and a fiftieth of the steps).
+    tune: choose lr for each arm, from the values given for it, by the median accuracy.
+    level: the test accuracy whose first step is in the table.
+    folder and processes: see ``Plan``: cells run in parallel, are kept, and are not run again.
+
+    Raises ValueError for combinations that Config refuses, before anything runs; RuntimeError for
+    a cell that fails, KeyboardInterrupt at Ctrl-C: the same call then goes on.
+
+    Example: ``print(ablate(Config(lr=1.0), norm=["none", "batch"], lr=[0.1, 1.0], tune=True))``
+    """
+    grid = _Grid(base or Config(), axes, tune)
+    cells = [{**cell, "seed": seed, "steps": steps, "every": every, "level": level}
+             for seed in range(seeds) for cell in grid.cells()]
+    found: list[Ablation] = []
+
+    def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
+        found.append(_judged(grid.arms(records, cells)))
+        return found[-1].finding
+
+    name = "ablation-" + hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:10]
+    question = f"Does {next(iter(grid.varied), 'anything')} make a difference?"
+    study = Study(name, question, "", "", "", "", "", lambda scale: cells, run_cell, judge)
+    outcome, = run([study], Plan(processes=processes, folder=Path(folder)), progress)
+    if outcome.state == "interrupted":
+        raise KeyboardInterrupt(f"{outcome.done} of {outcome.cells} cells are done; the same call "
+                                "goes on")
+    if not found or outcome.finding is None:
+        raise RuntimeError("a cell failed: " + outcome.errors[0])
+    return found[0]
+
+
+def run_cell(cell: Cell) -> Record:
+    """Train one combination, and evaluate it as asked."""
+    config = Config(**cell["config"]).but(seed=cell["seed"])
+    steps, every = cell["steps"], cell["every"]
+    if steps is None:
+        every = max(len(task_of(config).train) // config.batch_size, 1)
+        steps = config.epochs * every
+    found = train(config, steps=steps, every=every or max(steps // 50, 1),
+                  evaluations=cell["evaluations"])
+    return {**found, "steps_to": steps_to(found, cell["level"])}
+
+
+class _Grid:
+    """The combinations of axes. ``varied``: those with more than one value, lr apart if tuned."""
+
+    def __init__(self, base: Config, axes: dict[str, Any], tune: bool) -> None:
+        self.base, self.tune = base, tune
+        self.axes = {name: list(v) if isinstance(v, list | tuple | range) else [v]
+                     for name, v in axes.items()}
+        for name, values in self.axes.items():
+            if not values or len({json.dumps(v) for v in values}) != len(values):
+                raise ValueError(f"{name}: expected one or more different values, got {values}")
+        if tune and len(self.axes.get("lr", ())) < 2:
+            raise ValueError("tune: expected lr with the values to choose from")
+        self.evaluations = self.axes.pop("evaluation", ["running"])
+        unknown = set(self.evaluations) - set(EVALUATIONS)
+        if unknown:
+            raise ValueError(f"evaluation: expected {', '.join(EVALUATIONS)}, got "
+                             f"{', '.join(map(str, sorted(unknown)))}")
+        self.varied = [n for n, v in self.axes.items() if len(v) > 1 and not (tune and n == "lr")]
+        self._points = list(self._distinct())
+
+    def _distinct(self) -> Iterator[tuple[dict[str, Any], Config]]:
+        """Settings and Config of each combination; of those that are the same run, the first."""
+        seen = set()
+        for values in itertools.product(*self.axes.values()):
+            settings = dict(zip(self.axes, values))
+            config = _config(self.base, settings)
+            if config.to_json() not in seen:
+                seen.add(config.to_json())
+                yield settings, config
+
+    def cells(self) -> list[Cell]:
+        return [{"config": config.to_dict(), "evaluations": self.evaluations}
+                for _, config in self._points]
+
+    def arms(self, records: Sequence[Record], cells: Sequence[Cell]) -> list[Arm]:
+        """By settings that vary; where lr is tuned, the best one of each."""
+        runs: dict[str, list[Record]] = {}
+        for record, cell in zip(records, cells):
+            runs.setdefault(json.dumps(cell["config"]), []).append(record)
+        found: dict[str, Arm] = {}
+        for settings, config in self._points:
+            for word in self.evaluations:
+                own = {name: settings[name] for name in self.varied}
+                own |= {"evaluation": word} if len(self.evaluations) > 1 else {}
+                of_word = [{**r, "final_accuracy": r["accuracies"][word]}
+                           for r in runs[json.dumps(config.to_dict())]]
+                arm, key = Arm(own, config.lr, of_word), json.dumps(own)
+                if key not in found or _score(arm) > _score(found[key]):
+                    found[key] = arm
+        return list(found.values())
+
+
+def _config(base: Config, settings: dict[str, Any]) -> Config:
+    """Words of an ablation as fields of Config."""
+    fields = dict(settings)
+    if fields.get("placement") == "none":
+        fields |= {"norm": "none", "placement": "before"}
+    if isinstance(fields.get("dropout"), str):
+        word = fields.pop("dropout")
+        if word != "none" and word not in _PLACES:
+            raise ValueError("dropout: expected a probability, or none, before, each or last, got "
+                             f"{word!r}")
+        fields |= {"dropout": 0.0} if word == "none" else {
+            "dropout": base.dropout or 0.5, "dropout_at": word}
+    if fields.get("norm", base.norm) == "none":
+        fields |= dict.fromkeys(_OF_NORMS[1:]) | {"placement": "before"}
+    try:
+        return base.but(**fields)
+    except TypeError as e:
+        raise ValueError(f"ablate: {e}".replace("Config.__init__() got an ", "")) from e
+
+
+def _score(arm: Arm) -> float:
+    return bootstrap(accuracies(arm.records)).estimate
+
+
+def _judged(arms: Sequence[Arm]) -> Ablation:
+    """The finding on the first axis: each value against its first, everything else equal."""
+    axis = next(iter(arms[0].settings), "")
+    first = arms[0].settings.get(axis)
+    found: list[tuple[str, Interval]] = []
+    for arm in arms:
+        rest = {k: v for k, v in arm.settings.items() if k != axis}
+        others = [o for o in arms if {k: v for k, v in o.settings.items() if k != axis} == rest
+                  and o.settings.get(axis) == first] if axis else []
+        if others and arm is not others[0]:
+            found.append((arm.name, paired(accuracies(arm.records),
+                                           accuracies(others[0].records))))
+    up, down = any(d.above(0) for _, d in found), any(d.below(0) for _, d in found)
+    verdict: Any = "depends" if up and down else "supported" if up or down else "not supported"
+    sentence = (f"Against {axis} {first}: " + "; ".join(f"{name} {points(d)}" for name, d in found)
+                + "." if found else f"{arms[0].name} ends with "
+                f"{percent(accuracies(arms[0].records))}.")
+    names = [arm.name for arm in arms]
+    figure = Figure("Final test accuracy (median over seeds)", "", "test accuracy", [
+        bars("median", names, [bootstrap(accuracies(arm.records)) for arm in arms])], kind="bar")
+    return Ablation(arms, Finding(verdict, sentence, _table(arms), [figure]))
+
+
+def _table(arms: Sequence[Arm]) -> Table:
+    axes = list(arms[0].settings)
+    columns = [*axes, *([] if "lr" in axes else ["lr"]), "final accuracy", "steps to level",
+               "diverged"]
+    return Table(columns, [
+        [*(f"{v:g}" if isinstance(v, float) else str(v) for v in arm.settings.values()),
+         *([] if "lr" in axes else [f"{arm.lr:g}"]), percent(accuracies(arm.records)),
+         bootstrap([r["steps_to"] for r in arm.records]).text(".0f"), lost(arm.records)]
+        for arm in arms])

@@ -1,0 +1,108 @@
+"""Do dropout and batch norm work together, and in which order?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nbgrad.lab.arms import accuracies, bars, column, grouped, percent, points
+from nbgrad.lab.intervals import bootstrap, paired
+from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
+from nbgrad.lab.training import configured, train
+
+ARMS: dict[str, dict[str, Any]] = {
+    "none": {"dropout": 0.0},
+    "before each norm": {"dropout": 0.5, "dropout_at": "before"},
+    "after each activation": {"dropout": 0.5, "dropout_at": "each"},
+    "after the last": {"dropout": 0.5, "dropout_at": "last"},
+}
+BEFORE, LAST = "before each norm", "after the last"
+NETWORKS: dict[str, dict[str, Any]] = {
+    "MLP": {"model": "mlp", "batch_size": 60},
+    "CNN": {"model": "cnn", "depth": 4, "width": 8, "batch_size": 60},
+}
+_SCALES: dict[str, dict[str, Any]] = {
+    "tiny": {"seeds": 2, "steps": {"MLP": 10, "CNN": 6}},
+    "quick": {"seeds": 5, "steps": {"MLP": 1000, "CNN": 500}},
+    "full": {"seeds": 10, "steps": {"MLP": 20_000, "CNN": 10_000}},
+}
+
+
+def cells(scale: str) -> list[Cell]:
+    s = _SCALES[scale]
+    return [{"network": network, "arm": arm, "seed": seed, "steps": s["steps"][network]}
+            for seed in range(s["seeds"]) for network in NETWORKS for arm in ARMS]
+
+
+def run(cell: Cell) -> Record:
+    config = configured({**cell, **ARMS[cell["arm"]]}, activation="relu", init="kaiming", lr=0.1,
+                        **NETWORKS[cell["network"]])
+    found = train(config, steps=cell["steps"], every=cell["steps"] // 2, on_train=True,
+                  evaluations=("running", "population"))
+    return {"population": found["accuracies"]["population"],
+            "train_loss": found["train_loss"][-1],
+            **{name: found[name] for name in ("final_accuracy", "fit_accuracy", "diverged")}}
+
+
+def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
+    arms = grouped(records, cells, "network", "arm")
+    networks = list(dict.fromkeys(network for network, _ in arms))
+    order = {n: paired(accuracies(arms[n, LAST]), accuracies(arms[n, BEFORE])) for n in networks}
+    shift = {n: paired(column(arms[n, BEFORE], "population"), accuracies(arms[n, BEFORE]))
+             for n in networks}
+    harmed = [n for n in networks if order[n].above(0) and shift[n].above(0)]
+    partly = [n for n in networks if order[n].above(0) or shift[n].above(0)]
+    verdict: Any = ("supported" if len(harmed) == len(networks) else
+                    "depends" if partly else "not supported")
+    sentence = "; ".join(
+        f"{n}: dropout after the last norm ends {points(order[n])} above dropout before each norm, "
+        f"of which statistics without dropout give back {points(shift[n])}" for n in networks) + "."
+    rows = [[n, arm, _loss(runs), percent(column(runs, "fit_accuracy")), percent(accuracies(runs)),
+             percent(column(runs, "population"))] for (n, arm), runs in arms.items()]
+    figures = [Figure(f"{n}: test accuracy by place of dropout (0.5)", "", "test accuracy", [
+        bars("moving averages", list(ARMS),
+             [bootstrap(accuracies(arms[n, arm])) for arm in ARMS]),
+        bars("statistics found again, without dropout", list(ARMS),
+             [bootstrap(column(arms[n, arm], "population")) for arm in ARMS])], kind="bar")
+        for n in networks]
+    return Finding(verdict, sentence, Table(
+        ["network", "dropout", "training loss", "training accuracy, evaluated", "test accuracy",
+         "with statistics found again"], rows), figures, _notes(arms, networks))
+
+
+def _notes(arms: dict[Any, list[Record]], networks: Sequence[str]) -> list[str]:
+    """Against no dropout at all."""
+    found = []
+    for n in networks:
+        gains = {arm: paired(accuracies(arms[n, arm]), accuracies(arms[n, "none"]))
+                 for arm in ARMS if arm != "none"}
+        found.append(f"{n}, against no dropout: "
+                     + "; ".join(f"{arm} {points(gain)}" for arm, gain in gains.items()) + ".")
+    return found
+
+
+def _loss(runs: Sequence[Record]) -> str:
+    return bootstrap(column(runs, "train_loss", float("inf"))).text(".2g")
+
+
+STUDY = Study(
+    name="dropout",
+    question="Does dropout in front of batch norm do harm?",
+    claim="Dropout before batch norm shifts the variance between training and evaluation, and "
+          "harms; after the last norm it does not.",
+    source="Li et al. 2018",
+    published="DenseNet on CIFAR-100: 77.4 % without and 68.6 % with dropout of 0.5 in front of "
+              "norms; behind the last norm dropout helps a little.",
+    setup="An MLP of 3 × 100 ReLUs and a CNN of four convolutions on 8 × 8 digits, batch norm "
+          "before each activation, dropout of 0.5 at four places, plain SGD at 0.1, batches of 60, "
+          "5 paired seeds of 1,000 (MLP) and 500 (CNN) steps.",
+    rule="Per network, two intervals over paired seeds: (a) test accuracy with dropout after the "
+         "last norm minus before each norm; (b) before each norm, what statistics that are found "
+         "again without dropout add. Supported: both above 0 in both networks. Depends: any of "
+         "them above 0. Not supported: none.",
+    cells=cells, run=run, judge=judge,
+    literature="With keep probability p and inputs of mean 0, the variance at evaluation is "
+               "exactly p times that in training; Mishkin et al. 2016 find batch norm with dropout "
+               "of 0.2 best.",
+    options=("mnist",),
+)
