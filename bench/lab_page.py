@@ -23,8 +23,9 @@ __all__ = ["keep", "main", "pictures", "shown", "write"]
 
 KEPT, PAGE = report.measure.RESULTS / "lab", ROOT / "docs" / "lab.md"
 BLOCK = re.compile(r"<!-- table: lab -->\n.*?<!-- end: lab -->", re.S)
-# In this order; the README shows the first figure of the first two that have one.
-SHOWN = ("convergence-speed", "covariate-shift", "landscape", "higher-learning-rates")
+# By number, in this order; the README shows the first figure of the first two that have one:
+# convergence, covariate shift, landscape, learning rates.
+SHOWN = (1, 5, 6, 2)
 
 
 def keep(folder, kept=KEPT):
@@ -56,7 +57,7 @@ def pictures(outcomes, folder):
 def shown(outcomes):
     """The two figures of the README: (study, figure)."""
     found = {o.name: o for o in outcomes if o.finding.figures}
-    names = [name for name in SHOWN if name in found]
+    names = [name for number in SHOWN if (name := reading.named(number)) in found]
     names += [name for name in found if name not in names]
     return [(name, found[name].finding.figures[0]) for name in names[:2]]
 

@@ -1,10 +1,10 @@
 """Findings that nobody measured, for tests of what is done with findings: every kind of figure,
 every verdict and state, and texts that would break a page which does not escape them."""
 
-import json
 import math
+from types import SimpleNamespace
 
-from nbgrad.lab import results
+from nbgrad.lab import results, studies
 from nbgrad.lab.results import Outcome
 from nbgrad.lab.study import Figure, Finding, Series, Table
 
@@ -124,9 +124,7 @@ VERDICTS = ("supported", "not supported", "depends")
 
 def outcomes(n=20):
     """As many as there are studies: all verdicts, all figures, and some without a finding."""
-    from nbgrad.viz.outcomes import USUAL
-
-    listed = [*(name for _, name in USUAL), *(f"study-{i}" for i in range(n))][:n]
+    listed = [f"study-{i}" for i in range(1, n + 1)]
     made = [outcome(name, VERDICTS[i % 3], FIGURES[i % len(FIGURES)], i)
             for i, name in enumerate(listed, 1)]
     made[-1] = outcome(listed[-1], number=n, finding=None, state="interrupted", done=12)
@@ -139,16 +137,17 @@ def outcomes(n=20):
     return made
 
 
+def listed(patch, n=20):
+    """As if the studies were those of ``outcomes(n)``, and one more."""
+    known = {i: texts(f"study-{i}", i) for i in range(1, n + 2)}
+    patch.setattr(studies, "STUDIES", {i: f"study_{i}" for i in known})
+    patch.setattr(studies, "find",
+                  {own["name"]: SimpleNamespace(**own) for own in known.values()}.__getitem__)
+
+
 def write(folder, made=None):
     """Results as ``nbgrad lab run`` leaves them."""
     for one in outcomes() if made is None else made:
         results.save(folder, one)
     return folder
 
-
-if __name__ == "__main__":
-    import sys
-    from pathlib import Path
-
-    write(Path(sys.argv[1]))
-    json.dump(len(outcomes()), sys.stdout)

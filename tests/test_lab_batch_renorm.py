@@ -86,8 +86,8 @@ def test_a_gain_within_the_noise_is_none():
 
 def test_the_sentence_has_the_numbers():
     assert judged(0.60, 0.93, noise=0).sentence.startswith(
-        "On batches of 2 classes batch norm loses 35.0 [35.0, 35.0] points of test accuracy against "
-        "random batches; batch renorm gains 33.0 [33.0, 33.0] over it there, and ends 2.0")
+        "On batches of 2 classes batch norm loses 35.0 [35.0, 35.0] points of test accuracy "
+        "against random batches; batch renorm gains 33.0 [33.0, 33.0] over it there, and ends 2.0")
 
 
 def test_it_runs_and_a_cell_has_one_result():

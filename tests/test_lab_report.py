@@ -3,11 +3,10 @@
 import csv
 import re
 import shutil
-from types import SimpleNamespace
 
 import pytest
 
-from nbgrad.lab import studies
+from nbgrad.cli import main
 from nbgrad.viz import outcomes as reading, page, report
 from nbgrad.viz.outcomes import USUAL
 from nbgrad.viz.palette import STYLES
@@ -27,12 +26,8 @@ def made():
 
 @pytest.fixture(scope="module", autouse=True)
 def listed(made):
-    """As if the studies were those of the findings, and one more."""
-    known = {o.name: SimpleNamespace(**o.study) for o in made}
-    known["late"] = SimpleNamespace(**findings.texts("late", 99))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(studies, "names", lambda: tuple(known))
-        patch.setattr(studies, "find", known.__getitem__)
+        findings.listed(patch, len(made))
         yield
 
 
@@ -80,10 +75,10 @@ def test_studies_without_a_result_are_listed_as_such(tmp_path, made):
 
 
 def test_a_run_that_was_killed_before_it_could_say_so_is_interrupted(tmp_path):
-    (tmp_path / "late").mkdir()
-    (tmp_path / "late" / "cells.jsonl").write_text("")
+    (tmp_path / "study-21").mkdir()
+    (tmp_path / "study-21" / "cells.jsonl").write_text("")
     one = reading.read(tmp_path)[-1]
-    assert (one.name, reading.state(one)) == ("late", "interrupted")
+    assert (one.name, reading.state(one)) == ("study-21", "interrupted")
     assert reading.conditions(one).endswith("The same command goes on from there.")
 
 
@@ -104,6 +99,22 @@ def test_what_is_no_folder_of_results_is_an_error(tmp_path):
     (tmp_path / "x" / "finding.json").write_text("{}")
     with pytest.raises(ValueError, match=r"finding\.json: no finding of this version"):
         report.write(tmp_path)
+
+
+def test_the_command_writes_it_and_says_where(tmp_path, made, capsys):
+    findings.write(tmp_path / "lab", made[:2])
+    assert main(["lab", "report", str(tmp_path / "lab")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [*(str(tmp_path / "lab" / name) for name in
+                       ("report.html", "report.md", "verdicts.csv")),
+                     f"{tmp_path / 'lab' / 'tables'} (6 tables)"]
+    assert main(["lab", "report", str(tmp_path / "lab"), "--out", str(tmp_path / "a.html")]) == 0
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "a.html")]
+    assert main(["lab", "report", str(tmp_path / "none")]) == 2
+    assert "no such folder" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["lab", "report", str(tmp_path / "lab"), "--out", str(tmp_path / "file")]) == 2
+    assert "file" in capsys.readouterr().err
 
 
 def test_the_page_shows_no_path_of_the_machine_and_loads_nothing(written):
@@ -251,8 +262,8 @@ def test_the_page_never_scrolls_sideways(visit, width):
 
 
 def test_the_verdicts_are_on_the_first_screen(visit, tmp_path):
-    plain = [findings.outcome(name, findings.VERDICTS[i % 3], (), i) for i, name in enumerate(
-        [name for _, name in USUAL] + [f"study-{i}" for i in range(15)])]
+    plain = [findings.outcome(f"study-{i + 1}", findings.VERDICTS[i % 3], (), i)
+             for i in range(20)]
     file = tmp_path / "page.html"
     file.write_text(page.html(plain))
     desk, phone = visit(file), visit(file, viewport=PHONE)
@@ -260,7 +271,7 @@ def test_the_verdicts_are_on_the_first_screen(visit, tmp_path):
     assert desk.locator(".claims").evaluate(bottom) <= DESK["height"]
     assert phone.locator(".usual").evaluate(bottom) <= PHONE["height"] / 2
     words = [text.split("\n") for text in phone.locator(".usual li").all_inner_texts()]
-    assert [word[0] for word in words] == [word for word, _ in USUAL]
+    assert [word[0] for word in words] == list(USUAL)
     assert [word[1] for word in words] == ["supported", "not supported", "depends"] + [
         "supported", "not supported"]
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from nbgrad.lab import results, studies
 from nbgrad.lab.results import Outcome
 
-__all__ = ["USUAL", "again", "conditions", "heading", "machine", "minutes", "read", "state"]
+__all__ = ["USUAL", "again", "authors", "conditions", "heading", "machine", "minutes", "named",
+           "read", "state", "where"]
 
-# What every article says about batch norm, and the study that measures it.
-USUAL = (
-    ("Converges faster", "convergence-speed"),
-    ("Allows higher learning rates", "higher-learning-rates"),
-    ("Forgives initialisation", "initialisation"),
-    ("Regularises", "regularisation"),
-    ("Reduces internal covariate shift", "covariate-shift"),
-)
+# What every article says about batch norm, and the number of the study that measures it.
+USUAL = {"Converges faster": 1, "Allows higher learning rates": 2, "Forgives initialisation": 3,
+         "Regularises": 4, "Reduces internal covariate shift": 5}
 _STATES = {"failed": "failed", "interrupted": "interrupted", "absent": "not run"}
 
 
@@ -45,6 +42,12 @@ def _absent(name: str, begun: bool) -> Outcome:
                    command=f"nbgrad lab run {name}", machine={})
 
 
+def named(number: int) -> str | None:
+    """The name of a study by its number in ``nbgrad lab list``."""
+    module = studies.STUDIES.get(number)
+    return None if module is None else module.replace("_", "-")
+
+
 def state(outcome: Outcome) -> str:
     """The verdict, or why there is none."""
     if outcome.finding is not None:
@@ -64,6 +67,16 @@ def conditions(outcome: Outcome) -> str:
     done = f"{outcome.done} of {outcome.cells} cells are done" if outcome.cells else \
         "some of its cells are done"
     return f"Interrupted: {done}. The same command goes on from there."
+
+
+def authors(source: str) -> str:
+    """Who said it and when, without where.
+
+    >>> authors("Ba, Kiros & Hinton 2016, section 6.6 (figure 6)"), authors("a tutorial, x / y")
+    ('Ba, Kiros & Hinton 2016', 'a tutorial')
+    """
+    found = re.match(r"[^()]*?\b(19|20)\d\d\b", source) or re.match(r"[^,(;]*", source)
+    return found[0].strip() if found else source
 
 
 def again(outcome: Outcome) -> str:

@@ -14,7 +14,7 @@ from importlib import resources
 
 from nbgrad.lab.results import Outcome
 from nbgrad.lab.study import Figure, Table
-from nbgrad.viz.outcomes import USUAL, again, conditions, heading, machine, state
+from nbgrad.viz.outcomes import USUAL, again, authors, conditions, heading, machine, named, state
 from nbgrad.viz.palette import STYLES
 from nbgrad.viz.svg import legend, svg
 from nbgrad.viz.tables import cell, figure_table, is_value
@@ -67,7 +67,8 @@ def _top(outcomes: Sequence[Outcome]) -> Iterator[str]:
     yield f"<header>\n<h1>{TITLE}</h1>"
     yield f'<p class="soft">{escape(heading(outcomes))}</p>'
     found = {o.name: o for o in outcomes}
-    usual = [(words, found[name]) for words, name in USUAL if name in found]
+    usual = [(words, found[name]) for words, number in USUAL.items()
+             if (name := named(number)) in found and name is not None]
     if usual:
         yield '<ul class="usual" aria-label="The usual claims about batch norm">'
         for words, outcome in usual:
@@ -91,7 +92,7 @@ def _claims(outcomes: Sequence[Outcome]) -> Iterator[str]:
         yield (f'<tr><td class="n">{i}</td><td><a href="#{_id(outcome)}">'
                f'{escape(outcome.study["claim"])}</a></td>'
                f'<td data-key="{rank} {escape(verdict)}">{_verdict(outcome)}</td>'
-               f'<td class="source">{escape(outcome.study["source"])}</td></tr>')
+               f'<td class="source">{escape(authors(outcome.study["source"]))}</td></tr>')
     yield "</tbody></table>"
 
 
@@ -127,7 +128,7 @@ def _section(outcome: Outcome) -> Iterator[str]:
             yield "</div>"
         yield from _table(finding.table, f"Numbers: {study['question']}")
         if finding.notes:
-            yield '<h3>Where this differs, and why</h3>\n<ul class="notes">'
+            yield '<h3>Notes</h3>\n<ul class="notes">'
             yield from (f"<li>{escape(note)}</li>" for note in finding.notes)
             yield "</ul>"
     yield from _facts({"Others found": study.get("literature", "")})

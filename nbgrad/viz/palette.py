@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -38,10 +39,10 @@ _KNOWN = {**{NORMS[norm]: i for i, norm in enumerate(NORM_STYLES)},
 def styles(labels: Sequence[str]) -> list[int]:
     """Which of STYLES each label has: a norm its own everywhere, the others what is left.
 
-    >>> styles(["without norm", "batch norm", "noisy"])
+    >>> styles(["without norm, learning rate 3", "batch norm", "noisy"])
     [1, 0, 2]
     """
-    known = [_KNOWN.get(label) for label in labels]
+    known = [_KNOWN.get(re.split("[,(:]", label)[0].strip()) for label in labels]
     left = iter([i for i in range(len(STYLES)) if i not in known])
     return [i if i is not None and i not in known[:at] else next(left, at % len(STYLES))
             for at, i in enumerate(known)]

@@ -82,7 +82,7 @@ def _section(outcome: Outcome, pictures: Sequence[str]) -> Iterator[str]:
             yield f"![{markdown_text(figure.title)}]({file})"
         yield markdown(finding.table)
         if finding.notes:
-            yield "Where this differs, and why:"
+            yield "Notes:"
             yield "".join(f"- {markdown_text(note)}\n" for note in finding.notes)
     if study.get("literature"):
         yield f"Others found: {markdown_text(study['literature'])}"

@@ -131,9 +131,9 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     verdict: Any = ("not supported" if not (loss.above(0) and gain.above(0)) else
                     "supported" if half.above(0) else "depends")
     losses, gained, below = (i.text(".1f", 100) for i in (loss, gain, left))
-    sentence = (f"On batches of {CLASSES} classes batch norm loses {losses} points of test accuracy "
-                f"against random batches; batch renorm gains {gained} over it there, and ends "
-                f"{below} below batch norm on random batches.")
+    sentence = (f"On batches of {CLASSES} classes batch norm loses {losses} points of test "
+                f"accuracy against random batches; batch renorm gains {gained} over it there, and "
+                f"ends {below} below batch norm on random batches.")
     return Finding(verdict, sentence, _table(found, best), _figures(found),
                    _notes(found, final, best))
 
