@@ -230,7 +230,7 @@ class BatchNorm(Normalization):
         batch = self._accepted(batch)
         now, t = (mean.data, var.data), int(tracked.data)
         if self.update == "step":
-            step, pending = (current_step(), list(mean._version or ())), self._pending
+            step, pending = self._moment(), self._pending
             if pending is not None and pending[0] == step:
                 _, before, start = pending
                 batch, now, t = before.merge(batch), start[:2], start[2]
@@ -243,7 +243,12 @@ class BatchNorm(Normalization):
         bump(mean)
         bump(var)
         if self.update == "step":                    # whoever writes to the mean starts it anew
-            self._pending = (step[0], list(mean._version or ())), batch, start
+            self._pending = self._moment(), batch, start
+
+    def _moment(self) -> tuple[int, list[Any]]:
+        """Of the optimizer's step and of the running statistics, as _pending remembers it."""
+        assert self.running_mean is not None
+        return current_step(), list(self.running_mean._version or ())
 
     def _accepted(self, batch: Moments) -> Moments:
         """The batch, by ``on_nonfinite`` without channels that are not finite."""

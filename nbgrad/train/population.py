@@ -13,11 +13,12 @@ from nbgrad.autograd import Tensor, bump, no_grad
 from nbgrad.nn import Module
 from nbgrad.nn.running import RunningNorm
 from nbgrad.ops import Generator, Moments, moments
+from nbgrad.ops.random import default_generator
 from nbgrad.train.metrics import batch_norm_layers
 from nbgrad.train.progress import Silent, progress as show
 
-__all__ = ["adapt", "first_input", "population_statistics", "unchanged", "update_bn",
-           "use_population_statistics", "using"]
+__all__ = ["adapt", "first_input", "generators_unchanged", "population_statistics", "unchanged",
+           "update_bn", "use_population_statistics", "using"]
 
 Array = np.ndarray[Any, Any]
 Found = dict[str, tuple[Array, Array]]
@@ -97,7 +98,9 @@ def unchanged(model: Module, *, errors_only: bool = False) -> Iterator[None]:
     error; with ``errors_only``, after success the modes alone."""
     modes = [(m, m.training) for m in model.modules()]
     saved = [(b, b.data.copy()) for b in model.buffers()]
-    pending = [(layer, layer._pending) for layer in batch_norm_layers(model).values()]
+    pending = [(layer, layer._pending) for layer in batch_norm_layers(model).values()
+               if layer._pending is not None]
+    current = {layer for layer, batches in pending if batches[0] == layer._moment()}
     drawn = [(g, g.get_state()) for m in model.modules() for g in vars(m).values()
              if isinstance(g, Generator)]
     done = False
@@ -111,10 +114,27 @@ def unchanged(model: Module, *, errors_only: bool = False) -> Iterator[None]:
             for buffer, values in saved:
                 buffer.data[...] = values
                 bump(buffer)
-            for layer, batches in pending:
-                layer._pending = batches
+            for layer in batch_norm_layers(model).values():
+                layer._pending = None
+            for layer, batches in pending:      # those that still counted go on counting
+                layer._pending = (layer._moment() if layer in current else batches[0],
+                                  *batches[1:])
             for generator, state in drawn:
                 generator.set_state(state)
+
+
+@contextmanager
+def generators_unchanged(*loaders: Any) -> Iterator[None]:
+    """Put the default generator's state, and those of loaders, back: a run goes on as if nobody had
+    looked."""
+    found = [default_generator, *(g for g in (getattr(one, "generator", None) for one in loaders)
+                                  if g is not None)]
+    before = [g.get_state() for g in found]
+    try:
+        yield
+    finally:
+        for generator, state in zip(found, before):
+            generator.set_state(state)
 
 
 @contextmanager

@@ -14,15 +14,23 @@ STUDIES: dict[int, str] = {
     2: "higher_learning_rates",
     3: "initialisation",
     4: "regularisation",
+    5: "covariate_shift",
+    6: "landscape_smoothness",
     7: "placement",
     8: "batch_size",
     9: "momentum",
+    10: "statistics_at_inference",
     11: "dropout",
     12: "cnn",
+    13: "gradient_growth",
+    14: "rank_collapse",
+    15: "scale_invariance",
+    16: "hessian_eigenvalue",
     17: "gamma_beta_only",
     18: "divide_by_variance",
     19: "layer_norm_small_batch",
     20: "batch_renorm",
+    21: "noisy_batch_norm",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -14,12 +14,11 @@ from nbgrad.autograd import Tensor, no_grad
 from nbgrad.nn import Dropout, Module, ReLU
 from nbgrad.nn.functional import cross_entropy
 from nbgrad.ops import Moments, moments
-from nbgrad.ops.random import default_generator
 from nbgrad.train.evaluation import STATISTICS, Evaluation, evaluate
 from nbgrad.train.metrics import batch_norm_layers
-from nbgrad.train.population import first_input, unchanged, using
+from nbgrad.train.population import first_input, generators_unchanged, unchanged, using
 
-__all__ = ["Examination", "Layer", "distance", "examine"]
+__all__ = ["Examination", "Layer", "distance", "examine", "with_and_without_dropout"]
 
 Array = np.ndarray[Any, Any]
 
@@ -87,19 +86,34 @@ def examine(model: Module, loader: Iterable[Any], test: Iterable[Any] | None, op
     """Two passes over ``loader`` (with dropout, without), one over ``test``, three evaluations. The
     model and the generators are left as they were."""
     some = _Some(loader, batches)
-    layers = [Layer(name, norm, _fixed(model, norm))
-              for name, norm in batch_norm_layers(model).items()]
-    result = Examination(model, model.training, layers, [], True, {}, optimizer)
+    result = Examination(model, model.training, _layers(model), [], True, {}, optimizer)
     passes = [("inputs", some), ("quiet", some)]
     if test is not None:
         passes.append(("test", _Some(test, batches)))
-    with no_grad(), np.errstate(all="ignore"), _generators(loader, test):
+    with no_grad(), np.errstate(all="ignore"), generators_unchanged(loader, test):
         for what, data in passes:
             with unchanged(model):      # each pass starts from the statistics that the model has
                 _measure(result, data, what)
         with unchanged(model):
             _evaluate(result, some)
     return result
+
+
+def with_and_without_dropout(model: Module, loader: Iterable[Any]) -> list[Layer]:
+    """The batch norms with ``inputs`` and ``quiet``, from two passes over ``loader``. The model and
+    the generators are left as they were."""
+    result = Examination(model, model.training, _layers(model), [], True, {})
+    some = _Some(loader, None)
+    with no_grad(), np.errstate(all="ignore"), generators_unchanged(loader):
+        for what in ("inputs", "quiet"):
+            with unchanged(model):
+                _measure(result, some, what)
+    return result.layers
+
+
+def _layers(model: Module) -> list[Layer]:
+    return [Layer(name, norm, _fixed(model, norm))
+            for name, norm in batch_norm_layers(model).items()]
 
 
 def _fixed(model: Module, norm: Any) -> bool:
@@ -111,26 +125,13 @@ class _Some:
 
     def __init__(self, loader: Iterable[Any], batches: int | None, least: int = 0) -> None:
         if isinstance(loader, Iterator):
-            raise ValueError("bn_doctor: an iterator ends after one pass, and several are needed: "
-                             "pass a list or a DataLoader")
+            raise ValueError("batch norms: an iterator ends after one pass, and several are "
+                             "needed: pass a list or a DataLoader")
         self.loader, self.batches, self.least = loader, batches, least
 
     def __iter__(self) -> Iterator[Any]:
         return (batch for batch in islice(self.loader, self.batches)
                 if len(first_input(batch).data) >= self.least)
-
-
-@contextmanager
-def _generators(*loaders: Any) -> Iterator[None]:
-    """Put the state of random generators back: a run goes on as if nobody had looked."""
-    found = [default_generator, *(g for g in (getattr(one, "generator", None) for one in loaders)
-                                  if g is not None)]
-    before = [g.get_state() for g in found]
-    try:
-        yield
-    finally:
-        for generator, state in zip(found, before):
-            generator.set_state(state)
 
 
 # --------------------------------------------------------------------------------------- passes
@@ -162,7 +163,7 @@ def _measure(result: Examination, some: _Some, what: str) -> None:
             done = _run(model, x)
             result.skipped += noisy and not done
     if noisy and not sum(result.sizes):
-        raise ValueError("bn_doctor: the loader gave no samples")
+        raise ValueError("batch norms: the loader gave no samples")
 
 
 def _run(model: Module, x: Tensor) -> bool:

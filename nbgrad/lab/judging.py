@@ -1,0 +1,40 @@
+"""Intervals of pairs in which a run may have no number, because it diverged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nbgrad.lab.intervals import Interval, bootstrap, paired, paired_ratio
+
+__all__ = ["difference", "ratio", "text"]
+
+Value = float | None
+
+
+def ratio(a: Sequence[Value], b: Sequence[Value]) -> Interval | None:
+    """Median of a/b over the seeds for which both are there; None for fewer than two.
+
+    >>> ratio([2.0, None, 8.0], [1.0, 1.0, 2.0])
+    Interval(estimate=3.0, low=2.0, high=4.0)
+    """
+    x, y = _both(a, b)
+    return paired_ratio(x, y) if len(x) > 1 else None
+
+
+def difference(a: Sequence[Value], b: Sequence[Value]) -> Interval | None:
+    """As ``ratio``, of a − b."""
+    x, y = _both(a, b)
+    return paired(x, y) if len(x) > 1 else None
+
+
+def text(found: Interval | Sequence[Value] | None, form: str = ".3g") -> str:
+    """An interval, or that of the median of values, or "diverged" where there is none."""
+    if found is not None and not isinstance(found, Interval):
+        there = [v for v in found if v is not None]
+        found = bootstrap(there) if len(there) > 1 else None
+    return "diverged" if found is None else found.text(form)
+
+
+def _both(a: Sequence[Value], b: Sequence[Value]) -> tuple[list[float], list[float]]:
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    return [x for x, _ in pairs], [y for _, y in pairs]

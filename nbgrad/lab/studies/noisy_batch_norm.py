@@ -1,0 +1,142 @@
+"""Does batch norm help because it keeps the distributions of layers stable?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from nbgrad import nn
+from nbgrad.autograd import Tensor, as_tensor
+from nbgrad.lab.arms import curve, grouped
+from nbgrad.lab.judging import difference, ratio, text
+from nbgrad.lab.networks import NORMS, Problem, accuracy, along, classifier
+from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
+from nbgrad.ops import manual_seed
+
+__all__ = ["STUDY"]
+
+ARMS = {"none": "plain", "batch": "batch norm", "noisy": "noisy batch norm",
+        "noise": "plain with noise"}
+MARGIN = 0.02                           # of accuracy
+
+
+class Noise(nn.NoisyBatchNorm):
+    """The noise of NoisyBatchNorm without its batch norm."""
+
+    def forward(self, x: Tensor, *, mask: Any = None) -> Tensor:  # type: ignore[override]
+        if not self.training:
+            return x
+        scale, shift = self._drawn(*x.shape)
+        y: Tensor = x * as_tensor(scale, x.dtype) + as_tensor(shift, x.dtype)
+        return y
+
+
+def cells(scale: str) -> list[Cell]:
+    sizes = {"tiny": (2, 6, 2), "quick": (5, 300, 10), "full": (10, 15000, 100)}
+    seeds, steps, every = sizes[scale]
+    return [{"norm": norm, "seed": seed, "steps": steps, "every": every, "lr": 0.1}
+            for seed in range(seeds) for norm in ARMS]
+
+
+def run(cell: Cell) -> Record:
+    manual_seed(cell["seed"])
+    p = classifier({**NORMS, "noise": Noise}[cell["norm"]], cell)
+    means: list[list[Any]] = []
+    spreads: list[float] = []
+
+    def measure(p: Problem, batch: Any) -> Record:
+        seen: list[Any] = []
+        with _inputs_of_relus(p.model, seen.append):
+            p.model(batch[0])
+        means.append([x.mean(0) for x in seen])
+        spreads.append(float(np.mean([x.std(0).mean() for x in seen])))
+        assert p.task is not None
+        return {"accuracy": accuracy(p.model, p.task)}
+    rows = along(p, cell, measure)
+    found = [row["accuracy"] for row in rows]
+    # what there is no more: a run that diverged has the accuracy of guessing from then on
+    found += [0.1] * (len(range(0, cell["steps"], cell["every"])) - len(found))
+    return {"step": list(range(0, cell["steps"], cell["every"])), "accuracy": found,
+            "average": float(np.mean(found)), "final": found[-1],
+            "instability": _instability(means, spreads) if len(rows) == len(found) else None}
+
+
+def _instability(means: list[list[Any]], spreads: list[float]) -> float:
+    """Standard deviation over the second half of the steps of a unit's mean, in standard
+    deviations of its values; root mean square over units, mean over layers."""
+    half = len(means) // 2
+    layers = [np.stack([step[i] for step in means[half:]]) for i in range(len(means[0]))]
+    moved = [float(np.sqrt(np.mean(np.var(layer, axis=0)))) for layer in layers]
+    return float(np.mean(moved) / np.mean(spreads[half:]))
+
+
+def _inputs_of_relus(model: nn.Module, see: Callable[[Any], None]) -> ExitStack:
+    hooks = ExitStack()
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            hooks.enter_context(module.register_forward_pre_hook(
+                lambda _, args: see(args[0].data.astype(np.float64))))
+    return hooks
+
+
+def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
+    arms = grouped(records, cells, "norm")
+
+    def of(name: str, norm: str) -> list[float | None]:
+        return [r[name] for r in arms[norm]]
+    lost = difference(of("average", "batch"), of("average", "noisy"))
+    gained = difference(of("average", "noisy"), of("average", "none"))
+    moved = ratio(of("instability", "noisy"), of("instability", "none"))
+    assert lost is not None
+    assert gained is not None
+    verdict: Verdict = "depends"
+    if lost.above(MARGIN):
+        verdict = "supported"
+    elif lost.below(MARGIN) and moved is not None and moved.above(1.0):
+        verdict = "not supported"
+    rows = [[name, text(of("average", norm)), text(of("final", norm)),
+             text(of("instability", norm))] for norm, name in ARMS.items()]
+    sentence = (f"Noise that makes distributions {text(moved)} times as unstable as without batch "
+                f"norm costs batch norm {lost.text('.1f', 100)} points of test accuracy averaged "
+                f"over training; it is {gained.text('.1f', 100)} points above the plain network.")
+    return Finding(verdict, sentence,
+                   Table(["network", "accuracy, mean over training", "accuracy at the end",
+                          "instability"], rows),
+                   [_figure(arms)], _notes(of("final", "noise"), of("final", "none")))
+
+
+def _figure(arms: dict[Any, list[Record]]) -> Figure:
+    return Figure("Test accuracy", "step", "accuracy",
+                  [curve(label, arms[norm], "accuracy", "step") for norm, label in ARMS.items()])
+
+
+def _notes(noise: Sequence[float | None], plain: Sequence[float | None]) -> list[str]:
+    notes = [("Instability: how much a unit's mean moves from step to step (second half of "
+              "training), in standard deviations of its values.")]
+    lost = difference(plain, noise)
+    if lost is not None and not lost.above(MARGIN):
+        notes.append("Differs from the paper: the same noise in the plain network, which stopped "
+                     f"training there, costs ours {lost.text('.1f', 100)} points.")
+    return notes
+
+
+STUDY = Study(
+    name="noisy-batch-norm",
+    question="Does batch norm help because it keeps the distributions of layers stable?",
+    claim="Batch norm helps because it stabilises the distributions of layer inputs.",
+    source="Ioffe & Szegedy 2015, section 2",
+    published="Santurkar et al. 2018, figure 2: VGG with noise behind every batch norm, other in "
+              "each step, trains about as fast and as well as with batch norm, although its "
+              "distributions are less stable than the plain network's; the plain network with that "
+              "noise does not train.",
+    setup="An MLP of 5 × 100 ReLUs on digits (SGD, lr 0.1, batches of 64): plain, with batch norm, "
+          "with batch norm followed by the paper's noise, and plain with that noise. Test accuracy "
+          "by running statistics, without noise, every 10 steps.",
+    rule="Mean over training of test accuracy. Supported if batch norm is above noisy batch norm "
+         "by more than 2 points (the whole interval); not supported if by less than 2 points and "
+         "the distributions with noise are less stable than the plain network's; otherwise "
+         "depends.",
+    cells=cells, run=run, judge=judge, options=("mnist",))

@@ -1,0 +1,211 @@
+"""Studies that are mostly instruments: each runs at tiny scale, each judge has all its outcomes."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from nbgrad.lab.judging import difference, ratio, text
+from nbgrad.lab.networks import along, perceptron, problem
+from nbgrad.lab.results import clean
+from nbgrad.lab.studies import find
+from nbgrad.nn import BatchNorm1d
+
+NAMES = ("covariate-shift", "landscape-smoothness", "noisy-batch-norm", "statistics-at-inference",
+         "gradient-growth", "rank-collapse", "scale-invariance", "hessian-eigenvalue")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_study_runs_at_tiny_scale(name):
+    study = find(name)
+    cells = study.cells("tiny")
+    records = [clean(study.run(cell)) for cell in cells]
+    assert clean(study.run(cells[-1])) == records[-1]           # the same for the same cell
+    assert json.loads(json.dumps(records, allow_nan=False)) == records
+    finding = study.judge(records, cells)
+    assert finding.verdict in ("supported", "not supported", "depends")
+    assert finding.sentence.endswith(".")
+    assert all(len(row) == len(finding.table.columns) for row in finding.table.rows)
+    for series in (s for figure in finding.figures for s in figure.series):
+        assert len(series.x) == len(series.y) == len(series.low) == len(series.high) > 0
+        assert any(v is not None for v in series.y)
+    assert finding.figures
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quick_and_full_have_paired_arms(name):
+    study = find(name)
+    assert study.name == name
+    for scale, least in (("quick", 5), ("full", 5)):
+        cells = study.cells(scale)
+        arms = {}
+        for cell in cells:
+            arms.setdefault(cell["seed"], []).append({k: v for k, v in cell.items() if k != "seed"})
+        assert len(arms) >= least
+        assert all(own == arms[0] for own in arms.values())     # every seed has the same arms
+
+
+def verdict_of(name, record_of):
+    """The judge's, on records that are made up from the cells at tiny scale."""
+    study = find(name)
+    cells = study.cells("tiny")
+    finding = study.judge([clean(record_of(cell)) for cell in cells], cells)
+    assert finding.sentence
+    return finding.verdict
+
+
+# what batch norm multiplies a number of the (MLP, linear network) by
+@pytest.mark.parametrize(("factors", "expected"), [
+    ((0.5, 0.5), "supported"), ((1.5, 1.2), "not supported"), ((0.5, 1.5), "depends"),
+])
+def test_verdicts_of_covariate_shift(factors, expected):
+    def record(cell):
+        factor = dict(zip(("digits", "linear"), factors))[cell["network"]]
+        r = (factor if cell["norm"] == "batch" else 1) * (1 + 0.01 * cell["seed"])
+        return {"step": [0], "relative": [r], "by_layer": [r], "layer": [2],
+                **{f"typical_{k}": r for k in ("relative", "difference", "cosine")}}
+    assert verdict_of("covariate-shift", record) == expected
+
+
+def test_a_diverged_network_has_no_shift():
+    def record(cell):
+        gone = cell["norm"] == "none"
+        r = None if gone else 0.5
+        return {"step": [0], "relative": [r], "by_layer": [1], "layer": [2],
+                **{f"typical_{k}": r for k in ("relative", "difference", "cosine")}}
+    assert verdict_of("covariate-shift", record) == "not supported"     # nothing shows that it is
+
+
+@pytest.mark.parametrize(("factors", "expected"), [
+    ((0.1, 0.1), "supported"), ((1.5, 1.2), "not supported"), ((0.5, 1.5), "depends"),
+])
+def test_verdicts_of_landscape_smoothness(factors, expected):
+    def record(cell):
+        factor = dict(zip(("digits", "linear"), factors))[cell["network"]]
+        r = (factor if cell["norm"] == "batch" else 1) * (1 + 0.01 * cell["seed"])
+        names = ("range", "smoothness", "change")
+        return {"step": [0], **{n: [r] for n in names},
+                **{f"{when}_{n}": r for when in ("early", "all") for n in names}}
+    assert verdict_of("landscape-smoothness", record) == expected
+
+
+@pytest.mark.parametrize(("noisy", "instability", "expected"), [
+    (0.80, 2.0, "supported"),           # noise costs ten points
+    (0.89, 2.0, "not supported"),       # it costs one, though distributions are less stable
+    (0.89, 0.5, "depends"),             # … but here they are not
+])
+def test_verdicts_of_noisy_batch_norm(noisy, instability, expected):
+    def record(cell):
+        average = {"none": 0.7, "batch": 0.9, "noisy": noisy, "noise": 0.1}[cell["norm"]]
+        return {"step": [0, 2], "accuracy": [0.1, average], "average": average, "final": average,
+                "instability": instability if cell["norm"] == "noisy" else 1.0}
+    assert verdict_of("noisy-batch-norm", record) == expected
+
+
+@pytest.mark.parametrize(("early", "trained", "corrupted", "expected"), [
+    (0.0, 0.005, -0.1, "supported"), (0.1, 0.02, 0.3, "not supported"), (0.1, 0.0, 0.3, "depends"),
+])
+def test_verdicts_of_statistics_at_inference(early, trained, corrupted, expected):
+    gains = {"early": early, "trained": trained}
+
+    def record(cell):
+        def situation(gain):
+            others = ("population", "batch", "small", "adapted", "clean")
+            return {"running": 0.6, **dict.fromkeys(others, 0.6 + gain)}
+        found = {name: situation(gains.get(name, corrupted)) for name in (
+            "early", "trained", "noise", "contrast", "brightness", "blur", "corrupted")}
+        return {"step": [1], "running": [0.5], "population": [0.6], "lag": [0.1], **found}
+    assert verdict_of("statistics-at-inference", record) == expected
+
+
+@pytest.mark.parametrize(("batch", "expected"), [
+    (lambda scale: 1.01, "supported"),              # steady at every scale
+    (lambda scale: 5.0, "not supported"),           # grows more than without at every scale
+    (lambda scale: 1.467, "depends"),               # the literature's: nearer to 1 at some scales
+])
+def test_verdicts_of_gradient_growth(batch, expected):
+    def record(cell):
+        factor = batch(cell["scale"]) if cell["norm"] == "batch" else cell["scale"] ** 2
+        return {"factor": factor, "layer": [1, 2], "log10": [math.log10(factor), 0.0]}
+    assert verdict_of("gradient-growth", record) == expected
+
+
+@pytest.mark.parametrize(("ranks", "expected"), [
+    # plain and batch norm of the linear and of the ReLU network; √8/2 is 1.41
+    ({True: (1.0, 3.0), False: (1.1, 4.0)}, "supported"),
+    ({True: (1.0, 1.0), False: (2.0, 1.5)}, "not supported"),
+    ({True: (1.0, 3.0), False: (2.0, 1.5)}, "depends"),
+])
+def test_verdicts_of_rank_collapse(ranks, expected):
+    def record(cell):
+        rank = ranks[cell["linear"]][cell["norm"] == "batch"]
+        return {"layer": [1], "rank": [rank], "last": rank, "last_effective": rank}
+    assert verdict_of("rank-collapse", record) == expected
+
+
+@pytest.mark.parametrize(("error", "compensated", "expected"), [
+    (1e-9, 1e-6, "supported"), (1e-2, 1e-6, "not supported"), (1e-9, 0.05, "depends"),
+    (1e-9, None, "not supported"),                  # diverged
+])
+def test_verdicts_of_scale_invariance(error, compensated, expected):
+    def record(cell):
+        return {"identities": {"L(αw) = L(w)": error}, "step": [0], "rate_step": [0, 1],
+                "deviation": {"base": 0.0, "same lr": 0.2, "lr × α²": compensated}, "usual": 0.1,
+                "base": [1], "same lr": [1], "lr × α²": [1], "no decay": [1, 1], "decay": [1, 2]}
+    assert verdict_of("scale-invariance", record) == expected
+
+
+@pytest.mark.parametrize(("plain", "expected"), [
+    ((9, 8, 7), "supported"), ((0.9, 0.8, 0.7), "not supported"), ((9, 8, 0.7), "depends"),
+    ((9, 8, None), "depends"),
+])
+def test_verdicts_of_hessian_eigenvalue(plain, expected):
+    def record(cell):
+        tops = plain if cell["arm"] == "none" else (1, 1, 1)
+        return {"step": [0], "top": [tops[0]], **dict(zip(("start", "typical", "end"), tops))}
+    assert verdict_of("hessian-eigenvalue", record) == expected
+
+
+# --------------------------------------------------------------------------------- what they share
+
+def test_intervals_of_pairs_with_missing_values():
+    assert difference([1.0, None, 4.0], [0.0, 0.0, 1.0]).estimate == 2.0
+    assert ratio([1.0, None], [1.0, 2.0]) is None
+    assert text(None) == text([None, 3.0]) == "diverged"
+    assert text([1.0, 2.0, 3.0]) == "2 [1, 3]"
+
+
+def test_arms_differ_in_the_norm_alone():
+    plain, normed = (problem({"network": "digits", "norm": norm, "seed": 3, "lr": 0.1, "depth": 2,
+                              "width": 4}) for norm in ("none", "batch"))
+    a, b = ([p.data for p in one.model.parameters() if p.ndim == 2] for one in (plain, normed))
+    for v, w in zip(a, b, strict=True):
+        np.testing.assert_array_equal(v, w)
+    for _ in range(30):                             # more than an epoch of 22
+        (x, t), (y, u) = next(plain.batches), next(normed.batches)
+        np.testing.assert_array_equal(x.data, y.data)
+        np.testing.assert_array_equal(t.data, u.data)
+    layers = [type(layer).__name__ for layer in perceptron([2, 3], BatchNorm1d, last=True)]
+    assert layers == ["Linear", "BatchNorm1d", "ReLU"]
+
+
+def test_the_linear_network_is_santurkars():
+    p = problem({"network": "linear", "norm": "none", "seed": 0, "lr": 1e-6, "samples": 50})
+    (x, target), weights = next(p.batches), [w.data for w in p.model.parameters() if w.ndim == 2]
+    assert [w.shape for w in weights] == [(10, 10)] * 25
+    assert x.shape == (50, 10)
+    y = x.data
+    for w in weights:
+        y = y @ w.T
+    assert p.step((x, target)) == pytest.approx(((y - target.data) ** 2).sum(), rel=1e-12)
+    A, *_ = np.linalg.lstsq(x.data, target.data, rcond=None)
+    np.testing.assert_allclose(x.data @ A, target.data, atol=1e-10)     # a linear map reaches it
+
+
+def test_training_that_diverges_ends_with_what_was_measured():
+    p = problem({"network": "linear", "norm": "none", "seed": 0, "lr": 1.0, "samples": 50})
+    rows = along(p, {"steps": 50, "every": 1}, lambda p, batch: {"n": len(batch[0])})
+    assert 1 <= len(rows) < 50
+    assert rows[0]["n"] == 50
+    assert all(math.isfinite(row["loss"]) for row in rows)
