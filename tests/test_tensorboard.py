@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from nbgrad import manual_seed, nn, optim, randn
 from nbgrad.cli import main
+from nbgrad.lab.watching import watch
 from nbgrad.train.metrics import TensorBoardLog
 
 pytest.importorskip("tensorboardX")
@@ -53,3 +55,19 @@ def test_a_training_run_is_on_the_board(tmp_path):
     for name in names:
         assert [s for s, _ in found[name]] == rows["step"].astype(int).tolist()
         np.testing.assert_allclose([v for _, v in found[name]], rows[name], rtol=1e-6)
+
+
+def test_what_watch_saw_is_on_the_board(tmp_path):
+    manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, tensorboard=tmp_path) as seen:
+        for _ in range(4):
+            optimizer.zero_grad()
+            (model(randn(16, 8)) ** 2).mean().backward()
+            optimizer.step()
+    found = read(tmp_path)
+    for name in ("0/mean", "0/effective_lr", "1/divergence", "2/dead", "3/grad_norm"):
+        assert [step for step, _ in found[name]] == [row["step"] for row in seen.rows]
+        np.testing.assert_allclose([v for _, v in found[name]], [row[name] for row in seen.rows],
+                                   rtol=1e-6)
