@@ -250,6 +250,16 @@ def _lab_run(args: argparse.Namespace) -> None:
         raise _Exit(1, f"failed: {failed}; {plan.folder}/<study>/finding.json says where")
 
 
+def _lab_report(args: argparse.Namespace) -> None:
+    from nbgrad.viz.report import write
+
+    paths = write(args.folder, args.out)
+    for path in paths[:3]:
+        print(path)
+    if len(paths) > 3:
+        print(f"{paths[3].parent} ({len(paths) - 3} tables)")
+
+
 def _note_missing() -> None:
     lacking = [name for name in ("rich", "matplotlib", "tensorboardX")
                if importlib.util.find_spec(name) is None]
@@ -365,6 +375,11 @@ def _lab_commands(commands: Any) -> None:
     p.add_argument("--out", metavar="FOLDER", default="runs/lab",
                    help="for the results (runs/lab)")
     p.add_argument("--quiet", action="store_true", help="no progress")
+    p = _command(commands, "report", _lab_report, "write one page of all results, without network")
+    p.add_argument("folder", metavar="FOLDER", nargs="?", default="runs/lab",
+                   help="with the results of lab run (runs/lab)")
+    p.add_argument("--out", metavar="FILE|FOLDER", help="an .html file for the page alone, or "
+                   "where page, Markdown and CSV go (beside the results)")
 
 
 def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:

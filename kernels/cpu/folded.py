@@ -15,9 +15,8 @@ import numpy as np
 
 from .convkernel import FEW
 from .jit import device
-from .memory import empty
 from .padded import padded, zeros
-from .simd import VECTOR, after, fill, keep, lanes, load, load_part, pointer, store_part
+from .simd import VECTOR, after, keep, lanes, load, load_part, pointer, store_part
 from .tasks import share, tasks
 from .windows import aligned, cut, panel, spread
 

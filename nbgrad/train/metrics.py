@@ -75,7 +75,10 @@ class TensorBoardLog:
             raise ModuleNotFoundError(
                 "TensorBoard logs need tensorboardX: pip install 'nbgrad[lab]'", name=e.name) from e
         purge = None if upto is None else upto + 1
-        self._writer = SummaryWriter(str(folder), purge_step=purge)
+        # The name has the second in it: a log that goes on in the same one would replace the file.
+        there = len(list(Path(folder).glob("events.out.tfevents.*")))
+        self._writer = SummaryWriter(str(folder), purge_step=purge,
+                                     filename_suffix=f".{there}" if there else "")
 
     def write(self, row: Mapping[str, float]) -> None:
         step = int(row["step"])

@@ -9,18 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from nbgrad.train.config import NORMS as LABELS
+from nbgrad.viz.palette import NORM_STYLES
 
 __all__ = ["draw"]
 
-# Okabe & Ito 2008: told apart with any colour vision, and in grey by the dashes.
 _STYLES: dict[str, dict[str, Any]] = {
-    "none": {"color": "#D55E00", "linestyle": (0, (5, 1.5))},
-    "batch": {"color": "#0072B2", "linestyle": "-"},
-    "layer": {"color": "#009E73", "linestyle": (0, (8, 1.5, 1.5, 1.5))},
-    "group": {"color": "#CC79A7", "linestyle": (0, (3, 1))},
-    "instance": {"color": "#E69F00", "linestyle": (0, (1, 1))},
-    "rms": {"color": "#56B4E9", "linestyle": (0, (6, 1, 1, 1, 1, 1))},
-}
+    norm: {"color": style.light, "linestyle": (0, style.dashes) if style.dashes else "-"}
+    for norm, style in NORM_STYLES.items()}
 _GREY = "#555555"
 Curve = npt.NDArray[np.float64]
 

@@ -29,6 +29,7 @@ STUDIES: dict[int, str] = {
     17: "gamma_beta_only",
     18: "divide_by_variance",
     19: "layer_norm_small_batch",
+    20: "batch_renorm",
     21: "noisy_batch_norm",
 }
 

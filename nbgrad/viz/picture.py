@@ -1,0 +1,97 @@
+"""A study's figure as a PNG, for pages that show no SVG with their own colours."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nbgrad.lab.study import Figure, Series
+from nbgrad.viz.marks import FEW, Layout, share
+from nbgrad.viz.palette import STYLES, Style, styles
+from nbgrad.viz.svg import layout
+
+__all__ = ["png"]
+
+_GREY = "#555555"
+
+
+def png(figure: Figure, path: str | os.PathLike[str], *, width: float = 6.4) -> Path:
+    """Write the figure; ``width`` in inches, at 150 dots each.
+
+    Raises ModuleNotFoundError, with the command that installs it, where matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure as Canvas
+        from PIL import Image  # matplotlib needs it, too
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError("pictures need matplotlib: pip install 'nbgrad[lab]'",
+                                  name=e.name) from e
+    plan = layout(figure)
+    canvas = Canvas(figsize=(width, width * plan.height / 400 + 0.5), dpi=150,
+                    layout="constrained")
+    panel = canvas.subplots()
+    for series, at in zip(figure.series, styles([s.label for s in figure.series])):
+        _series(panel, figure, series, plan, STYLES[at])
+    _axes(panel, figure, plan)
+    panel.set_title(figure.title, loc="left", fontsize="medium", weight="bold")
+    if len(figure.series) > 1:
+        canvas.legend(loc="outside lower left", frameon=False, ncols=3, fontsize="small",
+                      handlelength=3)
+    drawn = io.BytesIO()
+    canvas.savefig(drawn, format="png")
+    # 64 colours are all there are, with the blends at edges: a quarter of the bytes
+    Image.open(drawn).convert("RGB").quantize(64, Image.Quantize.MAXCOVERAGE).save(
+        path, format="PNG", optimize=True)
+    return Path(path)
+
+
+def _series(panel: Any, figure: Figure, series: Series, plan: Layout, style: Style) -> None:
+    """In places on the axes, 0 to 1: the scales and the ticks are those of the SVG."""
+    x, y = _places(map(plan.x.place, series.x)), _places(map(plan.y.place, series.y))
+    ends = series.low is not None and series.high is not None
+    low, high = (_places(map(plan.y.clipped, bound or ())) if ends else y
+                 for bound in (series.low, series.high))
+    if figure.kind == "line":
+        panel.plot(x, y, linestyle=(0, style.dashes) if style.dashes else "-", linewidth=1.8,
+                   marker="o" if len(x) <= FEW else None, markersize=4, color=style.light,
+                   label=series.label)
+        if ends:
+            panel.fill_between(x, low, high, color=style.light, alpha=0.16, linewidth=0)
+        return
+    shift, width = share(figure, series, plan)
+    error = np.abs(np.stack([y - low, high - y])) if ends else None
+    settings = {("xerr" if plan.across else "yerr"): error, "capsize": 2.5, "color": style.light,
+                "label": series.label}
+    if plan.dots:
+        panel.errorbar(*((y, x + shift) if plan.across else (x + shift, y)), fmt="o", markersize=5,
+                       **settings)
+    else:
+        zero = plan.y.clipped(0.0) or 0.0
+        draw, base = (panel.barh, "left") if plan.across else (panel.bar, "bottom")
+        draw(x + shift, y - zero, width, **settings, **{base: zero},
+             error_kw={"elinewidth": 1, "ecolor": "#222222"})
+
+
+def _places(found: Iterable[float | None]) -> npt.NDArray[np.float64]:
+    return np.array([np.nan if place is None else place for place in found])
+
+
+def _axes(panel: Any, figure: Figure, plan: Layout) -> None:
+    across = plan.across
+    for axis, ticks, label in ((panel.yaxis if across else panel.xaxis, plan.x.ticks,
+                                figure.xlabel),
+                               (panel.xaxis if across else panel.yaxis, plan.y.ticks,
+                                figure.ylabel)):
+        axis.set_ticks([place for place, _ in ticks], [text for _, text in ticks])
+        axis.set_label_text(label, color=_GREY, fontsize="small")
+        axis.set_tick_params(labelsize="small", labelcolor=_GREY, color=_GREY)
+    panel.set(xlim=(0, 1), ylim=(1, 0) if across else (0, 1))
+    panel.spines[["top", "right", "bottom" if across else "left"]].set_visible(False)
+    panel.grid(axis="x" if across else "y", color="#e6e6e6", linewidth=0.6)
+    panel.set_axisbelow(True)
