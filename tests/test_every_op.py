@@ -116,10 +116,27 @@ def of_rms(dy, x, gamma):
                                     invrms=1 / np.sqrt((rows ** 2).mean(1) + 1e-3))
 
 
-def of_response(dy, x, gamma=None, extra=None):
-    square = (x.data ** 2).mean(2) + 0.1 + (0 if extra is None else extra.data)
-    return OPS["filter_response_norm_backward"](dy, x, gamma, extra, eps=0.1,
-                                                invrms=1 / np.sqrt(square).reshape(-1))
+def of_response(dy, x, gamma=None, beta=None, tau=None):
+    square = (x.data ** 2).mean(2) + 0.1
+    return OPS["filter_response_norm_backward"](dy, x, gamma, beta, tau, eps=0.1,
+                                                mean=np.zeros(square.shape),
+                                                invrms=1 / np.sqrt(square))
+
+
+def of_learned_response(dy, x, gamma, extra):
+    square = (x.data ** 2).mean(2) + 0.1 + extra.data
+    return OPS["filter_response_norm_eps_backward"](dy, x, gamma, extra, eps=0.1,
+                                                    invrms=1 / np.sqrt(square).reshape(-1))
+
+
+def of_ghosts(size):
+    def f(dy, x, gamma):
+        parts = [x.data[i:i + size] for i in range(0, len(x.data), size)]
+        mean, var = (np.stack([g((0, 2)) for g in [getattr(p, w) for p in parts]])
+                     for w in ("mean", "var"))
+        return OPS["ghost_batch_norm_backward"](dy, x, gamma, mean=mean, size=size, eps=1e-3,
+                                                invstd=1 / np.sqrt(var + 1e-3))
+    return f
 
 
 WEIGHTS = np.array([[1.0, 0.0], [0.5, 2.0], [0.0, 1.0], [1.5, 0.7]])[:, None]
@@ -269,12 +286,21 @@ SAMPLES = {
     "channel_dot": [(op("channel_dot"), (real(3, 2, 2), real(3, 2, 2)))],
     "divide_channels": [(op("divide_channels"), (real(3, 2, 2), real(1, 2, 1, low=0.5, high=2)))],
     "filter_response_norm": [
-        (op("filter_response_norm", eps=0.1), (real(2, 3, 4), real(3), real(3), real(3, low=0.1,
-                                                                                     high=1))),
+        (op("filter_response_norm", eps=0.1), (real(2, 3, 4), real(3), real(3), real(3))),
         (op("filter_response_norm", eps=0.1), (real(2, 3, 2, 2), real(3), real(3)))],
     "filter_response_norm_backward": [
-        (of_response, (real(2, 3, 4), real(2, 3, 4), real(3), real(3, low=0.1, high=1))),
+        (of_response, (real(2, 3, 4), real(2, 3, 4), real(3), real(3), real(3))),
         (of_response, (real(2, 3, 4), real(2, 3, 4)))],
+    "filter_response_norm_eps": [
+        (op("filter_response_norm_eps", eps=0.1), (real(2, 3, 4), real(3), real(3),
+                                                   real(3, low=0.1, high=1)))],
+    "filter_response_norm_eps_backward": [
+        (of_learned_response, (real(2, 3, 4), real(2, 3, 4), real(3), real(3, low=0.1, high=1)))],
+    "ghost_batch_norm": [
+        (op("ghost_batch_norm", size=2, eps=1e-3), (real(5, 3, 2), real(3), real(3))),
+        (op("ghost_batch_norm", size=4, eps=1e-3), (real(4, 3, 2),))],
+    "ghost_batch_norm_backward": [(of_ghosts(n), (real(5, 3, 2), real(5, 3, 2), real(3)))
+                                  for n in (2, 8)],
     "weighted_batch_norm": [
         (op("weighted_batch_norm", eps=1e-3), (real(4, 3, 2), real(3), real(3))),
         (op("weighted_batch_norm", eps=1e-3, w=WEIGHTS), (real(4, 3, 2), real(3), real(3)))],
@@ -543,7 +569,9 @@ MODULES = {
                    "batch_norm_inference_backward"],
     "norm.channels": ["center", "channel_std", "channel_rms", "channel_dot", "divide_channels",
                       "at_least"],
-    "norm.response": ["filter_response_norm", "filter_response_norm_backward"],
+    "norm.ghost": ["ghost_batch_norm", "ghost_batch_norm_backward"],
+    "norm.response": ["filter_response_norm", "filter_response_norm_backward",
+                      "filter_response_norm_eps", "filter_response_norm_eps_backward"],
     "loss": ["softmax", "softmax_backward", "log_softmax", "log_softmax_backward", "cross_entropy",
              "cross_entropy_backward", "nll_loss", "soft_cross_entropy", "mse_loss"],
 }

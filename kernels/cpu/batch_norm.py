@@ -15,7 +15,7 @@ from .norm_plan import ADDS, Plan, plan, unpack, values
 from .simd import pointer
 
 __all__ = ["ADDS", "Plan", "backward", "backward_block", "forward", "forward_block", "infinite",
-           "lost", "move", "plan"]
+           "lost", "merge", "move", "plan", "total"]
 
 
 
@@ -37,7 +37,7 @@ def _constants(plan, gamma, beta, mean, invstd, c, channels, table, work):
 
 
 @inner
-def _merge(plan, block_mean, block_m2, eps, c0, c1, mean, var, invstd):
+def merge(plan, block_mean, block_m2, eps, c0, c1, mean, var, invstd):
     """Statistics of channels c0 … c1 from those of their blocks, in order."""
     for c in range(c0, c1):
         mean[u(c)] = var[u(c)] = 0.0
@@ -81,7 +81,7 @@ def forward_block(x, residual, gamma, beta, eps, plan, b, c0, c1, collect, optio
                         b * plan.C + c)
             if plan.blocks > 1:
                 continue
-            _merge(plan, block_mean, block_m2, eps, c, c + channels, mean, var, invstd)
+            merge(plan, block_mean, block_m2, eps, c, c + channels, mean, var, invstd)
         if y.size:
             _constants(plan, gamma, beta, mean, invstd, c, channels, table, work)
             normalize(pointer(x), pointer(residual), pointer(x), pointer(y), plan, first, last,
@@ -124,7 +124,7 @@ def forward(x, residual, gamma, beta, running_mean, running_var, momentum, eps, 
             _forward_task(x, residual, gamma, beta, eps, packed, u, collect and phase == 0, option,
                           y, mean, var, invstd, block_mean, block_m2)
         if phase == 0 and blocks > 1:
-            _merge(plan, block_mean, block_m2, eps, 0, plan.C, mean, var, invstd)
+            merge(plan, block_mean, block_m2, eps, 0, plan.C, mean, var, invstd)
         if phase == 0 and collect and lost(x, var, invstd, eps):
             return True
     move(running_mean, running_var, momentum, values(plan, plan.N), mean, var)
@@ -149,7 +149,7 @@ def _slopes(plan, gamma, invstd, sum_dy, sum_p, c, channels, table, work):
 
 
 @inner
-def _total(plan, block_dy, block_p, c0, c1, sum_dy, sum_p, dgamma, dbeta):
+def total(plan, block_dy, block_p, c0, c1, sum_dy, sum_p, dgamma, dbeta):
     """Sums over the blocks of channels c0 … c1, in order."""
     for c in range(c0, c1):
         sum_dy[u(c)] = sum_p[u(c)] = 0.0
@@ -180,7 +180,7 @@ def backward_block(x, dy, y, gamma, beta, mean, invstd, plan, b, c0, c1, collect
                   option if plan.blocks > 1 else option & ~PAST, block_dy, block_p, b * plan.C + c)
             if plan.blocks > 1:
                 continue
-            _total(plan, block_dy, block_p, c, c + channels, sum_dy, sum_p, dgamma, dbeta)
+            total(plan, block_dy, block_p, c, c + channels, sum_dy, sum_p, dgamma, dbeta)
         if dx.size:
             _slopes(plan, gamma, invstd, sum_dy, sum_p, c, channels, table, work)
             normalize_backward(pointer(x), source, pointer(dx), pointer(y), plan, first, last, True,
@@ -224,5 +224,5 @@ def backward(x, dy, y, gamma, beta, mean, invstd, packed, collect, option, dz, s
             _backward_task(x, dy, y, gamma, beta, mean, invstd, packed, u, collect and phase == 0,
                            option, dz, block_dy, block_p, sum_dy, sum_p, dgamma, dbeta, dx)
         if phase == 0 and blocks > 1:
-            _total(plan, block_dy, block_p, 0, plan.C, sum_dy, sum_p, dgamma, dbeta)
+            total(plan, block_dy, block_p, 0, plan.C, sum_dy, sum_p, dgamma, dbeta)
     return collect and infinite(x, sum_dy, sum_p)

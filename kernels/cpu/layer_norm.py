@@ -1,6 +1,6 @@
 """Layer and RMS normalization: each row is read from memory once and normalized while it is in a
 cache. Without ``center`` the mean counts as 0: RMS normalization. With ``G`` above 1, γ and β are
-those of G rows, which take turns.
+those of G rows, which take turns; ``S`` values after each other have the same.
 
 Sums as in batch_norm.py: in the array's dtype over chunks, about a pivot close to the mean, merged
 in float64; where float32 is not enough, the caller does it in float64.
@@ -12,7 +12,7 @@ import numpy as np
 
 from .columns import inner
 from .jit import kernel, prange
-from .memory import empty_like
+from .memory import empty, empty_like
 from .simd import (
     PAST_BYTES,
     VECTOR,
@@ -41,6 +41,7 @@ GROUPS = 16                # tasks of the backward at least: each has sums of it
 CHUNK = 128                # vectors, or rows, added up in the array's dtype
 AHEAD = 1024
 SIDE, TOGETHER = 16, 1 << 12    # rows, and elements of them, between two steps of the same row
+u = np.uintp               # an index that is not negative
 
 
 @inner
@@ -153,10 +154,23 @@ def _forward_block(x, gamma, beta, eps, center, first, last, D, G, past, y, mean
     return bad
 
 
+@inner
+def _spread(a, S, out):
+    """Each value S times."""
+    for i in range(a.size if S > 1 else 0):
+        for k in range(i * S, (i + 1) * S):
+            out[k] = a[i]
+
+
 @kernel
-def _forward(x, gamma, beta, eps, center, R, D, G, block, past, y, mean, invstd):
+def _forward(x, gamma, beta, eps, center, R, D, G, S, block, past, y, mean, invstd):
     """Each row of x (R, D): statistics, then y = (x − mean) invstd γ + β. True if float32 is not
     enough."""
+    if S > 1:
+        wide = np.empty(gamma.size * S, x.dtype), np.empty(beta.size * S, x.dtype)
+        _spread(gamma, S, wide[0])
+        _spread(beta, S, wide[1])
+        gamma, beta = wide
     bad = np.zeros((R + block - 1) // block, np.uint8)
     for t in prange(bad.size):
         first = np.int64(t) * block
@@ -244,22 +258,37 @@ def _backward_block(x, dy, gamma, mean, invstd, center, first, last, D, G, past,
     return bad
 
 
+@inner
+def _column_sums(blocks, G, D, S, dgamma, dbeta):
+    """dγ and dβ: blocks of 2 G lines of D sums added up, in order, S columns for a value."""
+    width = 2 * G * D
+    for start in range(width, blocks.size, width):
+        for j in range(width):
+            blocks[u(j)] += blocks[u(start + j)]
+    for i in range(dgamma.size):
+        at = i * S // D * 2 * D + i * S % D
+        a = b = 0.0
+        for j in range(at, at + S):
+            a, b = a + blocks[j], b + blocks[j + D]
+        dgamma[i], dbeta[i] = a, b
+
+
 @kernel
-def _backward(x, dy, gamma, mean, invstd, center, R, D, G, block, past, blocks, dx, dgamma, dbeta):
+def _backward(x, dy, gamma, mean, invstd, center, R, D, G, S, block, past, blocks, dx, dgamma,
+              dbeta):
     """Rows of dx, and dγ and dβ: sums over rows in the array's dtype, over blocks in float64. True
     if float32 is not enough."""
+    if S > 1:
+        wide = np.empty(gamma.size * S, x.dtype)
+        _spread(gamma, S, wide)
+        gamma = wide
     width = 2 * G * D
     bad = np.zeros(blocks.size // width, np.uint8)
     for t in prange(bad.size):
         first = np.int64(t) * block
         bad[t] = _backward_block(x, dy, gamma, mean, invstd, center, first, min(R, first + block),
                                  D, G, past, blocks, np.int64(t) * width, dx)
-    for g in range(G):
-        for j in range(D):
-            a = b = 0.0
-            for at in range(2 * g * D + j, blocks.size, width):
-                a, b = a + blocks[at], b + blocks[at + D]
-            dgamma[g * D + j], dbeta[g * D + j] = a, b
+    _column_sums(blocks, G, D, S, dgamma, dbeta)
     return bad.sum() > 0
 
 
@@ -283,38 +312,39 @@ def _as(y, out):
     return y
 
 
-def normalize_rows(x, gamma, beta, R, D, eps, center=True, G=1):
+def normalize_rows(x, gamma, beta, R, D, eps, center=True, G=1, S=1):
     """y = x̂ γ + β with the statistics of each of R rows of D values; mean, invstd: (R,)."""
     if not x.size:
         return empty_like(x), np.zeros(R), np.full(R, 1 / math.sqrt(eps) if eps else math.inf)
-    mean, invstd = np.empty(R), np.empty(R)
+    mean, invstd, n = np.empty(R), np.empty(R), G * D // S
     y = empty_like(x)
     out = y.reshape(-1) if y.flags.c_contiguous else np.empty(x.size, x.dtype)
-    if _forward(_flat(x, x.dtype), _gain(gamma, G * D, x.dtype, 1), _gain(beta, G * D, x.dtype, 0),
-                eps, center, R, D, G, max(1, BLOCK // D), _past(y, D) and y.flags.c_contiguous,
-                out, mean, invstd, work=2 * x.nbytes):
+    if _forward(_flat(x, x.dtype), _gain(gamma, n, x.dtype, 1), _gain(beta, n, x.dtype, 0), eps,
+                center, R, D, G, S, max(1, BLOCK // D), _past(y, D) and y.flags.c_contiguous, out,
+                mean, invstd, work=2 * x.nbytes):
         wide = [None if a is None else a.astype(np.float64) for a in (x, gamma, beta)]
-        out, mean, invstd = normalize_rows(*wide, R, D, eps, center, G)
+        out, mean, invstd = normalize_rows(*wide, R, D, eps, center, G, S)
         return _as(y, out), mean, invstd
     return y if y.flags.c_contiguous else _as(y, out), mean, invstd
 
 
-def normalize_rows_backward(dy, x, gamma, mean, invstd, R, D, center=True, G=1):
-    """dx, and dγ and dβ as (G D,)."""
-    dtype = x.dtype
+def normalize_rows_backward(dy, x, gamma, mean, invstd, R, D, center=True, G=1, S=1):
+    """dx, and dγ and dβ as (G D / S,)."""
+    dtype, n = x.dtype, G * D // S
     dx = empty_like(x)
     if not x.size:
-        return dx, np.zeros(G * D, dtype), np.zeros(G * D, dtype)
+        return dx, np.zeros(n, dtype), np.zeros(n, dtype)
     block = -(-max(1, BLOCK // D, -(-R // GROUPS)) // G) * G
     out = dx.reshape(-1) if dx.flags.c_contiguous else np.empty(x.size, dtype)
-    dgamma, dbeta = np.empty(G * D, dtype), np.empty(G * D, dtype)
+    dgamma, dbeta = np.empty(n, dtype), np.empty(n, dtype)
     mean, invstd = (a if a.dtype == np.float64 and a.flags.carray else np.array(a, np.float64)
                     for a in (mean, invstd))
-    if _backward(_flat(x, dtype), _flat(dy, dtype), _gain(gamma, G * D, dtype, 1), mean, invstd,
-                 center, R, D, G, block, _past(dx, D) and dx.flags.c_contiguous,
-                 np.empty(-(-R // block) * 2 * G * D), out, dgamma, dbeta, work=3 * x.nbytes):
+    if _backward(_flat(x, dtype), _flat(dy, dtype), _gain(gamma, n, dtype, 1), mean, invstd,
+                 center, R, D, G, S, block, _past(dx, D) and dx.flags.c_contiguous,
+                 empty((-(-R // block) * 2 * G * D,), np.float64), out, dgamma, dbeta,
+                 work=3 * x.nbytes):
         wide = [None if a is None else a.astype(np.float64) for a in (dy, x, gamma)]
-        grads = normalize_rows_backward(*wide, mean, invstd, R, D, center, G)
+        grads = normalize_rows_backward(*wide, mean, invstd, R, D, center, G, S)
         return tuple(_as(a, b) for a, b in zip((dx, dgamma, dbeta), grads))
     return dx if dx.flags.c_contiguous else _as(dx, out), dgamma, dbeta
 

@@ -15,6 +15,7 @@ import math
 import os
 import sys
 import threading
+from functools import lru_cache
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -174,9 +175,15 @@ def empty_like(x, dtype=None):
         return (np.empty if x.nbytes < SMALLEST else empty)(x.shape, dtype or x.dtype)
     if x.nbytes < SMALLEST:
         return np.empty_like(x, dtype, subok=False)
-    order = sorted(range(x.ndim), key=lambda i: -abs(x.strides[i]) if x.shape[i] > 1 else 0)
-    out = empty([x.shape[i] for i in order], dtype or x.dtype)
-    return out.transpose(np.argsort(order))
+    shape, axes = _as_it_lies(x.shape, x.strides)
+    return empty(shape, dtype or x.dtype).transpose(axes)
+
+
+@lru_cache(1 << 12)
+def _as_it_lies(shape, strides):
+    """The shape in the order of memory, and the axes that put it back."""
+    order = sorted(range(len(shape)), key=lambda i: -abs(strides[i]) if shape[i] > 1 else 0)
+    return [shape[i] for i in order], [order.index(i) for i in range(len(shape))]
 
 
 def channels_last(x):

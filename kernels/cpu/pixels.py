@@ -13,7 +13,7 @@ import numpy as np
 from .columns import inner
 from .jit import kernel, prange
 from .layer_norm import unfit
-from .planes import inverses, low_word, slopes, unfit_gradients
+from .planes import low_word
 from .simd import (
     fill,
     fma,
@@ -23,6 +23,7 @@ from .simd import (
     load,
     load_part,
     low,
+    maximum,
     number,
     pointer,
     prefetch,
@@ -31,13 +32,13 @@ from .simd import (
     store_part,
 )
 
-__all__ = ["RUN", "backward_pixels", "forward_pixels"]
+__all__ = ["RUN", "add", "constants", "forward_pixels"]
 
 RUN = 64                   # pixels
 
 
 @inner
-def _add(sums, j, v):
+def add(sums, j, v):
     """sums[j], sums[j + 1], … += v, in float64."""
     store(sums, j, load(sums, j) + low(v))
     j += lanes(sums)
@@ -62,8 +63,8 @@ def _squares(x, at, rows, C, pivot, sums, squares):
             if m % 2:
                 d = load_part(x, i, k) - p
                 a, q = a + d, fma(d, d, q)
-            _add(sums, j, a + b)
-            _add(squares, j, q + r)
+            add(sums, j, a + b)
+            add(squares, j, q + r)
 
 
 @inner
@@ -126,7 +127,8 @@ def _merge(block_mean, block_m2, n, B, rows, S, C, G, eps, center, mean, invstd,
 
 
 @inner
-def _constants(x, gamma, beta, mean, invstd, n, G, C, hi, scale, shift):
+def constants(x, gamma, beta, floor, floored, mean, invstd, n, G, C, W, table):
+    """Lines of W constants: the mean's first word, scale, shift and floor of each column."""
     D = C // G
     for g in range(G):
         m, s = mean[n * G + g], invstd[n * G + g]
@@ -134,60 +136,71 @@ def _constants(x, gamma, beta, mean, invstd, n, G, C, hi, scale, shift):
         lo = low_word(word, m)
         for c in range(g * D, (g + 1) * D):
             v = gamma[c] * s
-            hi[c], scale[c], shift[c] = word, number(x, v), number(x, beta[c] - lo * v)
+            table[c], table[W + c] = word, number(x, v)
+            table[2 * W + c] = number(x, beta[c] - lo * v)
+    for c in range(C if floored else 0):
+        table[3 * W + c] = floor[c]
 
 
 @inner
-def _normalize(x, at, rows, C, hi, scale, shift, past, y):
-    """y = (x − hi) scale + shift."""
+def _normalize(x, at, rows, C, W, table, floored, past, y):
+    """y = (x − hi) scale + shift, not below the floor."""
     L = lanes(x)
     for start in range(at, at + rows * C, RUN * C):
         m = min(RUN, (at + rows * C - start) // C)
         for j in range(0, C, L):
-            k, i, p, a, b = C - j, start + j, load(hi, j), load(scale, j), load(shift, j)
+            k, i, p, a = C - j, start + j, load(table, j), load(table, W + j)
+            b, t = load(table, 2 * W + j), load(table, 3 * W + j)
             if k >= L:
                 for _ in range(m):
-                    put(y, i, fma(load(x, i) - p, a, b), past)
+                    v = fma(load(x, i) - p, a, b)
+                    if floored:
+                        v = maximum(v, t)
+                    put(y, i, v, past)
                     i += C
             else:
                 for _ in range(m):
-                    store_part(y, i, fma(load_part(x, i, k) - p, a, b), k)
+                    v = fma(load_part(x, i, k) - p, a, b)
+                    if floored:
+                        v = maximum(v, t)
+                    store_part(y, i, v, k)
                     i += C
 
 
 @inner
-def _forward(x, gamma, beta, eps, center, first, last, collect, B, rows, S, C, G, past, y, mean,
-             invstd, bad, block_mean, block_m2, size, W, room, sums):
+def _forward(x, gamma, beta, floor, floored, eps, center, first, last, collect, B, rows, S, C, G,
+             past, y, mean, invstd, bad, block_mean, block_m2, size, W, room, sums):
     """Statistics of the channels in blocks first … last, and y if those of the groups are known."""
-    hi, scale, shift = pointer(room), pointer(room[W:]), pointer(room[2 * W:])
+    table = pointer(room)
     s, q = pointer(sums), pointer(sums[W:])
     for u in range(first, last):
         n, b = u // B, u % B * rows
         m, at = min(rows, S - b), (n * S + b) * C
         if collect:
-            _statistics(x, at, m, C, W, hi, s, q, block_mean, block_m2, u * C)
+            _statistics(x, at, m, C, W, table, s, q, block_mean, block_m2, u * C)
             if B > 1:
                 continue
             _merge(block_mean, block_m2, n, B, rows, S, C, G, eps, center, mean, invstd, bad, size)
-        _constants(x, gamma, beta, mean, invstd, n, G, C, hi, scale, shift)
-        _normalize(x, at, m, C, hi, scale, shift, past, y)
+        constants(x, gamma, beta, floor, floored, mean, invstd, n, G, C, W, table)
+        _normalize(x, at, m, C, W, table, floored, past, y)
     keep(room)
     keep(sums)
 
 
 @inner
-def _forward_task(x, gamma, beta, eps, center, first, last, collect, B, rows, S, G, past, y, mean,
-                  invstd, bad, block_mean, block_m2):
+def _forward_task(x, gamma, beta, floor, eps, center, first, last, collect, B, rows, S, G, past, y,
+                  mean, invstd, bad, block_mean, block_m2):
     C = gamma.size
     W = (C + 31) // 16 * 16
-    _forward(pointer(x), pointer(gamma), pointer(beta), eps, center, first, last, collect, B, rows,
-             S, C, G, past, pointer(y), pointer(mean), pointer(invstd), pointer(bad),
-             pointer(block_mean), pointer(block_m2), x.itemsize, W, np.zeros(3 * W, x.dtype),
-             np.empty(2 * W))
+    _forward(pointer(x), pointer(gamma), pointer(beta), pointer(floor), floor.size > 0, eps, center,
+             first, last, collect, B, rows, S, C, G, past, pointer(y), pointer(mean),
+             pointer(invstd), pointer(bad), pointer(block_mean), pointer(block_m2), x.itemsize, W,
+             np.zeros(4 * W, x.dtype), np.empty(2 * W))
 
 
 @kernel
-def forward_pixels(x, gamma, beta, eps, center, per, B, rows, S, G, past, y, mean, invstd, bad):
+def forward_pixels(x, gamma, beta, floor, eps, center, per, B, rows, S, G, past, y, mean, invstd,
+                   bad):
     """y and the statistics of each sample's groups, x (N S, C), in blocks of so many rows, B of
     which are a sample and ``per`` of which a task; which groups float32 is not enough for. True if
     there are such."""
@@ -199,7 +212,7 @@ def forward_pixels(x, gamma, beta, eps, center, per, B, rows, S, G, past, y, mea
             u = np.int64(t)
             if phase == 1:                        # from what was read last
                 u = tasks - 1 - u
-            _forward_task(x, gamma, beta, eps, center, u * per, min(blocks, (u + 1) * per),
+            _forward_task(x, gamma, beta, floor, eps, center, u * per, min(blocks, (u + 1) * per),
                           phase == 0, B, rows, S, G, past, y, mean, invstd, bad, block_mean,
                           block_m2)
         if phase == 0 and B > 1:
@@ -208,134 +221,4 @@ def forward_pixels(x, gamma, beta, eps, center, per, B, rows, S, G, past, y, mea
                        pointer(mean), pointer(invstd), pointer(bad), x.itemsize)
     keep(block_mean)
     keep(block_m2)
-    return bad.sum() > 0
-
-
-@inner
-def _products(x, dy, at, rows, C, hi, sums, products):
-    """Adds Σ dy and Σ dy (x − hi) of each column."""
-    L, zero = lanes(x), fill(x, 0)
-    for start in range(at, at + rows * C, RUN * C):
-        m = min(RUN, (at + rows * C - start) // C)
-        for j in range(0, C, L):
-            k, i, p = min(L, C - j), start + j, load(hi, j)
-            a = b = q = r = zero
-            for _ in range(m // 2):
-                prefetch(x, i + RUN * C)
-                prefetch(x, i + RUN * C + C)
-                prefetch(dy, i + RUN * C)
-                prefetch(dy, i + RUN * C + C)
-                d, e = load_part(dy, i, k), load_part(dy, i + C, k)
-                a, q = a + d, fma(d, load_part(x, i, k) - p, q)
-                b, r = b + e, fma(e, load_part(x, i + C, k) - p, r)
-                i += 2 * C
-            if m % 2:
-                d = load_part(dy, i, k)
-                a, q = a + d, fma(d, load_part(x, i, k) - p, q)
-            _add(sums, j, a + b)
-            _add(products, j, q + r)
-
-
-@inner
-def _sums(x, dy, mean, invstd, n, at, rows, C, G, W, hi, sums, products, sum_p, sum_dy, to):
-    """Σ dy x̂ and Σ dy of each column."""
-    D = C // G
-    for c in range(W):
-        sums[c] = products[c] = 0.0
-    _products(x, dy, at, rows, C, hi, sums, products)
-    for g in range(G):
-        s, lo = invstd[n * G + g], low_word(hi[g * D], mean[n * G + g])
-        for c in range(g * D, (g + 1) * D):
-            sum_dy[to + c], sum_p[to + c] = sums[c], (products[c] - lo * sums[c]) * s
-
-
-@inner
-def _all_slopes(x, gamma, mean, invstd, n, B, C, G, inverse, center, sum_p, sum_dy, bad, size, hi,
-                W, table, inverse_gamma):
-    """Lines of W constants: pivot, scale, slope and rest of each column."""
-    D = C // G
-    for g in range(G):
-        a = q = 0.0
-        for b in range(n * B, (n + 1) * B):
-            for c in range(g * D, (g + 1) * D):
-                a += gamma[c] * sum_dy[b * C + c]
-                q += gamma[c] * sum_p[b * C + c]
-        s, lo = invstd[n * G + g], low_word(hi[g * D], mean[n * G + g])
-        bad[n * G + g] = unfit_gradients(size, a, q, s)
-        a, q = a * inverse if center else 0.0, q * inverse
-        for c in range(g * D, (g + 1) * D):
-            pivot, scale, slope, rest = slopes(x, np.float64(gamma[c]), inverse_gamma[c], s, lo,
-                                               a, q)
-            table[c], table[W + c] = number(x, pivot), number(x, scale)
-            table[2 * W + c], table[3 * W + c] = number(x, slope), number(x, rest)
-
-
-@inner
-def _slope(x, dy, at, rows, C, hi, W, table, past, dx):
-    """dx = (dy − pivot) scale + (x − hi) slope + rest."""
-    L = lanes(x)
-    for start in range(at, at + rows * C, RUN * C):
-        m = min(RUN, (at + rows * C - start) // C)
-        for j in range(0, C, L):
-            k, i, h, p = C - j, start + j, load(hi, j), load(table, j)
-            a, b, e = load(table, W + j), load(table, 2 * W + j), load(table, 3 * W + j)
-            if k >= L:
-                for _ in range(m):
-                    put(dx, i, fma(load(dy, i) - p, a, fma(load(x, i) - h, b, e)), past)
-                    i += C
-            else:
-                for _ in range(m):
-                    d = fma(load_part(x, i, k) - h, b, e)
-                    store_part(dx, i, fma(load_part(dy, i, k) - p, a, d), k)
-                    i += C
-
-
-@inner
-def _backward(x, dy, gamma, mean, invstd, center, first, last, collect, B, rows, S, C, G, past, dx,
-              sum_p, sum_dy, bad, size, W, room, sums):
-    """Sums of the channels in blocks first … last, and dx if those of the groups are known."""
-    hi, table, s, q = pointer(room), pointer(room[W:]), pointer(sums), pointer(sums[W:])
-    D, inverse = C // G, pointer(sums[2 * W:])
-    inverses(gamma, C, inverse)
-    for u in range(first, last):
-        n, b = u // B, u % B * rows
-        m, at = min(rows, S - b), (n * S + b) * C
-        for g in range(G):
-            for c in range(g * D, (g + 1) * D):
-                hi[c] = number(x, mean[n * G + g])
-        if collect:
-            _sums(x, dy, mean, invstd, n, at, m, C, G, W, hi, s, q, sum_p, sum_dy, u * C)
-            if B > 1:
-                continue
-        _all_slopes(x, gamma, mean, invstd, n, B, C, G, 1.0 / (D * S), center, sum_p, sum_dy, bad,
-                    size, hi, W, table, inverse)
-        _slope(x, dy, at, m, C, hi, W, table, past, dx)
-    keep(room)
-    keep(sums)
-
-
-@inner
-def _backward_task(x, dy, gamma, mean, invstd, center, first, last, collect, B, rows, S, G, past,
-                   dx, sum_p, sum_dy, bad):
-    C = gamma.size
-    W = (C + 31) // 16 * 16
-    _backward(pointer(x), pointer(dy), pointer(gamma), pointer(mean), pointer(invstd), center,
-              first, last, collect, B, rows, S, C, G, past, pointer(dx), pointer(sum_p),
-              pointer(sum_dy), pointer(bad), x.itemsize, W, np.zeros(5 * W, x.dtype),
-              np.empty(3 * W))
-
-
-@kernel
-def backward_pixels(x, dy, gamma, mean, invstd, center, per, B, rows, S, G, past, dx, sum_p, sum_dy,
-                    bad):
-    """dx, and sums over the pixels of each block; as forward_pixels."""
-    blocks = mean.size // G * B
-    tasks = (blocks + per - 1) // per
-    for phase in range(2 if B > 1 else 1):
-        for t in prange(tasks):
-            u = np.int64(t)
-            if phase == 1:
-                u = tasks - 1 - u
-            _backward_task(x, dy, gamma, mean, invstd, center, u * per, min(blocks, (u + 1) * per),
-                           phase == 0, B, rows, S, G, past, dx, sum_p, sum_dy, bad)
     return bad.sum() > 0

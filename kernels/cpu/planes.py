@@ -4,22 +4,27 @@ constants of their own.
 Functions take pointers: an array that is handed to one is counted up and down, atomically, at every
 call. The mean's second word is below a standard deviation of any values that are not all equal, so
 that it may be part of the shift: y = (x − hi) scale + (shift − lo scale).
+
+With ``floored``, y is not below ``floor`` of its channel, and dy counts where it was above: the
+backward makes the values before the maximum again, to the bit.
 """
 
 import math
 
 import numpy as np
 
-from .columns import inner
+from .columns import inlined, inner
 from .jit import kernel, prange
 from .layer_norm import CHUNK, about, square, statistics, unfit
 from .simd import (
     fill,
     fma,
+    greater,
     keep,
     lanes,
     load,
     load_part,
+    maximum,
     number,
     pointer,
     prefetch,
@@ -27,13 +32,15 @@ from .simd import (
     splat,
     store_part,
     total,
+    where,
 )
 
-__all__ = ["backward_planes", "forward_planes", "inverses", "low_word", "slopes",
-           "unfit_gradients"]
+__all__ = ["above", "add_up_all", "backward_planes", "forward_planes", "inverses", "low_word",
+           "slopes", "unfit_gradients"]
 
 AHEAD = 1024
 SIDE, TOGETHER = 16, 1 << 12    # rows, and values of them, between two steps of the same row
+u = np.uintp                    # an index that is not negative
 
 
 @inner
@@ -57,21 +64,34 @@ def _moments(x, at, n, inverse):
 
 
 @inner
-def _normalize(x, gamma, beta, at, c, D, S, mean, invstd, past, y):
+def _line(x, scale, beta, lo):
+    """Slope and shift of y as a function of x − hi."""
+    return fill(x, scale), fill(x, beta - lo * scale)
+
+
+@inner
+def _normalize(x, gamma, beta, floor, floored, at, c, D, S, mean, invstd, past, y):
     L, hi, n = lanes(x), number(x, mean), S % lanes(x)
     lo, pivot = low_word(hi, mean), splat(hi)
     for k in range(c, c + D):
-        scale = gamma[k] * invstd
-        a, b, end = fill(x, scale), fill(x, beta[k] - lo * scale), at + S // L * L
+        a, b = _line(x, gamma[k] * invstd, beta[k], lo)
+        t, end = fill(x, floor[k] if floored else 0.0), at + S // L * L
         for i in range(at, end, L):
-            put(y, i, fma(load(x, i) - pivot, a, b), past)
+            v = fma(load(x, i) - pivot, a, b)
+            if floored:
+                v = maximum(v, t)
+            put(y, i, v, past)
         if n:
-            store_part(y, end, fma(load_part(x, end, n) - pivot, a, b), n)
+            v = fma(load_part(x, end, n) - pivot, a, b)
+            if floored:
+                v = maximum(v, t)
+            store_part(y, end, v, n)
         at += S
 
 
 @inner
-def _forward(x, gamma, beta, eps, center, first, last, G, D, S, past, y, mean, invstd, bad, size):
+def _forward(x, gamma, beta, floor, floored, eps, center, first, last, G, D, S, past, y, mean,
+             invstd, bad, size):
     """Statistics and y of rows."""
     n = D * S
     inverse, together = 1.0 / n, max(1, min(SIDE, TOGETHER // n))
@@ -86,19 +106,48 @@ def _forward(x, gamma, beta, eps, center, first, last, G, D, S, past, y, mean, i
             s = 1.0 / np.sqrt(v + eps)
             mean[r], invstd[r], bad[r] = m, s, unfit(size, v, s, eps)
         for r in range(start, end):
-            _normalize(x, gamma, beta, r * n, r % G * D, D, S, mean[r], invstd[r], past, y)
+            _normalize(x, gamma, beta, floor, floored, r * n, r % G * D, D, S, mean[r], invstd[r],
+                       past, y)
 
 
 @kernel
-def forward_planes(x, gamma, beta, eps, center, block, G, D, S, past, y, mean, invstd, bad):
+def forward_planes(x, gamma, beta, floor, eps, center, block, G, D, S, past, y, mean, invstd, bad):
     """y and the statistics of the rows of x, D planes of S values each; which of them float32 is
-    not enough for. True if there are such."""
+    not enough for. True if there are such. An empty floor is none."""
     for b in prange((mean.size + block - 1) // block):
         first = np.int64(b) * block
-        _forward(pointer(x), pointer(gamma), pointer(beta), eps, center, first,
-                 min(mean.size, first + block), G, D, S, past, pointer(y), pointer(mean),
-                 pointer(invstd), pointer(bad), x.itemsize)
+        _forward(pointer(x), pointer(gamma), pointer(beta), pointer(floor), floor.size > 0, eps,
+                 center, first, min(mean.size, first + block), G, D, S, past, pointer(y),
+                 pointer(mean), pointer(invstd), pointer(bad), x.itemsize)
     return bad.sum() > 0
+
+
+@inlined
+def above(d, x, a, b, t, zero):
+    """d where a x + b is above t."""
+    return where(greater(fma(x, a, b), t), d, zero)
+
+
+@inner
+def _floored_sums(x, dy, at, S, pivot, a, b, t):
+    """Σ dy and Σ dy (x − pivot) over one plane where y is above its floor, and Σ dy where not."""
+    L, p, zero, last = lanes(x), splat(pivot), fill(x, 0), at + S
+    sum_dy = sum_p = sum_rest = 0.0
+    while at < last:
+        s = q = r = zero
+        end = min(last, at + CHUNK * L)
+        while at < end:
+            n = min(L, end - at)
+            prefetch(x, at + AHEAD)
+            prefetch(dy, at + AHEAD)
+            d, e = load_part(dy, at, n), load_part(x, at, n) - p
+            g = above(d, e, a, b, t, zero)
+            s, q, r = s + g, fma(g, e, q), r + (d - g)
+            at += n
+        sum_dy += np.float64(total(s))
+        sum_p += np.float64(total(q))
+        sum_rest += np.float64(total(r))
+    return sum_dy, sum_p, sum_rest
 
 
 @inner
@@ -132,12 +181,19 @@ def _plane_sums(x, dy, at, S, pivot):
 
 
 @inner
-def _row_sums(x, dy, gamma, r, c, D, S, mean, invstd, sum_p, sum_dy):
-    """Σ dy x̂ and Σ dy of each plane of row r; the sums of both weighted by γ."""
+def _row_sums(x, dy, gamma, beta, floor, floored, r, c, D, S, mean, invstd, sum_p, sum_dy, rest):
+    """Σ dy x̂, Σ dy and the rest of dy of each plane of row r; the sums of the first two weighted by
+    γ."""
     hi, g, p = number(x, mean), 0.0, 0.0
     lo = low_word(hi, mean)
     for k in range(D):
-        a, q = _plane_sums(x, dy, (r * D + k) * S, S, hi)
+        at, a, q = (r * D + k) * S, 0.0, 0.0
+        if floored:
+            scale, shift = _line(x, gamma[c + k] * invstd, beta[c + k], lo)
+            a, q, rest[r * D + k] = _floored_sums(x, dy, at, S, hi, scale, shift,
+                                                  fill(x, floor[c + k]))
+        else:
+            a, q = _plane_sums(x, dy, at, S, hi)
         q = (q - lo * a) * invstd
         sum_p[r * D + k], sum_dy[r * D + k] = q, a
         g += gamma[c + k] * a
@@ -163,19 +219,27 @@ def slopes(x, gamma, inverse, invstd, lo, mean_g, mean_p):
 
 
 @inner
-def _row_slope(x, dy, gamma, inverse, r, c, D, S, mean, invstd, mean_g, mean_p, past, dx):
+def _row_slope(x, dy, gamma, beta, floor, floored, inverse, r, c, D, S, mean, invstd, mean_g,
+               mean_p, past, dx):
     L, hi, n, at = lanes(x), number(x, mean), S % lanes(x), r * D * S
-    lo, center = low_word(hi, mean), splat(hi)
+    lo, center, zero = low_word(hi, mean), splat(hi), fill(x, 0)
     for k in range(c, c + D):
         pivot, scale, slope, rest = slopes(x, np.float64(gamma[k]), inverse[k], invstd, lo, mean_g,
                                            mean_p)
         p, a, b, e = fill(x, pivot), fill(x, scale), fill(x, slope), fill(x, rest)
         end = at + S // L * L
+        v, w = _line(x, gamma[k] * invstd, beta[k], lo)
+        t = fill(x, floor[k] if floored else 0.0)
         for i in range(at, end, L):
-            put(dx, i, fma(load(dy, i) - p, a, fma(load(x, i) - center, b, e)), past)
+            g, d = load(dy, i), load(x, i) - center
+            if floored:
+                g = above(g, d, v, w, t, zero)
+            put(dx, i, fma(g - p, a, fma(d, b, e)), past)
         if n:
-            d = load_part(x, end, n) - center
-            store_part(dx, end, fma(load_part(dy, end, n) - p, a, fma(d, b, e)), n)
+            g, d = load_part(dy, end, n), load_part(x, end, n) - center
+            if floored:
+                g = above(g, d, v, w, t, zero)
+            store_part(dx, end, fma(g - p, a, fma(d, b, e)), n)
         at += S
 
 
@@ -187,40 +251,67 @@ def unfit_gradients(size, sum_g, sum_p, invstd):
 
 
 @inner
-def _backward(x, dy, gamma, mean, invstd, center, first, last, G, D, S, past, dx, sum_p, sum_dy,
-              bad, size, means, gamma_inverse):
+def _backward(x, dy, gamma, beta, floor, floored, mean, invstd, center, first, last, G, D, S, past,
+              dx, sum_p, sum_dy, rest, bad, size, means, gamma_inverse):
     """dx of rows, and Σ dy x̂ and Σ dy of their planes."""
     inverse, together = 1.0 / (D * S), max(1, min(SIDE, TOGETHER // (D * S)))
     for start in range(first, last, together):
         end = min(last, start + together)
         for r in range(start, end):
-            g, p = _row_sums(x, dy, gamma, r, r % G * D, D, S, mean[r], invstd[r], sum_p, sum_dy)
+            g, p = _row_sums(x, dy, gamma, beta, floor, floored, r, r % G * D, D, S, mean[r],
+                             invstd[r], sum_p, sum_dy, rest)
             bad[r] = unfit_gradients(size, g, p, invstd[r])
             means[r - start] = g * inverse if center else 0.0
             means[SIDE + r - start] = p * inverse
         for r in range(start, end):
-            _row_slope(x, dy, gamma, gamma_inverse, r, r % G * D, D, S, mean[r], invstd[r],
-                       means[r - start], means[SIDE + r - start], past, dx)
+            _row_slope(x, dy, gamma, beta, floor, floored, gamma_inverse, r, r % G * D, D, S,
+                       mean[r], invstd[r], means[r - start], means[SIDE + r - start], past, dx)
 
 
 @inner
-def _backward_task(x, dy, gamma, mean, invstd, center, first, last, G, D, S, past, dx, sum_p,
-                   sum_dy, bad):
+def _backward_task(x, dy, gamma, beta, floor, mean, invstd, center, first, last, G, D, S, past, dx,
+                   sum_p, sum_dy, rest, bad):
     means, inverse = np.empty(2 * SIDE), np.empty(gamma.size)
     inverses(pointer(gamma), gamma.size, pointer(inverse))
-    _backward(pointer(x), pointer(dy), pointer(gamma), pointer(mean), pointer(invstd), center,
-              first, last, G, D, S, past, pointer(dx), pointer(sum_p), pointer(sum_dy),
-              pointer(bad), x.itemsize, pointer(means), pointer(inverse))
+    _backward(pointer(x), pointer(dy), pointer(gamma), pointer(beta), pointer(floor),
+              floor.size > 0, pointer(mean), pointer(invstd), center, first, last, G, D, S, past,
+              pointer(dx), pointer(sum_p), pointer(sum_dy), pointer(rest), pointer(bad), x.itemsize,
+              pointer(means), pointer(inverse))
     keep(means)
     keep(inverse)
 
 
+@inner
+def add_up(parts, C, out):
+    """Rows of C values summed, in order."""
+    sums = np.zeros(C)
+    for at in range(0, parts.size, C):
+        for c in range(C):
+            sums[u(c)] += parts[u(at + c)]
+    for c in range(C):
+        out[u(c)] = sums[u(c)]
+
+
+@inner
+def add_up_all(sum_p, sum_dy, rest, sums):
+    """Lines of ``sums``: dγ, dβ and, if there is a third, what is left of dy."""
+    C = sums.shape[1]
+    add_up(sum_p, C, sums[0])
+    add_up(sum_dy, C, sums[1])
+    if sums.shape[0] > 2:
+        add_up(rest, C, sums[2])
+
+
 @kernel
-def backward_planes(x, dy, gamma, mean, invstd, center, block, G, D, S, past, dx, sum_p, sum_dy,
-                    bad):
-    """dx, and sums over planes; which rows float32 is not enough for. True if there are such."""
+def backward_planes(x, dy, gamma, beta, floor, mean, invstd, center, block, G, D, S, past, dx, bad,
+                    sums):
+    """dx, and dγ, dβ and, with a floor, what is left of dy, over N and S; which rows float32 is not
+    enough for. True if there are such."""
+    n = mean.size * D
+    sum_p, sum_dy, rest = np.empty(n), np.empty(n), np.empty(n if floor.size else 0)
     for b in prange((mean.size + block - 1) // block):
         first = np.int64(b) * block
-        _backward_task(x, dy, gamma, mean, invstd, center, first, min(mean.size, first + block), G,
-                       D, S, past, dx, sum_p, sum_dy, bad)
+        _backward_task(x, dy, gamma, beta, floor, mean, invstd, center, first,
+                       min(mean.size, first + block), G, D, S, past, dx, sum_p, sum_dy, rest, bad)
+    add_up_all(sum_p, sum_dy, rest, sums)
     return bad.sum() > 0

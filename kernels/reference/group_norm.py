@@ -29,8 +29,9 @@ def _as(x, values):
     return out
 
 
-def group_norm(x, gamma, beta, *, groups, eps, center=True):
-    """y = x̂ γ + β, mean, invstd = 1 / √(var + eps); without center, the mean counts as 0."""
+def group_norm(x, gamma, beta, *, groups, eps, center=True, floor=None):
+    """y = x̂ γ + β, mean, invstd = 1 / √(var + eps); without center, the mean counts as 0. With
+    floor (C,), max(y, floor)."""
     g = _grouped(x, groups)
     n = max(g.shape[2] * g.shape[3], 1)
     with np.errstate(all="ignore"):
@@ -40,18 +41,24 @@ def group_norm(x, gamma, beta, *, groups, eps, center=True):
         var = ((g - mean) ** 2).sum((2, 3), keepdims=True) / n
         invstd = 1 / np.sqrt(var + eps)
         y = (g - mean) * invstd * _gain(gamma, x, groups, 1.0) + _gain(beta, x, groups, 0.0)
+        y = y if floor is None else np.maximum(y, _gain(floor, x, groups, 0.0))
         return _as(x, y), mean[:, :, 0, 0], invstd[:, :, 0, 0]
 
 
-def group_norm_backward(dy, x, gamma, mean, invstd, *, groups, center=True):
+def group_norm_backward(dy, x, gamma, mean, invstd, *, groups, center=True, beta=None, floor=None):
     """dx = invstd (g − mean(g) − x̂ mean(g x̂)) with g = γ dy, no mean(g) without center;
-    dγ = Σ dy x̂ and dβ = Σ dy over N and S."""
+    dγ = Σ dy x̂ and dβ = Σ dy over N and S. With floor, dy counts where x̂ γ + β > floor, and what is
+    left of it is dfloor."""
     d, s = _grouped(dy, groups), invstd[:, :, None, None]
     n = max(d.shape[2] * d.shape[3], 1)
     with np.errstate(all="ignore"):
         xhat = (_grouped(x, groups) - mean[:, :, None, None]) * s
-        g = d * _gain(gamma, x, groups, 1.0)
+        gain, rest = _gain(gamma, x, groups, 1.0), ()
+        if floor is not None:
+            above = xhat * gain + _gain(beta, x, groups, 0.0) > _gain(floor, x, groups, 0.0)
+            d, rest = np.where(above, d, 0.0), (np.where(above, 0.0, d),)
+        g = d * gain
         a = g.sum((2, 3), keepdims=True) / n if center else 0.0
         b = (g * xhat).sum((2, 3), keepdims=True) / n
         dx = _as(x, (g - a - xhat * b) * s)
-        return dx, *((v.sum((0, 3)).reshape(-1).astype(x.dtype)) for v in (d * xhat, d))
+        return dx, *((v.sum((0, 3)).reshape(-1).astype(x.dtype)) for v in (d * xhat, d, *rest))

@@ -124,7 +124,8 @@ class BatchNorm(Normalization):
 
     def _usual(self, name: str) -> Any:
         """What the constructor takes where nothing is given."""
-        return inspect.signature(type(self)).parameters[name].default
+        kind = getattr(type(self), "_becomes", type(self))       # a lazy layer takes what that does
+        return inspect.signature(kind).parameters[name].default
 
     def _check_words(self) -> None:
         owner = type(self).__name__

@@ -76,34 +76,13 @@ class GhostBatchNorm(BatchNorm):
                   mask: Any) -> tuple[Tensor, Moments]:
         if mask is not None:
             raise ValueError("GhostBatchNorm: expected no mask")
-        whole = len(x) - len(x) % self.ghost_size
-        parts = [x] if whole in (0, len(x)) else [x[:whole], x[whole:]]
-        made = [_ghosts(part, self.ghost_size, self.weight, self.bias, self.eps) for part in parts]
-        y = made[0][0] if len(made) == 1 else ops.cat([y for y, _ in made])
-        first, *others = (found for _, found in made)
-        found = first.merge(*others)
+        y, each = ops.ghost_batch_norm(x, self.ghost_size, self.weight, self.bias, self.eps)
+        found = each.over(0)
         return (finish(y, residual, activation),
                 found if self.workers is None else self.workers.merge(found))
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, ghost_size={self.ghost_size}"
-
-
-def _ghosts(x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None,
-            eps: float) -> tuple[Tensor, Moments]:
-    """Every ghost's channels side by side as channels of one batch of ``size``: one call."""
-    N, C, *S = x.shape
-    ghosts = N // size
-    if ghosts <= 1:
-        return ops.batch_norm(x, None, None, weight, bias, True, eps=eps, return_moments=True)
-    side = ops.transpose(ops.reshape(x, (ghosts, size, C, *S)), 0, 1)
-    gamma, beta = (None if p is None else ops.reshape(ops.broadcast_to(p, (ghosts, C)), (-1,))
-                   for p in (weight, bias))
-    y, found = ops.batch_norm(ops.reshape(side, (size, ghosts * C, *S)), None, None, gamma, beta,
-                              True, eps=eps, return_moments=True)
-    y = ops.transpose(ops.reshape(y, (size, ghosts, C, *S)), 0, 1)
-    each = Moments(*(a.reshape(ghosts, C) for a in found))
-    return ops.reshape(y, x.shape), each.over(0)
 
 
 class SplitBatchNorm(BatchNorm):

@@ -10,6 +10,7 @@ import numpy as np
 from nbgrad.autograd import Tensor, no_grad
 
 from . import hooks, state
+from .parameter import Uninitialized
 from .tree import MODULE, Tree
 
 __all__ = ["Module"]
@@ -84,6 +85,9 @@ class Module(Tree):
             raise TypeError("nn.Module.to only accepts floating point dtypes, "
                             f"but got desired dtype={dtype}")
         tensors: list[Tensor] = [*self.parameters(), *self.buffers()]
+        for t in [t for t in tensors if isinstance(t, Uninitialized)]:
+            vars(t)["lazy_dtype"] = dtype
+            tensors.remove(t)
         tensors += [t.grad for t in tensors if t.grad is not None]
         with no_grad():
             arrays = [t.detach().to(dtype=dtype if t.dtype.kind == "f" else None,

@@ -9,6 +9,8 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, bump
 
+from .parameter import Uninitialized
+
 if TYPE_CHECKING:
     from .module import Module
 
@@ -44,6 +46,10 @@ def load(module: Module, state_dict: Mapping[str, Any], strict: bool) -> Incompa
     optional = _optional(module)
     missing = [key for key in own if key not in state_dict and key not in optional]
     unexpected = [key for key in state_dict if key not in own]
+    drafts = [(m, m.draft(state_dict, f"{path}." if path else ""))
+              for path, m in module.named_modules() if hasattr(m, "draft")]
+    shapes = {id(t): vars(new)[name] for m, new in drafts if new is not None
+              for name, t in m._own("parameter", "buffer")}
     problems = []
     if strict and missing:
         problems.append(f"Missing key(s) in state_dict: {_quoted(missing)}. ")
@@ -52,12 +58,17 @@ def load(module: Module, state_dict: Mapping[str, Any], strict: bool) -> Incompa
     copies = []
     for key, t in own.items():
         if key in state_dict:
-            value, problem = _value(key, state_dict[key], t)
+            if isinstance(state_dict[key], Uninitialized) and isinstance(t, Uninitialized):
+                continue
+            value, problem = _value(key, state_dict[key], shapes.get(id(t), t))
             problems += [problem] if problem else []
             copies.append((t, value))
     if problems:
         raise RuntimeError(f"Error(s) in loading state_dict for {type(module).__name__}:\n\t"
                            + "\n\t".join(problems))
+    for lazy, new in drafts:
+        if new is not None:
+            lazy.become(new)
     for t, value in copies:
         np.copyto(t.data, value, casting="unsafe")
         bump(t)
@@ -66,6 +77,10 @@ def load(module: Module, state_dict: Mapping[str, Any], strict: bool) -> Incompa
 
 def _value(key: str, value: Any, t: Tensor) -> tuple[Any, str]:
     """The array to copy and "", or anything and what is wrong with it."""
+    if isinstance(value, Uninitialized) or isinstance(t, Uninitialized):
+        side = "checkpoint" if isinstance(value, Uninitialized) else "model"
+        return None, (f'"{key}" of the {side} belongs to a lazy layer that has seen no batch, and '
+                      "nothing says how large it is")
     if isinstance(value, Tensor):
         value = value.data
     elif not hasattr(value, "__array__"):

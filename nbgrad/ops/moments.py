@@ -55,12 +55,23 @@ class Moments:
         return merged
 
     def over(self, axis: int = 0) -> Moments:
-        """The groups along one axis merged into one, in the order of their index."""
-        if not self.count.shape[axis]:
-            return Moments(*(np.zeros(np.delete(a.shape, axis)) for a in self))
-        first, *others = (Moments(*(np.take(a, i, axis) for a in self))
-                          for i in range(self.count.shape[axis]))
-        return first.merge(*others)
+        """The groups along one axis merged into one."""
+        axis %= self.count.ndim
+        count, there = self.count.sum(axis), self.count > 0
+        with np.errstate(all="ignore"):
+            share = self.count / np.where(count > 0, count, 1.0)[_kept(axis)]
+            # about one of them: equal means give exactly that mean
+            pivot = np.where(there, self.mean, -np.inf).max(axis, initial=-np.inf)
+            pivot = np.where(np.isfinite(pivot), pivot, 0.0)
+            apart = np.where(there, self.mean - pivot[_kept(axis)], 0.0)
+            mean = np.where(count > 0, pivot + (apart * share).sum(axis), 0.0)
+            apart = np.where(there, self.mean - mean[_kept(axis)], 0.0)
+            return Moments(count, mean, (self.m2 + self.count * apart * apart).sum(axis))
+
+
+def _kept(axis: int) -> Any:
+    """Where a summed axis is put back."""
+    return (slice(None),) * axis + (None,)
 
 
 def _merged(a: Moments, b: Moments) -> Moments:

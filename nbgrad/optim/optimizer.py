@@ -200,6 +200,8 @@ def _check_parameter(p: Any) -> None:
         raise ValueError("can't optimize a non-leaf Tensor")
     if p.dtype.kind != "f":
         raise ValueError(f"can't optimize a Tensor of dtype {p.dtype}")
+    if hasattr(p, "materialize"):                # of a lazy layer: it is filled by the first batch
+        return
     if not p.data.flags.writeable:
         raise ValueError(f"can't optimize a Tensor of shape {p.shape} whose memory is read-only")
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Tensor
-from nbgrad.ops.elementwise import clamp, div, pow
+from nbgrad.autograd import Tensor, as_tensor
+from nbgrad.backend import kernels
+from nbgrad.ops.elementwise import clamp, div, maximum, pow
 from nbgrad.ops.indexing import pad
 from nbgrad.ops.reduce import norm
 from nbgrad.ops.shape import checked
 
 __all__ = ["local_response_norm", "normalize"]
+
+SAFE = 1e9                  # up to here no power that a usual α and β make leaves float32's range
 
 
 def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75,
@@ -33,13 +37,56 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
                          f"{x.ndim} dimensions)")
     if not isinstance(size, (int, np.integer)) or size < 1:
         raise ValueError(f"local_response_norm: size must be an int of at least 1, got {size!r}")
-    C, others = x.shape[1], (0, 0) * (x.ndim - 2)
-    before, behind = min(size // 2, C), min((size - 1) // 2, C)
-    squares = pad(x * x, (*others, before, behind))
-    total = squares[:, :C]
-    for i in range(1, before + behind + 1):
-        total = total + squares[:, i:i + C]
+    C = x.shape[1]
+    window = min(size // 2, C), min((size - 1) // 2, C)
+    if _largest(x) * math.sqrt(max(abs(alpha), 1.0)) > SAFE:
+        return _large_response(x, window, alpha / size, beta, k)
+    total = _over_window(x * x, window, C)
     return div(x, pow(total * (alpha / size) + k, beta))  # type: ignore[no-any-return]
+
+
+def _largest(x: Tensor) -> float:
+    """The largest finite |x|, or 0."""
+    k = kernels(x)
+    if not x.data.size:
+        return 0.0
+    top = float(k.max(k.abs(x.data), axes=tuple(range(x.ndim)), keepdims=False))
+    if math.isfinite(top):
+        return top
+    return float(np.abs(x.data).max(initial=0.0, where=np.isfinite(x.data)))
+
+
+def _slices(x: Any, window: tuple[int, int], C: int) -> list[Any]:
+    """The neighbours of each channel, one after the other."""
+    padded = pad(x, (0, 0) * (x.ndim - 2) + window)
+    return [padded[:, i:i + C] for i in range(window[0] + window[1] + 1)]
+
+
+def _over_window(x: Tensor, window: tuple[int, int], C: int) -> Tensor:
+    first, *others = _slices(x, window, C)
+    for other in others:
+        first = first + other
+    return first
+
+
+def _large_response(x: Tensor, window: tuple[int, int], alpha: float, beta: float,
+                    k: float) -> Tensor:
+    """The same with every window in units of its largest |x|, c, or of √k: squares stay below the
+    range's end. c is a constant for the gradient: y does not depend on it.
+
+    y = (x/c) c^(1 − 2β) / (k/c² + α/size Σ (x/c)²)^β
+    """
+    C, size = x.shape[1], abs(x.detach())
+    c = np.maximum.reduce([t.data for t in _slices(size, window, C)]).astype(np.float64)
+    c = np.maximum(np.where(np.isfinite(c), c, 0.0), math.sqrt(k) if k > 0 else 0.0)
+    c = np.where(c > 0, c, 1.0)
+    with np.errstate(all="ignore"):
+        rest, power = (as_tensor(a.astype(x.dtype)) for a in (k / (c * c), c ** (1 - 2 * beta)))
+    unit, total = as_tensor(c.astype(x.dtype)), rest
+    for t in _slices(x, window, C):
+        u = t / unit
+        total = total + u * u * alpha
+    return x / unit * power / pow(total, beta)  # type: ignore[no-any-return]
 
 
 def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -> Tensor:
@@ -52,4 +99,23 @@ def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
     """
     x = checked(input, "normalize")
-    return div(x, clamp(norm(x, p, dim, keepdim=True), min=eps))  # type: ignore[no-any-return]
+    length = norm(x, p, dim, keepdim=True)
+    if _in_range(length.data, p, eps):
+        return div(x, clamp(length, min=eps))  # type: ignore[no-any-return]
+    # in units of the largest |x|, on which y does not depend: a constant for the gradient
+    axes = tuple(range(x.ndim)) if dim is None else tuple(np.atleast_1d(dim))
+    top = np.abs(x.data).max(axes, keepdims=True, initial=0.0)
+    unit = as_tensor(np.where((top > 0) & np.isfinite(top), top, 1.0).astype(x.dtype))
+    u = x / unit
+    with np.errstate(all="ignore"):
+        least = as_tensor(np.asarray(np.float64(eps) / unit.data, x.dtype))
+    return div(u, maximum(norm(u, p, dim, keepdim=True), least))  # type: ignore[no-any-return]
+
+
+def _in_range(length: Any, p: Any, eps: float) -> bool:
+    """Whether no power has left the range of float32, or below, where it is not eps that counts."""
+    if p == math.inf or not length.size:
+        return True
+    far = 1e30 ** (1 / max(2.0 if p == "fro" else float(p), 1.0))
+    with np.errstate(all="ignore"):
+        return bool(np.all((length < far) & ((length > 1 / far) | (eps >= 1 / far))))

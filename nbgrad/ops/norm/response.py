@@ -11,8 +11,9 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, composition, op
 from nbgrad.backend import kernels
-from nbgrad.ops.activation import sigmoid
+from nbgrad.ops.activation import relu_backward, sigmoid
 from nbgrad.ops.elementwise import abs, rsqrt
+from nbgrad.ops.norm.batch import data
 from nbgrad.ops.norm.channels import (
     affine,
     at_least,
@@ -40,8 +41,43 @@ def _divided(x: Tensor, norm: Tensor, groups: int) -> Tensor:
 
 
 @op(name="filter_response_norm", method=False)
-def _response(x: Tensor, gamma: Tensor | None, beta: Tensor | None,
-              extra: Tensor | None = None, /, *, eps: float) -> Any:
+def _response(x: Tensor, gamma: Tensor | None, beta: Tensor | None, tau: Tensor | None, /, *,
+              eps: float) -> Any:
+    """y = max(γ x̂ + β, τ),  x̂ = x / r,  r² = mean of x² over S + ε, per sample and channel.
+
+    ∂x = γ/r (g − x̂ mean(g x̂)),   ∂γ = Σ g x̂,   ∂β = Σ g,   ∂τ = Σ (∂y − g);   g = ∂y where y > τ.
+    """
+    y, mean, invrms = kernels(x).group_norm(x.data, data(gamma), data(beta), eps=eps, center=False,
+                                            groups=max(x.shape[1], 1), floor=data(tau))
+    return y, lambda dy: (*filter_response_norm_backward(
+        dy, x, gamma, beta, tau, mean=mean, invrms=invrms, eps=eps), None)[:4]
+
+
+@op(method=False)
+def filter_response_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor | None,
+                                  tau: Tensor | None, /, mean: Any, invrms: Any, eps: float) -> Any:
+    """∂x, ∂γ, ∂β and, with τ, ∂τ of filter_response_norm."""
+    grads = kernels(dy).group_norm_backward(
+        dy.data, x.data, data(gamma), mean, invrms, groups=max(x.shape[1], 1), center=False,
+        beta=data(beta), floor=data(tau))
+
+    def again(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor | None,
+              tau: Tensor | None) -> Any:
+        space, others = tuple(range(2, x.ndim)), (0, *range(2, x.ndim))
+        inv = rsqrt(mean_of(x * x, space, True) + eps)
+        xhat, rest = x * inv, ()
+        if tau is not None:
+            above = relu_backward(dy, affine(xhat, gamma, beta) - per_channel(tau, x))
+            rest, dy = (sum(dy - above, others),), above
+        g = dy if gamma is None else dy * per_channel(gamma, x)
+        return (inv * (g - xhat * mean_of(g * xhat, space, True)), sum(dy * xhat, others),
+                sum(dy, others), *rest)
+    return grads, composition(again, dy, x, gamma, beta, tau)
+
+
+@op(name="filter_response_norm_eps", method=False)
+def _learned_response(x: Tensor, gamma: Tensor | None, beta: Tensor | None, extra: Tensor, /, *,
+                      eps: float) -> Any:
     """y = γ x̂ + β,  x̂ = x / r,  r² = mean of x² over S + ε + e, per sample and channel.
 
     ∂x = γ/r (∂y − x̂ mean(∂y x̂)),   ∂γ = Σ ∂y x̂,   ∂β = Σ ∂y,   ∂e = −γ/2 Σ ∂y x̂ / r².
@@ -50,26 +86,26 @@ def _response(x: Tensor, gamma: Tensor | None, beta: Tensor | None,
     mean, var = k.batch_norm_stats(flat)
     with np.errstate(all="ignore"):
         square = mean * mean + var + eps
-        invrms = 1 / np.sqrt(square if extra is None else square + _each(extra, x))
+        invrms = 1 / np.sqrt(square + _each(extra, x))
     y = k.batch_norm_elemt(flat, _each(gamma, x), _each(beta, x), np.zeros_like(mean), invrms)
-    return y.reshape(x.shape), lambda dy: filter_response_norm_backward(
+    return y.reshape(x.shape), lambda dy: filter_response_norm_eps_backward(
         dy, x, gamma, extra, invrms=invrms, eps=eps)
 
 
 @op(method=False)
-def filter_response_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None,
-                                  extra: Tensor | None, /, invrms: Any, eps: float) -> Any:
-    """∂x, ∂γ, ∂β and ∂e of filter_response_norm."""
+def filter_response_norm_eps_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, extra: Tensor, /,
+                                      invrms: Any, eps: float) -> Any:
+    """∂x, ∂γ, ∂β and ∂e of filter_response_norm_eps."""
     k, flat, d, zero = kernels(dy), _rows(x.data), _rows(dy.data), np.zeros_like(invrms)
     own, own_x = k.batch_norm_backward_reduce(d, flat, zero, invrms)
     dx = k.batch_norm_backward_elemt(d, flat, _each(gamma, x), zero, invrms, zero, own_x)
     de = own_x * invrms * invrms * -0.5
     sums = (own_x, own, de if gamma is None else de * _each(gamma, x))
 
-    def again(dy: Tensor, x: Tensor, gamma: Tensor | None, extra: Tensor | None) -> Any:
+    def again(dy: Tensor, x: Tensor, gamma: Tensor | None, extra: Tensor) -> Any:
         space, others = tuple(range(2, x.ndim)), (0, *range(2, x.ndim))
         square = mean_of(x * x, space, True) + eps
-        inv = rsqrt(square if extra is None else square + per_channel(extra, x))
+        inv = rsqrt(square + per_channel(extra, x))
         xhat, g = x * inv, dy if gamma is None else dy * per_channel(gamma, x)
         slope = g * xhat
         return (inv * (g - xhat * mean_of(slope, space, True)), sum(dy * xhat, others),
@@ -95,16 +131,17 @@ def filter_response_norm(input: Tensor, weight: Tensor | None = None, bias: Tens
     Singh & Krishnan 2020
 
     x: (N, C, *S)   γ ``weight``, β ``bias``, τ ``threshold``, ε_l ``learned_eps``: (C,); what is
-    None is left out. Nothing is subtracted: the mean stays. Keeps x, γ, 1/ν, and y before the
-    maximum.
+    None is left out. Nothing is subtracted: the mean stays. Keeps x, γ, 1/ν, with τ also β and τ;
+    with ε_l also y before the maximum.
 
     >>> import nbgrad
     >>> filter_response_norm(nbgrad.tensor([[[3.0, -3.0, 3.0]]]), eps=0.0).tolist()
     [[[1.0, -1.0, 1.0]]]
     """
     check_channels("filter_response_norm", input, weight, bias, threshold, learned_eps, least=3)
-    extra = None if learned_eps is None else abs(learned_eps)
-    y = _response(input, weight, bias, extra, eps=eps)
+    if learned_eps is None:
+        return _response(input, weight, bias, threshold, eps=eps)
+    y = _learned_response(input, weight, bias, abs(learned_eps), eps=eps)
     return y if threshold is None else at_least(y, per_channel(threshold, y))
 
 

@@ -12,7 +12,7 @@ from nbgrad.autograd import Tensor, as_tensor
 from nbgrad.ops.elementwise import sqrt, where
 from nbgrad.ops.norm.layer import layer_norm
 from nbgrad.ops.reduce import sum
-from nbgrad.ops.shape import _axis, reshape, transpose
+from nbgrad.ops.shape import _axis, permute, reshape
 
 __all__ = ["weight_norm", "weight_standardization"]
 
@@ -72,7 +72,11 @@ def weight_standardization(weight: Tensor, eps: float = 1e-5, dim: int = 0) -> T
                          f"got a weight of shape {weight.shape} and dim={dim}")
     if not eps >= 0:
         raise ValueError(f"weight_standardization: eps must not be negative, got {eps}")
-    w = transpose(weight, 0, dim) if dim else weight
+    # statistics do not depend on the order of the values: a row as it lies in memory is a view
+    strides = weight.data.strides
+    order = (dim, *sorted((i for i in range(weight.ndim) if i != dim), key=lambda i: -strides[i]))
+    there = order == tuple(range(weight.ndim))
+    w = weight if there else permute(weight, *order)
     flat = reshape(w, (w.shape[0], math.prod(w.shape[1:])))
     y = reshape(layer_norm(flat, flat.shape[1:], eps=eps), w.shape)
-    return transpose(y, 0, dim) if dim else y
+    return y if there else permute(y, *(order.index(i) for i in range(weight.ndim)))

@@ -1,0 +1,194 @@
+"""The backward pass of group normalization of channels-last memory; see pixels.py."""
+
+import numpy as np
+
+from .columns import inner
+from .jit import kernel, prange
+from .pixels import RUN, add, constants
+from .planes import above, add_up_all, inverses, low_word, slopes, unfit_gradients
+from .simd import (
+    fill,
+    fma,
+    keep,
+    lanes,
+    load,
+    load_part,
+    number,
+    pointer,
+    prefetch,
+    put,
+    store_part,
+)
+
+__all__ = ["backward_pixels"]
+
+
+@inner
+def _products(x, dy, at, rows, C, W, hi, sums):
+    """Adds Σ dy and Σ dy (x − hi) of each column to lines of W sums."""
+    L, zero = lanes(x), fill(x, 0)
+    for start in range(at, at + rows * C, RUN * C):
+        m = min(RUN, (at + rows * C - start) // C)
+        for j in range(0, C, L):
+            k, i, p = min(L, C - j), start + j, load(hi, j)
+            a = b = q = r = zero
+            for _ in range(m // 2):
+                prefetch(x, i + RUN * C)
+                prefetch(x, i + RUN * C + C)
+                prefetch(dy, i + RUN * C)
+                prefetch(dy, i + RUN * C + C)
+                d, e = load_part(dy, i, k), load_part(dy, i + C, k)
+                a, q = a + d, fma(d, load_part(x, i, k) - p, q)
+                b, r = b + e, fma(e, load_part(x, i + C, k) - p, r)
+                i += 2 * C
+            if m % 2:
+                d = load_part(dy, i, k)
+                a, q = a + d, fma(d, load_part(x, i, k) - p, q)
+            add(sums, j, a + b)
+            add(sums, W + j, q + r)
+
+
+@inner
+def _floored_products(x, dy, at, rows, C, W, table, sums):
+    """Adds Σ dy and Σ dy (x − hi) of each column where y is above its floor, and Σ dy where not,
+    to lines of W sums. ``table``: see constants."""
+    L, zero = lanes(x), fill(x, 0)
+    for start in range(at, at + rows * C, RUN * C):
+        m = min(RUN, (at + rows * C - start) // C)
+        for j in range(0, C, L):
+            k, i, p, a = min(L, C - j), start + j, load(table, j), load(table, W + j)
+            b, t = load(table, 2 * W + j), load(table, 3 * W + j)
+            s = q = r = zero
+            for _ in range(m):
+                prefetch(x, i + RUN * C)
+                prefetch(dy, i + RUN * C)
+                d, e = load_part(dy, i, k), load_part(x, i, k) - p
+                g = above(d, e, a, b, t, zero)
+                s, q, r = s + g, fma(g, e, q), r + (d - g)
+                i += C
+            add(sums, j, s)
+            add(sums, W + j, q)
+            add(sums, 2 * W + j, r)
+
+
+@inner
+def _sums(x, dy, mean, invstd, n, at, rows, C, G, W, table, floored, sums, sum_p, sum_dy, rest, to):
+    """Σ dy x̂, Σ dy and the rest of dy of each column."""
+    D = C // G
+    for c in range(3 * W):
+        sums[c] = 0.0
+    if floored:
+        _floored_products(x, dy, at, rows, C, W, table, sums)
+        for c in range(C):
+            rest[to + c] = sums[2 * W + c]
+    else:
+        _products(x, dy, at, rows, C, W, table, sums)
+    for g in range(G):
+        s, lo = invstd[n * G + g], low_word(table[g * D], mean[n * G + g])
+        for c in range(g * D, (g + 1) * D):
+            sum_dy[to + c], sum_p[to + c] = sums[c], (sums[W + c] - lo * sums[c]) * s
+
+
+@inner
+def _all_slopes(x, gamma, mean, invstd, n, B, C, G, inverse, center, sum_p, sum_dy, bad, size, W,
+                table, inverse_gamma):
+    """Lines 4 … 7 of W constants: pivot, scale, slope and rest of each column."""
+    D = C // G
+    for g in range(G):
+        a = q = 0.0
+        for b in range(n * B, (n + 1) * B):
+            for c in range(g * D, (g + 1) * D):
+                a += gamma[c] * sum_dy[b * C + c]
+                q += gamma[c] * sum_p[b * C + c]
+        s, lo = invstd[n * G + g], low_word(table[g * D], mean[n * G + g])
+        bad[n * G + g] = unfit_gradients(size, a, q, s)
+        a, q = a * inverse if center else 0.0, q * inverse
+        for c in range(g * D, (g + 1) * D):
+            pivot, scale, slope, rest = slopes(x, np.float64(gamma[c]), inverse_gamma[c], s, lo,
+                                               a, q)
+            table[4 * W + c], table[5 * W + c] = number(x, pivot), number(x, scale)
+            table[6 * W + c], table[7 * W + c] = number(x, slope), number(x, rest)
+
+
+@inner
+def _slope(x, dy, at, rows, C, W, table, floored, past, dx):
+    """dx = (dy − pivot) scale + (x − hi) slope + rest."""
+    L, zero = lanes(x), fill(x, 0)
+    for start in range(at, at + rows * C, RUN * C):
+        m = min(RUN, (at + rows * C - start) // C)
+        for j in range(0, C, L):
+            k, i, h, u = C - j, start + j, load(table, j), load(table, W + j)
+            v, t = load(table, 2 * W + j), load(table, 3 * W + j)
+            p, a = load(table, 4 * W + j), load(table, 5 * W + j)
+            b, e = load(table, 6 * W + j), load(table, 7 * W + j)
+            if k >= L:
+                for _ in range(m):
+                    g, d = load(dy, i), load(x, i) - h
+                    if floored:
+                        g = above(g, d, u, v, t, zero)
+                    put(dx, i, fma(g - p, a, fma(d, b, e)), past)
+                    i += C
+            else:
+                for _ in range(m):
+                    g, d = load_part(dy, i, k), load_part(x, i, k) - h
+                    if floored:
+                        g = above(g, d, u, v, t, zero)
+                    store_part(dx, i, fma(g - p, a, fma(d, b, e)), k)
+                    i += C
+
+
+@inner
+def _backward(x, dy, gamma, beta, floor, floored, mean, invstd, center, first, last, collect, B,
+              rows, S, C, G, past, dx, sum_p, sum_dy, rest, bad, size, W, room, sums):
+    """Sums of the channels in blocks first … last, and dx if those of the groups are known."""
+    table, s, inverse = pointer(room), pointer(sums), pointer(sums[3 * W:])
+    inverses(gamma, C, inverse)
+    for u in range(first, last):
+        n, b = u // B, u % B * rows
+        m, at = min(rows, S - b), (n * S + b) * C
+        if floored:
+            constants(x, gamma, beta, floor, floored, mean, invstd, n, G, C, W, table)
+        else:
+            for g in range(G):
+                for c in range(g * (C // G), (g + 1) * (C // G)):
+                    table[c] = number(x, mean[n * G + g])
+        if collect:
+            _sums(x, dy, mean, invstd, n, at, m, C, G, W, table, floored, s, sum_p, sum_dy, rest,
+                  u * C)
+            if B > 1:
+                continue
+        _all_slopes(x, gamma, mean, invstd, n, B, C, G, 1.0 / (C // G * S), center, sum_p, sum_dy,
+                    bad, size, W, table, inverse)
+        _slope(x, dy, at, m, C, W, table, floored, past, dx)
+    keep(room)
+    keep(sums)
+
+
+@inner
+def _backward_task(x, dy, gamma, beta, floor, mean, invstd, center, first, last, collect, B, rows,
+                   S, G, past, dx, sum_p, sum_dy, rest, bad):
+    C = gamma.size
+    W = (C + 31) // 16 * 16
+    _backward(pointer(x), pointer(dy), pointer(gamma), pointer(beta), pointer(floor),
+              floor.size > 0, pointer(mean), pointer(invstd), center, first, last, collect, B, rows,
+              S, C, G, past, pointer(dx), pointer(sum_p), pointer(sum_dy), pointer(rest),
+              pointer(bad), x.itemsize, W, np.zeros(8 * W, x.dtype), np.empty(4 * W))
+
+
+@kernel
+def backward_pixels(x, dy, gamma, beta, floor, mean, invstd, center, per, B, rows, S, G, past, dx,
+                    bad, sums):
+    """dx, and dγ, dβ and, with a floor, what is left of dy, over all pixels; as forward_pixels."""
+    blocks = mean.size // G * B
+    tasks, n = (blocks + per - 1) // per, blocks * gamma.size
+    sum_p, sum_dy, rest = np.empty(n), np.empty(n), np.empty(n if floor.size else 0)
+    for phase in range(2 if B > 1 else 1):
+        for t in prange(tasks):
+            u = np.int64(t)
+            if phase == 1:
+                u = tasks - 1 - u
+            _backward_task(x, dy, gamma, beta, floor, mean, invstd, center, u * per,
+                           min(blocks, (u + 1) * per), phase == 0, B, rows, S, G, past, dx, sum_p,
+                           sum_dy, rest, bad)
+    add_up_all(sum_p, sum_dy, rest, sums)
+    return bad.sum() > 0
