@@ -32,7 +32,7 @@ def build(case, how=""):
 
 def small():
     """A first operation."""
-    return torch.ones(2) + 1
+    return torch.ones(2).relu()
 
 
 def put(a, last=False):
