@@ -11,13 +11,14 @@ A weight that is not finite spreads to outputs by products with padding, which t
 and this has not: such weights are not for this way.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from .convkernel import FEW
 from .jit import device
-from .memory import empty
 from .padded import padded, zeros
-from .simd import VECTOR, after, fill, keep, lanes, load, load_part, pointer, store_part
+from .simd import VECTOR, after, keep, lanes, load, load_part, pointer, store_part
 from .tasks import share, tasks
 from .windows import aligned, cut, panel, spread
 
@@ -128,10 +129,9 @@ def _folded(run, x, weight, shift, taps, J, gap, s, pitch, block, bare, y):
           (x, weight, shift, taps, J, gap, s, pitch, block, bare, y))
 
 
-def _packed(weight, lanes):
+def _packed(weight, taps, panels, lanes):
     """weight (n_o, C, I, J) as (panels, I, C, two vectors): some of the J taps side by side."""
-    n_o, C, I, J = weight.shape
-    taps, panels, _ = _panels(J, n_o, lanes)
+    n_o, C, I, _ = weight.shape
     out = np.zeros((panels, I, C, 2 * lanes), weight.dtype)
     for p in range(panels):
         some = weight[..., p * taps:(p + 1) * taps].transpose(2, 1, 3, 0)
@@ -139,18 +139,27 @@ def _packed(weight, lanes):
     return out
 
 
+@lru_cache(256)
+def _plan(s, rows, columns, itemsize):
+    """Panels; places of a column's taps in the buffer, from one to the next tap of a row, from
+    pixel to pixel of the buffer; rows of a task, whether x is the buffer; operations."""
+    lanes = VECTOR // itemsize
+    pitch = spread(s.n_c, 1, itemsize)
+    bare = pitch == s.n_c and s.top <= 0 and (s.P - 1) * s.sh - s.top + s.high <= s.H
+    *panels, vectors = _panels(len(columns), s.n_o, lanes)
+    block, _ = cut(s._replace(Q=s.W, n_o=vectors * lanes), s.W * pitch * itemsize, 1,
+                   len(rows) * s.n_c, 2 * VECTOR)
+    taps = np.array([i * s.W * pitch for i in rows], np.int64)
+    work = 2 * s.N * s.P * s.W * vectors * lanes * len(rows) * s.n_c
+    return panels, (taps, len(columns), columns[1] - columns[0], s, pitch, block, bare), work
+
+
 def folded(x, weight, bias, rows, columns, s, y):
     """y by windows s, whose taps stand in ``rows`` × ``columns`` of it; weight (n_o, C, rows,
     columns)."""
     lanes = VECTOR // x.itemsize
+    panels, how, work = _plan(s, rows, columns, x.itemsize)
     shift = np.zeros(lanes, x.dtype)
     if bias is not None:
         shift[:s.n_o] = bias
-    pitch = spread(s.n_c, 1, x.itemsize)
-    bare = pitch == s.n_c and s.top <= 0 and (s.P - 1) * s.sh - s.top + s.high <= s.H
-    vectors = _panels(len(columns), s.n_o, lanes)[2]
-    block, _ = cut(s._replace(Q=s.W, n_o=vectors * lanes), s.W * pitch * x.itemsize, 1,
-                   len(rows) * s.n_c, 2 * VECTOR)
-    taps = np.array([i * s.W * pitch for i in rows], np.int64)
-    _folded(x, _packed(weight, lanes), shift, taps, len(columns), columns[1] - columns[0], s, pitch,
-            block, bare, y, work=2 * s.N * s.P * s.W * vectors * lanes * len(rows) * s.n_c)
+    _folded(x, _packed(weight, *panels, lanes), shift, *how, y, work=work)
