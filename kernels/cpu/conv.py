@@ -7,6 +7,10 @@ Depthwise convolutions are too thin for both and have loops of their own (depthw
 the gradient of the weights (conv_weight.py).
 """
 
+from functools import lru_cache
+from itertools import product
+from math import isfinite
+
 import numpy as np
 
 from ..shapes import Conv
@@ -23,22 +27,30 @@ from .winograd import Tiles
 __all__ = ["conv2d", "conv2d_input", "conv2d_weight"]
 
 
-def _few(weight, rows, columns, s):
-    """Whether so few outputs go by folded.py."""
-    return suits(s, (len(rows), len(columns)), weight.itemsize) and np.isfinite(weight).all()
+def _finite(weight):
+    """Whether all weights are (or their squares overflow)."""
+    flat = weight.ravel()
+    return isfinite(np.dot(flat, flat))
+
+
+@lru_cache(256)
+def _windows_of(g, itemsize):
+    """The windows of a convolution, rows and columns of its taps in them, and whether its outputs
+    are so few that they go by folded.py."""
+    rows, columns = tuple(range(0, g.I * g.dh, g.dh)), tuple(range(0, g.J * g.dw, g.dw))
+    s = Windows(g.N, g.H, g.W, g.P, g.Q, g.sh, g.sw, g.ph, g.pw, rows[-1] + 1, columns[-1] + 1,
+                g.G, g.C // g.G, g.O // g.G, g.P * g.Q * g.O, g.Q * g.O, g.O, 0)
+    return s, rows, columns, suits(s, (g.I, g.J), itemsize)
 
 
 def _forward(x, weight, bias, g, y):
     """y (N, P, Q, O), direct."""
-    rows, columns = range(0, g.I * g.dh, g.dh), range(0, g.J * g.dw, g.dw)
-    s = Windows(g.N, g.H, g.W, g.P, g.Q, g.sh, g.sw, g.ph, g.pw, rows[-1] + 1, columns[-1] + 1,
-                g.G, g.C // g.G, g.O // g.G, g.P * g.Q * g.O, g.Q * g.O, g.O, 0)
-    if _few(weight, rows, columns, s):
+    s, rows, columns, few = _windows_of(g, x.itemsize)
+    if few and _finite(weight):
         folded(x, weight, bias, rows, columns, s, y)
     else:
-        places = [(i, j) for i in rows for j in columns]
-        windows(x, packed(weight, range(len(places)), g.G), shifts(bias, g.G, s.n_o, x.dtype),
-                places, s, y)
+        windows(x, packed(weight, range(g.I * g.J), g.G), shifts(bias, g.G, s.n_o, x.dtype),
+                tuple(product(rows, columns)), s, y)
 
 
 def _dense(g):
@@ -92,40 +104,48 @@ def _meeting(h0, size, k, s, p, d):
     return -(-(size - h0) // s), taps
 
 
-def _phases(g):
-    """The windows of each of the stride² phases of dx's pixels, that meet different taps; the rows
-    and columns where these stand in the windows, by their numbers in the kernel."""
-    for h in range(min(g.sh, g.H)):
-        for w in range(min(g.sw, g.W)):
-            P, rows = _meeting(h, g.H, g.I, g.sh, g.ph, g.dh)
-            Q, columns = _meeting(w, g.W, g.J, g.sw, g.pw, g.dw)
-            if rows and columns:
-                top, left = -rows[0][1], -columns[0][1]
-                rows, columns = ({i: at + first for i, at in line}
-                                 for line, first in ((rows, top), (columns, left)))
-                yield Windows(g.N, g.P, g.Q, P, Q, 1, 1, top, left, max(rows.values()) + 1,
-                              max(columns.values()) + 1, g.G, g.O // g.G, g.C // g.G,
-                              g.H * g.W * g.C, g.sh * g.W * g.C, g.sw * g.C,
-                              (h * g.W + w) * g.C), rows, columns
+def _phase(g, h, w):
+    """The windows of the pixels h, h + sh, … and w, w + sw, … of dx; by their numbers in the
+    kernel, the rows and columns where the taps that they meet stand in the windows."""
+    P, rows = _meeting(h, g.H, g.I, g.sh, g.ph, g.dh)
+    Q, columns = _meeting(w, g.W, g.J, g.sw, g.pw, g.dw)
+    if not rows or not columns:
+        return None
+    top, left = -rows[0][1], -columns[0][1]
+    rows = {i: at + top for i, at in rows}
+    columns = {j: at + left for j, at in columns}
+    return Windows(g.N, g.P, g.Q, P, Q, 1, 1, top, left, max(rows.values()) + 1,
+                   max(columns.values()) + 1, g.G, g.O // g.G, g.C // g.G, g.H * g.W * g.C,
+                   g.sh * g.W * g.C, g.sw * g.C, (h * g.W + w) * g.C), rows, columns
+
+
+@lru_cache(256)
+def _phases(g, itemsize):
+    """stride² phases of dx's pixels, that meet different taps: those of which outputs are few, the
+    others, and whether there are pixels that meet none."""
+    every = [_phase(g, h, w) for h in range(min(g.sh, g.H)) for w in range(min(g.sw, g.W))]
+    few, direct = [], []
+    for s, rows, columns in filter(None, every):
+        if suits(s, (len(rows), len(columns)), itemsize):
+            few.append((s, list(rows), list(columns), tuple(rows.values()),
+                        tuple(columns.values())))
+        direct.append((s, tuple(i * g.J + j for i in rows for j in columns),
+                       tuple(product(rows.values(), columns.values()))))
+    return few, direct, None in every
 
 
 def _input(dy, weight, bias, g, dx):
     """dx (N, H, W, C), direct."""
-    phases, direct = list(_phases(g)), []
-    if len(phases) < min(g.sh, g.H) * min(g.sw, g.W):
+    few, direct, gaps = _phases(g, dy.itemsize)
+    if gaps:
         dx[...] = 0
-    for s, rows, columns in phases:
-        if _few(weight, rows, columns, s):
-            some = weight[:, :, list(rows)][..., list(columns)].swapaxes(0, 1)
-            folded(dy, some, bias, rows.values(), list(columns.values()), s, dx)
-        else:
-            direct.append((s, rows, columns))
-    taps = [[i * g.J + j for i in rows for j in columns] for _, rows, columns in direct]
-    if taps:
-        weight = packed(weight, [t for own in taps for t in own], g.G, True)
-        shift, t0 = shifts(bias, g.G, g.C // g.G, dy.dtype), 0
-    for (s, rows, columns), own in zip(direct, taps):
-        places = [(i, j) for i in rows.values() for j in columns.values()]
+    if len(few) == len(direct) and _finite(weight):
+        for s, i, j, rows, columns in few:
+            folded(dy, weight[:, :, i][..., j].swapaxes(0, 1), bias, rows, columns, s, dx)
+        return
+    weight = packed(weight, [t for _, own, _ in direct for t in own], g.G, True)
+    shift, t0 = shifts(bias, g.G, g.C // g.G, dy.dtype), 0
+    for s, own, places in direct:
         windows(dy, weight, shift, places, s, dx, t0)
         t0 += len(own)
 

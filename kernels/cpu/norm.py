@@ -140,7 +140,7 @@ def _run_forward(x, gamma, beta, residual, stats, eps=1.0, relu=False, running=N
     mean, var, momentum = (none, none, 0.0) if running is None else running
     if forward(_flat(x, axes), none if residual is None else _flat_as(residual, x, axes),
                _vector(gamma, dtype), _vector(beta, dtype), mean, var, momentum, eps, how, collect,
-               option, _flat(y, axes) if apply else y, *stats, work=2 * x.nbytes):
+               option, _flat(y, axes) if apply else y, *stats, work=3 * x.nbytes):
         y = _forward_apart(x, gamma, beta, residual, stats, eps, relu, collect, apply)
         _run_update(running, stats, x)
     return y

@@ -20,6 +20,7 @@ LINE = 1024                # columns of a tile
 FEW = 32                   # rows that several rows are made one for
 RUN = 256                  # values of a plane from which on it is a matrix of its own
 BLOCK_BYTES = 1 << 19      # of a large array that make one task
+SMALL_BYTES = 1 << 18      # one task: 10 us of a core
 SLAB_BYTES = 1 << 22       # what one task reads twice: two cores' share of a 16 MB cache and more
 
 
@@ -69,13 +70,15 @@ def _cut(N, C, S, pieces, length, together, inner, W, chunk, size, itemsize):
     """Tiles and blocks: whole tiles where they are small and there are enough of them."""
     slab = N * length * itemsize
     tiles = -(-C // together)
-    if size <= 1 << 20:
+    if size <= (1 << 20 if tiles > 1 else SMALL_BYTES):
         tile, rows = C if together == 1 else together, N
-    elif slab * together <= SLAB_BYTES and tiles >= min(16, size >> 19):
+    elif tiles > 1 and slab * together <= SLAB_BYTES and tiles >= min(16, size >> 19):
         tile, rows = max(together, min(BLOCK_BYTES // 2 // slab, -(-C // 16))), N
     else:
-        tile, rows = together, max(1, BLOCK_BYTES // (length * together * itemsize))
-        rows = rows if rows < chunk else rows // chunk * chunk
+        block = max(SMALL_BYTES // 4, min(BLOCK_BYTES, size // 8))
+        tile, rows = together, max(1, block // (length * together * itemsize))
+        blocks, unit = -(-N // rows), max(1, W // (together * S))     # segments of a row
+        rows = -(-N // (blocks + blocks % 2) // unit) * unit          # for two cores alike
     if together > 1:
         tile = together
     lanes = VECTOR // itemsize

@@ -52,17 +52,20 @@ def _taps(size, out, k, s, p, d):
 @inner
 def _max_window(x, at, C, g, h, i0, i1, w, j0, j1, y, indices, o):
     """The first maximum wins, unless a NaN comes. Only taps that lie inside are looked at."""
-    W = lanes(x)
-    first = (h + i0 * g.dh) * g.W + w + j0 * g.dw if i0 < i1 and j0 < j1 else -1
-    for c in range(0, C, W):
-        m = min(W, C - c)
+    L, some = lanes(x), i0 < i1 and j0 < j1
+    first = (h + i0 * g.dh) * g.W + w + j0 * g.dw if some else -1
+    for c in range(0, C, L):
+        m = min(L, C - c)
         best, index = fill(x, -np.inf), places(x, first)
-        for i in range(i0, i1):
-            for j in range(j0, j1):
-                here = (h + i * g.dh) * g.W + w + j * g.dw
-                v = load_part(x, at + here * C + c, m)
+        row, line = first, at + first * C + c
+        for _ in range(i0, i1 if some else i0):
+            here, k = row, line
+            for _ in range(j0, j1):
+                v = load_part(x, k, m)
                 take = (v > best) | (v != v)
                 best, index = where(take, v, best), where(take, places(x, here), index)
+                here, k = here + g.dw, k + g.dw * C
+            row, line = row + g.dh * g.W, line + g.dh * g.W * C
         store_part(y, o + c, best, m)
         store_places(indices, o + c, index, m)
 

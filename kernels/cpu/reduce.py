@@ -34,7 +34,7 @@ __all__ = ["max", "min", "prod", "sum"]
 
 SMALL = 1 << 13          # elements: up to here NumPy's float32 sums (2 us) are exact enough
 EXTREMES = 1 << 12       # elements: up to here its maxima take no longer than ours
-BLOCK = 1 << 16          # elements per partial sum: 256 KB of float32
+BLOCK = 1 << 15          # elements per partial sum: 128 KB of float32
 TASK = 1 << 14           # elements per task of short rows
 CHUNK = 32               # vectors of a row that are added up in its dtype, in four chains
 ROWS = 16                # rows that are

@@ -7,6 +7,7 @@ the gradient of the input: there a window is the taps that meet in one pixel, an
 pixels of dx fall into stride² phases, each with its own taps.
 """
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -133,14 +134,21 @@ def _square(x, size, at, ld, m, n, own):
                 own[r * L + j] = x[at + j * ld + r]
 
 
+@lru_cache(256)
+def _numbers(size, taps):
+    """Of each tap of the kernel its number in ``taps``, or −1."""
+    places = np.full(size, -1, np.int64)
+    places[list(taps)] = range(len(taps))
+    return places
+
+
 def packed(weight, taps, groups, transposed=False):
     """Panels (G, panels, T, K, W) of the weights (O, C/G, I, J): k over c and the panels over o, or
     the other way round; taps are indices into I · J."""
     weight = np.ascontiguousarray(weight)
     O, n_c, I, J = weight.shape
     n_o, size, W = O // groups, I * J, 2 * VECTOR // weight.itemsize
-    places = np.full(size, -1, np.int64)
-    places[taps] = range(len(taps))
+    places = _numbers(size, tuple(taps))
     n, K = (n_c, n_o) if transposed else (n_o, n_c)
     rows = (size, n_o, n_c * size, size) if transposed else (n_c * size, 1, 0, n_c * size)
     out = empty((groups, -(-n // W), len(taps), K, W), weight.dtype)
@@ -256,24 +264,32 @@ def spread(C, step, itemsize):
     return C + VECTOR // itemsize if C * step * itemsize % 2048 == 0 else C
 
 
-def windows(x, weight, shift, places, s, y, t0=0):
-    """y for taps t0 … of weight panels (G, panels, T, K, W); places are the taps' (i, j)."""
-    G, P, T, n_c, W = weight.shape
-    step, first, T = T * n_c * W, t0 * n_c * W, len(places)
-    C = G * n_c
-    pitch = spread(C, s.sw, x.itemsize)
+@lru_cache(256)
+def _plan(s, places, panels, itemsize):
+    """From pixel to pixel in the buffer, taps as places there and values that are contiguous from
+    each on; rows of a task and parts of the panels; whether x is the buffer."""
+    C, T, run = s.G * s.n_c, len(places), s.n_c
+    pitch = spread(C, s.sw, itemsize)
     bare = s.bare and pitch == C
     width = s.W if bare else (s.Q - 1) * s.sw + s.wide
-    taps, run = [(i * width + j) * pitch for i, j in places], n_c
-    if pitch == n_c and all(b - a == C for row in _lines(places, taps) for a, b in pairwise(row)):
+    taps = [(i * width + j) * pitch for i, j in places]
+    if pitch == run and all(b - a == C for row in _lines(places, taps) for a, b in pairwise(row)):
         taps = [row[0] for row in _lines(places, taps)]
         run *= T // len(taps)
-    block, parts = cut(s, width * pitch * x.itemsize, P, T * n_c, W * x.itemsize)
+    block, parts = cut(s, width * pitch * itemsize, panels, T * s.n_c, 2 * VECTOR)
+    return np.array(taps, np.int64), run, pitch, block, parts, bare
+
+
+def windows(x, weight, shift, places, s, y, t0=0):
+    """y for taps t0 … of weight panels (G, panels, T, K, W); places are the taps' (i, j)."""
+    _, P, T, n_c, W = weight.shape
+    step, first = T * n_c * W, t0 * n_c * W
+    taps, run, pitch, block, parts, bare = _plan(s, places, P, x.itemsize)
     # 32 → 64 channels of 112×112 pixels, 1×1: 4.7 ms through the caches, 2.6 past them
     past = (y.nbytes > PAST_BYTES and s.n_o * y.itemsize % VECTOR == 0
             and y.ctypes.data % VECTOR == 0)
-    _windows(x, weight.reshape(-1)[first:], step, shift, np.array(taps, np.int64), run, s, pitch,
-             block, parts, bare, past, y, work=2 * y.size * T * n_c)
+    _windows(x, weight.reshape(-1)[first:], step, shift, taps, run, s, pitch, block, parts, bare,
+             past, y, work=2 * y.size * len(places) * n_c)
 
 
 def _lines(places, taps):
