@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, composition, op
+from nbgrad.autograd import Tensor, as_tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.activation import relu_backward, sigmoid
 from nbgrad.ops.elementwise import abs, rsqrt
@@ -41,7 +41,7 @@ def _divided(x: Tensor, norm: Tensor, groups: int) -> Tensor:
 
 
 @op(name="filter_response_norm", method=False)
-def _response(x: Tensor, gamma: Tensor | None, beta: Tensor | None, tau: Tensor | None, /, *,
+def _response(x: Tensor, gamma: Tensor | None, beta: Tensor | None, tau: Tensor | None = None, /, *,
               eps: float) -> Any:
     """y = max(γ x̂ + β, τ),  x̂ = x / r,  r² = mean of x² over S + ε, per sample and channel.
 
@@ -132,13 +132,16 @@ def filter_response_norm(input: Tensor, weight: Tensor | None = None, bias: Tens
 
     x: (N, C, *S)   γ ``weight``, β ``bias``, τ ``threshold``, ε_l ``learned_eps``: (C,); what is
     None is left out. Nothing is subtracted: the mean stays. Keeps x, γ, 1/ν, with τ also β and τ;
-    with ε_l also y before the maximum.
+    with ε_l also y before the maximum. Raises ValueError for a negative ε.
 
     >>> import nbgrad
     >>> filter_response_norm(nbgrad.tensor([[[3.0, -3.0, 3.0]]]), eps=0.0).tolist()
     [[[1.0, -1.0, 1.0]]]
     """
     check_channels("filter_response_norm", input, weight, bias, threshold, learned_eps, least=3)
+    if not eps >= 0:
+        raise ValueError(f"filter_response_norm: eps must not be negative, got {eps}")
+    eps = float(eps)
     if learned_eps is None:
         return _response(input, weight, bias, threshold, eps=eps)
     y = _learned_response(input, weight, bias, abs(learned_eps), eps=eps)
@@ -157,8 +160,10 @@ def evonorm_b0(input: Tensor, weight: Tensor | None, bias: Tensor | None, v: Ten
     if v is None:
         return affine(divide_channels(input, std), weight, bias)
     C = input.shape[1]
-    own = _per_sample(channel_std(rows(input, C), eps=eps), input, C)
-    return affine(input / at_least(per_channel(v, input) * input + own, std), weight, bias)
+    own = _per_sample(channel_std(rows(input, C), eps=eps), input, C) / std
+    one = as_tensor(np.ones(std.shape, std.dtype))
+    x = divide_channels(input, std)                  # in units of s, v x does not overflow
+    return affine(x / at_least(per_channel(v, input) * x + own, one), weight, bias)
 
 
 def evonorm_s0(input: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
@@ -186,8 +191,19 @@ def global_response_norm(input: Tensor, weight: Tensor, bias: Tensor,
     x: (N, C, *S)   γ, β: (C,). The gradient of the norm of zeros is taken to be 0.
     """
     check_channels("global_response_norm", input, weight, bias, least=3)
+    if weight is None or bias is None:
+        raise TypeError("global_response_norm: expected weight and bias, got None")
     C, area = input.shape[1], max(math.prod(input.shape[2:]), 1)
+    if input.dtype == np.float32 and _large(input):  # ∂y of n is Σ γ x ∂y, which may be no float32
+        wide = (t.to(np.float64) for t in (input, weight, bias))
+        return global_response_norm(*wide, eps).to(np.float32)
     norm = _per_sample(channel_rms(rows(input, C)), input, C)    # ‖x‖ / √area ≤ the largest |x|
     middle = sum(norm / C, 1, True) + eps / math.sqrt(area)
-    # in this order no sum of the backward is larger than what comes of it
     return affine(input + input / middle * norm * per_channel(weight, input), None, bias)
+
+
+def _large(x: Tensor) -> bool:
+    """Whether some |x| is above 1e30 (or NaN, or infinite)."""
+    k = kernels(x)
+    return bool(x.data.size) and not k.max(k.abs(x.data), axes=tuple(range(x.ndim)),
+                                           keepdims=False) < 1e30
