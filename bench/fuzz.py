@@ -10,6 +10,7 @@ import argparse
 import csv
 import json
 import os
+import resource
 import subprocess
 import sys
 import warnings
@@ -28,6 +29,7 @@ __all__ = ["FUNCTIONS", "apart", "fuzz", "main", "page"]
 PAGE = measure.RESULTS.parent.parent / "docs" / "fuzzing.md"
 RESULTS = measure.RESULTS / "fuzz.csv"
 FIELDS = ["date", "versions", "bounds", "seed", "function", "results", "exceptions"]
+MEMORY = 8 << 30                     # that a run may take: arrays here have at most 3,125 elements
 DOCUMENTED = ValueError, TypeError, RuntimeError, IndexError
 DTYPES = (np.float32,) * 4 + (np.float64, np.int64, np.bool_)
 NUMBERS = (1e-5, 0.1, 0.0, -1.0, 1.0, float("nan"), float("inf"), 1, 2, -3, 10**9, None, "1", [])
@@ -239,6 +241,7 @@ def main(argv=None):
     parser.add_argument("--run", nargs=2, type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.run:
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))      # a MemoryError, not the end
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             print(json.dumps(fuzz(*args.run)))

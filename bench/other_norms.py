@@ -74,7 +74,7 @@ def _global_composed(x, gamma, beta, _):
 
 def _absolute(x, gamma, beta, _):
     xc, scale, _ = ops.lp_deviation(x, 1, EPS)
-    return _affine(ops.divide_channels(xc, scale), gamma, beta)
+    return ops.divide_channels(xc, scale, _channels(gamma), _channels(beta))
 
 
 def _absolute_composed(x, gamma, beta, _):
@@ -122,5 +122,5 @@ def build(put, composed, name, shape, layout):
             leaf.grad = None
         y = f(*leaves)
         y.backward(dy)
-        return y, *(leaf.grad for leaf in leaves)
+        return y, *(leaf.grad for leaf in leaves if leaf.grad is not None)
     return run

@@ -149,7 +149,7 @@ def fold(model: Module, *example: Tensor) -> Folded:
 def _folded(model: Module, example: tuple[Tensor, ...]) -> tuple[Module, float, dict[str, float]]:
     """The folded copy, its deviation on the example, and the largest γ/σ of each norm folded."""
     for name, module in _running(model):
-        _check(module, name or "the model")
+        (_check if isinstance(module, BatchNorm) else _check_other)(module, name or "the model")
     fused = copy.deepcopy(model)
     pairs = _observed(fused, example) if example else dict(_neighbours(fused))
     homes = {id(child): (parent, name) for parent in fused.modules()
@@ -180,13 +180,6 @@ def _is_affine(norm: Any) -> bool:
 
 def _check(norm: Any, name: str) -> None:
     """Raise ValueError unless norm multiplies and adds constants that are finite."""
-    if not isinstance(norm, BatchNorm):
-        if norm.training:
-            raise ValueError(f"fuse: {name} is in training mode; call model.eval() first")
-        if _is_affine(norm) and not all(np.isfinite(a).all() for a in _constants(norm)):
-            raise ValueError(f"fuse: {name} cannot normalize: its running statistics are not "
-                             "finite, or say that there is no spread")
-        return
     if norm.training and (norm.statistics == "running" or type(norm) in _BY_MODE):
         raise ValueError(f"fuse: {name} is in training mode; call model.eval() first")
     moves = norm.training and norm.statistics != "frozen"
@@ -203,6 +196,15 @@ def _check(norm: Any, name: str) -> None:
         raise ValueError(f"fuse: {name} cannot normalize channel {c}: running mean {mean[c]:g}, "
                          f"running var {var[c]:g}, eps {norm.eps:g}"
                          + (f", and {bad.size - 1} more channels" if bad.size > 1 else ""))
+
+
+def _check_other(norm: Any, name: str) -> None:
+    """The same for norms with statistics of another kind."""
+    if norm.training:
+        raise ValueError(f"fuse: {name} is in training mode; call model.eval() first")
+    if _is_affine(norm) and not all(np.isfinite(a).all() for a in _constants(norm)):
+        raise ValueError(f"fuse: {name} cannot normalize: its running statistics are not finite, "
+                         "or say that there is no spread")
 
 
 def _neighbours(model: Module) -> Iterator[tuple[Any, Any]]:
@@ -266,7 +268,7 @@ def _fold(layer: Any, norm: Any) -> float:
 
 def _constants(norm: Any) -> tuple[Any, Any]:
     """μ and 1/σ in float64."""
-    mean = norm.running_mean.data.astype(np.float64)
+    mean: Any = norm.running_mean.data.astype(np.float64)
     if type(norm) is MeanOnlyBatchNorm:
         return mean, np.ones_like(mean)
     with np.errstate(all="ignore"):
