@@ -194,7 +194,10 @@ def evonorm_s0(input: Tensor, groups: int, weight: Tensor | None = None, bias: T
     if not isinstance(groups, int) or groups < 1 or C % groups or groups > max(C, 1):
         raise ValueError(f"evonorm_s0: groups must divide the {C} channels, got {groups!r}")
     std = channel_std(rows(input, groups), eps=eps)
-    x = input if v is None else input * sigmoid(per_channel(v, input) * input)
+    x = input
+    if v is not None:
+        one = as_tensor(np.ones((1, C) + (1,) * (input.ndim - 2), input.dtype))
+        x = input * sigmoid(divide_channels(input, one, per_channel(v, input)))
     N, D = input.shape[0], C // groups
     each = reshape(broadcast_to(reshape(std, (N, groups, 1)), (N, groups, D)),
                    (N, C) + (1,) * (input.ndim - 2))
@@ -212,10 +215,11 @@ def global_response_norm(input: Tensor, weight: Tensor, bias: Tensor,
     if weight is None or bias is None:
         raise TypeError("global_response_norm: expected weight and bias, got None")
     C, area = input.shape[1], max(math.prod(input.shape[2:]), 1)
-    if input.dtype == np.float32 and _large(input):  # ∂y of n is Σ γ x ∂y, which may be no float32
+    norm = _per_sample(channel_rms(rows(input, C)), input, C)    # ‖x‖ / √area ≤ the largest |x|
+    top = norm.data.max(initial=0.0) * math.sqrt(area)
+    if input.dtype == np.float32 and not top < 1e30:     # ∂n is Σ γ x ∂y: it may be no float32
         x, gamma, beta = (t.to(np.float64) for t in (input, weight, bias))
         return global_response_norm(x, gamma, beta, eps).to(np.float32)
-    norm = _per_sample(channel_rms(rows(input, C)), input, C)    # ‖x‖ / √area ≤ the largest |x|
     middle = sum(norm / C, 1, True) + eps / math.sqrt(area)
     return _scaled(input, None, per_channel(weight, input) * (norm / middle) + 1.0,
                    per_channel(bias, input))
