@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 __all__ = ["ADAPTIVE", "AVG_POOL", "CONV", "ELEMENTWISE", "LOSS", "MATMUL", "MAX_POOL", "NORM",
            "BENCH_CONV", "BENCH_ELEMENTWISE", "BENCH_GROUP_NORM", "BENCH_LOSS", "BENCH_MATMUL",
-           "BENCH_NORM", "BENCH_POOL", "BENCH_ROW_NORM", "BENCH_SMALL_NORM", "Conv", "Pool"]
+           "BENCH_NORM", "BENCH_OTHER_NORM", "BENCH_POOL", "BENCH_ROW_NORM", "BENCH_SMALL_NORM",
+           "BENCH_WEIGHT", "Conv", "Pool"]
 
 
 class Conv(NamedTuple):
@@ -131,6 +132,8 @@ BENCH_NORM = [(128, 16, 32, 32), (128, 64, 32, 32), (32, 256, 28, 28), (8, 64, 1
 BENCH_GROUP_NORM = [((32, 64, 56, 56), 32), ((8, 256, 14, 14), 32), ((128, 64, 4, 4), 8),
                     ((64, 64, 8, 8), 64), ((2, 32, 128, 128), 32)]
 BENCH_ROW_NORM = [(4096, 768), (512, 4096), (64, 100)]          # layer and RMS norm
+# images, and a weight, for the norms that PyTorch does not have
+BENCH_OTHER_NORM, BENCH_WEIGHT = (32, 64, 28, 28), (256, 256, 3, 3)
 BENCH_SMALL_NORM = [(60, 100), (128, 128), (16, 16, 8, 8), (4, 64, 8, 8)]
 
 # (shape, axis)

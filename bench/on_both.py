@@ -7,7 +7,8 @@ from .data import normal, targets
 
 __all__ = ["OPS"]
 
-OPS = ("recorded_batch_norm", "recorded_cross_entropy", "optimizer_step", "training_step")
+OPS = ("recorded_batch_norm", "recorded_cross_entropy", "recorded_norm", "optimizer_step",
+       "training_step")
 
 
 def recorded_batch_norm(lib, put, network, shape):
@@ -23,6 +24,20 @@ def recorded_batch_norm(lib, put, network, shape):
         y = lib.nn.functional.batch_norm(x, None, None, gamma, beta, training=True)
         y.backward(dy)
         return y, x.grad, gamma.grad, beta.grad
+    return run
+
+
+def recorded_norm(lib, put, network, shape, f, settings):
+    """A norm without parameters recorded, and its gradient."""
+    x, dy = (lib.as_tensor(put(normal(shape, seed))) for seed in (0, 1))
+    x.requires_grad = True
+    call = getattr(lib.nn.functional, f)
+
+    def run():
+        x.grad = None
+        y = call(x, **settings)
+        y.backward(dy)
+        return y, x.grad
     return run
 
 

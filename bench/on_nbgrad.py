@@ -11,7 +11,7 @@ from nbgrad.kernels import cpu, reference
 import nbgrad
 from nbgrad import models
 
-from . import ceilings, ladder, on_both
+from . import ceilings, ladder, on_both, other_norms
 from .data import factors, normal
 
 __all__ = ["build", "set_num_threads"]
@@ -22,11 +22,13 @@ LOSS = {"ignore_index": -100, "label_smoothing": 0.0}
 
 
 def build(case, how=""):
-    """The call of a case; ``how`` is "", "one thread" or "reference"."""
+    """The call of a case; ``how`` is "", "one thread", "composed" or "reference"."""
     if case.op in ("copy", "fma"):
         return getattr(ceilings, case.op)(**case.settings)
     if case.op == "ladder":
         return ladder.build(how, **case.settings)
+    if case.op == "other_norm":
+        return other_norms.build(put, how == "composed", **case.settings)
     if case.op in on_both.OPS:
         return getattr(on_both, case.op)(nbgrad, put, network, **case.settings)
     return globals()[case.op](reference if how == "reference" else cpu, **case.settings)

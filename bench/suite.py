@@ -13,6 +13,7 @@ from . import cases, ladder
 __all__ = ["GROUPS", "MACHINE", "Case", "table"]
 
 OURS, TORCH, LAST, NUMPY = "nbgrad", "torch", "torch channels-last", "numpy"
+COMPOSED = "nbgrad composed"
 LAYOUTS = (OURS, TORCH, LAST)
 
 
@@ -98,6 +99,7 @@ def _norm(limit):
                 yield Case("norm", f"+ add + relu, both ways, {layout}", name,
                            "batch_norm_add_relu", both, sides, 22 * n, (12 + 17) * n)
     yield from _sample_norms(limit)
+    yield from _other_norms(limit)
     for whole in cases.BENCH_SMALL_NORM:
         shape = _cut(whole, limit)
         n = prod(shape)
@@ -125,6 +127,29 @@ def _sample_norms(limit):
                 yield Case("norm", f"{kind} {way} rows", _x(*whole), f"{kind}_norm_{way}",
                            {"shape": shape}, (OURS, TORCH), flops * prod(shape),
                            4 * moved * prod(shape))
+
+
+# {name: (settings, operations per element)}
+FUNCTIONS = {"local_response_norm": ({"size": 5}, 20), "normalize": ({}, 8)}
+BOTH = ("ghost", "filter response", "filter response, TLU", "weight standardization")
+ONCE = ("renorm", "EvoNorm B0", "EvoNorm S0", "global response", "absolute deviation")
+
+
+def _other_norms(limit):
+    """Both ways, recorded: against PyTorch what it has, the others against elementary ops. At least
+    x, y, dy, x again and dx are moved."""
+    for f, (settings, flops) in FUNCTIONS.items():
+        shape = _cut(cases.BENCH_OTHER_NORM, limit)
+        yield Case("norm", f"{f.replace('_', ' ')}, both ways", _x(*cases.BENCH_OTHER_NORM),
+                   "recorded_norm", {"shape": shape, "f": f, "settings": settings}, LAYOUTS,
+                   flops * prod(shape), 20 * prod(shape))
+    for name in BOTH + ONCE:
+        whole = cases.BENCH_WEIGHT if name.startswith("weight") else cases.BENCH_OTHER_NORM
+        shape = whole if limit is None else (16, 8, 2, 2)        # ghosts and groups want to divide
+        for layout in ("NCHW", "channels-last") if name in BOTH else ("NCHW",):
+            yield Case("norm", f"{name}, both ways", f"{_x(*whole)}, {layout}", "other_norm",
+                       {"name": name, "shape": shape, "layout": layout}, (OURS, COMPOSED),
+                       18 * prod(shape), 20 * prod(shape))
 
 
 # {op: (arrays read and written, operations per element, NumPy has it)}

@@ -467,3 +467,38 @@ def test_loaders_that_cannot_be_looked_at(healthy):
         bn_doctor(healthy, iter(loader()))
     with pytest.raises(ValueError, match="batches must be"):
         bn_doctor(healthy, loader(), batches=0)
+
+
+# ------------------------------------------------------------------- norms with other statistics
+
+OTHERS = [nn.LpBatchNorm, nn.MeanOnlyBatchNorm, nn.DecorrelatedBatchNorm,
+          lambda n: nn.InstanceNorm1d(n, affine=True, track_running_stats=True)]
+
+
+def other(kind, batches=0):
+    """A model of one such norm, after some batches in training mode; and a loader."""
+    model = nn.Sequential(nn.Unflatten(1, (4, 5)), kind(4), nn.Flatten(), nn.Linear(20, 2))
+    data = [(nbgrad.randn(16, 20) + 2, nbgrad.tensor(np.arange(16) % 2)) for _ in range(3)]
+    for i in range(batches):
+        model(data[i % 3][0])
+    return model, data
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_norms_that_are_healthy_are_named_in_a_note(kind):
+    report = bn_doctor(*other(kind, 60))
+    assert report.ok
+    assert [(f.code, f.layers) for f in report.findings] == [("other-statistics", ("1",))]
+    assert "no problem found" in str(report)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_is_wrong_with_other_norms(kind):
+    model, data = other(kind)
+    assert codes(bn_doctor(model, data)) == ["never-updated"]
+    model, data = other(kind, 60)
+    model.eval()[1].train()
+    assert codes(bn_doctor(model, data)) == ["left-in-training-mode"]
+    model.eval()
+    next(b for b in model[1].buffers() if b.dtype.kind == "f").data[...] = np.nan
+    assert codes(bn_doctor(model, data)) == ["non-finite-statistics"]

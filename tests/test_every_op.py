@@ -123,6 +123,9 @@ def of_response(dy, x, gamma=None, beta=None, tau=None):
                                                 invrms=1 / np.sqrt(square))
 
 
+FLOOR = as_tensor([0.3, -0.2, 0.1]), as_tensor([0.4, -0.5, 0.2])
+
+
 def of_learned_response(dy, x, gamma, extra):
     square = (x.data ** 2).mean(2) + 0.1 + extra.data
     return OPS["filter_response_norm_eps_backward"](dy, x, gamma, extra, eps=0.1,
@@ -284,12 +287,19 @@ SAMPLES = {
     "channel_std": [(op("channel_std", eps=0.1), (real(3, 2, 2),))],
     "channel_rms": [(op("channel_rms", eps=0.1), (real(3, 2, 2),))],
     "channel_dot": [(op("channel_dot"), (real(3, 2, 2), real(3, 2, 2)))],
-    "divide_channels": [(op("divide_channels"), (real(3, 2, 2), real(1, 2, 1, low=0.5, high=2)))],
+    "channel_size": [(op("channel_size"), (distinct(3, 2, 2),))],
+    "channel_sums": [(op("channel_sums"), (real(3, 2, 2), real(3, 2, 2),
+                                           real(1, 2, 1, low=0.5, high=2)))],
+    "divide_channels": [
+        (op("divide_channels"), (real(3, 2, 2), real(1, 2, 1, low=0.5, high=2), real(1, 2, 1),
+                                 real(1, 2, 1))),
+        (op("divide_channels"), (real(3, 2, 2), real(1, 2, 1, low=0.5, high=2)))],
     "filter_response_norm": [
         (op("filter_response_norm", eps=0.1), (real(2, 3, 4), real(3), real(3), real(3))),
         (op("filter_response_norm", eps=0.1), (real(2, 3, 2, 2), real(3), real(3)))],
     "filter_response_norm_backward": [
-        (of_response, (real(2, 3, 4), real(2, 3, 4), real(3), real(3), real(3))),
+        (lambda dy, x, gamma: of_response(dy, x, gamma, *FLOOR),         # which move the mask only
+         (real(2, 3, 4), real(2, 3, 4), real(3))),
         (of_response, (real(2, 3, 4), real(2, 3, 4)))],
     "filter_response_norm_eps": [
         (op("filter_response_norm_eps", eps=0.1), (real(2, 3, 4), real(3), real(3),
@@ -567,8 +577,8 @@ MODULES = {
     "norm.batch": ["batch_norm", "batch_norm_add_relu", "batch_norm_backward",
                    "batch_norm_inference", "batch_norm_inference_relu",
                    "batch_norm_inference_backward"],
-    "norm.channels": ["center", "channel_std", "channel_rms", "channel_dot", "divide_channels",
-                      "at_least"],
+    "norm.channels": ["center", "channel_std", "channel_rms", "channel_dot", "channel_size",
+                      "channel_sums", "divide_channels", "at_least"],
     "norm.ghost": ["ghost_batch_norm", "ghost_batch_norm_backward"],
     "norm.response": ["filter_response_norm", "filter_response_norm_backward",
                       "filter_response_norm_eps", "filter_response_norm_eps_backward"],
@@ -603,7 +613,8 @@ def test_no_term_of_a_norms_composition_can_be_changed_unnoticed(name):
 def test_no_term_of_a_backward_kernel_can_be_changed_unnoticed(name):
     """The same for the reference kernels, which define what the compiled ones must return."""
     names = {"norm": MODULES["norm.batch"] + NORMS["layer"] + NORMS["rms"],
-             "group_norm": NORMS["group"], "loss": MODULES["loss"],
+             "group_norm": [*NORMS["group"], "filter_response_norm",
+                            "filter_response_norm_backward"], "loss": MODULES["loss"],
              "elementwise": [n for n in MODULES["activation"] if n.endswith("_backward")]}[name]
     module = importlib.import_module(f"nbgrad.kernels.reference.{name}")
     with backend.use("reference"):

@@ -3,7 +3,7 @@
 import pytest
 
 import nbgrad
-from bench import exactness, measure
+from bench import exact_others, exactness, measure
 
 # float64 at |μ| = 1e4 σ has lost 4 of 16 digits before a norm sees it, in x and in every sum
 ROUNDING = {"mean = 1e4 σ": 1e-9}
@@ -31,7 +31,23 @@ def test_float32_at_every_offset_and_scale(norm, layout):
         assert dgamma <= 1e-6, (offset, scale)
 
 
+@pytest.mark.parametrize("name", exact_others.OTHERS)
+def test_derivatives_of_the_others_to_order_3(name):
+    for case in exactness.CASES:
+        for order, error in exact_others.derivatives(name, case).items():
+            assert error < DIFFERENCES.get(case, 1e-6), (case, order)
+
+
+@pytest.mark.parametrize("name", exact_others.OTHERS)
+def test_the_others_in_float32_at_every_scale(name):
+    for layout in ("NCHW", "channels-last"):
+        for scale in exactness.SCALES:
+            y, dx = exact_others.single(name, scale, layout)
+            assert y <= 1e-6, (scale, layout)
+            assert dx <= 2e-6, (scale, layout)
+
+
 def test_the_page_says_what_the_results_say():
     rows = measure.read(exactness.RESULTS)
     assert exactness.PAGE.read_text(encoding="utf-8") == exactness.page(rows)
-    assert {row["norm"] for row in rows} == set(exactness.NORMS)
+    assert {row["norm"] for row in rows} == {*exactness.NORMS, *exact_others.OTHERS}

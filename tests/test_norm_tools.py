@@ -1,6 +1,7 @@
 """Working with batch norms: population statistics, adaptation, conversion, freezing, folding."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -158,7 +159,8 @@ def test_channels_of_which_nothing_is_counted_keep_theirs():
 
 
 @pytest.mark.parametrize("kind", [nn.EvoNormB0, nn.LpBatchNorm, nn.MeanOnlyBatchNorm,
-                                  nn.SwitchableNorm, nn.DecorrelatedBatchNorm])
+                                  nn.SwitchableNorm, nn.DecorrelatedBatchNorm,
+                                  partial(nn.InstanceNorm2d, track_running_stats=True)])
 def test_norms_with_other_statistics_are_not_passed_over(kind):
     model = nn.Sequential(nn.BatchNorm2d(2), nn.Sequential(kind(2)))
     before = {k: t.data.copy() for k, t in model.state_dict().items()}
@@ -431,6 +433,27 @@ def test_other_norms_are_converted_by_name():
         nn.convert_norm(model, "group", of=nn.LayerNorm)
 
 
+def test_every_split_starts_as_the_layer():
+    layer = nn.BatchNorm2d(3)
+    layer(nbgrad.randn(8, 3, 2, 2) * 3 + 1)
+    nn.init.uniform_(layer.weight)
+    split = nn.convert_norm(nn.Sequential(layer), "split", num_splits=3)[0]
+    for part in (split, *split.aux_bn):
+        for name, value in layer.state_dict().items():
+            np.testing.assert_array_equal(part.state_dict()[name].data, value.data)
+    x = nbgrad.randn(6, 3, 2, 2)
+    want = [layer(x[i:i + 2]).data for i in (0, 2, 4)]
+    np.testing.assert_allclose(split(x).data, np.concatenate(want), rtol=1e-6, atol=1e-6)
+
+
+def test_what_stays_in_place_changes_the_parts_of_a_split_too():
+    model, workers = nn.Sequential(nn.SplitBatchNorm(3)), nn.InProcess(1).rank(0)
+    nn.convert_norm(model, "sync", of=nn.SplitBatchNorm, workers=workers)
+    assert [layer.workers for layer in (model[0], *model[0].aux_bn)] == [workers] * 2
+    nn.convert_norm(model, "frozen", of=nn.SplitBatchNorm)
+    assert [layer.statistics for layer in (model[0], *model[0].aux_bn)] == ["frozen"] * 2
+
+
 @pytest.mark.parametrize("to", ["ghost", "split", "renorm", "noisy"])
 @pytest.mark.parametrize("settings", [
     {"eps": 0.5}, {"affine": False}, {"bias": False}, {"momentum": None}, {"like": "keras"},
@@ -626,12 +649,36 @@ def test_fold_says_what_it_left():
     hooked.register_forward_hook(lambda module, args, y: y * 2)
     model = nn.Sequential(nn.Conv2d(2, 4, 1), hooked, nn.Conv2d(4, 4, 1), Own(4),
                           nn.Conv2d(4, 4, 1), nn.SplitBatchNorm(4), nn.SplitBatchNorm(4),
-                          nn.Conv2d(4, 4, 1), nn.LpBatchNorm(4), nn.LayerNorm(6)).eval()
+                          nn.Conv2d(4, 4, 1), nn.EvoNormB0(4), nn.LayerNorm(6)).eval()
     want = values(model)
     folded = nbgrad.fold(model, nbgrad.tensor(X))
     assert folded.layers == ("5",)
     assert folded.left == ("1", "3", "6", "8")
     np.testing.assert_allclose(values(folded.model), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [
+    lambda: nn.LpBatchNorm(4, p=1), lambda: nn.LpBatchNorm(4, p=np.inf, affine=False),
+    lambda: nn.MeanOnlyBatchNorm(4), lambda: nn.InstanceNorm2d(4, track_running_stats=True),
+    lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True)])
+def test_norms_with_other_statistics_fold_where_they_are_affine(norm):
+    model, x = nn.Sequential(nn.Conv2d(2, 4, 3), norm(), nn.ReLU()), nbgrad.tensor(X)
+    for _ in range(5):
+        model(x)
+    with pytest.raises(ValueError, match="1 is in training mode"):
+        nbgrad.fold(model, x)
+    model.eval()
+    folded = nbgrad.fold(model, x)
+    assert (folded.layers, folded.left) == (("1",), ())
+    np.testing.assert_allclose(values(folded.model), values(model), rtol=1e-5, atol=1e-5)
+    next(model[1].buffers()).data[1] = np.nan
+    with pytest.raises(ValueError, match="1 cannot normalize"):
+        nbgrad.fold(model, x)
+
+
+def test_instance_norm_of_single_samples_is_not_folded():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.InstanceNorm2d(4)).eval()
+    assert nbgrad.fold(model, nbgrad.tensor(X))[3:] == ((), ())
 
 
 @pytest.mark.parametrize(("change", "said"), [

@@ -40,9 +40,11 @@ _crowded_until = 0.0
 
 
 def _source_key():
-    """Hash of every kernel source and of the compiler: Numba's own key misses edits in callees."""
+    """Hash of every kernel source and of the compiler: Numba's own key misses edits in callees, and
+    whether indices are checked."""
     root = Path(__file__).resolve().parent.parent
-    versions = f"{numba.__version__} {llvmlite.__version__} {sys.version_info[:2]}"
+    versions = (f"{numba.__version__} {llvmlite.__version__} {sys.version_info[:2]}"
+                f"{' checked' if config.BOUNDSCHECK else ''}")
     h = hashlib.sha256(versions.encode())
     for path in sorted(root.rglob("*.py")):
         h.update(path.read_bytes())

@@ -75,7 +75,7 @@ def _floored_products(x, dy, at, rows, C, W, table, sums):
 def _sums(x, dy, mean, invstd, n, at, rows, C, G, W, table, floored, sums, sum_p, sum_dy, rest, to):
     """Σ dy x̂, Σ dy and the rest of dy of each column."""
     D = C // G
-    for c in range(3 * W):
+    for c in range(3 * W if floored else 2 * W):
         sums[c] = 0.0
     if floored:
         _floored_products(x, dy, at, rows, C, W, table, sums)

@@ -227,9 +227,10 @@ def _row_slope(x, dy, gamma, beta, floor, floored, inverse, r, c, D, S, mean, in
         pivot, scale, slope, rest = slopes(x, np.float64(gamma[k]), inverse[k], invstd, lo, mean_g,
                                            mean_p)
         p, a, b, e = fill(x, pivot), fill(x, scale), fill(x, slope), fill(x, rest)
-        end = at + S // L * L
-        v, w = _line(x, gamma[k] * invstd, beta[k], lo)
-        t = fill(x, floor[k] if floored else 0.0)
+        end, v, w, t = at + S // L * L, zero, zero, zero
+        if floored:                              # else there is no β
+            v, w = _line(x, gamma[k] * invstd, beta[k], lo)
+            t = fill(x, floor[k])
         for i in range(at, end, L):
             g, d = load(dy, i), load(x, i) - center
             if floored:

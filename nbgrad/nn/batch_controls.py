@@ -10,7 +10,7 @@ import numpy as np
 
 from nbgrad import ops
 from nbgrad.autograd import Tensor, as_tensor
-from nbgrad.ops.norm.channels import affine
+from nbgrad.ops.norm.channels import affine, per_channel
 
 from .batch_norm import BatchNorm, there
 from .running import RunningNorm
@@ -56,7 +56,8 @@ class LpBatchNorm(RunningNorm):
         if not self.training:
             return self._infer(x, self.running_mean, self.running_scale.data)
         xc, scale, mean = ops.lp_deviation(x, self.p, self.eps, centered=self.centered)
-        y = affine(ops.divide_channels(xc, scale), self.weight, self.bias)
+        gains = (None if p is None else per_channel(p, x) for p in (self.weight, self.bias))
+        y = ops.divide_channels(xc, scale, *gains)
         self._move(x, running_mean=mean.data, running_scale=scale.data)
         return y
 

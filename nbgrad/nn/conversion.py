@@ -141,6 +141,8 @@ def _changed(model: Module, to: str, of: Any, options: dict[str, Any]) -> Module
         raise ValueError("convert_norm: 'sync' needs workers= (see nbgrad.ops.Workers; None ends "
                          "it)")
     layers = {name: m for name, m in model.named_modules() if isinstance(m, of)}
+    layers |= {f"{name}.aux_bn.{i}": aux for name, m in list(layers.items())
+               for i, aux in enumerate(getattr(m, "aux_bn", ()))}       # they are part of it
     for name, layer in layers.items():
         if not isinstance(layer, BatchNorm):
             raise ValueError(f"convert_norm: {to!r} changes batch norms, and {name or 'the model'} "
@@ -215,12 +217,20 @@ def _take_over(old: Any, new: Any) -> None:
     if have:
         new.to(have[0].dtype)
     values = {**dict(old.named_parameters()), **dict(old.named_buffers())}
+    _copy(values, new)
+    if hasattr(new, "aux_bn") and not hasattr(old, "aux_bn"):   # every split starts as the layer
+        for aux in new.aux_bn:
+            _copy(values, aux)
+    new.train(old.training)
+    if old._hooks is not None and old not in set(new.modules()):
+        vars(new)["_hooks"] = old._hooks
+
+
+def _copy(values: dict[str, Any], new: Any) -> None:
+    """What has the same name and shape."""
     for name, t in [*new.named_parameters(), *new.named_buffers()]:
         source = values.get(name)
         if source is not None and source.shape == t.shape:
             t.data[...] = source.data
             t.requires_grad_(source.requires_grad)
             bump(t)
-    new.train(old.training)
-    if old._hooks is not None and old not in set(new.modules()):
-        vars(new)["_hooks"] = old._hooks

@@ -14,7 +14,7 @@ import numpy as np
 from nbgrad.autograd import Tensor, no_grad
 
 from .activation import ReLU, Sigmoid, Tanh
-from .batch_controls import NoisyBatchNorm
+from .batch_controls import LpBatchNorm, MeanOnlyBatchNorm, NoisyBatchNorm
 from .batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .batch_variants import (
     BatchRenorm,
@@ -24,10 +24,11 @@ from .batch_variants import (
     SyncBatchNorm,
 )
 from .conv import Conv2d
+from .group_norm import InstanceNorm2d
 from .linear import Identity, Linear
 from .module import Module
 from .parameter import Parameter
-from .running import RunningNorm
+from .running import RunningNorm, is_tracked_instance_norm
 
 __all__ = ["Folded", "fold", "fuse"]             # what `import nbgrad` shows
 
@@ -37,6 +38,7 @@ _BY_MODE = (NoisyBatchNorm, SplitBatchNorm)      # in training something else, f
 # whose evaluation is γ (x − μ)/σ + β; classes derived from them may do anything
 _AFFINE = (*_NORMS, BatchNorm, BatchRenorm, FrozenBatchNorm, GhostBatchNorm, SyncBatchNorm,
            *_BY_MODE)
+_OTHERS = (LpBatchNorm, MeanOnlyBatchNorm)       # by other statistics
 
 
 def _plain(module: Any) -> bool:
@@ -84,9 +86,10 @@ def _step(modules: Sequence[Any], i: int, x: Any) -> tuple[int, Any]:
 
 
 def fuse(model: Module, *example: Tensor) -> Module:
-    """A copy of a model in evaluation mode, with each batch norm (of any kind of nbgrad.nn whose
-    evaluation is that) folded into the Conv2d or Linear that feeds it: w' = w γ/σ,
-    b' = (b − μ) γ/σ + β, in float64, rounded once.
+    """A copy of a model in evaluation mode, with each batch norm folded into the Conv2d or Linear
+    that feeds it: w' = w γ/σ, b' = (b − μ) γ/σ + β, in float64, rounded once. It may be of any kind
+    whose evaluation is γ (x − μ)/σ + β, as ℓp and mean-only batch norm and, behind a Conv2d, an
+    InstanceNorm2d that tracks are.
 
     Pairs are neighbours in a Sequential (a Linear's norm is taken to see (N, C)); with ``example``
     inputs, the model is run on them, and the pairs are those where a batch norm's input is the
@@ -146,8 +149,7 @@ def fold(model: Module, *example: Tensor) -> Folded:
 def _folded(model: Module, example: tuple[Tensor, ...]) -> tuple[Module, float, dict[str, float]]:
     """The folded copy, its deviation on the example, and the largest γ/σ of each norm folded."""
     for name, module in _running(model):
-        if isinstance(module, BatchNorm):
-            _check(module, name or "the model")
+        (_check if isinstance(module, BatchNorm) else _check_other)(module, name or "the model")
     fused = copy.deepcopy(model)
     pairs = _observed(fused, example) if example else dict(_neighbours(fused))
     homes = {id(child): (parent, name) for parent in fused.modules()
@@ -165,7 +167,15 @@ def _running(model: Module) -> Iterator[tuple[str, Any]]:
     unused = {m for split in model.modules() if isinstance(split, SplitBatchNorm)
               for m in split.aux_bn}
     return ((name, m) for name, m in model.named_modules()
-            if isinstance(m, (BatchNorm, RunningNorm)) and m not in unused)
+            if (isinstance(m, (BatchNorm, RunningNorm)) or is_tracked_instance_norm(m))
+            and m not in unused)
+
+
+def _is_affine(norm: Any) -> bool:
+    """Whether evaluation is γ (x − μ)/σ + β with constants."""
+    kind = type(norm)
+    return kind in _AFFINE or kind in _OTHERS or (
+        kind is InstanceNorm2d and is_tracked_instance_norm(norm))
 
 
 def _check(norm: Any, name: str) -> None:
@@ -188,6 +198,15 @@ def _check(norm: Any, name: str) -> None:
                          + (f", and {bad.size - 1} more channels" if bad.size > 1 else ""))
 
 
+def _check_other(norm: Any, name: str) -> None:
+    """The same for norms with statistics of another kind."""
+    if norm.training:
+        raise ValueError(f"fuse: {name} is in training mode; call model.eval() first")
+    if _is_affine(norm) and not all(np.isfinite(a).all() for a in _constants(norm)):
+        raise ValueError(f"fuse: {name} cannot normalize: its running statistics are not finite, "
+                         "or say that there is no spread")
+
+
 def _neighbours(model: Module) -> Iterator[tuple[Any, Any]]:
     from .container import Sequential
 
@@ -202,7 +221,9 @@ def _neighbours(model: Module) -> Iterator[tuple[Any, Any]]:
 
 def _foldable(layer: Any, norm: Any) -> bool:
     """Whether both are just what they are called, unwatched, and of one number of channels."""
-    if type(layer) not in (Conv2d, Linear) or type(norm) not in _AFFINE:
+    if type(layer) not in (Conv2d, Linear) or not _is_affine(norm):
+        return False
+    if type(layer) is Linear and type(norm) is InstanceNorm2d:
         return False
     return _plain(layer) and _plain(norm) and layer.weight.shape[0] == norm.num_features
 
@@ -216,7 +237,7 @@ def _observed(model: Module, example: tuple[Tensor, ...]) -> dict[Any, Any]:
 
     def watch(module: Any, args: Any, y: Any) -> None:
         calls[module] = calls.get(module, 0) + 1
-        if type(module) in _AFFINE and id(args[0]) in made:
+        if _is_affine(module) and id(args[0]) in made:
             pairs[module] = made[id(args[0])][0]
         elif type(module) is Conv2d or (type(module) is Linear and y.ndim == 2):
             made[id(y)] = module, y                 # y stays alive, so that its id stays its own
@@ -234,8 +255,7 @@ def _observed(model: Module, example: tuple[Tensor, ...]) -> dict[Any, Any]:
 
 def _fold(layer: Any, norm: Any) -> float:
     """norm into layer; the largest |γ|/σ."""
-    mean, var = (t.data.astype(np.float64) for t in (norm.running_mean, norm.running_var))
-    scale = 1 / np.sqrt(var + norm.eps)
+    mean, scale = _constants(norm)
     if norm.weight is not None:
         scale *= norm.weight.data
     w, dtype = layer.weight.data, layer.weight.dtype
@@ -244,6 +264,17 @@ def _fold(layer: Any, norm: Any) -> float:
     layer.weight = Parameter((w * scale.reshape(-1, *[1] * (w.ndim - 1))).astype(dtype))
     layer.bias = Parameter(shift.astype(dtype))
     return float(np.abs(scale).max(initial=0.0))
+
+
+def _constants(norm: Any) -> tuple[Any, Any]:
+    """μ and 1/σ in float64."""
+    mean: Any = norm.running_mean.data.astype(np.float64)
+    if type(norm) is MeanOnlyBatchNorm:
+        return mean, np.ones_like(mean)
+    with np.errstate(all="ignore"):
+        if type(norm) is LpBatchNorm:
+            return mean, 1 / norm.running_scale.data.astype(np.float64)
+        return mean, 1 / np.sqrt(norm.running_var.data.astype(np.float64) + norm.eps)
 
 
 def _compare(model: Module, fused: Module, example: tuple[Tensor, ...]) -> float:

@@ -21,11 +21,11 @@ __all__ = ["Lazy", "LazyBatchNorm1d", "LazyBatchNorm2d", "LazyBatchNorm3d", "Laz
            "LazyInstanceNorm1d", "LazyInstanceNorm2d", "LazyInstanceNorm3d", "LazyLinear"]
 
 
-class _UninitializedBuffer(Uninitialized, Tensor):
+class _UninitializedBuffer(Uninitialized, Tensor):  # type: ignore[override]  # none yet
     _then = Tensor
 
 
-class _UninitializedParameter(Uninitialized, Parameter):
+class _UninitializedParameter(Uninitialized, Parameter):  # type: ignore[override]
     _then = Parameter
 
 
@@ -83,7 +83,8 @@ class Lazy(Module):
 
     def _made(self, size: int) -> Module:
         args, settings = self._given
-        return self._becomes(size, *args, **settings)
+        made: Any = self._becomes
+        return made(size, *args, **settings)
 
     def draft(self, state_dict: Mapping[str, Any], prefix: str) -> Module | None:
         """The layer whose shapes a state dict has, or None if it says nothing of them."""
@@ -103,18 +104,18 @@ class Lazy(Module):
         del self._given
         self.__class__ = self._becomes  # type: ignore[assignment]
 
-    def forward(self, *args: Any, **settings: Any) -> Any:  # type: ignore[override]
+    def forward(self, *args: Any, **settings: Any) -> Any:
         self.initialize_parameters(*args[:1])
         return self.forward(*args, **settings)
 
 
 class _LazyNorm(Lazy):
     _sized = "num_features"
-    _ndims: tuple[int, ...]
 
     def _size(self, x: Tensor) -> int:
-        if x.ndim not in self._ndims:
-            expected = " or ".join(f"{n}D" for n in self._ndims)
+        ndims: tuple[int, ...] = vars(self._becomes)["_ndims"]
+        if x.ndim not in ndims:
+            expected = " or ".join(f"{n}D" for n in ndims)
             raise ValueError(f"expected {expected} input (got {x.ndim}D input)")
         return x.shape[1]
 

@@ -85,9 +85,9 @@ class Module(Tree):
             raise TypeError("nn.Module.to only accepts floating point dtypes, "
                             f"but got desired dtype={dtype}")
         tensors: list[Tensor] = [*self.parameters(), *self.buffers()]
-        for t in [t for t in tensors if isinstance(t, Uninitialized)]:
-            vars(t)["lazy_dtype"] = dtype
-            tensors.remove(t)
+        for lazy in [t for t in tensors if isinstance(t, Uninitialized)]:
+            vars(lazy)["lazy_dtype"] = dtype
+        tensors = [t for t in tensors if not isinstance(t, Uninitialized)]
         tensors += [t.grad for t in tensors if t.grad is not None]
         with no_grad():
             arrays = [t.detach().to(dtype=dtype if t.dtype.kind == "f" else None,

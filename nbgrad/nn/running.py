@@ -16,7 +16,15 @@ from . import init
 from .norm import Normalization, check_eps
 from .parameter import Parameter, check_sizes
 
-__all__ = ["ChannelNorm", "RunningNorm"]
+__all__ = ["ChannelNorm", "RunningNorm", "is_tracked_instance_norm"]
+
+
+def is_tracked_instance_norm(module: Any) -> bool:
+    """Whether it is an instance norm that evaluates by running statistics: the mean over samples of
+    what each of them has, which is not the batch's."""
+    from .group_norm import _InstanceNorm  # which is made of what is above
+
+    return isinstance(module, _InstanceNorm) and module.running_mean is not None
 
 
 class ChannelNorm(Normalization):

@@ -46,8 +46,9 @@ def load(module: Module, state_dict: Mapping[str, Any], strict: bool) -> Incompa
     optional = _optional(module)
     missing = [key for key in own if key not in state_dict and key not in optional]
     unexpected = [key for key in state_dict if key not in own]
-    drafts = [(m, m.draft(state_dict, f"{path}." if path else ""))
-              for path, m in module.named_modules() if hasattr(m, "draft")]
+    lazy: list[tuple[str, Any]] = [(f"{path}." if path else "", m)
+                                   for path, m in module.named_modules() if hasattr(m, "draft")]
+    drafts = [(m, m.draft(state_dict, prefix)) for prefix, m in lazy]
     shapes = {id(t): vars(new)[name] for m, new in drafts if new is not None
               for name, t in m._own("parameter", "buffer")}
     problems = []
@@ -66,9 +67,9 @@ def load(module: Module, state_dict: Mapping[str, Any], strict: bool) -> Incompa
     if problems:
         raise RuntimeError(f"Error(s) in loading state_dict for {type(module).__name__}:\n\t"
                            + "\n\t".join(problems))
-    for lazy, new in drafts:
+    for m, new in drafts:
         if new is not None:
-            lazy.become(new)
+            m.become(new)
     for t, value in copies:
         np.copyto(t.data, value, casting="unsafe")
         bump(t)

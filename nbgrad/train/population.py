@@ -11,7 +11,7 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, bump, no_grad
 from nbgrad.nn import Module
-from nbgrad.nn.running import RunningNorm
+from nbgrad.nn.running import RunningNorm, is_tracked_instance_norm
 from nbgrad.ops import Generator, Moments, moments
 from nbgrad.ops.random import default_generator
 from nbgrad.train.metrics import batch_norm_layers
@@ -44,8 +44,9 @@ def update_bn(model: Module, loader: Iterable[Any], *, exact: bool = True,
     are those of all. On Ctrl-C or an error the model is as it was.
 
     Raises ValueError for an empty loader or an iterator, for a layer that runs twice in one forward
-    pass or keeps no running statistics, and for norms with others than mean and variance (such as
-    LpBatchNorm); FloatingPointError where on_nonfinite is "raise".
+    pass or keeps no running statistics, and for norms with others than the batch's mean and
+    variance (LpBatchNorm, instance norm that tracks, …); FloatingPointError where on_nonfinite is
+    "raise".
 
     >>> from nbgrad import nn
     >>> model = nn.Sequential(nn.BatchNorm1d(1))
@@ -154,7 +155,8 @@ def using(words: Mapping[Any, str]) -> Iterator[None]:
 
 def _refuse_others(model: Module) -> None:
     """Statistics that are no mean and variance of the input are not found, and not passed over."""
-    names = [name or "model" for name, m in model.named_modules() if isinstance(m, RunningNorm)]
+    names = [name or "model" for name, m in model.named_modules()
+             if isinstance(m, RunningNorm) or is_tracked_instance_norm(m)]
     if names:
         raise ValueError("population statistics: expected batch norms, whose statistics are a mean "
                          f"and a variance; those of {', '.join(names)} cannot be found")

@@ -16,7 +16,9 @@ from nbgrad.ops.norm.channels import (
     center,
     channel_dot,
     channel_rms,
+    channel_size,
     channel_std,
+    channel_sums,
     divide_channels,
 )
 from nbgrad.ops.norm.ghost import ghost_batch_norm
@@ -36,9 +38,9 @@ from nbgrad.ops.norm.weight import weight_norm, weight_standardization
 from nbgrad.ops.norm.weighted import weighted_batch_norm
 from nbgrad.ops.norm.whitening import inverse_sqrt, whiten
 
-__all__ = ["at_least", "batch_norm", "center", "channel_dot", "channel_rms", "channel_std",
-           "divide_channels", "evonorm_b0", "evonorm_s0", "filter_response_norm",
-           "ghost_batch_norm", "global_response_norm", "group_norm", "instance_norm",
-           "inverse_sqrt", "layer_norm", "local_response_norm", "lp_deviation", "normalize",
-           "rms_norm", "switchable_norm", "weight_norm", "weight_standardization",
+__all__ = ["at_least", "batch_norm", "center", "channel_dot", "channel_rms", "channel_size",
+           "channel_std", "channel_sums", "divide_channels", "evonorm_b0", "evonorm_s0",
+           "filter_response_norm", "ghost_batch_norm", "global_response_norm", "group_norm",
+           "instance_norm", "inverse_sqrt", "layer_norm", "local_response_norm", "lp_deviation",
+           "normalize", "rms_norm", "switchable_norm", "weight_norm", "weight_standardization",
            "weighted_batch_norm", "whiten"]

@@ -126,7 +126,9 @@ def batch_norm_inference_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /
         mu, r = (_per_channel(Tensor(a.astype(x.dtype)), x) for a in (mean, invstd))
         return (dy * (r if gamma is None else r * _per_channel(gamma, x)),
                 sum(dy * ((x - mu) * r), axes), sum(dy, axes))
-    return (dx, dgamma.astype(x.dtype), dbeta.astype(x.dtype)), composition(again, dy, x, gamma)
+    with np.errstate(all="ignore"):
+        sums = dgamma.astype(x.dtype), dbeta.astype(x.dtype)
+    return (dx, *sums), composition(again, dy, x, gamma)
 
 
 def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,

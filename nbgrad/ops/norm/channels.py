@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import OPS, Tensor, as_tensor, op
+from nbgrad.autograd import OPS, Tensor, as_tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import neg, where
 from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import reshape
 
-__all__ = ["at_least", "center", "channel_dot", "channel_rms", "channel_std", "divide_channels"]
+__all__ = ["at_least", "center", "channel_dot", "channel_rms", "channel_size", "channel_std",
+           "channel_sums", "divide_channels"]
 
 relu_backward = OPS["relu_backward"]
 
@@ -60,14 +61,52 @@ def channel_dot(a: Tensor, b: Tensor, /) -> Any:
     return _kept(y, a), (lambda dy: dy * b, lambda dy: dy * a)
 
 
+@op(method=False)
+def divide_channels(x: Tensor, s: Tensor, gamma: Tensor | None = None,
+                    beta: Tensor | None = None, /) -> Any:
+    """y = γ x / s + β in one pass.   ∂x = γ ∂y / s,  ∂s = −γ ∂γ / s,  ∂γ = Σ ∂y x / s,  ∂β = Σ ∂y.
+    x: (N, C, *S)  s, γ, β: (1, C, 1, …)"""
+    inverse = _inverse(s)
+    y = kernels(x).batch_norm_elemt(x.data, _flat(gamma), _flat(beta), np.zeros_like(inverse),
+                                    inverse)
+
+    def vjp(dy: Tensor) -> tuple[Tensor | None, ...]:
+        total, product = channel_sums(dy, x, s)
+        slope = product if gamma is None else product * gamma
+        return (divide_channels(dy, s, gamma), neg(slope / s),
+                None if gamma is None else product, None if beta is None else total)
+    return y, vjp
+
+
+@op(method=False)
+def channel_sums(a: Tensor, b: Tensor, s: Tensor, /) -> Any:
+    """Σ a and Σ a b / s of a channel in one pass, summed in float64.
+    a, b: (N, C, *S)  s and the sums: (1, C, 1, …)"""
+    inverse = _inverse(s)
+    sums = kernels(a).batch_norm_backward_reduce(a.data, b.data, np.zeros_like(inverse), inverse)
+
+    def again(a: Tensor, b: Tensor, s: Tensor) -> tuple[Tensor, ...]:
+        axes = (0, *range(2, a.ndim))
+        return sum(a, axes, True), sum(a * (b / s), axes, True)
+    return tuple(_kept(v, a) for v in sums), composition(again, a, b, s)
+
+
 @op(method=False, saves_output=True)
-def divide_channels(x: Tensor, s: Tensor, /) -> Any:
-    """y = x / s in one pass.   ∂x = ∂y / s,   ∂s = −Σ ∂y y / s, summed in float64.
-    x: (N, C, *S)  s: (1, C, 1, …)"""
+def channel_size(x: Tensor, /) -> Any:
+    """y = mean |x| of a channel, summed in float64.   ∂x = ∂y sign(x) / m, m values per channel.
+    x: (N, C, *S)  y: (1, C, 1, …)"""
+    k = kernels(x)
+    mean, _ = k.batch_norm_stats(k.abs(x.data))
+    return _kept(mean, x), lambda dy, y: as_tensor(k.sign(x.data)) * (dy / _count(x))
+
+
+def _inverse(s: Tensor) -> Any:
     with np.errstate(all="ignore"):
-        inverse = 1 / s.data.reshape(-1).astype(np.float64)
-    y = kernels(x).batch_norm_elemt(x.data, None, None, np.zeros_like(inverse), inverse)
-    return y, (lambda dy, y: divide_channels(dy, s), lambda dy, y: neg(channel_dot(dy, y) / s))
+        return 1 / s.data.reshape(-1).astype(np.float64)
+
+
+def _flat(t: Tensor | None) -> Any:
+    return None if t is None else t.data.reshape(-1)
 
 
 @op(method=False)
@@ -96,7 +135,7 @@ def _kept(statistic: Any, x: Tensor) -> Any:
 def _slope(x: Tensor, dy: Tensor, y: Tensor) -> Any:
     """∂y x / (m y), 0 where y is: there, x is."""
     zero = y.data == 0
-    return divide_channels(x, where(zero, 1.0, y) if zero.any() else y) * (dy / _count(x))
+    return divide_channels(x, where(zero, 1.0, y) if zero.any() else y, dy / _count(x))
 
 
 def _count(x: Tensor) -> int:

@@ -17,7 +17,7 @@ __all__ = ["ghost_batch_norm"]
 
 
 @op(name="ghost_batch_norm", method=False)
-def _ghosts(x: Tensor, gamma: Tensor | None, beta: Tensor | None, /, *, size: int,
+def _ghosts(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, /, *, size: int,
             eps: float) -> Any:
     """y = γ x̂ + β;  x̂ = (x − μ) / √(σ² + ε), μ and σ² of each ``size`` samples for themselves.
 

@@ -99,7 +99,7 @@ def group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None,
     if shape[0] * (shape[1] // num_groups) * math.prod(shape[2:]) == 1:
         raise ValueError("Expected more than 1 value per channel when training, got input size "
                          f"{list(shape)}")
-    return _group_norm(input, weight, bias, groups=int(num_groups), eps=eps)  # type: ignore[no-any-return]
+    return _group_norm(input, weight, bias, groups=int(num_groups), eps=float(eps))  # type: ignore[no-any-return]
 
 
 def _check(name: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
@@ -155,7 +155,7 @@ def instance_norm(input: Tensor, running_mean: Tensor | None = None,
     if not input.data.size:
         running_mean = running_var = None
     return moving(_group_norm, (input, weight, bias), running_mean, running_var, momentum,  # type: ignore[no-any-return]
-                  groups=max(input.shape[1], 1), eps=eps)
+                  groups=max(input.shape[1], 1), eps=float(eps))
 
 
 def _check_running(x: Tensor, *running: Tensor | None) -> None:

@@ -83,4 +83,4 @@ def layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = Non
     input, shape = check_rows("layer_norm", input, normalized_shape, eps, weight=weight, bias=bias)
     if not math.prod(shape):
         return input * 1
-    return _layer_norm(input, weight, bias, dims=len(shape), eps=eps)  # type: ignore[no-any-return]
+    return _layer_norm(input, weight, bias, dims=len(shape), eps=float(eps))  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ import numpy as np
 from nbgrad.autograd import Tensor, as_tensor
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import abs, pow, square
-from nbgrad.ops.norm.channels import center, check_channels
+from nbgrad.ops.norm.channels import center, channel_size, check_channels
 from nbgrad.ops.reduce import amax, mean, sum
 
 __all__ = ["lp_deviation"]
@@ -45,11 +45,13 @@ def lp_deviation(input: Tensor, p: float = 2, eps: float = 1e-5, *,
         n = input.data.size // max(input.shape[1], 1)
         top = amax(abs(x), axes, True) if n else sum(x, axes, True)
         return xc, (top + math.sqrt(eps)) * (1 / _largest(max(n, 1))), mu
+    if p == 1:
+        return xc, (channel_size(x) + math.sqrt(eps)) * (1 / _moment(1)), mu
     # s is the same whatever x is measured in: powers of at most 1 neither over- nor underflow
     unit = _largest_of(x, axes, math.sqrt(eps))
     least = as_tensor(((math.sqrt(eps) / unit.astype(np.float64)) ** p).astype(x.dtype))
     total = mean(_power(x / as_tensor(unit), p), axes, True) + least
-    return xc, (total if p == 1 else pow(total, 1 / p)) * as_tensor(unit) * (1 / _moment(p)), mu
+    return xc, pow(total, 1 / p) * as_tensor(unit) * (1 / _moment(p)), mu
 
 
 def _largest_of(x: Tensor, axes: tuple[int, ...], least: float) -> Any:
@@ -64,7 +66,7 @@ def _power(x: Tensor, p: float) -> Tensor:
     """|x|^p, smooth at 0 for even p."""
     if p % 2 == 0:
         return square(x) if p == 2 else pow(square(x), p / 2)
-    return abs(x) if p == 1 else pow(abs(x), p)
+    return pow(abs(x), p)
 
 
 def _moment(p: float) -> float:

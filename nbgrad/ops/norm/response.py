@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, composition, op
+from nbgrad.autograd import Tensor, as_tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.activation import relu_backward, sigmoid
 from nbgrad.ops.elementwise import abs, rsqrt
@@ -25,7 +25,7 @@ from nbgrad.ops.norm.channels import (
     rows,
 )
 from nbgrad.ops.reduce import mean as mean_of, sum
-from nbgrad.ops.shape import reshape
+from nbgrad.ops.shape import broadcast_to, reshape
 
 __all__ = ["evonorm_b0", "evonorm_s0", "filter_response_norm", "global_response_norm"]
 
@@ -35,13 +35,23 @@ def _per_sample(t: Tensor, x: Tensor, groups: int) -> Tensor:
     return reshape(t, (x.shape[0], groups) + (1,) * (x.ndim - 2))
 
 
-def _divided(x: Tensor, norm: Tensor, groups: int) -> Tensor:
-    """x by a statistic of its rows."""
-    return reshape(divide_channels(rows(x, groups), reshape(norm, (1, -1, 1))), x.shape)
+def _scaled(x: Tensor, norm: Tensor | None, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
+    """γ x / norm + β in one pass; each may differ by sample and channel, (N or 1, C, 1, …)."""
+    N, C = x.shape[:2]
+
+    def line(t: Tensor | None) -> Tensor | None:
+        return None if t is None else reshape(broadcast_to(t, (N, C) + (1,) * (x.ndim - 2)),
+                                              (1, N * C, 1))
+    over = as_tensor(np.ones((1, N * C, 1), x.dtype)) if norm is None else line(norm)
+    return reshape(divide_channels(rows(x, C), over, line(gamma), line(beta)), x.shape)
+
+
+def _channel(t: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if t is None else per_channel(t, x)
 
 
 @op(name="filter_response_norm", method=False)
-def _response(x: Tensor, gamma: Tensor | None, beta: Tensor | None, tau: Tensor | None, /, *,
+def _response(x: Tensor, gamma: Tensor | None, beta: Tensor | None, tau: Tensor | None = None, /, *,
               eps: float) -> Any:
     """y = max(γ x̂ + β, τ),  x̂ = x / r,  r² = mean of x² over S + ε, per sample and channel.
 
@@ -65,7 +75,8 @@ def filter_response_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, b
               tau: Tensor | None) -> Any:
         space, others = tuple(range(2, x.ndim)), (0, *range(2, x.ndim))
         inv = rsqrt(mean_of(x * x, space, True) + eps)
-        xhat, rest = x * inv, ()
+        xhat = x * inv
+        rest: tuple[Tensor, ...] = ()
         if tau is not None:
             above = relu_backward(dy, affine(xhat, gamma, beta) - per_channel(tau, x))
             rest, dy = (sum(dy - above, others),), above
@@ -132,13 +143,16 @@ def filter_response_norm(input: Tensor, weight: Tensor | None = None, bias: Tens
 
     x: (N, C, *S)   γ ``weight``, β ``bias``, τ ``threshold``, ε_l ``learned_eps``: (C,); what is
     None is left out. Nothing is subtracted: the mean stays. Keeps x, γ, 1/ν, with τ also β and τ;
-    with ε_l also y before the maximum.
+    with ε_l also y before the maximum. Raises ValueError for a negative ε.
 
     >>> import nbgrad
     >>> filter_response_norm(nbgrad.tensor([[[3.0, -3.0, 3.0]]]), eps=0.0).tolist()
     [[[1.0, -1.0, 1.0]]]
     """
     check_channels("filter_response_norm", input, weight, bias, threshold, learned_eps, least=3)
+    if not eps >= 0:
+        raise ValueError(f"filter_response_norm: eps must not be negative, got {eps}")
+    eps = float(eps)
     if learned_eps is None:
         return _response(input, weight, bias, threshold, eps=eps)
     y = _learned_response(input, weight, bias, abs(learned_eps), eps=eps)
@@ -155,10 +169,16 @@ def evonorm_b0(input: Tensor, weight: Tensor | None, bias: Tensor | None, v: Ten
     """
     check_channels("evonorm_b0", input, weight, bias, v)
     if v is None:
-        return affine(divide_channels(input, std), weight, bias)
+        return divide_channels(input, std, _channel(weight, input), _channel(bias, input))
+    if input.dtype == np.float32 and _large(input):  # v x may be no float32 where y is one
+        gamma, beta = (None if t is None else t.to(np.float64) for t in (weight, bias))
+        x, v, std = (t.to(np.float64) for t in (input, v, std))
+        return evonorm_b0(x, gamma, beta, v, std, eps).to(np.float32)
     C = input.shape[1]
     own = _per_sample(channel_std(rows(input, C), eps=eps), input, C)
-    return affine(input / at_least(per_channel(v, input) * input + own, std), weight, bias)
+    y = input / at_least(_scaled(input, None, per_channel(v, input), own), std)
+    one = as_tensor(np.ones(std.shape, std.dtype))
+    return divide_channels(y, one, _channel(weight, input), _channel(bias, input))
 
 
 def evonorm_s0(input: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
@@ -171,11 +191,17 @@ def evonorm_s0(input: Tensor, groups: int, weight: Tensor | None = None, bias: T
     """
     check_channels("evonorm_s0", input, weight, bias, v)
     C = input.shape[1]
-    if not isinstance(groups, int) or groups < 1 or C % groups:
+    if not isinstance(groups, int) or groups < 1 or C % groups or groups > max(C, 1):
         raise ValueError(f"evonorm_s0: groups must divide the {C} channels, got {groups!r}")
     std = channel_std(rows(input, groups), eps=eps)
-    x = input if v is None else input * sigmoid(per_channel(v, input) * input)
-    return affine(_divided(x, std, groups), weight, bias)
+    x = input
+    if v is not None:
+        one = as_tensor(np.ones((1, C) + (1,) * (input.ndim - 2), input.dtype))
+        x = input * sigmoid(divide_channels(input, one, per_channel(v, input)))
+    N, D = input.shape[0], C // groups
+    each = reshape(broadcast_to(reshape(std, (N, groups, 1)), (N, groups, D)),
+                   (N, C) + (1,) * (input.ndim - 2))
+    return _scaled(x, each, _channel(weight, input), _channel(bias, input))
 
 
 def global_response_norm(input: Tensor, weight: Tensor, bias: Tensor,
@@ -186,8 +212,23 @@ def global_response_norm(input: Tensor, weight: Tensor, bias: Tensor,
     x: (N, C, *S)   γ, β: (C,). The gradient of the norm of zeros is taken to be 0.
     """
     check_channels("global_response_norm", input, weight, bias, least=3)
+    if weight is None or bias is None:
+        raise TypeError("global_response_norm: expected weight and bias, got None")
     C, area = input.shape[1], max(math.prod(input.shape[2:]), 1)
     norm = _per_sample(channel_rms(rows(input, C)), input, C)    # ‖x‖ / √area ≤ the largest |x|
+    top = norm.data.max(initial=0.0) * math.sqrt(area)
+    if input.dtype == np.float32 and not top < 1e30:     # ∂n is Σ γ x ∂y: it may be no float32
+        x, gamma, beta = (t.to(np.float64) for t in (input, weight, bias))
+        return global_response_norm(x, gamma, beta, eps).to(np.float32)
     middle = sum(norm / C, 1, True) + eps / math.sqrt(area)
-    # in this order no sum of the backward is larger than what comes of it
-    return affine(input + input / middle * norm * per_channel(weight, input), None, bias)
+    return _scaled(input, None, per_channel(weight, input) * (norm / middle) + 1.0,
+                   per_channel(bias, input))
+
+
+def _large(x: Tensor) -> bool:
+    """Whether some |x| is above 1e30 (or NaN, or infinite)."""
+    if not x.data.size:
+        return False
+    k, axes = kernels(x), tuple(range(x.ndim))
+    return not (k.max(x.data, axes=axes, keepdims=False) < 1e30
+                and k.min(x.data, axes=axes, keepdims=False) > -1e30)

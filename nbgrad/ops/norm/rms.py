@@ -63,4 +63,4 @@ def rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None,
     eps = float(np.finfo(input.dtype).eps) if eps is None else eps
     if not math.prod(shape):
         return input * 1
-    return _rms_norm(input, weight, dims=len(shape), eps=eps)  # type: ignore[no-any-return]
+    return _rms_norm(input, weight, dims=len(shape), eps=float(eps))  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ from nbgrad.autograd import Tensor, as_tensor
 from nbgrad.ops.elementwise import sqrt, where
 from nbgrad.ops.norm.layer import layer_norm
 from nbgrad.ops.reduce import sum
-from nbgrad.ops.shape import _axis, permute, reshape
+from nbgrad.ops.shape import _axis, checked, permute, reshape
 
 __all__ = ["weight_norm", "weight_standardization"]
 
@@ -66,6 +66,9 @@ def weight_standardization(weight: Tensor, eps: float = 1e-5, dim: int = 0) -> T
     >>> weight_standardization(nbgrad.tensor([[1.0, 3.0]]), eps=0.0).tolist()
     [[-1.0, 1.0]]
     """
+    weight = checked(weight, "weight_standardization")
+    if weight.dtype.kind != "f":
+        raise TypeError(f"weight_standardization: expected a floating weight, got {weight.dtype}")
     dim = _axis(dim, weight.ndim, "weight_standardization")
     if weight.ndim < 2 or math.prod(weight.shape) == weight.shape[dim] > 0:
         raise ValueError("weight_standardization: expected more than 1 weight per output channel, "

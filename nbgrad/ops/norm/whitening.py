@@ -63,7 +63,7 @@ def whiten(input: Tensor, group_size: int, eps: float = 1e-5) -> tuple[Tensor, T
     check_channels("whiten", input)
     check_count("whiten", input)
     C, d = input.shape[1], group_size
-    if not isinstance(d, int) or d < 1 or C % d:
+    if not isinstance(d, int) or d < 1 or C % d or d > max(C, 1):
         raise ValueError(f"whiten: group_size must divide the {C} channels, got {d!r}")
     if not eps >= 0:
         raise ValueError(f"whiten: eps must not be negative, got {eps}")

@@ -5,7 +5,9 @@ left-in-training-mode, never-updated, momentum-zero, last-batch-only, remembers-
 moved-in-validation, other-data, lagging. In the data and the model (``channels``): tiny-batches,
 single-sample-batch, unshuffled, test-data-differ, used-twice, dropout-before-norm,
 weight-decay-on-gamma, constant-channels, dead-channels, eps-dominates,
-batch-statistics-at-evaluation (a note).
+batch-statistics-at-evaluation (a note). Norms with other running statistics (``others``: ℓp or
+mean-only batch norm, instance norm that tracks, …) are looked at for three of these, and named in
+a note, other-statistics.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 from nbgrad.nn import Module
 from nbgrad.train.evaluation import Evaluation
 
-from . import averages, channels
+from . import averages, channels, others
 from .examination import Examination, Layer, examine
 from .findings import Finding, tracked, upper
 
@@ -79,7 +81,8 @@ def bn_doctor(model: Module, loader: Iterable[Any], *, test: Iterable[Any] | Non
     if batches is not None and batches < 1:
         raise ValueError(f"bn_doctor: batches must be at least 1, got {batches}")
     e = examine(model, loader, test, optimizer, batches)
-    findings = [f for check in (*averages.CHECKS, *channels.CHECKS) for f in check(e)]
+    checks = *averages.CHECKS, *channels.CHECKS, *others.CHECKS
+    findings = [f for check in checks for f in check(e)]
     findings += averages.gap(e, findings)
     return Report(tuple(sorted(findings, key=lambda f: not f.problem)), e.evaluations, e)
 

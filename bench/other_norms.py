@@ -1,0 +1,126 @@
+"""Norms that PyTorch does not have: nbgrad's own function, and the same in elementary ops.
+
+Each takes x and three vectors of one number per channel, and is timed with all its gradients.
+"""
+
+import nbgrad
+from nbgrad import nn, ops
+
+from .data import normal
+
+__all__ = ["OTHERS", "build"]
+
+EPS, GHOST, GROUPS = 1e-3, 16, 8
+
+
+def _channels(t):
+    return t.reshape((1, -1, 1, 1))
+
+
+def _affine(x, gamma, beta):
+    return x * _channels(gamma) + _channels(beta)
+
+
+def _moments(x, axes):
+    """x less its mean, and its variance."""
+    xc = x - x.mean(axes, True)
+    return xc, (xc * xc).mean(axes, True)
+
+
+def _renorm(channels):
+    layer = nn.BatchRenorm(channels, eps=EPS, momentum=0.0)
+    layer.weight = layer.bias = None
+    return layer
+
+
+def _renorm_composed(x, gamma, beta, _):
+    """The running statistics are those that a new layer has: mean 0, variance 1."""
+    mean = x.mean((0, 2, 3), True)
+    xc = x - mean
+    sigma = ops.sqrt((xc * xc).mean((0, 2, 3), True) + EPS)
+    own = (1 + EPS) ** 0.5
+    r = (sigma.detach() / own).clamp(1 / 3, 3)
+    d = (mean.detach() / own).clamp(-5, 5)
+    return _affine(xc / sigma * r + d, gamma, beta)
+
+
+def _ghost_composed(x, gamma, beta, _):
+    N, C, H, W = x.shape
+    xc, var = _moments(x.reshape((N // GHOST, GHOST, C, H, W)), (1, 3, 4))
+    return _affine((xc * ops.rsqrt(var + EPS)).reshape(x.shape), gamma, beta)
+
+
+def _response_composed(x, gamma, beta, tau):
+    y = _affine(x * ops.rsqrt((x * x).mean((2, 3), True) + EPS), gamma, beta)
+    return y if tau is None else ops.maximum(y, _channels(tau))
+
+
+def _b0_composed(x, gamma, beta, v):
+    of_batch, own = (ops.sqrt(_moments(x, axes)[1] + EPS) for axes in ((0, 2, 3), (2, 3)))
+    return _affine(x / ops.maximum(_channels(v) * x + own, of_batch), gamma, beta)
+
+
+def _s0_composed(x, gamma, beta, v):
+    N, C, H, W = x.shape
+    var = _moments(x.reshape((N, GROUPS, C // GROUPS, H, W)), (2, 3, 4))[1]
+    z = (x * ops.sigmoid(_channels(v) * x)).reshape((N, GROUPS, C // GROUPS, H, W))
+    return _affine((z * ops.rsqrt(var + EPS)).reshape(x.shape), gamma, beta)
+
+
+def _global_composed(x, gamma, beta, _):
+    norm = ops.sqrt((x * x).sum((2, 3), True))
+    return x * (norm / (norm.mean(1, True) + EPS)) * _channels(gamma) + _channels(beta) + x
+
+
+def _absolute(x, gamma, beta, _):
+    xc, scale, _ = ops.lp_deviation(x, 1, EPS)
+    return ops.divide_channels(xc, scale, _channels(gamma), _channels(beta))
+
+
+def _absolute_composed(x, gamma, beta, _):
+    xc = x - x.mean((0, 2, 3), True)
+    scale = (abs(xc).mean((0, 2, 3), True) + EPS ** 0.5) * 1.2533141373155003      # √(π/2)
+    return _affine(xc / scale, gamma, beta)
+
+
+def _standardized_composed(w, *_):
+    wc, var = _moments(w, (1, 2, 3))
+    return wc * ops.rsqrt(var + EPS)
+
+
+# {name: (nbgrad's, in elementary ops)}
+OTHERS = {
+    "ghost": (lambda x, g, b, _: ops.ghost_batch_norm(x, GHOST, g, b, EPS)[0], _ghost_composed),
+    "renorm": (lambda x, g, b, _: _affine(_renorm(x.shape[1])(x), g, b), _renorm_composed),
+    "filter response": (lambda x, g, b, _: ops.filter_response_norm(x, g, b, None, EPS),
+                        lambda x, g, b, _: _response_composed(x, g, b, None)),
+    "filter response, TLU": (lambda x, g, b, t: ops.filter_response_norm(x, g, b, t, EPS),
+                             _response_composed),
+    "weight standardization": (lambda w, *_: ops.weight_standardization(w, EPS),
+                               _standardized_composed),
+    "EvoNorm B0": (lambda x, g, b, v: ops.evonorm_b0(x, g, b, v, ops.channel_std(x, eps=EPS), EPS),
+                   _b0_composed),
+    "EvoNorm S0": (lambda x, g, b, v: ops.evonorm_s0(x, GROUPS, g, b, v, EPS), _s0_composed),
+    "global response": (lambda x, g, b, _: ops.global_response_norm(x, g, b, EPS),
+                        _global_composed),
+    "absolute deviation": (_absolute, _absolute_composed),
+}
+
+
+def build(put, composed, name, shape, layout):
+    """Forward and backward of one of them; ``put`` copies an array into nbgrad's memory."""
+    f = OTHERS[name][composed]
+    x, dy = (nbgrad.as_tensor(put(normal(shape, seed), layout == "channels-last"))
+             for seed in (0, 1))
+    own = [nbgrad.as_tensor(put(normal(shape[1:2], seed))) for seed in (3, 4, 5)]
+    leaves = [x, *own]
+    for leaf in leaves:
+        leaf.requires_grad = True
+
+    def run():
+        for leaf in leaves:
+            leaf.grad = None
+        y = f(*leaves)
+        y.backward(dy)
+        return y, *(leaf.grad for leaf in leaves if leaf.grad is not None)
+    return run
