@@ -82,8 +82,8 @@ STUDY = Study(
               "24.1 %.",
     setup="A CNN of four convolutions on 8 × 8 digits, momentum 0.9, learning rate 0.1 N / 32 "
           "falling in half a cosine, 4,800 images in all, 5 paired seeds. Ghosts: batches of 32 "
-          "whose statistics are of 2 to 32 images, so that steps and learning rate are the same. Batches: of 2 to 32, with "
-          "batch norm and with group norm (4 groups).",
+          "whose statistics are of 2 to 32 images, so that steps and learning rate are the same. "
+          "Batches: of 2 to 32, with batch norm and with group norm (4 groups).",
     rule="Two intervals over paired seeds of the final test accuracy: (a) ghosts of 32 minus "
          "ghosts of 2; (b) what batch norm loses from batches of 32 to 2 minus what group norm "
          "loses. Supported: both above 0. Depends: one. Not supported: none.",
