@@ -25,7 +25,7 @@ MULTIPLES = {"digits": np.linspace(0.5, 4, 8), "linear": np.geomspace(0.01, 30, 
 
 
 def cells(scale: str) -> list[Cell]:
-    sizes = {"tiny": (2, 4, 2), "quick": (5, 200, 10), "full": (5, 15000, 100)}
+    sizes = {"tiny": (2, 4, 2), "quick": (8, 500, 10), "full": (5, 15000, 100)}
     seeds, steps, every = sizes[scale]
     linear = {"tiny": {"samples": 20, "depth": 4, "lr": 5e-5},
               "quick": {"samples": 200, "lr": 5e-6},
