@@ -224,6 +224,32 @@ def _bench(args: argparse.Namespace) -> None:
         raise _Exit(status, "interrupted")
 
 
+def _lab_list(args: argparse.Namespace) -> None:
+    from nbgrad.lab.commands import listed
+
+    print(listed())
+
+
+def _lab_run(args: argparse.Namespace) -> None:
+    from nbgrad.lab.commands import run_studies, said
+    from nbgrad.lab.running import Plan
+
+    if args.all == bool(args.names):
+        raise _Exit(2, "name one or more studies (see nbgrad lab list), or give --all")
+    with _options():
+        plan = Plan("full" if args.full else "quick", args.data, args.root, args.seeds, args.jobs,
+                    Path(args.out), args.again)
+    outcomes = run_studies(args.names, plan, args.quiet)
+    for text in said(outcomes, plan):
+        print(text)
+    states = {o.state for o in outcomes}
+    if "interrupted" in states:
+        raise _Exit(130, "interrupted; the same command goes on where it stopped")
+    if "failed" in states:
+        failed = ", ".join(o.name for o in outcomes if o.state == "failed")
+        raise _Exit(1, f"failed: {failed}; {plan.folder}/<study>/finding.json says where")
+
+
 def _note_missing() -> None:
     lacking = [name for name in ("rich", "matplotlib", "tensorboardX")
                if importlib.util.find_spec(name) is None]
@@ -264,9 +290,9 @@ def _options() -> Iterator[None]:
         yield
     except ValueError as e:
         name, _, rest = str(e).partition(": ")
-        name = {"lrs": "lr", "set_num_threads": "threads"}.get(name, name)
+        name = {"lrs": "lr", "set_num_threads": "threads", "processes": "jobs"}.get(name, name)
         fields = {f.name for f in dataclasses.fields(Config)}
-        if name not in fields | {"samples", "seeds", "threads"}:
+        if name not in fields | {"samples", "seeds", "threads", "jobs"}:
             raise
         raise _Exit(2, f"--{name.replace('_', '-')}: {rest}") from e
 
@@ -312,6 +338,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--data", choices=CHOICES["data"], help="whose image size (digits)")
     p.add_argument("--norm", choices=CHOICES["norm"], help="(batch)")
     p.add_argument("--samples", type=int, default=4, help="images in the batch (4)")
+    _lab_commands(commands)
     # "\0" begins no option here: all of them are for python -m bench, which has the one list
     p = commands.add_parser("bench", prefix_chars="\0", add_help=False,
                             help="measure speed beside PyTorch and NumPy (in a checkout)")
@@ -319,6 +346,25 @@ def _parser() -> argparse.ArgumentParser:
     p.set_defaults(run=_bench)
     _command(commands, "info", _info, "print versions, CPU, threads, cache, devices")
     return parser
+
+
+def _lab_commands(commands: Any) -> None:
+    about = "Settle questions about normalization by measuring."
+    lab = commands.add_parser("lab", help=about[0].lower() + about[1:-1], description=about)
+    commands = lab.add_subparsers(metavar="COMMAND", required=True)
+    _command(commands, "list", _lab_list, "show the studies")
+    p = _command(commands, "run", _lab_run, "run studies; finished parts are kept, not run again")
+    p.add_argument("names", metavar="STUDY", nargs="*", help="names of `nbgrad lab list`")
+    p.add_argument("--all", action="store_true", help="all studies")
+    p.add_argument("--full", action="store_true", help="the papers' steps, more seeds: hours")
+    p.add_argument("--data", choices=CHOICES["data"], help="(digits) of studies that offer it")
+    p.add_argument("--root", help="folder of the data set's files; digits needs none")
+    p.add_argument("--seeds", type=int, help="repetitions (5; with --full, 10)")
+    p.add_argument("--jobs", type=int, help="processes at a time (one per core)")
+    p.add_argument("--again", action="store_true", help="run finished parts, too")
+    p.add_argument("--out", metavar="FOLDER", default="runs/lab",
+                   help="for the results (runs/lab)")
+    p.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:

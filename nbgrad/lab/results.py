@@ -34,8 +34,9 @@ class Outcome:
     """One study's run. ``finding`` is None where it is not complete.
 
     study: its texts, by the names of Study's fields.  state: "complete", "interrupted" (cells are
-    missing: the same command goes on) or "failed" (cells raised: ``errors``).  seconds: of all
-    cells together, however many ran at a time.  machine: ``nbgrad.backend.info()``.
+    missing: the same command goes on) or "failed" (cells raised: ``errors``).  seconds: the CPU's,
+    of all cells together, however many ran at a time.  machine: ``nbgrad.backend.info()``,
+    folders left out.
     """
 
     study: dict[str, str]

@@ -12,7 +12,7 @@ from nbgrad.lab.training import configured, train
 
 LARGE = 32
 _SCALES: dict[str, dict[str, Any]] = {
-    "tiny": {"sizes": (2, 32), "seeds": 2, "images": 320},
+    "tiny": {"sizes": (2, 32), "seeds": 2, "images": 64},
     "quick": {"sizes": (2, 4, 8, 16, 32), "seeds": 5, "images": 4800},
     "full": {"sizes": (2, 4, 8, 16, 32), "seeds": 10, "images": 96_000},
 }

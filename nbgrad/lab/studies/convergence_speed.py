@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,8 +67,8 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
              f"{best['batch']:g} with batch norm."),
              ("A run that never reaches 95 % counts as if it had after its last step, so that a "
              "ratio with such runs is a lower bound."),
-             (f"The percentiles of one unit's input travel {drift[0].text('.2g')} times their "
-             f"distance with batch norm and {drift[1].text('.2g')} without, at learning rate "
+             (f"The percentiles of one unit's input travel {drift[0]} times their "
+             f"distance with batch norm and {drift[1]} without, at learning rate "
              f"{best['batch']:g}, from evaluation to evaluation.")]
     return Finding(verdict, sentence, table, _figures(arms, best), notes)
 
@@ -91,15 +92,16 @@ def _median_steps(records: Sequence[Record]) -> float:
     return float(np.median([steps_to(r, LEVEL) for r in records]))
 
 
-def _drift(records: Sequence[Record]) -> Interval:
-    """How far the three percentiles travel, over their distance (85th − 15th) at the end."""
+def _drift(records: Sequence[Record]) -> str:
+    """How far the three percentiles travel, over their distance (85th − 15th) at the end; of runs
+    that end with finite ones."""
     found = []
     for r in records:
-        paths = [np.array([np.nan if v is None else v for v in r[f"p{p}"]]) for p in PERCENTILES]
-        travelled = sum(np.nansum(np.abs(np.diff(path))) for path in paths) / 3
-        found.append(float(travelled / max(paths[2][-1] - paths[0][-1], 1e-12))
-                     if np.isfinite(paths[0][-1]) else np.inf)
-    return bootstrap(found)
+        paths = [r[f"p{p}"] for p in PERCENTILES]
+        if None not in itertools.chain(*paths):
+            travelled = sum(float(np.abs(np.diff(path)).sum()) for path in paths) / 3
+            found.append(travelled / max(paths[2][-1] - paths[0][-1], 1e-12))
+    return bootstrap(found).text(".2g") if found else "(diverged)"
 
 
 def _row(lr: float, plain: Sequence[Record], batch: Sequence[Record], ratio: Interval) -> list[Any]:
@@ -116,7 +118,8 @@ def _figures(arms: dict[Any, list[Record]], best: dict[str, float]) -> list[Figu
     curves = [curve(f"{names[norm]}, learning rate {best[norm]:g}", arms[norm, best[norm]],
                     "test_accuracy") for norm in names]
     inputs = [Figure(f"Inputs of one sigmoid in the last hidden layer, {names[norm]}, learning "
-                     f"rate {lr:g}", "step", "percentiles 15, 50, 85 over the test images",
+                     f"rate {lr:g}, first seed", "step",
+                     "percentiles 15, 50, 85 over the test images",
                      [curve(f"{p} %", arms[norm, lr][:1], f"p{p}") for p in PERCENTILES])
               for norm in names]
     return [Figure("Test accuracy, each at its best learning rate (median of seeds)", "step",

@@ -1,0 +1,211 @@
+"""Training runs of studies, and grids of them."""
+
+import math
+
+import numpy as np
+import pytest
+
+from nbgrad import nn
+from nbgrad.lab import ablate, ablation, arms
+from nbgrad.lab.ablation import Arm
+from nbgrad.lab.training import configured, task_of, train
+from nbgrad.train.config import Config
+from nbgrad.train.setup import build_model, load_task, trainer
+
+BASE = Config(activation="relu", init="kaiming", lr=0.1, width=20, depth=1)
+
+
+def small(tmp_path, base=BASE, **settings):
+    fixed = {"seeds": 2, "steps": 6, "every": 3, "processes": 0, "folder": tmp_path}
+    return ablate(base, **{**fixed, **settings})
+
+
+def test_so_many_steps_are_those_of_a_trainer():
+    """30 steps, evaluated after each 10, over the end of an epoch of 23: the same losses and the
+    same weights as Trainer's own loop over two epochs."""
+    seen = []
+    record = train(BASE, steps=30, every=10, look=lambda one: seen.append(one) or {"at": one.step})
+    task = load_task(BASE)
+    one, losses = trainer(BASE, task), []
+    assert len(one.train) == 23
+    for _ in range(2):
+        for x, target in one.train:
+            before = one.sums["loss"]
+            if one.step < 30:
+                one.train_step(x, target)
+                losses.append((one.sums["loss"] - before) / 60)
+    for a, b in zip(seen[-1].model.parameters(), one.model.parameters()):
+        np.testing.assert_array_equal(a.data, b.data)
+    assert record["steps"] == record["at"] == [10, 20, 30]
+    assert record["planned"] == 30
+    np.testing.assert_allclose(record["train_loss"], np.mean(np.reshape(losses, (3, 10)), 1),
+                               rtol=1e-12)
+    assert record["final_accuracy"] == record["test_accuracy"][-1] > 0.5
+
+
+def test_a_run_that_diverges_is_a_record():
+    record = train(BASE.but(norm="none", lr=1e30), steps=20, every=5, on_train=True,
+                   evaluations=("running",))
+    assert record["diverged"]
+    assert record["steps"] == [5]
+    assert arms.steps_to(record, 0.9) == 25
+
+
+def test_accuracies_by_statistics():
+    record = train(BASE.but(decay=0.9), steps=10, every=10, on_train=True,
+                   evaluations=("running", "batch", "population"))
+    assert record["accuracies"]["running"] == record["final_accuracy"]
+    assert record["losses"]["population"] < record["losses"]["running"]
+    assert 0.1 < record["fit_accuracy"] <= 1
+    assert record["fit_loss"] > 0
+
+
+def test_a_network_may_be_prepared_and_the_images_few():
+    def prepare(model):
+        return nn.convert_norm(model, lambda norm: nn.Identity())
+
+    few = task_of(BASE, 70)
+    assert (len(few.train), len(task_of(BASE).train)) == (70, 1437)
+    record = train(BASE, steps=4, every=4, prepare=prepare, task=few)
+    plain = train(BASE.but(norm="none"), steps=4, every=4, task=few)
+    assert record["train_loss"] == plain["train_loss"]
+
+
+def test_configured_takes_what_a_cell_says():
+    config = configured({"norm": "layer", "lr": None, "arm": "x", "seed": 4}, lr=0.5, depth=2)
+    assert (config.norm, config.lr, config.depth, config.seed) == ("layer", 0.5, 2, 4)
+
+
+def test_seeds_are_paired_over_what_is_not_varied(tmp_path):
+    found = small(tmp_path, norm=["none", "batch"])
+    assert [arm.settings for arm in found.arms] == [{"norm": "none"}, {"norm": "batch"}]
+    for arm in found.arms:
+        for seed, record in enumerate(arm.records):
+            alone = train(BASE.but(norm=arm.settings["norm"], seed=seed), steps=6, every=3)
+            assert record["test_loss"] == alone["test_loss"]
+    a, b = (arms.accuracies(arm.records) for arm in found.arms)
+    difference = found.difference({"norm": "batch"}, {"norm": "none"})
+    assert difference.estimate == np.median(np.subtract(b, a))
+    assert str(found).splitlines()[0].startswith("norm   lr   final accuracy")
+    assert str(found).splitlines()[-1].startswith(f"{found.finding.verdict}: Against norm none")
+
+
+def test_placements_dropouts_and_evaluations_are_axes(tmp_path):
+    """Settings that come to the same run are one arm: without a norm, placement is nothing."""
+    found = small(tmp_path, seeds=1, placement=["none", "before", "after"],
+                  dropout=["none", "before"], evaluation=["running", "population"])
+    assert len(found.arms) == 12
+    assert {arm.name for arm in found.arms} >= {
+        "placement none, dropout before, evaluation running",
+        "placement after, dropout none, evaluation population"}
+    axes = {"norm": ["none", "batch"], "placement": ["before", "after"]}
+    grid = ablation._Grid(BASE, axes, False)
+    assert [s for s, _ in grid._points] == [
+        {"norm": "none", "placement": "before"}, {"norm": "batch", "placement": "before"},
+        {"norm": "batch", "placement": "after"}]
+
+
+def test_the_learning_rate_may_be_chosen_for_each_arm(tmp_path):
+    found = small(tmp_path, norm=["none", "batch"], lr=[1e-6, 0.1], tune=True)
+    assert [arm.settings for arm in found.arms] == [{"norm": "none"}, {"norm": "batch"}]
+    assert [arm.lr for arm in found.arms] == [0.1, 0.1]
+
+
+def arm(accuracies, **settings):
+    return Arm(settings, 0.1, [{"final_accuracy": a, "diverged": False, "steps_to": 1.0}
+                               for a in accuracies])
+
+
+@pytest.mark.parametrize(("gains", "verdict"), [
+    ((0.1, 0.0), "supported"), ((-0.1, 0.0), "supported"), ((0.1, -0.1), "depends"),
+    ((0.0, 0.0), "not supported")])
+def test_a_verdict_needs_the_interval(gains, verdict):
+    """The first axis against its first value, everything else equal."""
+    base = [0.5, 0.6, 0.7]
+    wavering = [0.6, 0.5, 0.7]          # the mean is the base's, the differences go both ways
+    found = ablation._judged([
+        arm(base, norm="none", lr=0.1), arm(base, norm="none", lr=1.0),
+        *(arm([a + gain for a in (base if gain else wavering)], norm="batch", lr=lr)
+          for lr, gain in zip((0.1, 1.0), gains))])
+    assert found.finding.verdict == verdict
+    assert found.finding.sentence.startswith("Against norm none: norm batch, lr 0.1 ")
+
+
+def test_what_an_ablation_refuses(tmp_path):
+    for axes, says in (({"norm": ["none", "spooky"]}, "norm: expected one of"),
+                       ({"colour": ["red"]}, "unexpected keyword argument 'colour'"),
+                       ({"evaluation": ["none"]}, "evaluation: expected running, batch, pop"),
+                       ({"dropout": "under"}, "dropout: expected a probability, or none"),
+                       ({"lr": []}, "lr: expected one or more different values"),
+                       ({"lr": [0.1], "tune": True}, "tune: expected lr with the values")):
+        with pytest.raises(ValueError, match=says):
+            small(tmp_path, **axes)
+    found = small(tmp_path, seeds=1, steps=1, every=1)
+    assert found.arms[0].name == "the base"
+    with pytest.raises(ValueError, match="expected settings of one arm, got those of 0"):
+        found.difference({"norm": "x"}, {})
+
+
+def test_a_failing_cell_is_named(tmp_path):
+    with pytest.raises(RuntimeError, match=r"a cell failed: config=.*FileNotFoundError"):
+        small(tmp_path, BASE.but(data="mnist", root=str(tmp_path)), seeds=1)
+
+
+def test_finished_cells_of_an_ablation_are_kept(tmp_path, monkeypatch):
+    first = small(tmp_path, lr=[0.1, 0.2])
+    monkeypatch.setattr(ablation, "train", None)
+    again = small(tmp_path, lr=[0.1, 0.2])
+    assert [a.records for a in again.arms] == [a.records for a in first.arms]
+
+
+# --------------------------------------------------------------------- the knobs that studies turn
+
+@pytest.mark.parametrize(("settings", "layers"), [
+    ({"dropout_at": "each"}, "fc1 norm1 act1 dropout1 fc2 norm2 act2 dropout2 fc3"),
+    ({"dropout_at": "before"}, "fc1 dropout1 norm1 act1 fc2 dropout2 norm2 act2 fc3"),
+    ({"dropout_at": "last"}, "fc1 norm1 act1 fc2 norm2 act2 dropout2 fc3"),
+    ({"dropout_at": "before", "placement": "after"},
+     "fc1 act1 dropout1 norm1 fc2 act2 dropout2 norm2 fc3"),
+    ({"dropout_at": "before", "norm": "none"}, "fc1 dropout1 act1 fc2 dropout2 act2 fc3"),
+    ({"dropout": 0.0, "dropout_at": "before"}, "fc1 norm1 act1 fc2 norm2 act2 fc3"),
+])
+def test_places_of_dropout(settings, layers):
+    model = build_model(Config(**{"depth": 2, "width": 5, "dropout": 0.3, **settings}))
+    assert [name for name, _ in model.named_children()][1:] == layers.split()
+
+
+def test_sizes_ghosts_decay_and_gain():
+    cnn = build_model(Config(model="cnn", depth=5, width=4, ghost=8, decay=0.75))
+    shapes = [m.weight.shape for m in cnn.modules() if isinstance(m, nn.Conv2d)]
+    assert shapes == [(4, 1, 3, 3), (4, 4, 3, 3), (8, 4, 3, 3), (8, 8, 3, 3), (16, 8, 3, 3)]
+    assert (cnn.norm1.ghost_size, cnn.norm1.momentum) == (8, 0.25)
+    assert build_model(Config(model="cnn", norm="group", groups=2)).norm3.num_groups == 2
+    one, two = (build_model(Config(gain=gain)).fc2.weight.data for gain in (1.0, 2.0))
+    np.testing.assert_array_equal(two, 2 * one)
+    assert [m.weight.shape[0] for m in build_model(Config(depth=1, width=7)).modules()
+            if isinstance(m, nn.Linear)] == [7, 10]
+    for settings, says in (({"ghost": 8, "norm": "layer"}, "ghost: layer norm has none"),
+                           ({"depth": 3, "model": "lenet"}, "depth: lenet's is fixed"),
+                           ({"dropout_at": "last", "model": "resnet20"}, "dropout_at: resnet"),
+                           ({"gain": 0.0}, "gain: expected a number above 0"),
+                           ({"width": 0}, "width: expected a whole number of at least 1")):
+        with pytest.raises(ValueError, match=says):
+            Config(**settings)
+
+
+def test_steps_and_ratios_of_runs_that_never_arrive():
+    never = {"steps": [10, 20], "planned": 20, "test_accuracy": [0.1, None]}
+    early = {"steps": [10, 20], "planned": 20, "test_accuracy": [0.99, 0.9]}
+    assert (arms.steps_to(never, 0.9), arms.steps_to(early, 0.9)) == (30, 10)
+    assert (arms.reached(never, 0.9), arms.reached(early, 0.9)) == (False, True)
+    assert arms.speedup([never] * 3, [early] * 3, 0.9).estimate == 3
+    with pytest.raises(ValueError, match="loss: a run has none"):
+        arms.column([{"loss": None}], "loss")
+    assert arms.column([{"loss": None}], "loss", math.inf) == [math.inf]
+
+
+def test_curves_go_on_where_a_run_has_ended():
+    runs = [{"steps": [1, 2], "loss": [1.0, 3.0]}, {"steps": [1], "loss": [2.0]},
+            {"steps": [1, 2], "loss": [6.0, None]}]
+    found = arms.curve("x", runs, "loss")
+    assert (found.x, found.y, found.low, found.high) == ([1, 2], [2, 3], [1, 3], [6, 3])

@@ -1,0 +1,118 @@
+"""nbgrad lab list and nbgrad lab run."""
+
+import os
+import subprocess
+import sys
+import types
+
+import pytest
+
+from nbgrad.cli import main
+from nbgrad.lab import Figure, Finding, Series, Study, Table, results, studies
+
+
+def run(cell):
+    if cell.get("bad"):
+        raise ValueError("no such thing")
+    return {"value": cell["seed"], "data": cell.get("data", "digits")}
+
+
+def judge(records, cells):
+    values = [r["value"] for r in records]
+    return Finding("supported", f"The values are {values} on {records[0]['data']}.",
+                   Table(["seed", "value"], [[v, v] for v in values]),
+                   [Figure("t", "x", "y", [Series("s", values, values)])], ["A note."])
+
+
+def made(name, bad=False, options=()):
+    texts = dict.fromkeys(("source", "published", "setup", "rule"), "-")
+    return Study(name=name, question=f"Is it {name}?", claim=f"It is {name}.", **texts, run=run,
+                 judge=judge, options=options,
+                 cells=lambda scale: [{"seed": i, "bad": bad, "scale": scale} for i in range(2)])
+
+
+@pytest.fixture
+def lab(monkeypatch, tmp_path, capsys):
+    """lab(*words) -> (status, stdout, stderr), of a laboratory of three studies."""
+    own = {1: "one_thing", 2: "other", 9: "broken"}
+    for module in own.values():
+        fake = types.ModuleType(f"nbgrad.lab.studies.{module}")
+        options = ("mnist",) if module == "one_thing" else ()
+        fake.STUDY = made(module.replace("_", "-"), module == "broken", options)
+        monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    for number in list(studies.STUDIES):
+        monkeypatch.delitem(studies.STUDIES, number)
+    for number, module in own.items():
+        monkeypatch.setitem(studies.STUDIES, number, module)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        status = main(["lab", *words, *(["--jobs", "0"] if words[0] == "run" else [])])
+        return status, *capsys.readouterr()
+    return call
+
+
+def test_list_shows_numbers_names_and_questions(lab):
+    status, out, _ = lab("list")
+    assert status == 0
+    assert [line.split(maxsplit=2) for line in out.splitlines()[2:]] == [
+        ["1", "one-thing", "Is it one-thing?"], ["2", "other", "Is it other?"],
+        ["9", "broken", "Is it broken?"]]
+
+
+def test_run_says_verdict_sentence_table_and_notes(lab, tmp_path):
+    status, out, err = lab("run", "one-thing")
+    assert status == 0
+    assert out.splitlines() == [
+        "one-thing: supported", "=" * 20, "claim: It is one-thing.", "",
+        "The values are [0, 1] on digits.", "", "seed  value", "----  -----", "   0      0",
+        "   1      1", "", "- A note.", "", "runs/lab/verdicts.md"]
+    assert "one-thing: supported (2 cells, 0 s)" in err
+    assert results.load(tmp_path / "runs" / "lab", "one-thing").scale == "quick"
+    text = (tmp_path / "runs" / "lab" / "verdicts.md").read_text()
+    assert "| one-thing | It is one-thing. | **supported** | The values are [0, 1]" in text
+
+
+def test_several_end_with_all_verdicts_and_a_failure_is_a_status(lab, tmp_path):
+    status, out, err = lab("run", "--all", "--out", "here", "--full", "--quiet")
+    assert status == 1
+    assert "0 of 2 cells are done\nseed=0, bad=True, scale=full: ValueError: no such thing" in out
+    assert out.splitlines()[-5:] == [
+        "one-thing  supported        0", "other      supported        0",
+        "broken     failed           0", "", "here/verdicts.md"]
+    assert err == "nbgrad: failed: broken; here/<study>/finding.json says where\n"
+    assert results.load(tmp_path / "here", "one-thing").command == "nbgrad lab run one-thing --full"
+    lab("run", "other", "--out", "here")
+    rows = (tmp_path / "here" / "verdicts.md").read_text().splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| one-thing", "| other", "| broken"]
+
+
+def test_seeds_data_and_root(lab, tmp_path):
+    folder = os.environ.get("NBGRAD_MNIST")
+    status, out, _ = lab("run", "one-thing", "--seeds", "3")
+    assert (status, "[0, 1, 2]" in out) == (0, True)
+    assert lab("run", "one-thing", "--data", "mnist")[2].startswith(
+        "nbgrad: error: dataset 'mnist' needs root")
+    if folder is not None:
+        status, out, _ = lab("run", "one-thing", "--data", "mnist", "--root", folder)
+        assert (status, "on mnist" in out) == (0, True)
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["one-thin"], "there is no study 'one-thin'; do you mean 'one-thing'?"),
+    (["zzz"], "there is no study 'zzz': `nbgrad lab list` shows them"),
+    ([], "name one or more studies (see nbgrad lab list), or give --all"),
+    (["other", "--all"], "name one or more studies (see nbgrad lab list), or give --all"),
+    (["other", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
+    (["other", "--data", "cifar10"], "--data: other runs on digits, not on cifar10"),
+])
+def test_what_cannot_be_run_says_why(lab, words, says):
+    assert lab("run", *words) == (2, "", f"nbgrad: error: {says}\n")
+
+
+def test_help_imports_nothing_heavy():
+    code = ("import sys\nfrom nbgrad.cli import main\n"
+            "try:\n    main(['lab', 'run', '--help'])\nexcept SystemExit:\n    pass\n"
+            "print(sorted({'numpy', 'numba', 'rich'} & set(sys.modules)))")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert out.stdout.splitlines()[-1] == "[]", out.stderr

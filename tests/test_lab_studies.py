@@ -1,0 +1,102 @@
+"""Every study runs at tiny scale, and its rule can return each of its verdicts."""
+
+import json
+import math
+
+import pytest
+
+from nbgrad.lab import Finding, running
+from nbgrad.lab.results import clean, text_table
+from nbgrad.lab.running import Plan
+from nbgrad.lab.studies import find, names
+from tests.lab_records import RECORDS
+
+VERDICTS = ("supported", "not supported", "depends")
+OWN = [name for name in names() if name in RECORDS]
+
+
+def check(finding, values=True):
+    """What a report relies on; ``values``: every curve has one."""
+    assert isinstance(finding, Finding)
+    assert finding.verdict in VERDICTS
+    assert finding.sentence.endswith(".")
+    assert finding.table.rows
+    assert all(len(row) == len(finding.table.columns) for row in finding.table.rows)
+    assert finding.figures
+    for figure in finding.figures:
+        for s in figure.series:
+            assert len(s.x) == len(s.y)
+            assert not values or any(y is not None for y in s.y)
+            for end in (s.low, s.high):
+                assert end is None or len(end) == len(s.x)
+    text_table(finding.table)
+    json.dumps(clean({"rows": finding.table.rows}), allow_nan=False)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_it_runs_at_tiny_scale(name, tmp_path):
+    """The verdict of so little means nothing; that it has a table and pictures does."""
+    outcome, = running.run([find(name)], Plan("tiny", processes=0, folder=tmp_path))
+    assert outcome.errors == []
+    check(outcome.finding)
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+@pytest.mark.parametrize("name", OWN)
+def test_each_verdict_can_be_returned(name, verdict):
+    study = find(name)
+    cells = study.cells("quick")
+    finding = study.judge([clean(RECORDS[name][verdict](cell)) for cell in cells], cells)
+    check(finding)
+    assert finding.verdict == verdict, finding.sentence
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_diverged_runs_are_results(name):
+    """Runs without batch norm, or half of the arms, that end at once with a loss that is not finite
+    do not stop the rule."""
+    study = find(name)
+    cells = study.cells("quick")
+    records = [lost(RECORDS[name]["supported"](cell)) if i % 2 == 0 else
+               RECORDS[name]["supported"](cell) for i, cell in enumerate(cells)]
+    check(study.judge(clean(records), cells), values=False)
+
+
+def lost(record):
+    """The record of the same run, had it diverged in its first steps."""
+    found = {}
+    for key, value in record.items():
+        if isinstance(value, list):
+            found[key] = value[:1] if key == "steps" else [
+                0.1 if "accuracy" in key else math.nan]
+        else:
+            found[key] = math.nan if key.endswith("loss") else value
+    return {**found, "final_accuracy": 0.1, "diverged": True}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_its_texts_say_what_was_asked(name):
+    study = find(name)
+    assert study.name == name
+    for text in (study.question, study.claim, study.source, study.published, study.setup,
+                 study.rule, study.literature):
+        assert len(text) > 10
+    assert study.question.endswith("?")
+    for word in ("Supported", "Depends", "Not supported"):
+        assert word in study.rule
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_arms_are_paired_and_full_has_more_of_all(name):
+    """Every seed has the same arms, and there are at least five."""
+    study = find(name)
+    for scale in ("tiny", "quick", "full"):
+        cells = study.cells(scale)
+        assert len({json.dumps(clean(c), sort_keys=True) for c in cells}) == len(cells)
+        by_seed = {}
+        for c in cells:
+            rest = json.dumps(clean({k: v for k, v in c.items() if k != "seed"}), sort_keys=True)
+            by_seed.setdefault(c["seed"], []).append(rest)
+        assert len({tuple(arms) for arms in by_seed.values()}) == 1
+        assert scale == "tiny" or len(by_seed) >= 5
+    assert len(study.cells("full")) > len(study.cells("quick")) > len(study.cells("tiny"))
