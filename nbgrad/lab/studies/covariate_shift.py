@@ -9,7 +9,7 @@ import numpy as np
 
 from nbgrad.lab.arms import curve, grouped
 from nbgrad.lab.intervals import Interval
-from nbgrad.lab.judging import ratio, text
+from nbgrad.lab.judging import ratio, shorter, text
 from nbgrad.lab.networks import Problem, along, problem
 from nbgrad.lab.shift import covariate_shift
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
@@ -20,7 +20,7 @@ NETWORKS = {"digits": "MLP", "linear": "25-layer linear network"}
 
 
 def cells(scale: str) -> list[Cell]:
-    sizes = {"tiny": (2, 4, 2), "quick": (5, 200, 20), "full": (5, 15000, 500)}
+    sizes = {"tiny": (2, 4, 2), "quick": (8, 500, 25), "full": (5, 15000, 500)}
     seeds, steps, every = sizes[scale]
     linear = {"tiny": {"samples": 20, "depth": 4, "lr": 5e-5},
               "quick": {"samples": 200, "lr": 5e-6},
@@ -71,7 +71,7 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         verdict, "With batch norm the shift ‖G − G'‖/‖G‖ is " + " and ".join(parts) + ".",
         Table(["network", "measure", "plain", "batch norm", "batch norm / plain"], rows),
         [_figure(arms, network, x) for x in ("step", "layer") for network in NETWORKS],
-        _notes(ratios))
+        [*_notes(ratios), *shorter(cells)])
 
 
 def _figure(arms: dict[Any, list[Record]], network: str, x: str) -> Figure:
@@ -98,12 +98,12 @@ STUDY = Study(
     question="Does batch norm reduce internal covariate shift?",
     claim="Batch norm reduces internal covariate shift.",
     source="Ioffe & Szegedy 2015, title and section 2; repeated by most articles since",
-    published="Santurkar et al. 2018, figure 2: the change of a layer's gradient when the layers "
+    published="Santurkar et al. 2018, figure 3: the change of a layer's gradient when the layers "
               "below are updated is as large with batch norm as without, or larger, in VGG on "
               "CIFAR-10 and in a 25-layer linear network.",
     setup="An MLP of 5 × 100 ReLUs on digits (SGD, lr 0.1, batches of 64), and the paper's "
           "25-layer linear network with full-batch gradient descent, each with and without batch "
-          "norm, same initial weights, batches and learning rate. Before every 20th step: the "
+          "norm, same initial weights, batches and learning rate. Before every 25th step: the "
           "gradient G of each layer's weight, and G' after the layers below have taken the step.",
     rule="Ratio of batch norm to plain of the median over steps and layers of ‖G − G'‖/‖G‖. "
          "Supported if its interval lies below 1 in both networks, not supported if in neither, "
