@@ -70,6 +70,10 @@ def made(tmp_path, monkeypatch):
     del sys.modules["made_up_studies"]
 
 
+def made_of(study, cells):
+    return Study(**{**vars(study), "cells": lambda scale: cells})
+
+
 def plan(tmp_path, **settings):
     return Plan(**{"folder": tmp_path / "lab", "processes": 1, **settings})
 
@@ -186,6 +190,10 @@ def test_seeds_and_data_of_a_plan(made, tmp_path):
         (s, "mnist", "/there") for s in range(3)]
     cells = running.cells_of(made(None), plan(tmp_path, data="mnist", root="/there"))
     assert "data" not in cells[0]
+    cells = [{"arm": "alone"}, {"seed": 4, "arm": "a"}, {"seed": 4, "arm": "b"}, {"seed": 5}]
+    mixed = running.cells_of(made_of(study, cells), plan(tmp_path, seeds=2))
+    assert mixed == [{"arm": "alone"}, {"seed": 0, "arm": "a"}, {"seed": 0, "arm": "b"},
+                     {"seed": 1, "arm": "a"}, {"seed": 1, "arm": "b"}]
     outcome, = running.run([made(None)], plan(tmp_path, processes=0, seeds=2))
     assert outcome.command == "nbgrad lab run made-up --seeds 2"
 

@@ -1,4 +1,11 @@
-"""Questions about normalization, settled by measuring."""
+"""Questions about normalization, settled by measuring.
+
+``nbgrad lab list`` shows the studies (``studies``, one file each), ``nbgrad lab run`` runs them
+cell by cell in parallel processes (``running``), and ``results`` keeps what they found. ``ablate``
+is an experiment of one's own in one expression::
+
+    print(ablate(Config(epochs=5), norm=["none", "batch"], lr=[0.1, 1.0, 10.0], tune=True))
+"""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def ablate(base: Config | None = None, *, seeds: int = 5, steps: int | None = No
     found: list[Ablation] = []
 
     def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
-        found.append(_judged(grid.arms(records, cells)))
+        found.append(_judged(grid.arms(records, cells), level))
         return found[-1].finding
 
     name = "ablation-" + hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:10]
@@ -203,7 +203,7 @@ def _score(arm: Arm) -> float:
     return bootstrap(accuracies(arm.records)).estimate
 
 
-def _judged(arms: Sequence[Arm]) -> Ablation:
+def _judged(arms: Sequence[Arm], level: float = 0.95) -> Ablation:
     """The finding on the first axis: each value against its first, everything else equal."""
     axis = next(iter(arms[0].settings), "")
     first = arms[0].settings.get(axis)
@@ -223,13 +223,13 @@ def _judged(arms: Sequence[Arm]) -> Ablation:
     names = [arm.name for arm in arms]
     figure = Figure("Final test accuracy (median over seeds)", "", "test accuracy", [
         bars("median", names, [bootstrap(accuracies(arm.records)) for arm in arms])], kind="bar")
-    return Ablation(arms, Finding(verdict, sentence, _table(arms), [figure]))
+    return Ablation(arms, Finding(verdict, sentence, _table(arms, level), [figure]))
 
 
-def _table(arms: Sequence[Arm]) -> Table:
+def _table(arms: Sequence[Arm], level: float) -> Table:
     axes = list(arms[0].settings)
-    columns = [*axes, *([] if "lr" in axes else ["lr"]), "final accuracy", "steps to level",
-               "diverged"]
+    columns = [*axes, *([] if "lr" in axes else ["lr"]), "final accuracy",
+               f"steps to {100 * level:g} %", "diverged"]
     return Table(columns, [
         [*(f"{v:g}" if isinstance(v, float) else str(v) for v in arm.settings.values()),
          *([] if "lr" in axes else [f"{arm.lr:g}"]), percent(accuracies(arm.records)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from nbgrad.lab import results
 from nbgrad.lab.results import Outcome
@@ -26,7 +27,8 @@ def listed() -> str:
 
 
 def run_studies(chosen: Sequence[str], plan: Plan, quiet: bool = False) -> list[Outcome]:
-    """Run studies by name (none: all of them), and write the verdicts of all that the folder holds.
+    """Run studies by name (none: all of them); after each, write the verdicts of all that the
+    folder holds.
 
     Raises ValueError for names that there are not, data that a named study does not offer, and
     what reading the data raises, before anything runs.
@@ -38,10 +40,7 @@ def run_studies(chosen: Sequence[str], plan: Plan, quiet: bool = False) -> list[
     if plan.data is not None:
         load_task(Config(data=plan.data, root=plan.root))
     with progress(len(studies), quiet=quiet) as bar:
-        outcomes = run(studies, plan, bar, done=_sayer(bar.say))
-    kept = results.load_all(plan.folder, names())
-    results.write_verdicts(plan.folder, kept)
-    return outcomes
+        return run(studies, plan, bar, done=partial(_kept, plan, bar.say))
 
 
 def said(outcomes: Sequence[Outcome], plan: Plan) -> Iterator[str]:
@@ -71,10 +70,9 @@ def _one(outcome: Outcome) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _sayer(say: Callable[[str], None]) -> Callable[[Outcome], None]:
-    def done(outcome: Outcome) -> None:
-        say(f"{outcome.name}: {outcome.verdict} ({outcome.cells} cells, {outcome.seconds:.0f} s)")
-    return done
+def _kept(plan: Plan, say: Callable[[str], None], outcome: Outcome) -> None:
+    say(f"{outcome.name}: {outcome.verdict} ({outcome.cells} cells, {outcome.seconds:.0f} s)")
+    results.write_verdicts(plan.folder, results.load_all(plan.folder, names()))
 
 
 def _check_data(study: Study, plan: Plan) -> None:

@@ -35,7 +35,8 @@ class Outcome:
 
     study: its texts, by the names of Study's fields.  state: "complete", "interrupted" (cells are
     missing: the same command goes on) or "failed" (cells raised: ``errors``).  seconds: the CPU's,
-    of all cells together, however many ran at a time.  machine: ``nbgrad.backend.info()``.
+    of all cells together, however many ran at a time.  machine: ``nbgrad.backend.info()``,
+    folders left out.
     """
 
     study: dict[str, str]

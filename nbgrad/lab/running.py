@@ -80,11 +80,12 @@ class _Run:
             except Exception as e:          # of a rule: the other studies go on
                 self.errors.append(f"judge: {type(e).__name__}: {e}\n{traceback.format_exc()}")
                 state = "failed"
+        seeds = {cell["seed"] for cell in self.cells if "seed" in cell}
+        machine = {k: v for k, v in backend.info().items() if k != "kernel cache"}
         return Outcome(
-            texts(self.study), self.plan.scale, self.plan.data_of(self.study),
-            len({cell.get("seed") for cell in self.cells}), len(self.cells), len(there), state,
-            sum(seconds for _, seconds in there), now(), _command(self.study, self.plan),
-            backend.info(), finding, self.errors)
+            texts(self.study), self.plan.scale, self.plan.data_of(self.study), max(len(seeds), 1),
+            len(self.cells), len(there), state, sum(seconds for _, seconds in there), now(),
+            _command(self.study, self.plan), machine, finding, self.errors)
 
 
 def run(studies: Sequence[Study], plan: Plan | None = None, progress: Silent | None = None,
@@ -163,7 +164,8 @@ def cells_of(study: Study, plan: Plan) -> list[Cell]:
     if not cells:
         raise ValueError(f"{study.name}: no cells at scale {plan.scale}")
     if plan.seeds is not None:
-        first = [cell for cell in cells if cell.get("seed") == cells[0].get("seed")]
+        one = next((cell["seed"] for cell in cells if "seed" in cell), None)
+        first = [cell for cell in cells if cell.get("seed", one) == one]
         cells = [{**cell, "seed": seed} if "seed" in cell else cell
                  for seed in range(plan.seeds) for cell in first if seed == 0 or "seed" in cell]
     if plan.data_of(study) != "digits":
@@ -206,6 +208,6 @@ def _compile(runs: Iterable[_Run], bar: Silent, stopped: Callable[[], bool],
 def _command(study: Study, plan: Plan) -> str:
     words: list[Any] = ["nbgrad lab run", study.name]
     words += ["--full"] if plan.scale == "full" else []
-    words += ["--data", plan.data] if plan.data_of(study) != "digits" else []
+    words += ["--data", plan.data, "--root FOLDER"] if plan.data_of(study) != "digits" else []
     words += ["--seeds", plan.seeds] if plan.seeds is not None else []
     return " ".join(map(str, words))

@@ -118,7 +118,8 @@ def _figures(arms: dict[Any, list[Record]], best: dict[str, float]) -> list[Figu
     curves = [curve(f"{names[norm]}, learning rate {best[norm]:g}", arms[norm, best[norm]],
                     "test_accuracy") for norm in names]
     inputs = [Figure(f"Inputs of one sigmoid in the last hidden layer, {names[norm]}, learning "
-                     f"rate {lr:g}", "step", "percentiles 15, 50, 85 over the test images",
+                     f"rate {lr:g}, first seed", "step",
+                     "percentiles 15, 50, 85 over the test images",
                      [curve(f"{p} %", arms[norm, lr][:1], f"p{p}") for p in PERCENTILES])
               for norm in names]
     return [Figure("Test accuracy, each at its best learning rate (median of seeds)", "step",

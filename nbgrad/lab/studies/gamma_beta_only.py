@@ -125,10 +125,9 @@ STUDY = Study(
     question="How far does training gamma and beta alone go?",
     claim="Networks of random weights reach high accuracy when only batch norm's gamma and beta "
           "are trained, higher than with as many other parameters.",
-    source="Frankle, Schwab & Morcos 2020, sections 4 and 5",
-    published="ResNet-866 on CIFAR-10: 82 %, against 93 % with all parameters; the same number of "
-              "other random parameters reaches less; about a third of the channels end with a "
-              "gamma near 0.",
+    source="Frankle, Schwab & Morcos 2020",
+    published="ResNet-866 on CIFAR-10: 82 %; the same number of other random parameters reaches "
+              "less; about a third of the channels end with a gamma near 0.",
     setup="A CNN of eight convolutions with He's random weights on 8 × 8 digits; trained are all "
           "parameters, gamma and beta, or two random weights of each output channel (the rest, and "
           "the last layer, stay random); momentum 0.9, batches of 64, each arm's best of three "
