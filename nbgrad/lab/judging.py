@@ -11,19 +11,21 @@ __all__ = ["difference", "ratio", "text"]
 Value = float | None
 
 
-def ratio(a: Sequence[Value], b: Sequence[Value]) -> Interval | None:
-    """Median of a/b over the seeds for which both are there; None for fewer than two.
+def ratio(a: Sequence[Value], b: Sequence[Value],
+          missing: float | None = None) -> Interval | None:
+    """Median of a/b over the seeds for which both are there; None for fewer than two. With
+    ``missing``, that is what a value counts as where only the other is there.
 
     >>> ratio([2.0, None, 8.0], [1.0, 1.0, 2.0])
     Interval(estimate=3.0, low=2.0, high=4.0)
     """
-    x, y = _both(a, b)
+    x, y = _both(a, b, missing)
     return paired_ratio(x, y) if len(x) > 1 else None
 
 
 def difference(a: Sequence[Value], b: Sequence[Value]) -> Interval | None:
     """As ``ratio``, of a − b."""
-    x, y = _both(a, b)
+    x, y = _both(a, b, None)
     return paired(x, y) if len(x) > 1 else None
 
 
@@ -35,6 +37,9 @@ def text(found: Interval | Sequence[Value] | None, form: str = ".3g") -> str:
     return "diverged" if found is None else found.text(form)
 
 
-def _both(a: Sequence[Value], b: Sequence[Value]) -> tuple[list[float], list[float]]:
-    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    return [x for x, _ in pairs], [y for _, y in pairs]
+def _both(a: Sequence[Value], b: Sequence[Value],
+          missing: float | None) -> tuple[list[float], list[float]]:
+    known = [(x, y) for x, y in zip(a, b, strict=True) if x is not None or y is not None]
+    pairs = [(missing if x is None else x, missing if y is None else y) for x, y in known]
+    there = [(x, y) for x, y in pairs if x is not None and y is not None]
+    return [x for x, _ in there], [y for _, y in there]

@@ -20,7 +20,7 @@ NETWORKS = {"digits": "MLP", "linear": "25-layer linear network"}
 
 
 def cells(scale: str) -> list[Cell]:
-    sizes = {"tiny": (2, 4, 2), "quick": (5, 200, 20), "full": (5, 15000, 500)}
+    sizes = {"tiny": (2, 4, 2), "quick": (8, 500, 25), "full": (5, 15000, 500)}
     seeds, steps, every = sizes[scale]
     linear = {"tiny": {"samples": 20, "depth": 4, "lr": 5e-5},
               "quick": {"samples": 200, "lr": 5e-6},
@@ -103,7 +103,7 @@ STUDY = Study(
               "CIFAR-10 and in a 25-layer linear network.",
     setup="An MLP of 5 × 100 ReLUs on digits (SGD, lr 0.1, batches of 64), and the paper's "
           "25-layer linear network with full-batch gradient descent, each with and without batch "
-          "norm, same initial weights, batches and learning rate. Before every 20th step: the "
+          "norm, same initial weights, batches and learning rate. Before every 25th step: the "
           "gradient G of each layer's weight, and G' after the layers below have taken the step.",
     rule="Ratio of batch norm to plain of the median over steps and layers of ‖G − G'‖/‖G‖. "
          "Supported if its interval lies below 1 in both networks, not supported if in neither, "

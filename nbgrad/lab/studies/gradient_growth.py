@@ -68,7 +68,8 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     nearer = [_away(found[s, "batch"])[1] < _away(found[s, "none"])[0] for s in SCALES]
     verdict: Verdict = ("supported" if all(steady) else "depends" if any(nearer) else
                         "not supported")
-    normed, plain = (", ".join(found[s, norm].text() for s in SCALES) for norm in ("batch", "none"))
+    normed, plain = (", ".join(dict.fromkeys(found[s, norm].text() for s in SCALES))
+                     for norm in ("batch", "none"))
     sentence = (f"Squared gradients grow per layer by {normed} with batch norm (theory: "
                 f"{THEORY:.3f}) and by {plain} without, at ½, 1 and 2 times He's initial weights.")
     depth = cells[0]["depth"]

@@ -25,7 +25,7 @@ SAMPLES = 256                           # training images on which the Hessian i
 
 
 def cells(scale: str) -> list[Cell]:
-    sizes = {"tiny": (2, 3, 2), "quick": (5, 200, 40), "full": (10, 15000, 500)}
+    sizes = {"tiny": (2, 3, 2), "quick": (8, 400, 40), "full": (10, 15000, 500)}
     seeds, steps, every = sizes[scale]
     samples = 32 if scale == "tiny" else SAMPLES
     return [{"network": "digits", "arm": arm, "norm": "none" if arm == "none" else "batch",

@@ -25,7 +25,7 @@ MULTIPLES = {"digits": np.linspace(0.5, 4, 8), "linear": np.geomspace(0.01, 30, 
 
 
 def cells(scale: str) -> list[Cell]:
-    sizes = {"tiny": (2, 4, 2), "quick": (5, 200, 10), "full": (5, 15000, 100)}
+    sizes = {"tiny": (2, 4, 2), "quick": (8, 500, 10), "full": (5, 15000, 100)}
     seeds, steps, every = sizes[scale]
     linear = {"tiny": {"samples": 20, "depth": 4, "lr": 5e-5},
               "quick": {"samples": 200, "lr": 5e-6},
@@ -53,8 +53,10 @@ def run(cell: Cell) -> Record:
 
 
 def _median(numbers: Sequence[float]) -> float | None:
-    """A loss that is not finite somewhere on the way counts as infinitely rough."""
-    found = float(np.median(np.nan_to_num(numbers, nan=np.inf))) if len(numbers) else np.inf
+    """None (infinitely rough) where the loss is not finite on the way of half of the steps."""
+    if not len(numbers):
+        return None
+    found = float(np.median([v if np.isfinite(v) else np.inf for v in numbers]))
     return found if np.isfinite(found) else None
 
 
@@ -67,7 +69,7 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
             for when in ("early", "all"):
                 plain, normed = ([r[f"{when}_{key}"] for r in arms[network, norm]]
                                  for norm in ("none", "batch"))
-                over = ratio(plain, normed)
+                over = ratio(plain, normed, missing=np.inf)
                 if when == "early":
                     ratios[network, key] = over
                 rows.append([name, what, {"early": "first fifth", "all": "all steps"}[when],

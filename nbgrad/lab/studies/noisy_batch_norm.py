@@ -35,7 +35,7 @@ class Noise(nn.NoisyBatchNorm):
 
 
 def cells(scale: str) -> list[Cell]:
-    sizes = {"tiny": (2, 6, 2), "quick": (5, 300, 10), "full": (10, 15000, 100)}
+    sizes = {"tiny": (2, 6, 2), "quick": (10, 300, 10), "full": (10, 15000, 100)}
     seeds, steps, every = sizes[scale]
     return [{"norm": norm, "seed": seed, "steps": steps, "every": every, "lr": 0.1}
             for seed in range(seeds) for norm in ARMS]

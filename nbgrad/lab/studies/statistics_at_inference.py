@@ -18,7 +18,7 @@ from nbgrad.lab.networks import classifier
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
 from nbgrad.ops import Generator
 from nbgrad.train.evaluation import evaluate
-from nbgrad.train.population import adapt, unchanged
+from nbgrad.train.population import adapt, unchanged, update_bn
 from nbgrad.train.setup import in_order
 
 __all__ = ["STUDY"]
@@ -40,7 +40,8 @@ AGAINST = {"early": ("population",), "trained": ("population", "batch"), "corrup
 
 
 def cells(scale: str) -> list[Cell]:
-    seeds, steps, every = {"tiny": (2, 12, 5), "quick": (10, 150, 5), "full": (20, 1500, 25)}[scale]
+    sizes = {"tiny": (2, 12, 5), "quick": (10, 150, 10), "full": (20, 1500, 25)}
+    seeds, steps, every = sizes[scale]
     return [{"seed": seed, "steps": steps, "every": every, "lr": 0.5, "batch": 256}
             for seed in range(seeds)]
 
@@ -48,30 +49,34 @@ def cells(scale: str) -> list[Cell]:
 def run(cell: Cell) -> Record:
     p = classifier(nn.BatchNorm1d, cell)
     assert p.task is not None
-    train, test = p.task.train, p.task.test
+    train, test = p.task.train, _mixed(p.task.test)
     record: Record = {"step": [], "running": [], "population": [], "lag": []}
     for step in range(1, cell["steps"] + 1):
         p.step(next(p.batches))
         if step % cell["every"] == 0 or step == EARLY:
             record["step"].append(step)
             for word in ("running", "population"):
-                record[word].append(_accuracy(p.model, test, word, train))
+                record[word].append(_by(word, p.model, [test], train)[0])
             gaps = population_vs_running(p.model, in_order(train, 256))
             record["lag"].append(float(np.median([g.typical for g in gaps])))
         if step == EARLY:
-            record["early"] = _each(p.model, test, train)
-    record["trained"] = _each(p.model, test, train)
+            record["early"] = _accuracies(p.model, {"early": test}, train)["early"]
     rng = Generator(cell["seed"]).numpy
-    for name, corrupt in CORRUPTIONS.items():
-        x, y = test.tensors
-        other = TensorDataset(as_tensor(corrupt(x.data, rng).astype(np.float32)), y)
-        record[name] = _each(p.model, other, train)
-        with unchanged(p.model):                    # and the clean images by their statistics
-            adapt(p.model, in_order(other))
-            record[name]["clean"] = _accuracy(p.model, test, "running", train)
+    x, y = test.tensors
+    others = {name: TensorDataset(as_tensor(corrupt(x.data, rng).astype(np.float32)), y)
+              for name, corrupt in CORRUPTIONS.items()}
+    record |= _accuracies(p.model, {"trained": test, **others}, train)
+    for name, other in others.items():              # and the clean images by their statistics
+        record[name]["clean"] = _by("adapted", p.model, [test], train, other)[0]
     record["corrupted"] = {word: float(np.mean([record[name][word] for name in CORRUPTIONS]))
                            for word in (*STATISTICS, "clean")}
     return record
+
+
+def _mixed(test: TensorDataset) -> TensorDataset:
+    """Test images are sorted by class, and batches of one class are not what is asked about."""
+    order = Generator(0).numpy.permutation(len(test))
+    return TensorDataset(*(as_tensor(t.data[order]) for t in test.tensors))
 
 
 def _blurred(x: Any, axis: int) -> Any:
@@ -81,22 +86,26 @@ def _blurred(x: Any, axis: int) -> Any:
     return sum(np.take(wide, range(i, i + n), axis) for i in range(3)) / 3
 
 
-def _each(model: nn.Module, test: TensorDataset, train: TensorDataset) -> dict[str, float]:
-    return {word: _accuracy(model, test, word, train) for word in STATISTICS}
+def _accuracies(model: nn.Module, tests: dict[str, TensorDataset],
+                train: TensorDataset) -> dict[str, dict[str, float]]:
+    """By name of the test images, and by the statistics used."""
+    found = {word: _by(word, model, list(tests.values()), train) for word in STATISTICS
+             if word != "adapted"}
+    found["adapted"] = [_by("adapted", model, [test], train, test)[0] for test in tests.values()]
+    return {name: {word: found[word][i] for word in STATISTICS} for i, name in enumerate(tests)}
 
 
-def _accuracy(model: nn.Module, test: TensorDataset, word: str, train: TensorDataset) -> float:
-    """By these statistics. Test images are sorted by class: batches are mixed first."""
-    order = Generator(0).numpy.permutation(len(test))
-    mixed = TensorDataset(*(as_tensor(t.data[order]) for t in test.tensors))
-    if word == "adapted":
-        with unchanged(model):
-            adapt(model, in_order(mixed))
-            return evaluate(model, in_order(mixed)).accuracy
-    if word in ("batch", "small"):
-        batches = in_order(mixed, 120 if word == "batch" else 8)
-        return evaluate(model, batches, statistics="batch").accuracy
-    return evaluate(model, in_order(mixed), statistics=word, train=in_order(train, 256)).accuracy
+def _by(word: str, model: nn.Module, tests: Sequence[TensorDataset], train: TensorDataset,
+        source: TensorDataset | None = None) -> list[float]:
+    """Accuracy on each by these statistics; "adapted" are those of ``source``."""
+    size = {"batch": 120, "small": 8}.get(word)
+    with unchanged(model):
+        if word == "population":
+            update_bn(model, in_order(train, 256))
+        if source is not None:
+            adapt(model, in_order(source))
+        return [evaluate(model, in_order(test, size), statistics="batch" if size else
+                         "running").accuracy for test in tests]
 
 
 def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
