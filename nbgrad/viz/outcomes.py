@@ -75,8 +75,9 @@ def authors(source: str) -> str:
     >>> authors("Ba, Kiros & Hinton 2016, section 6.6 (figure 6)"), authors("a tutorial, x / y")
     ('Ba, Kiros & Hinton 2016', 'a tutorial')
     """
-    found = re.match(r"[^()]*?\b(19|20)\d\d\b", source) or re.match(r"[^,(;]*", source)
-    return found[0].strip() if found else source
+    first = re.split("[;(]", source)[0]
+    found = re.match(r".*?\b(19|20)\d\d\b", first)
+    return (found[0] if found else first.split(",")[0]).strip()
 
 
 def again(outcome: Outcome) -> str:

@@ -33,7 +33,7 @@ def png(figure: Figure, path: str | os.PathLike[str], *, width: float = 6.4) -> 
         raise ModuleNotFoundError("pictures need matplotlib: pip install 'nbgrad[lab]'",
                                   name=e.name) from e
     plan = layout(figure)
-    canvas = Canvas(figsize=(width, width * plan.height / 400 + 0.5), dpi=150,
+    canvas = Canvas(figsize=(width, 0.9 * width * plan.height / 400 + 0.4), dpi=150,
                     layout="constrained")
     panel = canvas.subplots()
     for series, at in zip(figure.series, styles([s.label for s in figure.series])):

@@ -9,7 +9,7 @@ from pathlib import Path
 from nbgrad.lab.results import Outcome, replace, write_verdicts
 from nbgrad.lab.study import Table
 from nbgrad.viz import page
-from nbgrad.viz.outcomes import again, conditions, heading, machine, read, state
+from nbgrad.viz.outcomes import again, authors, conditions, heading, machine, read, state
 from nbgrad.viz.tables import csv_text, figure_table, markdown, markdown_code, markdown_text
 
 __all__ = ["markdown_page", "verdicts", "write"]
@@ -50,11 +50,14 @@ def _written(path: Path, table: Table) -> Path:
     return path
 
 
-def verdicts(outcomes: Sequence[Outcome], link: str = "") -> str:
-    """The table of claims and verdicts in Markdown; ``link``: the page that the sections are on."""
-    rows = "".join(f"| [{markdown_text(o.study['claim'])}]({link}#{o.name}) | **{state(o)}** | "
-                   f"{markdown_text(_answer(o))} |\n" for o in outcomes)
-    return "| claim | verdict | what was measured |\n| --- | --- | --- |\n" + rows
+def verdicts(outcomes: Sequence[Outcome], link: str | None = None) -> str:
+    """The table of claims and verdicts in Markdown: with what was measured, or, where ``link`` is
+    the page that says it, with who made the claim."""
+    rows = [f"| [{markdown_text(o.study['claim'])}]({link or ''}#{o.name}) | **{state(o)}** | "
+            f"{markdown_text(_answer(o) if link is None else authors(o.study['source']))} |\n"
+            for o in outcomes]
+    third = "what was measured" if link is None else "source"
+    return "".join([f"| claim | verdict | {third} |\n| --- | --- | --- |\n", *rows])
 
 
 def _answer(outcome: Outcome) -> str:

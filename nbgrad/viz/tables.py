@@ -14,7 +14,7 @@ __all__ = ["cell", "csv_text", "figure_table", "is_value", "markdown", "markdown
 
 Value = str | float | int | None
 _VALUE = re.compile(r"[−–+<>≤≥≈~]?\s*[\d.,]+(e[+-]?\d+)?\s*(%|×|s|ms|pt)?"
-                    r"(\s*[\[(±].*[\])\d%])?|\d+ ?/ ?\d+|never|–|")
+                    r"(\s*[\[(±].*[\])\d%])?|\d+ ?/ ?\d+(, \d+ ?/ ?\d+)*|never|–|")
 
 
 def cell(value: Value) -> str:
@@ -68,10 +68,10 @@ def markdown(table: Table) -> str:
 def markdown_text(text: str) -> str:
     """So that Markdown shows the text as it is, in one line.
 
-    >>> print(markdown_text("a|b <i> *x*"))
-    a\\|b &lt;i> \\*x\\*
+    >>> print(markdown_text("a|b <i> *x* & &amp;"))
+    a\\|b &lt;i> \\*x\\* & &amp;amp;
     """
-    line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    line = re.sub(r"&(?=#?\w+;)", "&amp;", " ".join(text.split())).replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", line)
 
 
