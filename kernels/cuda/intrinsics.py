@@ -9,7 +9,8 @@ import numpy as np
 from .memory import SIMULATED
 from .simulator import Pointer
 
-__all__ = ["FULL", "address", "cuda", "device", "libm", "load", "quotient", "store", "width"]
+__all__ = ["FULL", "address", "arrive", "cuda", "device", "libm", "load", "quotient", "store",
+           "width"]
 
 FULL = 0xFFFFFFFF            # every lane of a warp
 WARP = 32
@@ -41,6 +42,10 @@ if SIMULATED:
 
     def quotient(n, d):
         return n // d
+
+    def arrive(p, i):
+        p[i] = p[i] + 1
+        return p[i] - 1
 
     def libm(name, dtype):
         return getattr(np, {"fabs": "abs", "pow": "power"}.get(name, name))
@@ -97,6 +102,14 @@ else:
         """⌊n / d⌋ of unsigned numbers of one type, in that type: Numba would take 64 bits, which
         is ten times as long."""
         return n(n, n), lambda context, builder, sig, args: builder.udiv(*args)
+
+    @intrinsic
+    def arrive(typingctx, p, i):
+        """Add 1 to the integer p[i], at once for all blocks; what it was before."""
+        def codegen(context, builder, sig, args):
+            at = builder.gep(args[0], [args[1]])
+            return builder.atomic_rmw("add", at, ir.Constant(at.type.pointee, 1), "monotonic")
+        return p.dtype(p, i), codegen
 
     def libm(name, dtype):
         """libdevice's function of a number of that dtype."""

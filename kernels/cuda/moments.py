@@ -1,0 +1,307 @@
+"""Mean and variance of channels, and the shape of the work that all kernels over channels share.
+
+A channel is a *column* of rows x columns memory (channels-last) or *segments* of S values that lie
+together (channels-first). Either way a block takes so many lines of W numbers of one tile of
+channels; a thread holds eight of them at once, takes their mean and squares in two passes over
+registers, and merges them in float64 (Chan, Golub & LeVeque 1983). So do threads, in shared memory,
+and the last block of a tile to arrive merges what the blocks have found, in their order: results
+have the same bits in every run.
+"""
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from .intrinsics import arrive, cuda, device, libm, quotient, width
+from .launch import Kernel
+from .layout import aligned
+from .memory import SIMULATED, empty, xp
+from .vectors import each, filled, gather, reader, scatter
+
+__all__ = ["THREADS", "Cut", "add_trees", "cut", "line_at", "statistics", "tickets"]
+
+THREADS = 256 if not SIMULATED else 32
+LOG = THREADS.bit_length() - 1
+ROWS = 8                     # lines of a thread at once: 128 bytes in flight
+LINE = 64                    # bytes of a row that a block takes: two sectors of memory
+BLOCKS = 1024                # that the work is cut into, as far as it is enough: more tiles than
+                             # half of them have one part each
+_SMALL, _LARGE = 1e-30, 1e37          # squares beyond are taken again in float64
+_min, _max = min, max
+
+
+class Cut(NamedTuple):
+    """How memory is cut: A samples (1: all are one) of R lines of B columns, or of one channel."""
+
+    columns: bool
+    A: int
+    R: int                   # lines of W numbers of a channel
+    B: int                   # columns of a row; channels
+    S: int                   # numbers that lie together in a segment
+    W: int
+    shift: int               # log2 of the threads side by side on a row
+    segment: int             # lines of a part
+    P: int                   # parts
+    tiles: int               # of channels
+    index: str               # type that positions fit
+
+    @property
+    def blocks(self):
+        return self.A * self.tiles * self.P
+
+    @property
+    def numbers(self):
+        return self.R, self.B, self.S, self.shift, self.segment, self.P, self.tiles
+
+    @property
+    def kind(self):
+        return self.W, self.columns, self.index
+
+
+def cut(columns, A, N, C, S, dtype, *arrays):
+    """Cut dense arrays: (A, N, C) memory in columns, or (N, C, S) in segments, A = 1."""
+    W = width(dtype)
+    if (C if columns else S) % W or not aligned(*arrays):
+        W = 1
+    R = N if columns else N * S // W
+    shift = 0
+    if columns:
+        side = _min(LINE // (W * dtype.itemsize), THREADS)
+        while 1 << shift < side and W << shift < C:
+            shift += 1
+    tiles = -(-C // (W << shift)) if columns else C
+    least = ROWS * (THREADS >> shift)                    # lines that keep every thread busy once
+    P = _max(1, _min(-(-R // least), BLOCKS // _max(1, A * tiles)))
+    segment = -(-R // (P * least)) * least
+    index = "u4" if columns or A * N * C * S < 2**31 else "i8"
+    return Cut(columns, A, R, C, S, W, shift, segment, -(-R // segment), tiles, index)
+
+
+@cache
+def line_at(W, columns, index):
+    """Where line r of column, or channel, q lies behind its sample's first element."""
+    if columns:
+        return device(lambda r, q, B, S: r * B + q)
+    unsigned = np.uint32 if index == "u4" else np.int64
+
+    def at(r, q, B, S):
+        e = r * W
+        n = np.int64(quotient(unsigned(e), unsigned(S)) if index == "u4" else e // S)
+        return (n * B + q) * S + (e - n * S)
+    return device(at)
+
+
+# ------------------------------------------------------------------------------------------ moments
+
+def of_eight(real):
+    """Mean and M2, in float64, of n of eight numbers; the others are copies of the first.
+
+    In two passes about a mean of the first pass, whose rounding the second takes out again."""
+    one, full, wide = real(1), real(ROWS), np.float64
+    low, high = (_SMALL, _LARGE) if real is np.float32 else (-1.0, math.inf)
+    low, high = real(low), real(high)
+
+    def again(a, b, c, d, e, f, g, h, n):
+        spare, n = 8.0 - wide(n), wide(n)
+        a, b, c, d = wide(a), wide(b), wide(c), wide(d)
+        e, f, g, h = wide(e), wide(f), wide(g), wide(h)
+        m = a + (((b - a) + (c - a)) + ((d - a) + (e - a)) + ((f - a) + (g - a)) + (h - a)) / n
+        a, b, c, d, e, f, g, h = a - m, b - m, c - m, d - m, e - m, f - m, g - m, h - m
+        q = a * a + b * b + c * c + d * d + e * e + f * f + g * g + h * h - spare * (a * a)
+        return m, q if q > 0.0 or q != q else 0.0
+
+    again = device(again)
+
+    @device
+    def moments(a, b, c, d, e, f, g, h, n):
+        part = one / n
+        spare = full - n
+        m = a + (((b - a) + (c - a)) + ((d - a) + (e - a)) + ((f - a) + (g - a)) + (h - a)) * part
+        p, s, t, u, v, w, y, z = a - m, b - m, c - m, d - m, e - m, f - m, g - m, h - m
+        r = ((p + s) + (t + u)) + ((v + w) + (y + z)) - spare * p
+        q = (((p * p + s * s) + (t * t + u * u)) + ((v * v + w * w) + (y * y + z * z))
+             - spare * (p * p))
+        if not (q > low and q < high):
+            return again(a, b, c, d, e, f, g, h, n)
+        r, off = wide(r), wide(r * part)
+        q = wide(q) - r * off
+        return wide(m) + off, q if q > 0.0 else 0.0
+    return moments
+
+
+@cache
+def moments_of_eight(dtype, W):
+    """``of_eight`` of tuples, lane by lane."""
+    f = of_eight(dtype.type)
+    return device({
+        1: lambda a, b, c, d, e, g, h, i, n:
+            (f(a[0], b[0], c[0], d[0], e[0], g[0], h[0], i[0], n),),
+        2: lambda a, b, c, d, e, g, h, i, n:
+            (f(a[0], b[0], c[0], d[0], e[0], g[0], h[0], i[0], n),
+             f(a[1], b[1], c[1], d[1], e[1], g[1], h[1], i[1], n)),
+        4: lambda a, b, c, d, e, g, h, i, n:
+            (f(a[0], b[0], c[0], d[0], e[0], g[0], h[0], i[0], n),
+             f(a[1], b[1], c[1], d[1], e[1], g[1], h[1], i[1], n),
+             f(a[2], b[2], c[2], d[2], e[2], g[2], h[2], i[2], n),
+             f(a[3], b[3], c[3], d[3], e[3], g[3], h[3], i[3], n))}[W])
+
+
+@device
+def merged(a, b, how):
+    """(mean, M2) of a and b together; how = (n_b / n, n_a n_b / n)."""
+    d = b[0] - a[0]
+    return a[0] + d * how[0], a[1] + b[1] + d * (d * how[1])
+
+
+@device
+def merge_trees(means, squares, counts, size, line):
+    """Merge cells i and i + size / 2 until ``line`` are left, which are what comes together."""
+    t, size = cuda.threadIdx.x, size // 2
+    while size >= line:
+        cuda.syncthreads()
+        for i in range(t, size, THREADS):
+            a, b = counts[i], counts[i + size]
+            if b > 0.0:
+                w = b / (a + b)
+                d = means[i + size] - means[i]
+                means[i] += d * w
+                squares[i] += squares[i + size] + d * (d * (a * w))
+                counts[i] = a + b
+        size //= 2
+    cuda.syncthreads()
+
+
+@device
+def add_trees(first, second, size, line):
+    """Add cells i and i + size / 2, of two arrays, until ``line`` are left."""
+    t, size = cuda.threadIdx.x, size // 2
+    while size >= line:
+        cuda.syncthreads()
+        for i in range(t, size, THREADS):
+            first[i] += first[i + size]
+            second[i] += second[i + size]
+        size //= 2
+    cuda.syncthreads()
+
+
+@device
+def _first(v):
+    return v[0]
+
+
+@device
+def _second(v):
+    return v[1]
+
+
+@cache
+def statistics(dtype, W, columns, index):
+    """mean, var (biased) and invstd of channels; the running ones move."""
+    read, at, moments = reader(W), line_at(W, columns, index), moments_of_eight(dtype, W)
+    merge, same = each(merged, 3, W), filled(W)
+    firsts, seconds = each(_first, 1, W), each(_second, 1, W)
+    put, real, kind = scatter(W), dtype.type, dtype.str[1:]
+    L = W if columns else 1                              # columns of a thread
+    take, merge_parts, same_parts = gather(L), each(merged, 3, L), filled(L)
+    pair, put_parts = each(device(lambda a, b: (a, b)), 2, L), scatter(L)
+    firsts_parts, seconds_parts = each(_first, 1, L), each(_second, 1, L)
+    CELLS, per_line, sqrt = W * THREADS, 1 if columns else W, libm("sqrt", np.float64)
+
+    def body(x, mean, var, invstd, parts_mean, parts_m2, counters, running_mean, running_var,
+             R, B, S, shift, segment, P, tiles, eps, momentum, moving):
+        means = cuda.shared.array(CELLS, np.float64)
+        squares = cuda.shared.array(CELLS, np.float64)
+        counts = cuda.shared.array(CELLS, np.float64)
+        last = cuda.shared.array(1, np.int32)
+        t, tile, rest = cuda.threadIdx.x, cuda.blockIdx.x % tiles, cuda.blockIdx.x // tiles
+        k, a = rest % P, rest // P
+        lanes, line = THREADS >> shift, L << shift
+        q = tile * line + (t & ((1 << shift) - 1)) * L
+        r, end = k * segment + (t >> shift), _min(R, k * segment + segment)
+        base, n, state = a * R * B, 0.0, same((0.0, 0.0))
+        while r < end and q < B:
+            m = _min(ROWS, (end - r + lanes - 1) >> (LOG - shift))
+            v = read(x, base + at(r, q, B, S))
+            v1 = read(x, base + at(r + (lanes if m > 1 else 0), q, B, S))
+            v2 = read(x, base + at(r + (2 * lanes if m > 2 else 0), q, B, S))
+            v3 = read(x, base + at(r + (3 * lanes if m > 3 else 0), q, B, S))
+            v4 = read(x, base + at(r + (4 * lanes if m > 4 else 0), q, B, S))
+            v5 = read(x, base + at(r + (5 * lanes if m > 5 else 0), q, B, S))
+            v6 = read(x, base + at(r + (6 * lanes if m > 6 else 0), q, B, S))
+            v7 = read(x, base + at(r + (7 * lanes if m > 7 else 0), q, B, S))
+            w = m / (n + m)
+            state = merge(state, moments(v, v1, v2, v3, v4, v5, v6, v7, real(m)),
+                          same((w, n * w)))
+            n += m
+            r += ROWS * lanes
+        put(means, t * W, firsts(state))
+        put(squares, t * W, seconds(state))
+        put(counts, t * W, same(n))
+        merge_trees(means, squares, counts, CELLS, line)
+        if P > 1:
+            if t < line and tile * line + t < B:
+                i = (a * P + k) * B + tile * line + t
+                parts_mean[i], parts_m2[i] = means[t], squares[t]
+            cuda.threadfence()
+            cuda.syncthreads()
+            if t == 0:
+                last[0] = arrive(counters, a * tiles + tile)
+            cuda.syncthreads()
+            if last[0] != P - 1:
+                return
+            if t == 0:
+                counters[a * tiles + tile] = 0
+            cuda.threadfence()
+            n, found, p = 0.0, same_parts((0.0, 0.0)), t >> shift
+            while p < P and q < B:
+                m = np.float64(per_line * (_min(R, p * segment + segment) - p * segment))
+                w, i = m / (n + m), (a * P + p) * B + q
+                found = merge_parts(found, pair(take(parts_mean, i), take(parts_m2, i)),
+                                    same_parts((w, n * w)))
+                n += m
+                p += lanes
+            put_parts(means, t * L, firsts_parts(found))
+            put_parts(squares, t * L, seconds_parts(found))
+            put_parts(counts, t * L, same_parts(n))
+            merge_trees(means, squares, counts, L * THREADS, line)
+        c = tile * line + t
+        if t < line and c < B:
+            n, v, c = counts[t], squares[t] / counts[t], a * B + c
+            mean[c], var[c], invstd[c] = means[t], v, 1.0 / sqrt(v + eps)
+            if moving:
+                running_mean[c] = (1.0 - momentum) * running_mean[c] + momentum * means[t]
+                running_var[c] = ((1.0 - momentum) * running_var[c]
+                                  + momentum * (v * (n / (n - 1.0))))
+    layout = "columns" if columns else f"segments_{index}"
+    return Kernel(body, f"*{kind} {'*f8 ' * 5} *i4 *{kind} *{kind} {'i8 ' * 7} f8 f8 i4",
+                  name=f"statistics_{kind}_{W}_{layout}", threads=THREADS, minimum=2)
+
+
+@cache
+def _tickets(device_number, stream):
+    return xp.zeros(BLOCKS, np.int32)
+
+
+def tickets():
+    """Counters of blocks that have arrived, 0 between kernels; of the current stream, since
+    kernels of two may run at the same time."""
+    if SIMULATED:
+        return _tickets(0, 0)
+    return _tickets(xp.cuda.runtime.getDevice(), xp.cuda.get_current_stream().ptr)
+
+
+def parts(c):
+    """Two arrays for what blocks find; none for one block per tile."""
+    if c.P == 1:
+        return None, None
+    return empty((c.A, c.P, c.B), np.float64), empty((c.A, c.P, c.B), np.float64)
+
+
+def every():
+    """All kernels of this module."""
+    for dtype in map(np.dtype, (np.float32, np.float64)):
+        for W in (width(dtype), 1):
+            for columns, index in ((True, "u4"), (False, "u4")):
+                yield statistics(dtype, W, columns, index)
