@@ -2,4 +2,5 @@
 
 from . import launch, memory  # noqa: F401
 from .elementwise import *  # noqa: F403
+from .matmul import *  # noqa: F403
 from .reduce import *  # noqa: F403

@@ -9,7 +9,8 @@ import numpy as np
 from .memory import SIMULATED
 from .simulator import Pointer
 
-__all__ = ["FULL", "address", "cuda", "device", "libm", "load", "quotient", "store", "width"]
+__all__ = ["FULL", "address", "cuda", "device", "libm", "load", "outer", "quotient", "store",
+           "width"]
 
 FULL = 0xFFFFFFFF            # every lane of a warp
 WARP = 32
@@ -41,6 +42,9 @@ if SIMULATED:
 
     def quotient(n, d):
         return n // d
+
+    def outer(sums, a, b):
+        return np.asarray(sums) + np.multiply.outer(np.asarray(a), np.asarray(b))
 
     def libm(name, dtype):
         return getattr(np, {"fabs": "abs", "pow": "power"}.get(name, name))
@@ -97,6 +101,19 @@ else:
         """⌊n / d⌋ of unsigned numbers of one type, in that type: Numba would take 64 bits, which
         is ten times as long."""
         return n(n, n), lambda context, builder, sig, args: builder.udiv(*args)
+
+    @intrinsic
+    def outer(typingctx, sums, a, b):
+        """sums[i][j] + a[i] b[j], each rounded once: a rank-1 step of tuples in registers."""
+        def codegen(context, builder, sig, args):
+            part, rows = builder.extract_value, []
+            for i in range(len(a)):
+                row = part(args[0], i)
+                rows.append(context.make_tuple(builder, sums.dtype, [
+                    builder.fma(part(args[1], i), part(args[2], j), part(row, j))
+                    for j in range(len(b))]))
+            return context.make_tuple(builder, sums, rows)
+        return sums(sums, a, b), codegen
 
     def libm(name, dtype):
         """libdevice's function of a number of that dtype."""
