@@ -65,7 +65,7 @@ def _products(dtype, shape, by_a, by_b):
     body = multiplier(Operand(_row, _row_k, _sum, *by_a), Operand(_column, _column_k, _sum, *by_b),
                       _line, shape, dtype)
 
-    def run(a, b, c, bias, biased, wide, M, N, K, am, ak, bn, bk, inner, outside, a0, a1, b0, b1,
+    def run(a, b, c, bias, first, wide, M, N, K, am, ak, bn, bk, inner, outside, a0, a1, b0, b1,
             down, tiles, splits, length):
         block, t = divided(cuda.blockIdx.x, tiles), cuda.blockIdx.x
         t -= block * tiles
@@ -77,7 +77,7 @@ def _products(dtype, shape, by_a, by_b):
              (z * outside * inner + batch) * M * N)
         i, j = tile_of(t, down, tiles)
         begin = z * length
-        body(a, b, c, bias, biased, g, i, j, begin, min(begin + length, K), N, wide)
+        body(a, b, c, bias, first, g, i, j, begin, min(begin + length, K), N, wide)
     name = "_".join(by + ("s" if vectors else "1") for by, vectors in (by_a, by_b))
     return Kernel(run, f"*{kind} *{kind} *{kind} *{kind} i4 i4 " + "i8 " * 17,
                   threads=threads(shape), minimum=together(shape, dtype),
@@ -113,8 +113,8 @@ def _launch(a, b, c, bias, p, sizes, s, t):
     kernel = _products(a.dtype, p.shape, _reading(a, -2, -1, s), _reading(b, -1, -2, t))
     (am, ak), (bk, bn) = _steps(a), _steps(b)
     wide = N % width(c.dtype) == 0
-    kernel(p.tiles * p.splits * math.prod(sizes), a, b, c, bias, bias is not None, wide, M, N, K,
-           am, ak, bn, bk, sizes[1], sizes[0], *s, *t, p.down, p.tiles, p.splits, p.length)
+    kernel(p.tiles * p.splits * math.prod(sizes), a, b, c, bias, -1 if bias is None else 0, wide, M,
+           N, K, am, ak, bn, bk, sizes[1], sizes[0], *s, *t, p.down, p.tiles, p.splits, p.length)
 
 
 def _product(a, b, bias=None):

@@ -247,14 +247,14 @@ def _addend(dtype, half):
     zero = dtype.type(0)
 
     @device
-    def one(bias, biased, n, N):
-        return bias[n] if biased and n < N else zero
+    def one(bias, first, n, N):
+        return bias[first + n] if first >= 0 and n < N else zero
 
     @device
-    def four(p, biased, n, N):
-        return (one(p, biased, n, N), one(p, biased, n + 1, N), one(p, biased, n + 2, N),
-                one(p, biased, n + 3, N))
-    return device(lambda p, biased, n, N: four(p, biased, n, N) + four(p, biased, n + half, N))
+    def four(p, first, n, N):
+        return (one(p, first, n, N), one(p, first, n + 1, N), one(p, first, n + 2, N),
+                one(p, first, n + 3, N))
+    return device(lambda p, first, n, N: four(p, first, n, N) + four(p, first, n + half, N))
 
 
 def _place(shape):
@@ -272,7 +272,8 @@ def _place(shape):
 def multiplier(a, b, line, shape, dtype):
     """The body of a block: tile (i, j) of c = a b + bias for k from ``begin`` to ``end``.
 
-    c's rows lie where ``line(g, row)`` says, N columns behind it; ``wide``: on 16 bytes."""
+    c's rows lie where ``line(g, row)`` says, N columns behind it; ``wide``: on 16 bytes. ``first``:
+    bias for column 0 is bias[first]; none if it is negative."""
     count, steps = threads(shape), depth(dtype)
     place_a, fetch_a, keep_a, high = _loader(a, shape[0], dtype, count)
     place_b, fetch_b, keep_b, broad = _loader(b, shape[1], dtype, count)
@@ -285,7 +286,7 @@ def multiplier(a, b, line, shape, dtype):
     zeros = ((kind(0),) * 8,) * 8
 
     @device
-    def body(pa, pb, c, bias, biased, g, i, j, begin, end, N, wide):
+    def body(pa, pb, c, bias, first, g, i, j, begin, end, N, wide):
         cells_a = cuda.shared.array(both_a, kind)
         cells_b = cuda.shared.array(both_b, kind)
         sa, sb, t = address(cells_a), address(cells_b), cuda.threadIdx.x
@@ -301,17 +302,14 @@ def multiplier(a, b, line, shape, dtype):
             after = min(k + steps, end)          # beyond the end all is missing: nothing is read
             x, y = fetch_a(pa, g, u, ra, after + ka), fetch_b(pb, g, v, rb, after + kb)
             p, q = now * size_a + m, now * size_b + n
-            for _ in range(0, steps, 4):         # four at once: loads pass the products before
+            for _ in range(steps):               # unrolled by the assembler; by hand it spills
                 acc = outer(acc, rows(sa, p), columns(sb, q))
-                acc = outer(acc, rows(sa, p + high), columns(sb, q + broad))
-                acc = outer(acc, rows(sa, p + 2 * high), columns(sb, q + 2 * broad))
-                acc = outer(acc, rows(sa, p + 3 * high), columns(sb, q + 3 * broad))
-                p += 4 * high
-                q += 4 * broad
+                p += high
+                q += broad
             now = 1 - now
             keep_a(sa, now * size_a + to_a, x)
             keep_b(sb, now * size_b + to_b, y)
             cuda.syncthreads()
         m, n = i * tall + m, j * across + n
-        write(c, g, m, n, N, wide, acc, addend(bias, biased, n, N))
+        write(c, g, m, n, N, wide, acc, addend(bias, first, n, N))
     return body
