@@ -1,6 +1,8 @@
 """Kernels for CUDA devices, in Numba CUDA; arrays are CuPy's."""
 
 from . import launch, memory  # noqa: F401
+from .conv import *  # noqa: F403
 from .elementwise import *  # noqa: F403
+from .matmul import *  # noqa: F403
 from .norm import *  # noqa: F403
 from .reduce import *  # noqa: F403

@@ -9,8 +9,8 @@ import numpy as np
 from .memory import SIMULATED
 from .simulator import Pointer
 
-__all__ = ["FULL", "address", "arrive", "cuda", "device", "libm", "load", "quotient", "store",
-           "width"]
+__all__ = ["FULL", "address", "arrive", "cuda", "device", "libm", "load", "outer", "quotient",
+           "store", "width"]
 
 FULL = 0xFFFFFFFF            # every lane of a warp
 WARP = 32
@@ -46,6 +46,9 @@ if SIMULATED:
     def arrive(p, i):
         p[i] = p[i] + 1
         return p[i] - 1
+
+    def outer(sums, a, b):
+        return np.asarray(sums) + np.multiply.outer(np.asarray(a), np.asarray(b))
 
     def libm(name, dtype):
         return getattr(np, {"fabs": "abs", "pow": "power"}.get(name, name))
@@ -110,6 +113,19 @@ else:
             at = builder.gep(args[0], [args[1]])
             return builder.atomic_rmw("add", at, ir.Constant(at.type.pointee, 1), "monotonic")
         return p.dtype(p, i), codegen
+
+    @intrinsic
+    def outer(typingctx, sums, a, b):
+        """sums[i][j] + a[i] b[j], each rounded once: a rank-1 step of tuples in registers."""
+        def codegen(context, builder, sig, args):
+            part, rows = builder.extract_value, []
+            for i in range(len(a)):
+                row = part(args[0], i)
+                rows.append(context.make_tuple(builder, sums.dtype, [
+                    builder.fma(part(args[1], i), part(args[2], j), part(row, j))
+                    for j in range(len(b))]))
+            return context.make_tuple(builder, sums, rows)
+        return sums(sums, a, b), codegen
 
     def libm(name, dtype):
         """libdevice's function of a number of that dtype."""

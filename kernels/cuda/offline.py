@@ -8,7 +8,7 @@ from .launch import assemble
 
 __all__ = ["MODULES", "Report", "capabilities", "every_kernel", "report"]
 
-MODULES = "elementwise", "reduce", "moments", "batch_norm"     # each has ``every()``
+MODULES = "elementwise", "reduce", "moments", "batch_norm", "matmul", "windows"    # with ``every()``
 
 
 class Report(NamedTuple):

@@ -1,0 +1,141 @@
+"""2-d convolution as products of matrices whose windows are read from the image as it is: no
+columns are written. Results are channels-last.
+
+The gradient of the input is a convolution of dy for each phase of the strides: the pixels whose
+windows have the same taps. Groups of few channels are computed one result to a thread.
+"""
+
+import math
+
+import numpy as np
+
+from ..shapes import Conv
+from . import reduce, windows
+from .intrinsics import width
+from .layout import aligned
+from .memory import SIMULATED, empty, xp
+from .tile import plan
+
+__all__ = ["conv2d", "conv2d_input", "conv2d_weight"]
+
+FEW = 64                     # products of a group and tap from which tiles are worth it
+ROWS = 4096 if not SIMULATED else 8        # pixels of a part of a direct weight gradient
+
+
+def _last(x, dtype):
+    """x as (n, h, w, c), which is its order in memory."""
+    return xp.ascontiguousarray(x.transpose(0, 2, 3, 1).astype(dtype, copy=False))
+
+
+def _packed(weight, dtype, *axes):
+    return xp.ascontiguousarray(weight.transpose(axes).astype(dtype, copy=False))
+
+
+def _in_vectors(dtype, *numbers):
+    return all(n % width(dtype) == 0 for n in numbers)
+
+
+def _convolve(x, w, bias, y, grid, place, groups):
+    """y at ``place`` (first, image, row, pixel) = windows of x, channels-last, times w
+    (I, J, C/G, O)."""
+    depth, O, dtype = w.shape[2], w.shape[3], x.dtype
+    columns, M = O // groups, grid.N * grid.A * grid.B
+    if groups > 1 and depth * columns < FEW:
+        windows.direct(dtype)(-(-M * O // windows.SINGLE), x, w, y, bias, bias is not None, *grid,
+                              depth, columns, O, *place)
+        return
+    p = plan(M, columns, 0, groups, dtype)
+    a = _in_vectors(dtype, depth, grid.C) and aligned(x)
+    b = _in_vectors(dtype, columns, O) and aligned(w)
+    kernel = windows.convolution(dtype, p.shape, a, b)
+    kernel(p.tiles * groups, x, w, y, bias, bias is not None, b and _in_vectors(dtype, *place),
+           *grid, depth, columns, O, *place, p.down, p.tiles)
+
+
+def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
+    """y[n,o,p,q] = b[o] + Σ_{c,i,j} w[o,c,i,j] x[n, c, p·s + i·d − pad, q·s + j·d − pad]."""
+    g, dtype = Conv.of(x.shape, weight.shape, stride, padding, dilation, groups), (
+        np.result_type(x, weight))
+    y = empty((g.N, g.P, g.Q, g.O), dtype)
+    if y.size and not g.depth:
+        y[...] = 0 if bias is None else bias
+    elif y.size:
+        grid = windows.Grid(g.N, g.H, g.W, g.C, g.P, g.Q, g.I, g.J, g.sh, g.sw, -g.ph, -g.pw, g.dh,
+                            g.dw)
+        bias = None if bias is None else xp.ascontiguousarray(bias.astype(dtype, copy=False))
+        _convolve(_last(x, dtype), _packed(weight, dtype, 2, 3, 1, 0), bias, y, grid,
+                  (0, g.P * g.Q * g.O, g.Q * g.O, g.O), g.G)
+    return y.transpose(0, 3, 1, 2)
+
+
+def _phase(first, taps, stride, padding, dilation):
+    """For pixels first, first + stride, …: the first tap that reads them, the step to the next,
+    where the window of dy begins and its step from tap to tap; None if no tap does."""
+    step = stride // math.gcd(stride, dilation)
+    for tap in range(min(step, taps)):
+        if (first + padding - tap * dilation) % stride == 0:
+            return tap, step, (first + padding - tap * dilation) // stride, -step * dilation // stride
+    return None
+
+
+def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
+    """dx[n, c, p·s + i·d − pad, …] = Σ_{o,i,j} w[o,c,i,j] dy[n,o,p,q]: conv2d's transpose in x."""
+    g = Conv.of(input_size, weight.shape, stride, padding, dilation, groups)
+    dtype = np.result_type(dy, weight)
+    dx, dy = empty((g.N, g.H, g.W, g.C), dtype), _last(dy, dtype)
+    grouped = weight.reshape(g.G, g.O // g.G, g.C // g.G, g.I, g.J)
+    for a in range(min(g.sh, g.H) if dx.size else 0):
+        for b in range(min(g.sw, g.W)):
+            rows, columns = _phase(a, g.I, g.sh, g.ph, g.dh), _phase(b, g.J, g.sw, g.pw, g.dw)
+            if rows is None or columns is None or not dy.size:
+                dx[:, a::g.sh, b::g.sw] = 0
+                continue
+            w = grouped[..., rows[0]::rows[1], columns[0]::columns[1]]
+            w = _packed(w, dtype, 3, 4, 1, 0, 2)
+            w = w.reshape(*w.shape[:3], g.C)
+            grid = windows.Grid(g.N, g.P, g.Q, g.O, -(-(g.H - a) // g.sh), -(-(g.W - b) // g.sw),
+                                *w.shape[:2], 1, 1, rows[2], columns[2], rows[3], columns[3])
+            _convolve(dy, w, None, dx, grid, ((a * g.W + b) * g.C, g.H * g.W * g.C,
+                                              g.sh * g.W * g.C, g.sw * g.C), g.G)
+    return dx.transpose(0, 3, 1, 2)
+
+
+def _weights(dy, x, grid, g):
+    """(O/G of each group, I, J, C/G) from parts of the pixels, added up in their order."""
+    dtype, depth, columns = x.dtype, g.C // g.G, g.O // g.G
+    p = plan(columns, g.depth, g.N * g.P * g.Q, g.G, dtype)
+    parts = empty((p.splits, g.G * columns, g.I, g.J, depth), dtype)
+    a = _in_vectors(dtype, columns, g.O) and aligned(dy)
+    b = _in_vectors(dtype, depth, g.C) and aligned(x)
+    windows.weights(dtype, p.shape, a, b)(
+        p.tiles * g.G * p.splits, dy, x, parts, _in_vectors(dtype, g.depth), *grid, depth, columns,
+        g.O, g.G, p.down, p.tiles, p.splits, p.length)
+    return _added(parts).transpose(0, 3, 1, 2)
+
+
+def _direct_weights(dy, x, grid, g):
+    depth, length = g.C // g.G, -(-ROWS // g.Q)
+    splits = -(-g.N * g.P // length)
+    parts = empty((splits, g.I, g.J, depth, g.O), x.dtype)
+    windows.direct_weights(x.dtype)(-(-parts.size // windows.SINGLE), dy, x, parts, *grid, depth,
+                                    g.O // g.G, g.O, splits, length)
+    return _added(parts).transpose(3, 2, 0, 1)
+
+
+def _added(parts):
+    return parts[0] if len(parts) == 1 else reduce.sum(parts, axes=(0,), keepdims=False)
+
+
+def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
+    """dw[o,c,i,j] = Σ_{n,p,q} dy[n,o,p,q] x[n, c, p·s + i·d − pad, …]: conv2d's transpose in w."""
+    shape = (dy.shape[1], x.shape[1] // groups, *kernel_size)
+    g, dtype = Conv.of(x.shape, shape, stride, padding, dilation, groups), np.result_type(dy, x)
+    if not dy.size or not math.prod(shape):
+        dw = empty(shape, dtype)
+        dw[...] = 0
+        return dw
+    grid = windows.Grid(g.N, g.H, g.W, g.C, g.P, g.Q, g.I, g.J, g.sh, g.sw, -g.ph, -g.pw, g.dh,
+                        g.dw)
+    few = g.G > 1 and g.C // g.G * (g.O // g.G) < FEW
+    return xp.ascontiguousarray((_direct_weights if few else _weights)(
+        _last(dy, dtype), _last(x, dtype), grid, g))

@@ -1,0 +1,315 @@
+"""The product of two matrices in tiles, whatever the matrices are made of.
+
+A block computes ``rows`` × ``columns`` of c = a b, a thread 8 × 8 of them as 2 × 2 squares of 4, so
+that a warp reads shared memory without conflicts: 4 rows of squares by 8 columns. Tiles of a and b
+are read ahead into registers while those before are multiplied, and go to the other half of shared
+memory. Sums run over k in its order: a result has the same bits in every run.
+
+An operand says where an element lies, in two halves: one for its row (of a; column of b), computed
+once, and one for k, in each step. A convolution's pixels and taps are such halves, too.
+"""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .intrinsics import address, cuda, device, load, outer, quotient, store, width
+from .memory import SIMULATED
+
+__all__ = ["LARGE", "MISSING", "SMALL", "Operand", "Plan", "depth", "divided", "multiplier",
+           "plan", "threads", "together"]
+
+LARGE, SMALL = (128, 128), (64, 64)
+MISSING = -(1 << 62)         # the position of an element that counts as 0; the sum of two fits
+BLOCKS = 264                 # what fills a large GPU twice; a constant, so that bits do not depend
+DEEP = 256                   # on the device. And the least k that is worth a block of its own
+GROUP = 8                    # rows of tiles computed side by side: they share b in the L2 cache
+
+
+class Operand(NamedTuple):
+    """Where the elements of a matrix lie: ``join(g, along(g, row), deep(g, k))``, an offset or
+    MISSING. ``g``: the kernel's numbers. ``by``: "k" or "row", along which they are neighbours;
+    ``vectors``: read them 16 bytes at once, which ``join`` allows for each first of them."""
+
+    along: Any
+    deep: Any
+    join: Any
+    by: str
+    vectors: bool
+
+
+class Plan(NamedTuple):
+    """How a product is cut: tiles, and splits of k in multiples of ``length``."""
+
+    shape: tuple[int, int]
+    tiles: int
+    down: int                # rows of tiles
+    splits: int
+    length: int
+
+
+def depth(dtype):
+    """k of a step: 33 KB of shared memory for two steps of two large tiles."""
+    return 64 // np.dtype(dtype).itemsize
+
+
+def threads(shape):
+    """Threads of a block: one for 64 results."""
+    return shape[0] * shape[1] // 64
+
+
+def together(shape, dtype):
+    """Blocks that a multiprocessor must have room for: large tiles of float32 take half of it."""
+    return 2 if shape == LARGE and dtype == np.float32 else None
+
+
+def plan(M, N, K, batches, dtype):
+    """Large tiles where they fill the device; fewer small ones share k, if it is long."""
+    def count(shape):
+        return -(-M // shape[0]) * -(-N // shape[1])
+    shape = LARGE if 2 * count(LARGE) * batches > BLOCKS and not SIMULATED else SMALL
+    tiles, step = count(shape), depth(dtype)
+    splits = max(1, min(BLOCKS // max(1, tiles * batches), K // DEEP))
+    length = -(-K // (splits * step)) * step
+    return Plan(shape, tiles, -(-M // shape[0]), -(-K // length) if K else 1, max(length, step))
+
+
+@device
+def divided(n, d):
+    """n // d for 0 ≤ n < 2³², in the 32 bits that a GPU divides well."""
+    return np.int64(quotient(np.uint32(n), np.uint32(d)))
+
+
+@device
+def tile_of(t, down, tiles):
+    """Row and column of the t-th tile: GROUP rows of tiles at a time, column by column."""
+    across = divided(tiles, down)
+    group = divided(t, GROUP * across)
+    first = group * GROUP
+    high = min(GROUP, down - first)
+    rest = t - first * across
+    column = divided(rest, high)
+    return first + rest - column * high, column
+
+
+def _repeated(V, one):
+    """(one(0), …, one(V − 1)) of a function of p, g, u, m, k and a number."""
+    if V == 2:
+        return device(lambda p, g, u, m, k: (one(p, g, u, m, k, 0), one(p, g, u, m, k, 1)))
+    return device(lambda p, g, u, m, k: (one(p, g, u, m, k, 0), one(p, g, u, m, k, 1),
+                                         one(p, g, u, m, k, 2), one(p, g, u, m, k, 3)))
+
+
+def _vector(operand, dtype):
+    """The 16 bytes from row m and step k on; u is ``along(g, m)``."""
+    along, deep, join, by, vectors = operand
+    W, zero = width(dtype), dtype.type(0)
+    zeros = (zero,) * W
+
+    @device
+    def single(p, g, u, k):
+        at = join(g, u, deep(g, k))
+        return p[at] if at > MISSING // 2 else zero
+
+    if vectors:
+        @device
+        def vector(p, g, u, m, k):
+            at = join(g, u, deep(g, k))
+            return load(p, at) if at > MISSING // 2 else zeros
+        return vector
+    if by == "k":
+        return device((lambda p, g, u, m, k: (single(p, g, u, k), single(p, g, u, k + 1)))
+                      if W == 2 else
+                      (lambda p, g, u, m, k: (single(p, g, u, k), single(p, g, u, k + 1),
+                                              single(p, g, u, k + 2), single(p, g, u, k + 3))))
+    return device((lambda p, g, u, m, k: (single(p, g, u, k), single(p, g, along(g, m + 1), k)))
+                  if W == 2 else
+                  (lambda p, g, u, m, k: (single(p, g, u, k), single(p, g, along(g, m + 1), k),
+                                          single(p, g, along(g, m + 2), k),
+                                          single(p, g, along(g, m + 3), k))))
+
+
+def _across(W, pitch):
+    """A vector into shared memory as a column."""
+    if W == 2:
+        @device
+        def put(s, i, v):
+            s[i] = v[0]
+            s[i + pitch] = v[1]
+    else:
+        @device
+        def put(s, i, v):
+            s[i] = v[0]
+            s[i + pitch] = v[1]
+            s[i + 2 * pitch] = v[2]
+            s[i + 3 * pitch] = v[3]
+    return put
+
+
+def _loader(operand, size, dtype, count):
+    """For an operand's tile of so many rows: where thread t's vectors are in it (row, k), how they
+    are read, and how they go to shared memory, which holds k after k of ``pitch`` elements."""
+    W, steps = width(dtype), depth(dtype)
+    pitch, vector = size + 4, _vector(operand, dtype)
+    if operand.by == "k":            # 16 rows by 2 vectors of a warp go to 32 banks
+        lanes = count // size
+        V, step, shift, put = steps // W // lanes, lanes * W, lanes * W * pitch, _across(W, pitch)
+        place = device(lambda t: (t // lanes, t % lanes * W))
+    else:
+        line = size // W
+        step, put = count // line, store
+        V, shift = steps // step, step * pitch
+        place = device(lambda t: (t % line * W, t // line))
+    fetch = _repeated(V, device(lambda p, g, u, m, k, v: vector(p, g, u, m, k + v * step)))
+    if V == 2:
+        @device
+        def keep(s, i, x):
+            put(s, i, x[0])
+            put(s, i + shift, x[1])
+    else:
+        @device
+        def keep(s, i, x):
+            put(s, i, x[0])
+            put(s, i + shift, x[1])
+            put(s, i + 2 * shift, x[2])
+            put(s, i + 3 * shift, x[3])
+    return place, fetch, keep, pitch
+
+
+def _eight(dtype, half):
+    """4 numbers at i and 4 at i + half."""
+    if width(dtype) == 4:
+        return device(lambda s, i: load(s, i) + load(s, i + half))
+    return device(lambda s, i: load(s, i) + load(s, i + 2)
+                  + load(s, i + half) + load(s, i + half + 2))
+
+
+def _square_writer(dtype):
+    """4 results of a row, from ``at`` + n on."""
+    if width(dtype) == 4:
+        return device(lambda c, i, v, b: store(
+            c, i, (v[0] + b[0], v[1] + b[1], v[2] + b[2], v[3] + b[3])))
+
+    @device
+    def pairs(c, i, v, b):
+        store(c, i, (v[0] + b[0], v[1] + b[1]))
+        store(c, i + 2, (v[2] + b[2], v[3] + b[3]))
+    return pairs
+
+
+def _row_writer(dtype, half):
+    """A thread's 8 results of a row, n and n + half on behind ``at``; columns below N."""
+    whole = _square_writer(dtype)
+
+    @device
+    def single(c, at, n, N, v, b):
+        if n < N:
+            c[at + n] = v + b
+
+    @device
+    def four(c, at, n, N, wide, v, b):
+        if wide and n + 4 <= N:
+            whole(c, at + n, v, b)
+        else:
+            single(c, at, n, N, v[0], b[0])
+            single(c, at, n + 1, N, v[1], b[1])
+            single(c, at, n + 2, N, v[2], b[2])
+            single(c, at, n + 3, N, v[3], b[3])
+
+    @device
+    def row(c, at, n, N, wide, v, b):
+        if at > MISSING // 2:
+            four(c, at, n, N, wide, v[:4], b[:4])
+            four(c, at, n + half, N, wide, v[4:], b[4:])
+    return row
+
+
+def _writer(dtype, shape, line):
+    """All of a thread's results: rows m … m + 3 and half a tile below, each where ``line`` says."""
+    row, down = _row_writer(dtype, shape[1] // 2), shape[0] // 2
+
+    @device
+    def write(c, g, m, n, N, wide, acc, b):
+        row(c, line(g, m), n, N, wide, acc[0], b)
+        row(c, line(g, m + 1), n, N, wide, acc[1], b)
+        row(c, line(g, m + 2), n, N, wide, acc[2], b)
+        row(c, line(g, m + 3), n, N, wide, acc[3], b)
+        row(c, line(g, m + down), n, N, wide, acc[4], b)
+        row(c, line(g, m + down + 1), n, N, wide, acc[5], b)
+        row(c, line(g, m + down + 2), n, N, wide, acc[6], b)
+        row(c, line(g, m + down + 3), n, N, wide, acc[7], b)
+    return write
+
+
+def _addend(dtype, half):
+    """The 8 numbers to add to a thread's columns: the bias, or zeros."""
+    zero = dtype.type(0)
+
+    @device
+    def one(bias, first, n, N):
+        return bias[first + n] if first >= 0 and n < N else zero
+
+    @device
+    def four(p, first, n, N):
+        return (one(p, first, n, N), one(p, first, n + 1, N), one(p, first, n + 2, N),
+                one(p, first, n + 3, N))
+    return device(lambda p, first, n, N: four(p, first, n, N) + four(p, first, n + half, N))
+
+
+def _place(shape):
+    """Row and column of a thread's first result in the tile."""
+    across = shape[1] // 64              # warps side by side in half a tile
+
+    @device
+    def place(t):
+        warp, lane = t // 32, t % 32
+        return warp // across * 16 + lane // 8 * 4, warp % across * 32 + lane % 8 * 4
+    return place
+
+
+@cache
+def multiplier(a, b, line, shape, dtype):
+    """The body of a block: tile (i, j) of c = a b + bias for k from ``begin`` to ``end``.
+
+    c's rows lie where ``line(g, row)`` says, N columns behind it; ``wide``: on 16 bytes. ``first``:
+    bias for column 0 is bias[first]; none if it is negative."""
+    count, steps = threads(shape), depth(dtype)
+    place_a, fetch_a, keep_a, high = _loader(a, shape[0], dtype, count)
+    place_b, fetch_b, keep_b, broad = _loader(b, shape[1], dtype, count)
+    along_a, along_b = a.along, b.along
+    rows, columns, place = _eight(dtype, shape[0] // 2), _eight(dtype, shape[1] // 2), _place(shape)
+    write, addend = _writer(dtype, shape, line), _addend(dtype, shape[1] // 2)
+    size_a, size_b, kind = steps * high, steps * broad, dtype.type
+    both_a, both_b = 2 * size_a, 2 * size_b
+    tall, across = shape
+    zeros = ((kind(0),) * 8,) * 8
+
+    @device
+    def body(pa, pb, c, bias, first, g, i, j, begin, end, N, wide):
+        cells_a = cuda.shared.array(both_a, kind)
+        cells_b = cuda.shared.array(both_b, kind)
+        sa, sb, t = address(cells_a), address(cells_b), cuda.threadIdx.x
+        (ra, ka), (rb, kb), (m, n) = place_a(t), place_b(t), place(t)
+        to_a, to_b = ka * high + ra, kb * broad + rb
+        ra, rb = i * tall + ra, j * across + rb
+        u, v = along_a(g, ra), along_b(g, rb)
+        keep_a(sa, to_a, fetch_a(pa, g, u, ra, begin + ka))
+        keep_b(sb, to_b, fetch_b(pb, g, v, rb, begin + kb))
+        cuda.syncthreads()
+        acc, now = zeros, 0
+        for k in range(begin, end, steps):
+            after = min(k + steps, end)          # beyond the end all is missing: nothing is read
+            x, y = fetch_a(pa, g, u, ra, after + ka), fetch_b(pb, g, v, rb, after + kb)
+            p, q = now * size_a + m, now * size_b + n
+            for _ in range(steps):               # unrolled by the assembler; by hand it spills
+                acc = outer(acc, rows(sa, p), columns(sb, q))
+                p += high
+                q += broad
+            now = 1 - now
+            keep_a(sa, now * size_a + to_a, x)
+            keep_b(sb, now * size_b + to_b, y)
+            cuda.syncthreads()
+        m, n = i * tall + m, j * across + n
+        write(c, g, m, n, N, wide, acc, addend(bias, first, n, N))
+    return body

@@ -1,0 +1,254 @@
+"""Products of matrices one of which is the windows of images: rows are pixels, k is taps.
+
+Images are channels-last, (n, h, w, c). A window reads pixel (a, b) of a grid at h = a s + h0 + i d
+for tap i, which is a convolution with any stride, padding and dilation, and, with d < 0, its
+transpose.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from .intrinsics import cuda, device
+from .launch import Kernel
+from .memory import SIMULATED
+from .tile import (LARGE, MISSING, SMALL, Operand, divided, multiplier, threads, tile_of, together)
+
+__all__ = ["Grid", "SINGLE", "convolution", "direct", "direct_weights", "every", "weights"]
+
+OUTSIDE = -(1 << 40)         # a row or column that no image has
+SINGLE = 256 if not SIMULATED else 32        # threads of ``direct``
+
+
+class Grid(NamedTuple):
+    """Where windows read: N images of H × W pixels of C channels; A × B windows of I × J taps."""
+
+    N: int
+    H: int
+    W: int
+    C: int
+    A: int
+    B: int
+    I: int
+    J: int
+    sh: int
+    sw: int
+    h0: int
+    w0: int
+    dh: int
+    dw: int
+
+
+FIELDS = "i8 " * 14
+# g: Grid's fields, then: 14 channels of a group; 15 the first of them; M N K of the product;
+# 19 channels of the result in all, 20 the first of this group; 21-25 where pixel (0, 0) of the
+# grid lies in it, the steps from image to image, row to row, pixel to pixel; then for operands.
+
+
+@device
+def _pixel(g, m):
+    """The first pixel of an image, and the row and column where a window begins."""
+    image = divided(m, g[4] * g[5])
+    rest = m - image * g[4] * g[5]
+    a = divided(rest, g[5])
+    b = rest - a * g[5]
+    return (image * g[1] * g[2], a * g[8] + g[10], b * g[9] + g[11])
+
+
+@device
+def _row(g, m):
+    return _pixel(g, m) if m < g[16] else (0, OUTSIDE, 0)
+
+
+@device
+def _tap(g, k):
+    """What a tap and channel add to where a window begins."""
+    tap = divided(k, g[14])
+    i = divided(tap, g[7])
+    return (i * g[12], (tap - i * g[7]) * g[13], g[15] + k - tap * g[14])
+
+
+@device
+def _tap_k(g, k):
+    return _tap(g, k) if k < g[18] else (OUTSIDE, 0, 0)
+
+
+@device
+def _window(g, u, v):
+    h, w = u[1] + v[0], u[2] + v[1]
+    inside = 0 <= h and h < g[1] and 0 <= w and w < g[2]
+    return (u[0] + h * g[2] + w) * g[3] + v[2] if inside else MISSING
+
+
+@device
+def _filter(g, n):
+    return g[20] + n if n < g[17] else MISSING
+
+
+@device
+def _filter_k(g, k):
+    return k * g[19] if k < g[18] else MISSING
+
+
+@device
+def _sum(g, u, v):
+    return u + v
+
+
+@device
+def _line(g, m):
+    """Where the result's pixel m lies."""
+    image = divided(m, g[4] * g[5])
+    rest = m - image * g[4] * g[5]
+    a = divided(rest, g[5])
+    return (g[21] + image * g[22] + a * g[23] + (rest - a * g[5]) * g[24] + g[20]
+            if m < g[16] else MISSING)
+
+
+@cache
+def convolution(dtype, shape, vectors_a, vectors_b):
+    """y[pixel, o] = Σ over taps and a group's channels of x's windows times w (I, J, C/G, O)."""
+    kind = dtype.str[1:]
+    body = multiplier(Operand(_row, _tap_k, _window, "k", vectors_a),
+                      Operand(_filter, _filter_k, _sum, "row", vectors_b), _line, shape, dtype)
+
+    def run(x, w, y, bias, biased, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw,
+            depth, columns, O, first, image, row, pixel, down, tiles):
+        group, t = divided(cuda.blockIdx.x, tiles), cuda.blockIdx.x
+        i, j = tile_of(t - group * tiles, down, tiles)
+        K = I * J * depth
+        g = (N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw, depth, group * depth, N * A * B,
+             columns, K, O, group * columns, first, image, row, pixel)
+        body(x, w, y, bias, group * columns if biased else -1, g, i, j, 0, K, columns, wide)
+    return Kernel(run, f"*{kind} *{kind} *{kind} *{kind} i4 i4 " + FIELDS + "i8 " * 9,
+                  threads=threads(shape), minimum=together(shape, dtype),
+                  name=f"conv_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}")
+
+
+@device
+def _gradient(g, m):
+    return g[20] + m if m < g[16] else MISSING
+
+
+@device
+def _gradient_k(g, k):
+    return k * g[19] if k < g[18] else MISSING
+
+
+@device
+def _tap_n(g, n):
+    return _tap(g, n) if n < g[17] else (OUTSIDE, 0, 0)
+
+
+@device
+def _pixel_k(g, k):
+    return _pixel(g, k) if k < g[18] else (0, OUTSIDE, 0)
+
+
+@device
+def _window_of_tap(g, u, v):
+    return _window(g, v, u)
+
+
+@device
+def _filters(g, m):
+    return g[21] + m * g[17] if m < g[16] else MISSING
+
+
+@cache
+def weights(dtype, shape, vectors_a, vectors_b):
+    """dw[z, o, tap and channel] = Σ over the z-th part of the pixels of dy[pixel, o] times x's
+    windows."""
+    kind = dtype.str[1:]
+    body = multiplier(Operand(_gradient, _gradient_k, _sum, "row", vectors_a),
+                      Operand(_tap_n, _pixel_k, _window_of_tap, "row", vectors_b), _filters, shape,
+                      dtype)
+
+    def run(dy, x, dw, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw_, depth, columns, O,
+            groups, down, tiles, splits, length):
+        part, t = divided(cuda.blockIdx.x, tiles), cuda.blockIdx.x
+        i, j = tile_of(t - part * tiles, down, tiles)
+        z = divided(part, groups)
+        group = part - z * groups
+        taps, K = I * J * depth, N * A * B
+        g = (N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw_, depth, group * depth, columns, taps,
+             K, O, group * columns, part * columns * taps)
+        begin = z * length
+        body(dy, x, dw, dy, -1, g, i, j, begin, min(begin + length, K), taps, wide)
+    return Kernel(run, f"*{kind} *{kind} *{kind} i4 " + FIELDS + "i8 " * 8,
+                  threads=threads(shape), minimum=together(shape, dtype),
+                  name=f"conv_weight_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}")
+
+
+@cache
+def direct(dtype):
+    """As ``convolution``, a thread for each result: for groups of few channels."""
+    kind, zero = dtype.str[1:], dtype.type(0)
+
+    def body(x, w, y, bias, biased, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw, depth, columns,
+             O, first, image, row, pixel):
+        e = cuda.blockIdx.x * SINGLE + cuda.threadIdx.x
+        m = divided(e, O)
+        if m >= N * A * B:
+            return
+        o = e - m * O
+        n = divided(m, A * B)
+        a = divided(m - n * A * B, B)
+        b = m - n * A * B - a * B
+        channel, acc = divided(o, columns) * depth, bias[o] if biased else zero
+        for i in range(I):
+            h = a * sh + h0 + i * dh
+            for j in range(J):
+                v = b * sw + w0 + j * dw
+                if 0 <= h and h < H and 0 <= v and v < W:
+                    p, q = ((n * H + h) * W + v) * C + channel, (i * J + j) * depth * O + o
+                    for c in range(depth):
+                        acc += x[p + c] * w[q + c * O]
+        y[first + n * image + a * row + b * pixel + o] = acc
+    return Kernel(body, f"*{kind} *{kind} *{kind} *{kind} i4 " + FIELDS + "i8 " * 7,
+                  threads=SINGLE, name=f"conv_direct_{kind}")
+
+
+@cache
+def direct_weights(dtype):
+    """As ``weights``, a thread for each result and each part of the windows' rows; dw is
+    (splits, I, J, C/G, O)."""
+    kind, zero = dtype.str[1:], dtype.type(0)
+
+    def body(dy, x, dw, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw_, depth, columns, O, splits,
+             length):
+        e = cuda.blockIdx.x * SINGLE + cuda.threadIdx.x
+        rest = divided(e, O)
+        o = e - rest * O
+        tap = divided(rest, depth)
+        channel = divided(o, columns) * depth + rest - tap * depth
+        z = divided(tap, I * J)
+        tap -= z * I * J
+        if z >= splits:
+            return
+        i = divided(tap, J)
+        down, right, acc = h0 + i * dh, w0 + (tap - i * J) * dw_, zero
+        for r in range(z * length, min(z * length + length, N * A)):
+            n = divided(r, A)
+            h = (r - n * A) * sh + down
+            if 0 <= h and h < H:
+                for b in range(B):
+                    v = b * sw + right
+                    if 0 <= v and v < W:
+                        acc += dy[(r * B + b) * O + o] * x[((n * H + h) * W + v) * C + channel]
+        dw[e] = acc
+    return Kernel(body, f"*{kind} *{kind} *{kind} " + FIELDS + "i8 " * 5, threads=SINGLE,
+                  name=f"conv_direct_weight_{kind}")
+
+
+def every():
+    """The kernels of float32 and float64, for those who compile them ahead."""
+    for dtype in map(np.dtype, (np.float32, np.float64)):
+        for shape in (LARGE, SMALL):
+            yield convolution(dtype, shape, True, True)
+            yield weights(dtype, shape, True, True)
+        yield convolution(dtype, SMALL, False, True)
+        yield weights(dtype, SMALL, True, False)
+        yield direct(dtype)
+        yield direct_weights(dtype)

@@ -1,0 +1,102 @@
+"""Convolution on CUDA against the reference: strides, padding, dilation, groups, memory orders."""
+
+import inspect
+
+import numpy as np
+import pytest
+from nbgrad.kernels import cuda, reference
+from nbgrad.kernels.cuda import tile
+from nbgrad.kernels.cuda.memory import to_device, to_host
+from nbgrad.kernels.shapes import Conv
+
+TOLERANCE = {np.float32: 1e-5, np.float64: 1e-13}
+# x, weight, stride, padding, dilation, groups
+CASES = [
+    ((2, 3, 6, 5), (4, 3, 3, 3), (1, 1), (1, 1), (1, 1), 1),          # odd channels: one by one
+    ((1, 4, 7, 6), (8, 4, 3, 2), (2, 1), (1, 0), (1, 2), 1),          # vectors
+    ((2, 8, 5, 5), (8, 4, 3, 3), (2, 2), (0, 1), (1, 1), 2),          # groups of 4 by 4: direct
+    ((1, 16, 5, 4), (24, 8, 2, 2), (1, 1), (1, 1), (1, 1), 2),        # groups in tiles
+    ((2, 6, 5, 6), (6, 1, 3, 3), (1, 2), (1, 1), (2, 1), 6),          # depthwise
+    ((1, 2, 9, 8), (70, 2, 1, 1), (3, 2), (0, 0), (1, 1), 1),         # pixels that no window reads
+    ((1, 3, 4, 4), (5, 3, 4, 4), (4, 4), (0, 0), (1, 1), 1),          # patches
+    ((1, 2, 12, 3), (3, 2, 3, 3), (3, 1), (2, 3), (2, 3), 1)]         # tall
+dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+def close(got, want, terms):
+    """Within the rounding of so many terms of about 1."""
+    assert got.dtype == want.dtype
+    np.testing.assert_allclose(to_host(got), want, rtol=TOLERANCE[want.dtype.type],
+                               atol=TOLERANCE[want.dtype.type] * (1 + terms ** 0.5))
+
+
+def both(name, *arrays, **settings):
+    got = getattr(cuda, name)(*map(to_device, arrays), **settings)
+    return got, getattr(reference, name)(*arrays, **settings)
+
+
+def all_three(case, dtype, seed=0):
+    size, weight, stride, padding, dilation, groups = case
+    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    g, rng = Conv.of(size, weight, stride, padding, dilation, groups), np.random.default_rng(seed)
+    x, w, b, dy = (rng.standard_normal(s).astype(dtype) for s in (
+        size, weight, g.O, (g.N, g.O, g.P, g.Q)))
+    y, want = both("conv2d", x, w, b, **settings)
+    close(y, want, g.depth)
+    assert y.transpose(0, 2, 3, 1).flags.c_contiguous
+    close(*both("conv2d_input", dy, w, input_size=size, **settings), g.depth)
+    close(*both("conv2d_weight", dy, x, kernel_size=weight[2:], **settings), dy[:, 0].size)
+
+
+def test_names_and_signatures_are_the_references():
+    for name in ("conv2d", "conv2d_input", "conv2d_weight"):
+        a, b = (inspect.signature(getattr(m, name)) for m in (reference, cuda))
+        assert str(a) == str(b)
+
+
+@dtypes
+@pytest.mark.parametrize("case", CASES)
+def test_each_setting(case, dtype):
+    all_three(case, dtype)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_settings(seed):
+    rng = np.random.default_rng(seed)
+    groups, depth, columns = rng.integers(1, 4), rng.integers(1, 6), rng.integers(1, 10)
+    pairs = [tuple(map(int, rng.integers(low, high, 2))) for low, high in
+             ((1, 4), (1, 4), (0, 3), (1, 3))]
+    kernel, stride, padding, dilation = pairs
+    size = [int(d * (k - 1) + 1 + n) for d, k, n in zip(dilation, kernel, rng.integers(0, 6, 2))]
+    all_three(((2, int(groups * depth), *size), (int(groups * columns), int(depth), *kernel), stride,
+               padding, dilation, int(groups)), np.float64, seed)
+
+
+def test_either_order_large_tiles_and_parts_of_the_pixels(either_order, monkeypatch):
+    monkeypatch.setattr(tile, "DEEP", 16)
+    all_three(((1, 4, 7, 7), (4, 4, 3, 3), (1, 1), (1, 1), (1, 1), 1), np.float32)
+    monkeypatch.setattr(tile, "SMALL", tile.LARGE)
+    all_three(((1, 4, 4, 3), (4, 4, 2, 2), (1, 1), (1, 1), (1, 1), 1), np.float32)
+
+
+def test_memory_orders_and_views():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 5, 6, 4)), rng.standard_normal((8, 2, 3, 4))
+    d, e = to_device(x).transpose(0, 3, 1, 2), to_device(w).transpose(0, 3, 2, 1)
+    settings = {"stride": (1, 1), "padding": (1, 0), "dilation": (1, 1), "groups": 1}
+    want = reference.conv2d(x.transpose(0, 3, 1, 2), w.transpose(0, 3, 2, 1), **settings)
+    close(cuda.conv2d(d, e, **settings), want, 24)
+    want = reference.conv2d(x.transpose(0, 3, 1, 2)[:, 1:3, ::-1],
+                            w.transpose(0, 3, 2, 1)[::2, ::2], **settings)
+    close(cuda.conv2d(d[:, 1:3, ::-1], e[::2, ::2], **settings), want, 24)
+
+
+def test_nothing():
+    settings = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    for size, weight in (((0, 2, 4, 4), (3, 2, 2, 2)), ((2, 0, 4, 4), (3, 0, 2, 2)),
+                         ((1, 2, 4, 4), (0, 2, 2, 2))):
+        x, w = np.ones(size, np.float32), np.ones(weight, np.float32)
+        y, want = both("conv2d", x, w, np.ones(weight[0], np.float32), **settings)
+        close(y, want, 1)
+        close(*both("conv2d_input", want, w, input_size=size, **settings), 1)
+        close(*both("conv2d_weight", want, x, kernel_size=(2, 2), **settings), 1)

@@ -1,0 +1,104 @@
+"""Matrix products on CUDA against the reference: tails, strides, batches, splits of k."""
+
+import inspect
+
+import numpy as np
+import pytest
+from nbgrad.kernels import cuda, reference
+from nbgrad.kernels.cuda import tile
+from nbgrad.kernels.cuda.memory import to_device, to_host
+
+EPS = {np.float32: 2.0**-23, np.float64: 2.0**-52}
+dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+@pytest.fixture
+def normal():
+    rng = np.random.default_rng(0)
+    return lambda dtype, *shape: rng.standard_normal(shape).astype(dtype)
+
+
+def check(got, a, b, bias=0):
+    """Within the rounding of a sum of K numbers, each of its size or less."""
+    K, wide = a.shape[-1], (a.astype(np.float64), b.astype(np.float64))
+    bound = EPS[a.dtype.type] * (K + 2) * (np.abs(wide[0]) @ np.abs(wide[1]) + np.abs(bias))
+    assert to_host(got).dtype == a.dtype
+    assert (np.abs(to_host(got) - (wide[0] @ wide[1] + bias)) <= bound).all()
+
+
+def test_names_and_signatures_are_the_references():
+    for name in ("matmul", "linear", "linear_backward"):
+        a, b = (inspect.unwrap(getattr(m, name)) for m in (reference, cuda))
+        assert str(inspect.signature(a)) == str(inspect.signature(b))
+
+
+@dtypes
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (5, 7, 3), (64, 64, 16), (65, 68, 40), (3, 130, 33)])
+def test_sizes(sizes, dtype, normal):
+    M, N, K = sizes
+    a, b = normal(dtype, M, K), normal(dtype, K, N)
+    check(cuda.matmul(to_device(a), to_device(b)), a, b)
+    a, b = normal(dtype, K, M).T, normal(dtype, N, K).T
+    check(cuda.matmul(to_device(a), to_device(b)), a, b)
+
+
+def test_large_tiles(normal, monkeypatch, either_order):
+    monkeypatch.setattr(tile, "SMALL", tile.LARGE)
+    a, b = normal(np.float32, 130, 20), normal(np.float32, 20, 4)
+    check(cuda.matmul(to_device(a), to_device(b)), a, b)
+
+
+def test_splits_of_k(normal, monkeypatch, either_order):
+    monkeypatch.setattr(tile, "DEEP", 16)
+    a, b, bias = normal(np.float32, 3, 100), normal(np.float32, 5, 100), normal(np.float32, 5)
+    check(cuda.matmul(to_device(a), to_device(b).T), a, b.T)
+    check(cuda.linear(to_device(a), to_device(b), to_device(bias)), a, b.T, bias)
+
+
+BATCHES = [((3, 2, 4), (3, 4, 2)), ((2, 1, 3, 4), (3, 4, 2)), ((4, 3), (2, 3, 5)),
+           ((2, 3, 4), (4, 2)), ((2, 1, 2, 2, 3), (2, 1, 3, 2)), ((4,), (4,)), ((4,), (2, 4, 3)),
+           ((2, 3, 4), (4,)), ((0, 3), (3, 2)), ((2, 0), (0, 3)), ((0, 2, 3), (3, 2))]
+
+
+@pytest.mark.parametrize("shapes", BATCHES)
+def test_batches_and_nothing(shapes, normal):
+    a, b = (normal(np.float64, *s) for s in shapes)
+    got = to_host(cuda.matmul(to_device(a), to_device(b)))
+    np.testing.assert_allclose(got, reference.matmul(a, b), rtol=1e-13, atol=1e-14)
+    assert got.shape == reference.matmul(a, b).shape
+
+
+def test_views(normal):
+    """Gaps, negative steps, a broadcast operand, memory off its alignment."""
+    x, w = normal(np.float32, 2, 9, 21), normal(np.float32, 21, 8)
+    d, e = to_device(x), to_device(w)
+    for view in (np.s_[:, ::2, 1:], np.s_[:, ::-1, :20], np.s_[:1, 3:, 4:8], np.s_[:, :, ::-2]):
+        K = x[view].shape[-1]
+        check(cuda.matmul(d[view], e[1:1 + K] if K < 21 else e), x[view],
+              w[1:1 + K] if K < 21 else w)
+    one = np.broadcast_to(x[0, 0, :4], (6, 4))
+    check(cuda.matmul(np.broadcast_to(d[0, 0, :4], (6, 4)), e[:4, ::2]), one, w[:4, ::2])
+
+
+def test_nan_and_infinity_reach_their_rows_and_columns(normal):
+    a, b = normal(np.float32, 5, 6), normal(np.float32, 6, 3)
+    a[2, 1], b[0, 2] = np.nan, np.inf
+    got = to_host(cuda.matmul(to_device(a), to_device(b)))
+    np.testing.assert_array_equal(np.isfinite(got), np.isfinite(a @ b))
+
+
+def test_linear_and_its_gradients(normal):
+    x, w, dy = (normal(np.float64, *s) for s in ((2, 3, 5), (4, 5), (2, 3, 4)))
+    bias = normal(np.float64, 8)[::2]
+    d = [*map(to_device, (dy, x, w))]
+    np.testing.assert_allclose(to_host(cuda.linear(*d[1:], to_device(bias))),
+                               reference.linear(x, w, bias), rtol=1e-13)
+    for asked in (True, False):
+        want = reference.linear_backward(dy, x, w, input_gradient=asked)
+        for g, y in zip(cuda.linear_backward(*d, input_gradient=asked), want):
+            np.testing.assert_allclose(to_host(g), y, rtol=1e-13, atol=1e-14)
+
+
+def test_integers_are_numpys():
+    a = np.arange(6).reshape(2, 3)
+    np.testing.assert_array_equal(to_host(cuda.matmul(to_device(a), to_device(a.T))), a @ a.T)
