@@ -79,7 +79,11 @@ def _where(groups):
 
 def summary(groups):
     """How many times as fast as each peer: geometric mean and least, by kind of case."""
-    lines, peers = [], ["numpy", "torch", "torch channels-last", tables.COMPOSED, tables.BEST]
+    peers = ["numpy", "torch", "torch channels-last", tables.COMPOSED, tables.BEST]
+    lines, composed = [], any(row["side"] == tables.COMPOSED for runs in groups.values()
+                              for rows in runs.values() for row in rows)
+    if not composed:
+        peers.remove(tables.COMPOSED)
     for group in ("matmul", "conv", "norm", "elementwise"):
         for threads, rows in groups.get(group, {}).items():
             if group == "elementwise":                # a kind for each op: too many for a page
@@ -89,7 +93,9 @@ def summary(groups):
                 cells = [_mean_and_least(found.get(peer)) for peer in peers]
                 count = str(max(map(len, found.values())))
                 lines.append([f"{group}: {kind}", threads, count, *cells])
-    return _table(["", "threads", "cases", *peers], lines) + "\n" + _where(groups)
+    note = f"{tables.COMPOSED}: in its own elementary ops, for norms without a peer.\n\n"
+    return (_table(["", "threads", "cases", *peers], lines) + "\n" + (note if composed else "")
+            + _where(groups))
 
 
 def _mean_and_least(values):

@@ -305,6 +305,15 @@ def test_ratios_are_summed_up_by_their_geometric_mean_and_the_least():
         ["float32", "2", "the best of them", "2.00", "0.50"]]
 
 
+def test_our_own_composition_is_no_peer():
+    rows = made_up()
+    composed = [{**row, "side": tables.COMPOSED, "median": "1e-3"} for row in rows
+                if row["side"] == "nbgrad" and row["group"] != "machine"]
+    found = tables.ratios(rows + composed)["float32"]
+    assert found[tables.BEST] == tables.ratios(rows)["float32"][tables.BEST]
+    assert len(found[tables.COMPOSED]) == len(composed)
+
+
 def test_tables_print_with_rich_and_without(capsys, monkeypatch):
     tables.print_table(made_up())
     rich = capsys.readouterr().out

@@ -287,7 +287,7 @@ SAMPLES = {
     "channel_std": [(op("channel_std", eps=0.1), (real(3, 2, 2),))],
     "channel_rms": [(op("channel_rms", eps=0.1), (real(3, 2, 2),))],
     "channel_dot": [(op("channel_dot"), (real(3, 2, 2), real(3, 2, 2)))],
-    "channel_size": [(op("channel_size"), (distinct(3, 2, 2),))],
+    "channel_size": [(op("channel_size"), (kinked(3, 2, 2),))],
     "channel_sums": [(op("channel_sums"), (real(3, 2, 2), real(3, 2, 2),
                                            real(1, 2, 1, low=0.5, high=2)))],
     "divide_channels": [
