@@ -68,7 +68,10 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     figure = Figure("Final test accuracy", "images that statistics are of", "test accuracy", [
         bars(label, sizes, [bootstrap(accuracies(arms[*arm, n])) for n in sizes])
         for arm, label in labels.items()], log_x=True)
-    return Finding(verdict, sentence, Table(["size", *labels.values()], rows), [figure])
+    return Finding(verdict, sentence, Table(["size", *labels.values()], rows), [figure], [
+        ("Statistics are of images and positions: 2 digits have 128 values per channel in the "
+         "first two layers and 32 in the others. Where a layer sees one value per image, as in "
+         "MLPs, they have 2: see layer-norm-small-batch.")])
 
 
 STUDY = Study(
