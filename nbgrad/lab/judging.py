@@ -1,12 +1,13 @@
-"""Intervals of pairs in which a run may have no number, because it diverged."""
+"""Intervals of pairs in which a run may have no number, because it diverged; a common note."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from nbgrad.lab.intervals import Interval, bootstrap, paired, paired_ratio
+from nbgrad.lab.study import Cell
 
-__all__ = ["difference", "ratio", "text"]
+__all__ = ["difference", "ratio", "shorter", "text"]
 
 Value = float | None
 
@@ -27,6 +28,13 @@ def difference(a: Sequence[Value], b: Sequence[Value]) -> Interval | None:
     """As ``ratio``, of a − b."""
     x, y = _both(a, b, None)
     return paired(x, y) if len(x) > 1 else None
+
+
+def shorter(cells: Sequence[Cell]) -> list[str]:
+    """A note where training is shorter than Santurkar et al. 2018 train."""
+    steps = max(cell["steps"] for cell in cells)
+    return [] if steps >= 10000 else [
+        f"Training is {steps} steps long; the paper's is 15,000, or 10,000 of the linear network."]
 
 
 def text(found: Interval | Sequence[Value] | None, form: str = ".3g") -> str:

@@ -117,7 +117,7 @@ def _repeated(batches: Any) -> Iterator[Any]:
 
 def deep_linear(norm: Norm, cell: dict[str, Any]) -> Problem:
     """min ‖W₂₅ … W₁ x − A x‖², a norm behind each W but the last; W 10 × 10, Glorot; A and the
-    ``samples`` (1,000) x are normal; gradient descent on all.      Santurkar et al. 2018, section 3
+    ``samples`` (1,000) x are normal; gradient descent on all.      Santurkar et al. 2018
 
     The loss is the sum over samples and outputs, as a learning rate of 1e-6 asks for; float64.
     """

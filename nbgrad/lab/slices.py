@@ -37,7 +37,7 @@ def random_direction(model: Module, *, filters: bool = True, seed: int = 0) -> l
 
     filters: ‖d_f‖ = ‖w_f‖ for every filter f (a row of a weight), and 0 for biases and what else
     has one dimension, so that a step means the same for networks whose weights differ in scale
-    alone.      Li et al. 2018, section 4
+    alone.      Li, Xu, Taylor, Studer & Goldstein 2018, section 4
 
     >>> from nbgrad import nn
     >>> layer = nn.Linear(5, 2)
@@ -63,7 +63,7 @@ def loss_slice(model: Module, batch: Batch, directions: int | Sequence[Direction
                span: float = 1.0, points: int = 21, loss: Loss = cross_entropy,
                filters: bool = True, seed: int = 0) -> LossSlice:
     """The loss on a line (one direction) or a plane (two) around the model.      Goodfellow et al.
-    2015, Li et al. 2018
+    2015, Li, Xu, Taylor, Studer & Goldstein 2018
 
     batch: (input, target).  directions: how many random ones, or the directions themselves, such as
     a gradient; ``filters`` and ``seed`` are ``random_direction``'s. positions: ``points`` from

@@ -49,7 +49,8 @@ def watch(model: Module, optimizer: Any = None, *, every: int = 1, layers: Layer
     layers: names or patterns such as "fc*", or classes; default: every module without submodules,
     but Flatten and Identity. y: (N, units, *S). csv, tensorboard: a file and a folder, in which
     the rows are written, too. What is computed stays the same up to rounding: in a measured step a
-    linear layer, its norm and activation run one by one.
+    linear layer, its norm and activation run one by one. Measuring 100 units on 64 samples takes
+    about 0.7 ms per layer, more than the step itself: see ``overhead``, and raise ``every``.
 
     Raises ValueError for ``every`` below 1, and where no layer is found.
 

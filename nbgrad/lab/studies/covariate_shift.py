@@ -9,7 +9,7 @@ import numpy as np
 
 from nbgrad.lab.arms import curve, grouped
 from nbgrad.lab.intervals import Interval
-from nbgrad.lab.judging import ratio, text
+from nbgrad.lab.judging import ratio, shorter, text
 from nbgrad.lab.networks import Problem, along, problem
 from nbgrad.lab.shift import covariate_shift
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
@@ -71,7 +71,7 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         verdict, "With batch norm the shift ‖G − G'‖/‖G‖ is " + " and ".join(parts) + ".",
         Table(["network", "measure", "plain", "batch norm", "batch norm / plain"], rows),
         [_figure(arms, network, x) for x in ("step", "layer") for network in NETWORKS],
-        _notes(ratios))
+        [*_notes(ratios), *shorter(cells)])
 
 
 def _figure(arms: dict[Any, list[Record]], network: str, x: str) -> Figure:
@@ -98,7 +98,7 @@ STUDY = Study(
     question="Does batch norm reduce internal covariate shift?",
     claim="Batch norm reduces internal covariate shift.",
     source="Ioffe & Szegedy 2015, title and section 2; repeated by most articles since",
-    published="Santurkar et al. 2018, figure 2: the change of a layer's gradient when the layers "
+    published="Santurkar et al. 2018, figure 3: the change of a layer's gradient when the layers "
               "below are updated is as large with batch norm as without, or larger, in VGG on "
               "CIFAR-10 and in a 25-layer linear network.",
     setup="An MLP of 5 × 100 ReLUs on digits (SGD, lr 0.1, batches of 64), and the paper's "

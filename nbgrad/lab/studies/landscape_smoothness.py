@@ -10,7 +10,7 @@ import numpy as np
 from nbgrad.lab.arms import curve, grouped
 from nbgrad.lab.curvature import landscape
 from nbgrad.lab.intervals import Interval
-from nbgrad.lab.judging import ratio, text
+from nbgrad.lab.judging import ratio, shorter, text
 from nbgrad.lab.networks import Problem, along, problem
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
 
@@ -86,7 +86,7 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         + ", ".join(parts) + " times that with it.",
         Table(["network", "measure", "steps", "plain", "batch norm", "plain / batch norm"], rows),
         [_figure(arms, network, key) for network in NETWORKS for key in JUDGED],
-        _notes(ratios))
+        [*_notes(ratios), *shorter(cells)])
 
 
 def _figure(arms: dict[Any, list[Record]], network: str, key: str) -> Figure:
@@ -111,7 +111,7 @@ STUDY = Study(
     claim="Batch norm makes the loss landscape smoother: loss and gradients change less along a "
           "gradient step.",
     source="Santurkar et al. 2018, section 3",
-    published="Figure 4 (VGG, CIFAR-10) and figure 9 (25-layer linear network): variation of the "
+    published="Figure 4 (VGG, CIFAR-10) and appendix (25-layer linear network): variation of the "
               "loss, change of the gradient and effective β along the gradient are smaller with "
               "batch norm, early in training by orders of magnitude.",
     setup="An MLP of 5 × 100 ReLUs on digits (SGD, lr 0.1, batches of 64), and the paper's "

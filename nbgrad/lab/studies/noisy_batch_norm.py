@@ -99,9 +99,10 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         verdict = "not supported"
     rows = [[name, text(of("average", norm)), text(of("final", norm)),
              text(of("instability", norm))] for norm, name in ARMS.items()]
-    sentence = (f"Noise that makes distributions {text(moved)} times as unstable as without batch "
-                f"norm costs batch norm {lost.text('.1f', 100)} points of test accuracy averaged "
-                f"over training; it is {gained.text('.1f', 100)} points above the plain network.")
+    sentence = (f"Noise that makes distributions {text(moved)} times as unstable as in the plain "
+                f"network costs batch norm {lost.text('.1f', 100)} points of test accuracy, "
+                f"averaged over training; noisy batch norm is {gained.text('+.1f', 100)} points "
+                "from the plain network.")
     return Finding(verdict, sentence,
                    Table(["network", "accuracy, mean over training", "accuracy at the end",
                           "instability"], rows),
