@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor
-from nbgrad.lab.arms import column, curve, grouped, lost, percent, points
+from nbgrad.lab.arms import column, curve, edges, grouped, lost, percent, points, tuned
 from nbgrad.lab.intervals import Interval, bootstrap, paired
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Series, Study, Table
 from nbgrad.lab.training import configured, task_of
@@ -27,7 +27,7 @@ _FIRST, _D, _R = 0.031, 0.156, 0.25
 _SCALES: dict[str, dict[str, Any]] = {
     "tiny": {"lrs": (0.03,), "seeds": 2, "steps": 20, "every": 10},
     "quick": {"lrs": (0.003, 0.01, 0.03, 0.1), "seeds": 5, "steps": 1000, "every": 100},
-    "full": {"lrs": (0.003, 0.01, 0.03, 0.1, 0.3), "seeds": 10, "steps": 20_000, "every": 500},
+    "full": {"lrs": (0.001, 0.003, 0.01, 0.03, 0.1), "seeds": 10, "steps": 20_000, "every": 500},
 }
 
 
@@ -115,11 +115,8 @@ def limits(done: float) -> tuple[float, float]:
 # ------------------------------------------------------------------------------------------ verdict
 
 def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
-    arms = grouped(records, cells, "arm", "batches", "lr")
-    lrs = sorted({lr for *_, lr in arms})
-    best = {(norm, kind): max(lrs, key=lambda lr: _median(arms[norm, kind, lr]))
-            for norm in NORMS for kind in KINDS}
-    found = {arm: arms[(*arm, lr)] for arm, lr in best.items()}
+    best = tuned(grouped(records, cells, "arm", "batches", "lr"))
+    found = {(norm, kind): best[norm, kind][1] for norm in NORMS for kind in KINDS}
     final = {arm: column(own, "final_accuracy") for arm, own in found.items()}
     loss = paired(final["batch", "random"], final["batch", "classes"])
     gain = paired(final["renorm", "classes"], final["batch", "classes"])
@@ -134,16 +131,13 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     sentence = (f"On batches of {CLASSES} classes batch norm loses {losses} points of test "
                 f"accuracy against random batches; batch renorm gains {gained} over it there, and "
                 f"ends {below} below batch norm on random batches.")
-    return Finding(verdict, sentence, _table(found, best), _figures(found),
-                   _notes(found, final, best))
+    named = {f"{NORMS[norm]} on {KINDS[kind]}": best[norm, kind] for norm, kind in found}
+    notes = _notes(found, final) + edges(named, [cell["lr"] for cell in cells])
+    return Finding(verdict, sentence, _table(found, best), _figures(found), notes)
 
 
-def _median(records: Sequence[Record]) -> float:
-    return bootstrap(column(records, "final_accuracy")).estimate
-
-
-def _table(found: dict[Any, list[Record]], best: dict[Any, float]) -> Table:
-    rows = [[NORMS[norm], KINDS[kind], f"{best[norm, kind]:g}",
+def _table(found: dict[Any, list[Record]], best: dict[Any, tuple[Any, list[Record]]]) -> Table:
+    rows = [[NORMS[norm], KINDS[kind], f"{best[norm, kind][0]:g}",
              percent(column(own, "final_accuracy")), percent(column(own, "population_accuracy")),
              percent([r["train_accuracy"][-1] for r in own]), lost(own)]
             for (norm, kind), own in found.items()]
@@ -162,8 +156,7 @@ def _figures(found: dict[Any, list[Record]]) -> list[Figure]:
             Figure(f"Training on batches of {CLASSES} classes", "step", "test accuracy", curves)]
 
 
-def _notes(found: dict[Any, list[Record]], final: dict[Any, list[float]],
-           best: dict[Any, float]) -> list[str]:
+def _notes(found: dict[Any, list[Record]], final: dict[Any, list[float]]) -> list[str]:
     control = paired(final["layer", "random"], final["layer", "classes"])
     exact = paired(column(found["batch", "classes"], "population_accuracy"),
                    final["batch", "classes"])
