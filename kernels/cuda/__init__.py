@@ -3,6 +3,8 @@
 from . import launch, memory  # noqa: F401
 from .conv import *  # noqa: F403
 from .elementwise import *  # noqa: F403
+from .group_norm import *  # noqa: F403
+from .loss import *  # noqa: F403
 from .matmul import *  # noqa: F403
 from .norm import *  # noqa: F403
 from .reduce import *  # noqa: F403

@@ -1,7 +1,8 @@
-"""Batch normalization of any shape in two passes over memory; x is (N, C, *S), statistics float64.
+"""Batch and layer normalization; x of batch_norm is (N, C, *S), statistics are float64.
 
-The first pass finds the statistics, and its last blocks merge them; the second, backwards, takes
-from the caches what they still hold. No sum depends on the order in which blocks run.
+A batch norm of any shape is two passes over memory. The first finds the statistics, and its last
+blocks merge them; the second, backwards, takes from the caches what they still hold. No sum depends
+on the order in which blocks run.
 """
 
 import math
@@ -10,13 +11,15 @@ import numpy as np
 
 from . import batch_norm as passes
 from .batch_norm import ADD, BETA, BY_Y, CENTER, GAMMA, RELU, WRITE
+from .layer_norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from .layout import alike, ordered
 from .memory import empty, empty_like, order_of, xp
 from .moments import cut, parts, statistics, tickets
 
 __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
            "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats",
-           "batch_norm_update"]
+           "batch_norm_update", "layer_norm", "layer_norm_backward", "rms_norm",
+           "rms_norm_backward"]
 
 
 def shaped(x):

@@ -8,7 +8,8 @@ from .launch import assemble
 
 __all__ = ["MODULES", "Report", "capabilities", "every_kernel", "report"]
 
-MODULES = "elementwise", "reduce", "moments", "batch_norm", "matmul", "windows"    # with ``every()``
+MODULES = ("elementwise", "reduce", "moments", "batch_norm", "rows", "layer_norm", "group_norm",
+           "softmax", "loss", "matmul", "windows")          # each has ``every()``
 
 
 class Report(NamedTuple):
