@@ -4,4 +4,7 @@ from . import launch, memory  # noqa: F401
 from .conv import *  # noqa: F403
 from .elementwise import *  # noqa: F403
 from .matmul import *  # noqa: F403
+from .optim import *  # noqa: F403
+from .pool import *  # noqa: F403
+from .random import *  # noqa: F403
 from .reduce import *  # noqa: F403

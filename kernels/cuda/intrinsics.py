@@ -9,8 +9,8 @@ import numpy as np
 from .memory import SIMULATED
 from .simulator import Pointer
 
-__all__ = ["FULL", "address", "cuda", "device", "libm", "load", "outer", "quotient", "store",
-           "width"]
+__all__ = ["FULL", "address", "cuda", "device", "libm", "load", "multiply_add", "outer",
+           "quotient", "store", "width"]
 
 FULL = 0xFFFFFFFF            # every lane of a warp
 WARP = 32
@@ -42,6 +42,11 @@ if SIMULATED:
 
     def quotient(n, d):
         return n // d
+
+    def multiply_add(a, b, c):
+        a, b, c = ((int(high) << 64) + int(low) for high, low in (a, b, c))
+        s = a * b + c
+        return np.uint64(s >> 64 & (1 << 64) - 1), np.uint64(s & (1 << 64) - 1)
 
     def outer(sums, a, b):
         return np.asarray(sums) + np.multiply.outer(np.asarray(a), np.asarray(b))
@@ -101,6 +106,20 @@ else:
         """⌊n / d⌋ of unsigned numbers of one type, in that type: Numba would take 64 bits, which
         is ten times as long."""
         return n(n, n), lambda context, builder, sig, args: builder.udiv(*args)
+
+    @intrinsic
+    def multiply_add(typingctx, a, b, c):
+        """a b + c modulo 2^128 of pairs (high, low) of 64 bits."""
+        def codegen(context, builder, sig, args):
+            wide, word = ir.IntType(128), ir.IntType(64)
+            shift, numbers = ir.Constant(wide, 64), []
+            for x in args:
+                high, low = (builder.zext(builder.extract_value(x, i), wide) for i in (0, 1))
+                numbers.append(builder.or_(builder.shl(high, shift), low))
+            s = builder.add(builder.mul(*numbers[:2]), numbers[2])
+            return context.make_tuple(builder, sig.return_type, [
+                builder.trunc(builder.lshr(s, shift), word), builder.trunc(s, word)])
+        return a(a, b, c), codegen
 
     @intrinsic
     def outer(typingctx, sums, a, b):

@@ -8,7 +8,8 @@ from .launch import assemble
 
 __all__ = ["MODULES", "Report", "capabilities", "every_kernel", "report"]
 
-MODULES = "elementwise", "reduce", "matmul", "windows"       # each has ``every()``
+MODULES = ("elementwise", "reduce", "matmul", "windows", "pool", "optim",
+           "random")         # each has ``every()``
 
 
 class Report(NamedTuple):
