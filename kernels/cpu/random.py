@@ -5,6 +5,7 @@ so that each task begins where it stands in the stream. O'Neill 2014.
 """
 
 import math
+from contextlib import contextmanager
 
 import numpy as np
 from llvmlite import ir
@@ -90,6 +91,28 @@ def _output(s):
     return (v >> r | v << (64 - r)) & WORD
 
 
+@contextmanager
+def stream(bits, size):
+    """PCG64's words (state, multiplier, increment), how many of ``size`` float32 are left over from
+    the last call (0 or 1), and that one's bits; behind it the stream stands after all of them."""
+    with bits.lock:
+        state = bits.state
+        pcg, first = state["state"], state["has_uint32"]
+        yield _words(pcg["state"], MULTIPLIER, pcg["inc"]), first, state["uinteger"]
+        bits.advance((size - first + 1) // 2)
+        state = bits.state
+        if (size - first) % 2:
+            state["has_uint32"], state["uinteger"] = 1, _output(state["state"]["state"]) >> 32
+        else:
+            state["has_uint32"] = 0
+        bits.state = state
+
+
+def limit_of(p):
+    """Of 24 random bits, the least that are a float32 number of at least p."""
+    return math.ceil(float(np.float32(p)) * 2**24)
+
+
 def dropout(x, rng, p):
     """y = x / (1 − p) where rng.random(x.shape, float32) ≥ p, else 0; and what y / x is."""
     bits = rng.bit_generator
@@ -97,22 +120,11 @@ def dropout(x, rng, p):
         return reference.dropout(x, rng, p)
     x = np.ascontiguousarray(x)
     y, kept = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
-    scale = x.dtype.type(0 if p == 1 else 1 / (1 - p))
-    limit = math.ceil(float(np.float32(p)) * 2**24)
-    with bits.lock:
-        state = bits.state
-        pcg, first = state["state"], state["has_uint32"]
+    scale, limit = x.dtype.type(0 if p == 1 else 1 / (1 - p)), limit_of(p)
+    with stream(bits, x.size) as (words, first, left):
         flat, out, mask = x.reshape(-1), y.reshape(-1), kept.reshape(-1)
-        if first:                                  # half a draw is left over from the last call
-            mask[0] = scale if state["uinteger"] >> 8 >= limit else 0
+        if first:
+            mask[0] = scale if left >> 8 >= limit else 0
             out[0] = flat[0] * scale if mask[0] else 0
-        _dropout(flat, _words(pcg["state"], MULTIPLIER, pcg["inc"]), first, np.uint64(limit), scale,
-                 out, mask, work=8 * x.nbytes)
-        bits.advance((x.size - first + 1) // 2)
-        state = bits.state
-        if (x.size - first) % 2:
-            state["has_uint32"], state["uinteger"] = 1, _output(state["state"]["state"]) >> 32
-        else:
-            state["has_uint32"] = 0
-        bits.state = state
+        _dropout(flat, words, first, np.uint64(limit), scale, out, mask, work=8 * x.nbytes)
     return y, kept

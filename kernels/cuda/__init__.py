@@ -7,4 +7,7 @@ from .group_norm import *  # noqa: F403
 from .loss import *  # noqa: F403
 from .matmul import *  # noqa: F403
 from .norm import *  # noqa: F403
+from .optim import *  # noqa: F403
+from .pool import *  # noqa: F403
+from .random import *  # noqa: F403
 from .reduce import *  # noqa: F403

@@ -41,8 +41,9 @@ def _convolve(x, w, bias, y, grid, place, groups):
     depth, O, dtype = w.shape[2], w.shape[3], x.dtype
     columns, M = O // groups, grid.N * grid.A * grid.B
     if groups > 1 and depth * columns < FEW:
-        windows.direct(dtype)(-(-M * O // windows.SINGLE), x, w, y, bias, bias is not None, *grid,
-                              depth, columns, O, *place)
+        blocks = -(-grid.A * grid.B * O // windows.SINGLE)
+        windows.direct(dtype)(blocks * grid.N, x, w, y, bias, bias is not None, *grid, depth,
+                              columns, O, *place, blocks)
         return
     p = plan(M, columns, 0, groups, dtype)
     a = _in_vectors(dtype, depth, grid.C) and aligned(x)

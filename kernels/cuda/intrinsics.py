@@ -9,8 +9,8 @@ import numpy as np
 from .memory import SIMULATED
 from .simulator import Pointer
 
-__all__ = ["FULL", "address", "arrive", "cuda", "device", "libm", "load", "outer", "quotient",
-           "store", "width"]
+__all__ = ["FULL", "address", "arrive", "cuda", "device", "libm", "load", "multiply_add", "outer",
+           "quotient", "store", "width"]
 
 FULL = 0xFFFFFFFF            # every lane of a warp
 WARP = 32
@@ -46,6 +46,11 @@ if SIMULATED:
     def arrive(p, i):
         p[i] = p[i] + 1
         return p[i] - 1
+
+    def multiply_add(a, b, c):
+        a, b, c = ((int(high) << 64) + int(low) for high, low in (a, b, c))
+        s = a * b + c
+        return np.uint64(s >> 64 & (1 << 64) - 1), np.uint64(s & (1 << 64) - 1)
 
     def outer(sums, a, b):
         return np.asarray(sums) + np.multiply.outer(np.asarray(a), np.asarray(b))
@@ -113,6 +118,20 @@ else:
             at = builder.gep(args[0], [args[1]])
             return builder.atomic_rmw("add", at, ir.Constant(at.type.pointee, 1), "monotonic")
         return p.dtype(p, i), codegen
+
+    @intrinsic
+    def multiply_add(typingctx, a, b, c):
+        """a b + c modulo 2^128 of pairs (high, low) of 64 bits."""
+        def codegen(context, builder, sig, args):
+            wide, word = ir.IntType(128), ir.IntType(64)
+            shift, numbers = ir.Constant(wide, 64), []
+            for x in args:
+                high, low = (builder.zext(builder.extract_value(x, i), wide) for i in (0, 1))
+                numbers.append(builder.or_(builder.shl(high, shift), low))
+            s = builder.add(builder.mul(*numbers[:2]), numbers[2])
+            return context.make_tuple(builder, sig.return_type, [
+                builder.trunc(builder.lshr(s, shift), word), builder.trunc(s, word)])
+        return a(a, b, c), codegen
 
     @intrinsic
     def outer(typingctx, sums, a, b):

@@ -9,7 +9,7 @@ from .launch import assemble
 __all__ = ["MODULES", "Report", "capabilities", "every_kernel", "report"]
 
 MODULES = ("elementwise", "reduce", "moments", "batch_norm", "rows", "layer_norm", "group_norm",
-           "softmax", "loss", "matmul", "windows")          # each has ``every()``
+           "softmax", "loss", "matmul", "windows", "pool", "optim", "random")  # each has ``every()``
 
 
 class Report(NamedTuple):

@@ -187,15 +187,14 @@ def direct(dtype):
     kind, zero = dtype.str[1:], dtype.type(0)
 
     def body(x, w, y, bias, biased, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw, depth, columns,
-             O, first, image, row, pixel):
-        e = cuda.blockIdx.x * SINGLE + cuda.threadIdx.x
-        m = divided(e, O)
-        if m >= N * A * B:
+             O, first, image, row, pixel, blocks):
+        n = divided(cuda.blockIdx.x, blocks)
+        e = (cuda.blockIdx.x - n * blocks) * SINGLE + cuda.threadIdx.x
+        if e >= A * B * O:
             return
-        o = e - m * O
-        n = divided(m, A * B)
-        a = divided(m - n * A * B, B)
-        b = m - n * A * B - a * B
+        m = divided(e, O)
+        a = divided(m, B)
+        o, b = e - m * O, m - a * B
         channel, acc = divided(o, columns) * depth, bias[o] if biased else zero
         for i in range(I):
             h = a * sh + h0 + i * dh
@@ -206,7 +205,7 @@ def direct(dtype):
                     for c in range(depth):
                         acc += x[p + c] * w[q + c * O]
         y[first + n * image + a * row + b * pixel + o] = acc
-    return Kernel(body, f"*{kind} *{kind} *{kind} *{kind} i4 " + FIELDS + "i8 " * 7,
+    return Kernel(body, f"*{kind} *{kind} *{kind} *{kind} i4 " + FIELDS + "i8 " * 8,
                   threads=SINGLE, name=f"conv_direct_{kind}")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, bump
+from nbgrad.backend import move
 from nbgrad.ops.random import Generator, default_generator
 
 __all__ = ["calculate_gain", "constant_", "kaiming_normal_", "kaiming_uniform_", "normal_",
@@ -157,6 +158,6 @@ def _rng(generator: Generator | None) -> np.random.Generator:
 def _write(name: str, tensor: Tensor, values: Array) -> Tensor:
     if tensor.dtype.kind != "f" and values.ndim:
         raise TypeError(f"{name}: expected a floating point tensor, got {tensor.dtype}")
-    tensor.data[...] = values
+    tensor.data[...] = move(values, tensor.device)
     bump(tensor)
     return tensor

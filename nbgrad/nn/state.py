@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from nbgrad.autograd import Tensor, bump
+from nbgrad.backend import is_array, move, writable
 
 from .parameter import Uninitialized
 
@@ -87,15 +88,16 @@ def _value(key: str, value: Any, t: Tensor) -> tuple[Any, str]:
     elif not hasattr(value, "__array__"):
         return None, (f'While copying the parameter named "{key}", expected a Tensor or an array '
                       f"from checkpoint object but received {type(value)}")
-    array = np.asarray(value)
+    array = value if is_array(value) else np.asarray(value)
     if array.shape != t.shape:
         return None, (f"size mismatch for {key}: copying a param with shape {array.shape} from "
                       f"checkpoint, the shape in current model is {t.shape}.")
     if array.dtype.kind not in "biuf":
         return None, (f'While copying the parameter named "{key}", whose dtype in the model is '
                       f"{t.dtype}, got an array of {array.dtype}")
-    if not t.data.flags.writeable:
+    if not writable(t.data):
         return None, f'The memory of "{key}" in the model is read-only'
+    array = move(array, t.device)
     return array.copy() if np.may_share_memory(array, t.data) else array, ""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, enable_grad
+from nbgrad.backend import is_array, move, writable
 from nbgrad.nn.statistics import step_taken
 
 __all__ = ["Optimizer", "Params"]
@@ -79,7 +80,7 @@ class Optimizer:
     def _gradients(self, params: list[Tensor], group: dict[str, Any]) -> list[Any]:
         """The arrays to descend along."""
         gs = [p.grad.data for p in params if p.grad is not None]
-        return [np.asarray(-g) for g in gs] if group["maximize"] else gs
+        return [np.negative(g, np.empty_like(g)) for g in gs] if group["maximize"] else gs
 
     def _plans_of(self, group: dict[str, Any]) -> dict[Any, Any]:
         return self._plans.setdefault(id(group), {})
@@ -202,7 +203,7 @@ def _check_parameter(p: Any) -> None:
         raise ValueError(f"can't optimize a Tensor of dtype {p.dtype}")
     if hasattr(p, "materialize"):                # of a lazy layer: it is filled by the first batch
         return
-    if not p.data.flags.writeable:
+    if not writable(p.data):
         raise ValueError(f"can't optimize a Tensor of shape {p.shape} whose memory is read-only")
 
 
@@ -222,7 +223,9 @@ def _copied(name: str, value: Any, p: Tensor) -> Any:
     """The step as a number; arrays in p's dtype and memory order, of p's shape."""
     if value is None and name != "step":            # PyTorch's SGD without momentum
         return None
-    array = np.asarray(value.detach() if hasattr(value, "detach") else value)
+    array = value.data if isinstance(value, Tensor) else value
+    if not is_array(array):
+        array = np.asarray(array.detach() if hasattr(array, "detach") else array)
     if name == "step":
         if array.size != 1 or not 0 <= array < 2**63:
             raise ValueError(f"loaded state dict: step must be a number of at least 0, got {value}")
@@ -231,5 +234,5 @@ def _copied(name: str, value: Any, p: Tensor) -> Any:
         raise ValueError(f"loaded state dict: {name} has shape {array.shape}, "
                          f"its parameter {p.shape}")
     out = np.empty_like(p.data)
-    out[...] = array
+    out[...] = move(array, p.device)
     return out
