@@ -10,7 +10,7 @@ from typing import Any
 from nbgrad.lab.intervals import Interval, bootstrap, paired_ratio
 from nbgrad.lab.study import Cell, Record, Series
 
-__all__ = ["accuracies", "bars", "column", "curve", "grouped", "lost", "percent", "points",
+__all__ = ["accuracies", "bars", "column", "curve", "edges", "grouped", "lost", "percent", "points",
            "reached", "speedup", "steps_to", "tuned"]
 
 
@@ -88,6 +88,19 @@ def tuned(groups: dict[Any, list[Record]], name: str = "final_accuracy",
         if key not in found or score > scores[key]:
             found[key], scores[key] = (setting, records), score
     return found
+
+
+def edges(best: dict[Any, tuple[Any, list[Record]]], settings: Iterable[Any]) -> list[str]:
+    """A note on arms whose best setting is an end of the grid: a wider one might be kinder to them.
+    None where there are no such, or no grid.
+
+    >>> edges({("a", 1): (0.1, []), ("b", 2): (1.0, [])}, [0.01, 0.1, 1.0])
+    ['Best at an end of the grid of learning rates: b 2 (1).']
+    """
+    grid = sorted(set(settings))
+    found = [f"{key if isinstance(key, str) else ' '.join(map(str, key))} ({lr:g})"
+             for key, (lr, _) in best.items() if len(grid) > 1 and lr in (grid[0], grid[-1])]
+    return [f"Best at an end of the grid of learning rates: {'; '.join(found)}."] if found else []
 
 
 def accuracies(records: Iterable[Record]) -> list[float]:

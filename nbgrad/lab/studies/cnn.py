@@ -9,6 +9,7 @@ from nbgrad.lab.arms import (
     accuracies,
     column,
     curve,
+    edges,
     grouped,
     lost,
     percent,
@@ -71,7 +72,7 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         for norm, label in names.items()]) for n in networks]
     return Finding(verdict, sentence, Table(
         ["network", "norm", "learning rate", "steps to 95 %", "final accuracy", "diverged"], rows),
-        figures)
+        figures, edges({arm: (lr, []) for arm, lr in best.items()}, (c["lr"] for c in cells)))
 
 
 def _best(arms: dict[Any, list[Record]], network: str, norm: str) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nbgrad import nn, ops
 from nbgrad.autograd import Tensor
-from nbgrad.lab.arms import accuracies, bars, grouped, lost, percent, points, tuned
+from nbgrad.lab.arms import accuracies, bars, edges, grouped, lost, percent, points, tuned
 from nbgrad.lab.intervals import bootstrap, paired
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
 from nbgrad.lab.training import configured, train
@@ -83,7 +83,7 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         for d, name in (("std", "standard deviation"), ("variance", "variance"))], log_x=True)
     return Finding(verdict, sentence, Table(
         ["times the usual weights", "by std (at learning rate)", "by variance", "std − variance",
-         "diverged"], rows), [figure], [SCALES])
+         "diverged"], rows), [figure], [*edges(best, (c["lr"] for c in cells)), SCALES])
 
 
 SCALES = ("Of inputs with a standard deviation of 0.1 and of 10, batch norm makes 1 and 1, "

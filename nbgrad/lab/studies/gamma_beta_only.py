@@ -9,7 +9,7 @@ import numpy as np
 
 from nbgrad import nn
 from nbgrad.autograd import Tensor, as_tensor
-from nbgrad.lab.arms import accuracies, bars, column, curve, grouped, percent, points, tuned
+from nbgrad.lab.arms import accuracies, bars, column, curve, edges, grouped, percent, points, tuned
 from nbgrad.lab.intervals import bootstrap, paired
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
 from nbgrad.lab.training import configured, task_of, train
@@ -116,7 +116,8 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
             kind="bar")]
     return Finding(verdict, sentence, Table(
         ["what is trained", "numbers", "learning rate", "test accuracy"], rows), figures,
-        [(f"Of the channels, {percent(off)} are switched off (|gamma| < {OFF:g}) when gamma and "
+        [*edges(best, (c["lr"] for c in cells)),
+         (f"Of the channels, {percent(off)} are switched off (|gamma| < {OFF:g}) when gamma and "
          "beta alone are trained.")])
 
 

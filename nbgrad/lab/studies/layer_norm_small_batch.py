@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from nbgrad.lab.arms import accuracies, column, curve, grouped, percent, tuned
+from nbgrad.lab.arms import accuracies, column, curve, edges, grouped, percent, tuned
 from nbgrad.lab.intervals import bootstrap, paired
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
 from nbgrad.lab.training import configured, train
@@ -54,7 +54,8 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         curve(f"{norm} norm", best[n, norm][1], "test_loss") for norm in ("layer", "batch")],
         log_y=True) for n in SIZES]
     return Finding(verdict, sentence, Table(
-        ["batch", "norm", "learning rate", "test loss", "test accuracy"], rows), figures)
+        ["batch", "norm", "learning rate", "test loss", "test accuracy"], rows), figures,
+        edges(best, (c["lr"] for c in cells)))
 
 
 def _losses(runs: Sequence[Record]) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nbgrad.lab.arms import accuracies, bars, column, grouped, percent, points, tuned
+from nbgrad.lab.arms import accuracies, bars, column, edges, grouped, percent, points, tuned
 from nbgrad.lab.intervals import Interval, bootstrap, paired
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
 from nbgrad.lab.training import configured, task_of, train
@@ -52,7 +52,8 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     rows = [[arm, f"{lr:g}", percent(column(runs, "fit_accuracy")), percent(accuracies(runs)),
              percent(gaps[arm]), _loss(runs).text(".2g")] for arm, (lr, runs) in best.items()]
     dropout = paired(accuracies(best[USUAL][1]), accuracies(best["dropout 0.3"][1]))
-    notes = [f"Batch norm against dropout of 0.3 in the plain network: {points(dropout)}."]
+    notes = edges(best, (c["lr"] for c in cells)) + [
+        f"Batch norm against dropout of 0.3 in the plain network: {points(dropout)}."]
     names = list(best)
     figures = [Figure("Accuracy after training on few images", "", "accuracy", [
         bars("training", names, [bootstrap(column(best[a][1], "fit_accuracy")) for a in names]),
