@@ -225,7 +225,8 @@ call gave a result, and its gradient where one was asked for, or one of the exce
 documented, with a message. None ended the process.
 
 {table}
-Bounds checked: with `NUMBA_BOUNDSCHECK=1`, kernels check every index.
+Bounds checked: with `NUMBA_BOUNDSCHECK=1`, kernels check every index into an array; whole vectors
+are read and written by address, which nothing checks.
 
 {versions}; {date}.
 """

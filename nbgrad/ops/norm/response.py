@@ -216,7 +216,7 @@ def global_response_norm(input: Tensor, weight: Tensor, bias: Tensor,
         raise TypeError("global_response_norm: expected weight and bias, got None")
     C, area = input.shape[1], max(math.prod(input.shape[2:]), 1)
     norm = _per_sample(channel_rms(rows(input, C)), input, C)    # ‖x‖ / √area ≤ the largest |x|
-    top = norm.data.max(initial=0.0) * math.sqrt(area)
+    top = float(norm.data.max(initial=0.0)) * math.sqrt(area)
     if input.dtype == np.float32 and not top < 1e30:     # ∂n is Σ γ x ∂y: it may be no float32
         x, gamma, beta = (t.to(np.float64) for t in (input, weight, bias))
         return global_response_norm(x, gamma, beta, eps).to(np.float32)
