@@ -82,7 +82,8 @@ def test_fused_residual_and_moments():
                             return_moments=True)
         (y * y).sum().backward()
         one = moments(a.detach())
-        found.append([tensor(v).cpu().numpy() for v in (y.data, a.grad.data, b.grad.data, *m, *one)])
+        tensors = y.detach(), a.grad, b.grad, *map(tensor, (*m, *one))
+        found.append([t.cpu().numpy() for t in tensors])
     for want, got in zip(*found, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
