@@ -64,3 +64,27 @@ def test_hot_kernels_spill_nothing_and_use_vectors():
             assert r.wide_loads >= loads, r
             assert r.wide_stores >= stores, r
             assert r.registers <= 64, r         # 1024 threads and more on a multiprocessor
+
+
+@wheels
+def test_hot_norms_spill_nothing_and_use_vectors():
+    """Their threads hold 128 bytes in flight, so that 512 on a multiprocessor are enough."""
+    from nbgrad.kernels.cuda import offline
+    from nbgrad.kernels.cuda.loss import backward as cross_entropy_backward
+    from nbgrad.kernels.cuda.moments import statistics
+    from nbgrad.kernels.cuda.passes import gradient, normalize, sums
+    from nbgrad.kernels.cuda.rows import forward as rows
+    from nbgrad.kernels.cuda.softmax import forward as softmax
+
+    f4 = np.dtype(np.float32)
+    how = (f4, 4, True, "u4"), (f4, 4, False, "u4")
+    hot = [(statistics(*how[0]), 8, 0), (statistics(*how[1]), 8, 0), (normalize(*how[0]), 8, 4),
+           (normalize(*how[1]), 8, 4), (sums(*how[1]), 8, 0), (gradient(*how[0]), 8, 4),
+           (rows(f4, 4, 256, True, False), 8, 8), (softmax("softmax", f4, 4, 32, True), 8, 8),
+           (cross_entropy_backward(f4, 4, 32), 2, 1)]
+    for kernel, loads, stores in hot:
+        r = offline.report(kernel, (9, 0))
+        assert (r.spilled, r.local) == (0, 0), r
+        assert r.wide_loads >= loads, r
+        assert r.wide_stores >= stores, r
+        assert r.registers <= 128, r

@@ -9,8 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from . import batch_norm as passes
-from .batch_norm import BETA, CENTER, GAMMA, GAMMA_IN
+from . import passes
 from .intrinsics import cuda, libm
 from .launch import Kernel
 from .layer_norm import run
@@ -18,6 +17,7 @@ from .layout import alike
 from .memory import SIMULATED, empty, empty_like
 from .moments import cut, parts, statistics, tickets
 from .norm import shaped, vector
+from .passes import BETA, CENTER, GAMMA, GAMMA_IN
 
 __all__ = ["group_norm", "group_norm_backward"]
 

@@ -7,12 +7,12 @@ from functools import cache
 import numpy as np
 
 from . import rows
-from .batch_norm import BETA, CENTER, GAMMA
 from .intrinsics import arrive, cuda, device, width
 from .launch import Kernel
 from .layout import aligned
 from .memory import empty, empty_like, xp
 from .moments import THREADS, add_trees, cut, parts, tickets
+from .passes import BETA, CENTER, GAMMA
 from .vectors import each, filled, gather, reader, scatter
 
 __all__ = ["layer_norm", "layer_norm_backward", "rms_norm", "rms_norm_backward"]

@@ -9,12 +9,12 @@ import math
 
 import numpy as np
 
-from . import batch_norm as passes
-from .batch_norm import ADD, BETA, BY_Y, CENTER, GAMMA, RELU, WRITE
+from . import passes
 from .layer_norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from .layout import alike, ordered
 from .memory import empty, empty_like, order_of, xp
 from .moments import cut, parts, statistics, tickets
+from .passes import ADD, BETA, BY_Y, CENTER, GAMMA, RELU, WRITE
 
 __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
            "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats",

@@ -8,7 +8,7 @@ from .launch import assemble
 
 __all__ = ["MODULES", "Report", "capabilities", "every_kernel", "report"]
 
-MODULES = ("elementwise", "reduce", "moments", "batch_norm", "rows", "layer_norm", "group_norm",
+MODULES = ("elementwise", "reduce", "moments", "passes", "rows", "layer_norm", "group_norm",
            "softmax", "loss", "matmul", "windows", "pool", "optim", "random")  # each has ``every()``
 
 

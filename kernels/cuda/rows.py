@@ -9,11 +9,11 @@ from functools import cache
 
 import numpy as np
 
-from .batch_norm import BETA, CENTER, GAMMA
 from .intrinsics import cuda, device, libm, quotient, width
 from .launch import Kernel
 from .memory import SIMULATED
 from .moments import merged, moments_of_eight
+from .passes import BETA, CENTER, GAMMA
 from .reduce import across
 from .vectors import each, filled, reader, writer
 
@@ -30,7 +30,7 @@ _min, _max = min, max
 def plan(D, W, vectors):
     """Threads of a row of D numbers, and whether they hold it in so many vectors each."""
     for T in (32, *WIDE):
-        if D <= T * vectors * W:
+        if T * vectors * W >= D:
             return T, True
     return WIDE[-1], False
 
@@ -107,7 +107,8 @@ def forward(dtype, W, T, resident, planes):
         at = base + (t if m > 0 else 0) * W
         v = v1 = v2 = v3 = v4 = v5 = v6 = v7 = read(x, at)
         if resident:
-            v1, v2 = read(x, at + (T * W if m > 1 else 0)), read(x, at + (2 * T * W if m > 2 else 0))
+            v1 = read(x, at + (T * W if m > 1 else 0))
+            v2 = read(x, at + (2 * T * W if m > 2 else 0))
             v3 = read(x, at + (3 * T * W if m > 3 else 0))
             v4 = read(x, at + (4 * T * W if m > 4 else 0))
             v5 = read(x, at + (5 * T * W if m > 5 else 0))

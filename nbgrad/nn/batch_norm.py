@@ -289,7 +289,10 @@ class BatchNorm(Normalization):
         """After the op, so that a rejected batch is not counted."""
         tracked = self.num_batches_tracked
         if tracked is not None and self.training and self.track_running_stats:
-            tracked.data[()] = tracked.data.item() + 1
+            if tracked.device == "cpu":
+                tracked.data[()] = tracked.data.item() + 1
+            else:
+                tracked.data += 1                    # without waiting for the device
 
     # ------------------------------------------------------------------------------------- fusion
 

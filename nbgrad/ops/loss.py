@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor, composition, op
-from nbgrad.backend import kernels
+from nbgrad.backend import device_of, full, kernels, move
 from nbgrad.ops.elementwise import exp, neg
 from nbgrad.ops.reduce import given_back, mean, sum, taken
 from nbgrad.ops.shape import _axis as axis_of, checked, unsqueeze
@@ -67,7 +67,7 @@ def _cross_entropy(x: Tensor, /, target: Any, weight: Any, ignore_index: int, re
     if reduction == "mean":
         share = 1 / weights if weights else math.nan             # PyTorch's mean of nothing
     if reduction != "none":
-        y = np.array(total * share, x.data.dtype)
+        y = full((), total * share, x.data.dtype, x.data)
     return y, (lambda dy: cross_entropy_backward(dy, x, target=target, weight=weight, share=share,
                                                  **how),)
 
@@ -92,8 +92,9 @@ def _target_weights(x: Tensor, target: Any, weight: Any, ignore_index: int,
     """q with loss = −Σ_c q_c log softmax(x)_c."""
     C = x.shape[1]
     kept = np.expand_dims(target != ignore_index, 1)
-    onehot = np.expand_dims(target, 1) == np.arange(C).reshape(1, C, *[1] * (target.ndim - 1))
-    w = np.ones(C) if weight is None else weight
+    numbers = move(np.arange(C), x.device)
+    onehot = np.expand_dims(target, 1) == numbers.reshape(1, C, *[1] * (target.ndim - 1))
+    w = full((C,), 1.0, np.float64, x.data) if weight is None else weight
     q = ((1 - smoothing) * onehot + smoothing / C) * w.reshape(1, C, *[1] * (target.ndim - 1))
     return (q * kept).astype(x.dtype)
 
@@ -111,13 +112,17 @@ def _classes(x: Tensor, target: Tensor, weight: Tensor | None, name: str) -> Any
                          f"{target.shape}")
     if weight is not None:
         _one_per_class(weight, shape[1 if len(shape) > 1 else 0], name)
+    for t in (target, weight):
+        if t is not None and device_of(t.data) != device_of(x.data):
+            raise RuntimeError(f"{name}: expected all tensors to be on the same device, but found "
+                               f"at least two devices, {x.device} and {t.device}")
     return target.data
 
 
 def _out_of_bounds(t: Any, C: int, ignore_index: int) -> str:
     """What is wrong with the targets; empty if nothing is."""
     bad = t[((t < 0) | (t >= C)) & (t != ignore_index)]
-    return f": Target {bad.flat[0]} is out of bounds for {C} classes." if bad.size else ""
+    return f": Target {int(bad.ravel()[0])} is out of bounds for {C} classes." if bad.size else ""
 
 
 def _one_per_class(weight: Tensor | None, C: int, name: str) -> None:
@@ -192,7 +197,7 @@ def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None = None, ignore
     if reduction != "mean":
         return _reduced(losses if input.ndim > 1 else losses.reshape(()), reduction)
     with np.errstate(all="ignore"):
-        return sum(losses) * float(np.float64(1) / q.sum(dtype=np.float64))  # type: ignore[no-any-return]
+        return sum(losses) * float(np.float64(1) / float(q.sum(dtype=np.float64)))  # type: ignore[no-any-return]
 
 
 def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor
-from nbgrad.backend import kernels
+from nbgrad.backend import full, is_array, kernels
 
 __all__ = ["Moments", "Workers", "moments"]
 
@@ -112,7 +112,7 @@ def moments(x: Tensor | Array, *, mask: Tensor | Array | None = None, groups: in
     >>> moments(np.array([[1.0], [3.0], [100.0]]), mask=np.array([1, 1, 0])).mean
     array([2.])
     """
-    array = x.data if isinstance(x, Tensor) else np.asarray(x)
+    array = x.data if isinstance(x, Tensor) else x if is_array(x) else np.asarray(x)
     if array.ndim < 2 or array.dtype.kind != "f":
         raise ValueError(f"moments: expected a floating (N, C, *) input, got {array.dtype} of size "
                          f"{list(array.shape)}")
@@ -137,7 +137,7 @@ def moments(x: Tensor | Array, *, mask: Tensor | Array | None = None, groups: in
 
 def weights(mask: Tensor | Array, shape: tuple[int, ...]) -> Array:
     """A mask as float64 (N, 1, *S)."""
-    w = mask.data if isinstance(mask, Tensor) else np.asarray(mask)
+    w = mask.data if isinstance(mask, Tensor) else mask if is_array(mask) else np.asarray(mask)
     whole = shape[0], 1, *shape[2:]
     if w.ndim == len(shape) - 1:
         w = w[:, None]
@@ -168,7 +168,7 @@ def over_channels(x: Array, w: Array | None) -> Moments:
     if w is None:
         count = float(x.size // C) if C else 0.0
         mean, var = kernels(as_tensor(x)).batch_norm_stats(x)
-        return Moments(np.full(C, count), mean, var * count)
+        return Moments(full((C,), count, np.float64, x), mean, var * count)
     axes, keep = (0, *range(2, x.ndim)), (1, -1) + (1,) * (x.ndim - 2)
     w = np.broadcast_to(w, (*w.shape[:1], C, *w.shape[2:])) if w.shape[1] == 1 else w
     count = w.sum(axes)

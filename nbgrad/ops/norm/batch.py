@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, bump, composition, op
-from nbgrad.backend import kernels
+from nbgrad.backend import full, kernels, writable
 from nbgrad.ops.activation import relu_backward
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.moments import Moments
@@ -172,7 +172,8 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
                  eps=eps, **settings)
     if not return_moments:
         return out
-    count = np.full(input.shape[1], float(input.data.size // max(input.shape[1], 1)))
+    n = float(input.data.size // max(input.shape[1], 1))
+    count = full(input.shape[1:2], n, np.float64, input.data)
     return out[0], Moments(count, out[1].data, out[2].data * count)
 
 
@@ -222,7 +223,7 @@ def check_batch(shape: tuple[int, ...], dtype: Any, mean: Tensor | None, var: Te
     if not training:
         return
     for t in (mean, var):
-        if t is not None and not t.data.flags.writeable:
+        if t is not None and not writable(t.data):
             name = "running_mean" if t is mean else "running_var"
             raise ValueError(f"batch_norm: {name} is to be updated in training, but is a "
                              "read-only array or an expanded view")

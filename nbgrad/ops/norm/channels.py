@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import OPS, Tensor, as_tensor, composition, op
-from nbgrad.backend import kernels
+from nbgrad.backend import full, kernels
 from nbgrad.ops.elementwise import neg, where
 from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import reshape
@@ -56,7 +56,7 @@ def channel_rms(x: Tensor, /, eps: float = 0.0) -> Any:
 def channel_dot(a: Tensor, b: Tensor, /) -> Any:
     """y = Σ a b of a channel, summed in float64.   ∂a = ∂y b,   ∂b = ∂y a.
     a, b: (N, C, *S)  y: (1, C, 1, …)"""
-    zero = np.zeros(a.shape[1])
+    zero = full(a.shape[1:2], 0.0, np.float64, a.data)
     _, y = kernels(a).batch_norm_backward_reduce(a.data, b.data, zero, zero + 1)
     return _kept(y, a), (lambda dy: dy * b, lambda dy: dy * a)
 

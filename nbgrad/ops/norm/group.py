@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, composition, op
-from nbgrad.backend import kernels
+from nbgrad.backend import kernels, writable
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.reduce import mean as mean_of, sum
 from nbgrad.ops.shape import checked, reshape
@@ -165,6 +165,6 @@ def _check_running(x: Tensor, *running: Tensor | None) -> None:
         if not isinstance(t, Tensor) or t.shape != x.shape[1:2] or t.dtype != x.dtype:
             raise RuntimeError(f"instance_norm: Expected running statistics of shape "
                                f"{list(x.shape[1:2])} and {x.dtype}, got {t!r}")
-        if not t.data.flags.writeable:
+        if not writable(t.data):
             raise ValueError("instance_norm: running statistics are to be updated, but are a "
                              "read-only array or an expanded view")
