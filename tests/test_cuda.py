@@ -88,3 +88,23 @@ def test_hot_norms_spill_nothing_and_use_vectors():
         assert r.wide_loads >= loads, r
         assert r.wide_stores >= stores, r
         assert r.registers <= 128, r
+
+
+@wheels
+@pytest.mark.slow
+def test_products_keep_their_sums_in_registers():
+    """Two blocks of 256 threads to a multiprocessor, tiles read and written in 16 bytes."""
+    from nbgrad.kernels.cuda import offline, windows
+    from nbgrad.kernels.cuda.matmul import _products
+    from nbgrad.kernels.cuda.tile import LARGE
+
+    f4 = np.dtype(np.float32)
+    for cc in offline.capabilities()[1:3]:
+        for kernel in (_products(f4, LARGE, ("k", True), ("row", True)),
+                       windows.convolution(f4, LARGE, True, True),
+                       windows.weights(f4, LARGE, True, True)):
+            r = offline.report(kernel, cc)
+            assert (r.spilled, r.local) == (0, 0), r
+            assert r.wide_loads == 8, r         # two of each operand, ahead of and in the loop
+            assert r.wide_stores == 16, r
+            assert r.registers <= 128, r

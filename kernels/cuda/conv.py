@@ -75,7 +75,8 @@ def _phase(first, taps, stride, padding, dilation):
     step = stride // math.gcd(stride, dilation)
     for tap in range(min(step, taps)):
         if (first + padding - tap * dilation) % stride == 0:
-            return tap, step, (first + padding - tap * dilation) // stride, -step * dilation // stride
+            begin = (first + padding - tap * dilation) // stride
+            return tap, step, begin, -step * dilation // stride
     return None
 
 

@@ -32,7 +32,7 @@ if SIMULATED:
         return Pointer.of(array)
 
     def load(p, i):
-        n = width(p.memory.dtype)
+        n = VECTOR // p.step
         first = p.at(i, n)
         return tuple(p.memory[first:first + n])
 

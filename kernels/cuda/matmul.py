@@ -17,8 +17,18 @@ from .intrinsics import cuda, device, width
 from .launch import Kernel
 from .layout import aligned, collapsed, spread
 from .memory import empty, xp
-from .tile import (LARGE, MISSING, SMALL, Operand, divided, multiplier, plan, threads, tile_of,
-                   together)
+from .tile import (
+    LARGE,
+    MISSING,
+    SMALL,
+    Operand,
+    divided,
+    multiplier,
+    plan,
+    threads,
+    tile_of,
+    together,
+)
 
 __all__ = ["linear", "linear_backward", "matmul"]
 

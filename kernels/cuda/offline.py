@@ -8,8 +8,9 @@ from .launch import assemble
 
 __all__ = ["MODULES", "Report", "capabilities", "every_kernel", "report"]
 
+# each has ``every()``
 MODULES = ("elementwise", "reduce", "moments", "passes", "rows", "layer_norm", "group_norm",
-           "softmax", "loss", "matmul", "windows", "pool", "optim", "random")  # each has ``every()``
+           "softmax", "loss", "matmul", "windows", "pool", "optim", "random")
 
 
 class Report(NamedTuple):

@@ -40,7 +40,7 @@ def _max(dtype):
             h = top + i * dh
             for j in range(J):
                 w = left + j * dw
-                if 0 <= h and h < H and 0 <= w and w < W:
+                if h >= 0 and h < H and w >= 0 and w < W:
                     v = x[base + (h * W + w) * C]
                     if at < 0 or v > best or v != v:
                         best, at = v, h * W + w
@@ -134,7 +134,8 @@ def _mean(dtype, forward):
                           max(1, ranges[counts + h] * ranges[counts + rows + w]))
                 acc += v
         if forward:
-            acc /= override if overridden else max(1, ranges[counts + p] * ranges[counts + rows + q])
+            acc /= (override if overridden else
+                    max(1, ranges[counts + p] * ranges[counts + rows + q]))
         y[n * P * Q * C + e] = result(acc)
     return Kernel(body, f"*{kind} *{kind} *i8 " + "i8 " * 6 + "f8 i4", threads=THREADS,
                   name=f"mean_pool_{'forward' if forward else 'backward'}_{kind}")

@@ -1,5 +1,5 @@
-"""Dropout in one pass, with the numbers that NumPy's generator draws for the same arrays on the CPU
-(cpu/random.py): each thread jumps to where it stands in the stream, then a block's width at once."""
+"""Dropout in one pass, with the numbers that NumPy's generator draws for the CPU (cpu/random.py):
+a thread jumps to where it stands in the stream, then on by a block's width at once."""
 
 import math
 from functools import cache

@@ -30,7 +30,8 @@ class Pointer:
     """An address inside an array's memory, as kernels get it."""
 
     def __init__(self, array, origin=0):
-        self.memory, self.origin = array, origin
+        self.memory, self.origin, self.size = array, origin, array.size
+        self.address, self.step = array.ctypes.data, array.itemsize   # once: it takes 2 us
 
     @classmethod
     def of(cls, x):
@@ -47,10 +48,10 @@ class Pointer:
     def at(self, i, n=1):
         """Where element i lies in the memory; n of them must be there, on an address for n."""
         i = self.origin + int(i)
-        if not 0 <= i <= self.memory.size - n:
+        if not 0 <= i <= self.size - n:
             raise IndexError(f"{n} elements at {i - self.origin}: there are "
-                             f"{self.memory.size - self.origin}")
-        if (self.memory.ctypes.data + i * self.memory.itemsize) % (n * self.memory.itemsize):
+                             f"{self.size - self.origin}")
+        if (self.address + i * self.step) % (n * self.step):
             raise ValueError(f"{n} elements at {i - self.origin}: not aligned")
         return i
 

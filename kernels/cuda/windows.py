@@ -13,7 +13,7 @@ import numpy as np
 from .intrinsics import cuda, device
 from .launch import Kernel
 from .memory import SIMULATED
-from .tile import (LARGE, MISSING, SMALL, Operand, divided, multiplier, threads, tile_of, together)
+from .tile import LARGE, MISSING, SMALL, Operand, divided, multiplier, threads, tile_of, together
 
 __all__ = ["Grid", "SINGLE", "convolution", "direct", "direct_weights", "every", "weights"]
 
@@ -77,7 +77,7 @@ def _tap_k(g, k):
 @device
 def _window(g, u, v):
     h, w = u[1] + v[0], u[2] + v[1]
-    inside = 0 <= h and h < g[1] and 0 <= w and w < g[2]
+    inside = h >= 0 and h < g[1] and w >= 0 and w < g[2]
     return (u[0] + h * g[2] + w) * g[3] + v[2] if inside else MISSING
 
 
@@ -200,7 +200,7 @@ def direct(dtype):
             h = a * sh + h0 + i * dh
             for j in range(J):
                 v = b * sw + w0 + j * dw
-                if 0 <= h and h < H and 0 <= v and v < W:
+                if h >= 0 and h < H and v >= 0 and v < W:
                     p, q = ((n * H + h) * W + v) * C + channel, (i * J + j) * depth * O + o
                     for c in range(depth):
                         acc += x[p + c] * w[q + c * O]
@@ -231,10 +231,10 @@ def direct_weights(dtype):
         for r in range(z * length, min(z * length + length, N * A)):
             n = divided(r, A)
             h = (r - n * A) * sh + down
-            if 0 <= h and h < H:
+            if h >= 0 and h < H:
                 for b in range(B):
                     v = b * sw + right
-                    if 0 <= v and v < W:
+                    if v >= 0 and v < W:
                         acc += dy[(r * B + b) * O + o] * x[((n * H + h) * W + v) * C + channel]
         dw[e] = acc
     return Kernel(body, f"*{kind} *{kind} *{kind} " + FIELDS + "i8 " * 5, threads=SINGLE,

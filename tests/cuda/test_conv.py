@@ -68,8 +68,9 @@ def test_random_settings(seed):
              ((1, 4), (1, 4), (0, 3), (1, 3))]
     kernel, stride, padding, dilation = pairs
     size = [int(d * (k - 1) + 1 + n) for d, k, n in zip(dilation, kernel, rng.integers(0, 6, 2))]
-    all_three(((2, int(groups * depth), *size), (int(groups * columns), int(depth), *kernel), stride,
-               padding, dilation, int(groups)), np.float64, seed)
+    weight = (int(groups * columns), int(depth), *kernel)
+    all_three(((2, int(groups * depth), *size), weight, stride, padding, dilation, int(groups)),
+              np.float64, seed)
 
 
 def test_either_order_large_tiles_and_parts_of_the_pixels(either_order, monkeypatch):
