@@ -37,13 +37,17 @@ def _per_sample(t: Tensor, x: Tensor, groups: int) -> Tensor:
 
 def _scaled(x: Tensor, norm: Tensor | None, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
     """γ x / norm + β in one pass; each may differ by sample and channel, (N or 1, C, 1, …)."""
-    N, C = x.shape[:2]
+    n = x.shape[0] * x.shape[1]
+    over = as_tensor(np.ones((1, n, 1), x.dtype)) if norm is None else _line(norm, x)
+    return reshape(divide_channels(rows(x, x.shape[1]), over, _line(gamma, x), _line(beta, x)),
+                   x.shape)
 
-    def line(t: Tensor | None) -> Tensor | None:
-        return None if t is None else reshape(broadcast_to(t, (N, C) + (1,) * (x.ndim - 2)),
-                                              (1, N * C, 1))
-    over = as_tensor(np.ones((1, N * C, 1), x.dtype)) if norm is None else line(norm)
-    return reshape(divide_channels(rows(x, C), over, line(gamma), line(beta)), x.shape)
+
+def _line(t: Any, x: Tensor) -> Any:
+    """(N or 1, C, 1, …) as (1, N·C, 1), or None."""
+    N, C = x.shape[:2]
+    whole = (N, C) + (1,) * (x.ndim - 2)
+    return None if t is None else reshape(broadcast_to(t, whole), (1, N * C, 1))
 
 
 def _channel(t: Tensor | None, x: Tensor) -> Tensor | None:
