@@ -9,7 +9,6 @@ difference along v_k of the derivative of the order below.
 """
 
 import argparse
-import csv
 from functools import partial
 from pathlib import Path
 
@@ -314,10 +313,7 @@ def main(argv=None):
         run = measure.where_and_when(1, ("nbgrad", "numpy", "numba", "torch"))
         rows = [dict(zip(FIELDS, (run["date"], run["versions"], *row[:5], f"{row[5]:.3g}")))
                 for row in measured(libs)]
-        with RESULTS.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        measure.write(RESULTS, rows)
     PAGE.write_text(page(measure.read(RESULTS)), encoding="utf-8")
     print(Path(PAGE).name)
 

@@ -7,7 +7,6 @@ Calls run in a process of their own, so that a crash is seen as what it is.
 """
 
 import argparse
-import csv
 import json
 import os
 import resource
@@ -253,10 +252,7 @@ def main(argv=None):
             for name, (results, errors) in apart(count, seed, bounds == "yes").items():
                 rows.append(dict(zip(FIELDS, (run["date"], run["versions"], bounds, seed, name,
                                               results, errors))))
-        with RESULTS.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        measure.write(RESULTS, rows)
     PAGE.write_text(page(measure.read(RESULTS)), encoding="utf-8")
     print(Path(PAGE).name)
 

@@ -213,9 +213,13 @@ def replace(path, rows):
             key = tuple(row[k] for k in ("machine", "threads", "kind", "case"))
             cases.setdefault(key, []).append(row)
         found |= cases
+    write(path, [row for case in found.values() for row in case])
+
+
+def write(path, rows):
+    """A new CSV file of dicts with the same keys."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        for case in found.values():
-            writer.writerows(case)
+        writer.writerows(rows)
