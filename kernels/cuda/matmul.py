@@ -11,15 +11,14 @@ from functools import cache
 import numpy as np
 
 from ..quiet import quiet
-from . import reduce
+from . import fma, reduce
 from .elementwise import add
 from .intrinsics import cuda, device, width
 from .launch import Kernel
-from .layout import aligned, collapsed, spread
+from .layout import MISSING, aligned, collapsed, spread
 from .memory import empty, xp
 from .tile import (
     LARGE,
-    MISSING,
     SMALL,
     Operand,
     divided,
@@ -73,7 +72,7 @@ def _products(dtype, shape, by_a, by_b):
     by: ("k" or "row", in vectors or not)."""
     kind = dtype.str[1:]
     body = multiplier(Operand(_row, _row_k, _sum, *by_a), Operand(_column, _column_k, _sum, *by_b),
-                      _line, shape, dtype)
+                      _line, shape, dtype, fma.arithmetic)
 
     def run(a, b, c, bias, first, wide, M, N, K, am, ak, bn, bk, inner, outside, a0, a1, b0, b1,
             down, tiles, splits, length):

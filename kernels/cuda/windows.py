@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import fma
 from .intrinsics import cuda, device
 from .launch import Kernel
+from .layout import MISSING
 from .memory import SIMULATED
-from .tile import LARGE, MISSING, SMALL, Operand, divided, multiplier, threads, tile_of, together
+from .tile import LARGE, SMALL, Operand, divided, multiplier, threads, tile_of, together
 
 __all__ = ["Grid", "SINGLE", "convolution", "direct", "direct_weights", "every", "weights"]
 
@@ -111,7 +113,8 @@ def convolution(dtype, shape, vectors_a, vectors_b):
     """y[pixel, o] = Σ over taps and a group's channels of x's windows times w (I, J, C/G, O)."""
     kind = dtype.str[1:]
     body = multiplier(Operand(_row, _tap_k, _window, "k", vectors_a),
-                      Operand(_filter, _filter_k, _sum, "row", vectors_b), _line, shape, dtype)
+                      Operand(_filter, _filter_k, _sum, "row", vectors_b), _line, shape, dtype,
+                      fma.arithmetic)
 
     def run(x, w, y, bias, biased, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw,
             depth, columns, O, first, image, row, pixel, down, tiles):
@@ -163,7 +166,7 @@ def weights(dtype, shape, vectors_a, vectors_b):
     kind = dtype.str[1:]
     body = multiplier(Operand(_gradient, _gradient_k, _sum, "row", vectors_a),
                       Operand(_tap_n, _pixel_k, _window_of_tap, "row", vectors_b), _filters, shape,
-                      dtype)
+                      dtype, fma.arithmetic)
 
     def run(dy, x, dw, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw_, depth, columns, O,
             groups, down, tiles, splits, length):
