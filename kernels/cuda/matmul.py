@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 
 from ..quiet import quiet
-from . import fma, reduce
+from . import fma, reduce, tensor
 from .elementwise import add
 from .intrinsics import cuda, device, width
 from .launch import Kernel
@@ -31,6 +31,9 @@ from .tile import (
 
 __all__ = ["linear", "linear_backward", "matmul"]
 
+HOW = {"fma": (fma.arithmetic, 4), "tf32": (tensor.fast, tensor.PAD),
+       "3xtf32": (tensor.exact, tensor.PAD)}
+how = "fma"                  # what multiplies float32, where the device has tensor cores
 AXES = 2                     # of batches that a launch walks; more are launched one by one
 
 
@@ -67,12 +70,12 @@ def _line(g, m):
 
 
 @cache
-def _products(dtype, shape, by_a, by_b):
+def _products(dtype, shape, by_a, by_b, way="fma"):
     """c[z, x, y] = a[x, y] b[x, y] + bias over the z-th part of k; x and y: axes of batches.
     by: ("k" or "row", in vectors or not)."""
-    kind = dtype.str[1:]
+    kind, (arithmetic, pad) = dtype.str[1:], HOW[way]
     body = multiplier(Operand(_row, _row_k, _sum, *by_a), Operand(_column, _column_k, _sum, *by_b),
-                      _line, shape, dtype, fma.arithmetic)
+                      _line, shape, dtype, arithmetic, pad)
 
     def run(a, b, c, bias, first, wide, M, N, K, am, ak, bn, bk, inner, outside, a0, a1, b0, b1,
             down, tiles, splits, length):
@@ -90,7 +93,7 @@ def _products(dtype, shape, by_a, by_b):
     name = "_".join(by + ("s" if vectors else "1") for by, vectors in (by_a, by_b))
     return Kernel(run, f"*{kind} *{kind} *{kind} *{kind} i4 i4 " + "i8 " * 17,
                   threads=threads(shape), minimum=together(shape, dtype),
-                  name=f"matmul_{kind}_{shape[0]}_{name}")
+                  name=f"matmul_{kind}_{shape[0]}_{name}" + f"_{way}" * (way != "fma"))
 
 
 def every():
@@ -119,7 +122,8 @@ def _steps(x):
 def _launch(a, b, c, bias, p, sizes, s, t):
     """c (splits, …, M, N): parts of a b; s, t: steps of a and b over two axes of batches."""
     (M, K), N = a.shape[-2:], b.shape[-1]
-    kernel = _products(a.dtype, p.shape, _reading(a, -2, -1, s), _reading(b, -1, -2, t))
+    kernel = _products(a.dtype, p.shape, _reading(a, -2, -1, s), _reading(b, -1, -2, t),
+                       how if a.dtype == np.float32 else "fma")
     (am, ak), (bk, bn) = _steps(a), _steps(b)
     wide = N % width(c.dtype) == 0
     kernel(p.tiles * p.splits * math.prod(sizes), a, b, c, bias, -1 if bias is None else 0, wide, M,

@@ -1,6 +1,7 @@
 """Matrix products on CUDA against the reference: tails, strides, batches, splits of k."""
 
 import inspect
+import sys
 
 import numpy as np
 import pytest
@@ -102,3 +103,16 @@ def test_linear_and_its_gradients(normal):
 def test_integers_are_numpys():
     a = np.arange(6).reshape(2, 3)
     np.testing.assert_array_equal(to_host(cuda.matmul(to_device(a), to_device(a.T))), a @ a.T)
+
+
+@pytest.mark.parametrize(("way", "bits"), [("tf32", 11), ("3xtf32", 21)])
+def test_tensor_cores(way, bits, normal, monkeypatch, either_order):
+    """TF32 rounds each number to 11 bits, two of them to 21 or more; sums are float32."""
+    monkeypatch.setattr(sys.modules[inspect.unwrap(cuda.matmul).__module__], "how", way)
+    a, b, bias = normal(np.float32, 30, 20), normal(np.float32, 70, 20), normal(np.float32, 70)
+    got = to_host(cuda.linear(to_device(a), to_device(b), to_device(bias)))
+    want = a.astype(np.float64) @ b.T.astype(np.float64) + bias
+    size = np.abs(a) @ np.abs(b).T + np.abs(bias)
+    error = np.abs(got - want) / size
+    assert error.max() <= 2.0 ** (1 - bits) + 22 * 2.0**-24
+    assert way == "3xtf32" or error.max() > 2.0**-17           # it is TF32
