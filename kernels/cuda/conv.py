@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from ..shapes import Conv
-from . import reduce, windows
+from . import precision, reduce, windows
 from .intrinsics import width
 from .layout import aligned
 from .memory import SIMULATED, empty, xp
@@ -48,7 +48,7 @@ def _convolve(x, w, bias, y, grid, place, groups):
     p = plan(M, columns, 0, groups, dtype)
     a = _in_vectors(dtype, depth, grid.C) and aligned(x)
     b = _in_vectors(dtype, columns, O) and aligned(w)
-    kernel = windows.convolution(dtype, p.shape, a, b)
+    kernel = windows.convolution(dtype, p.shape, a, b, precision.way(dtype))
     kernel(p.tiles * groups, x, w, y, bias, bias is not None, b and _in_vectors(dtype, *place),
            *grid, depth, columns, O, *place, p.down, p.tiles)
 
@@ -109,7 +109,7 @@ def _weights(dy, x, grid, g):
     parts = empty((p.splits, g.G * columns, g.I, g.J, depth), dtype)
     a = _in_vectors(dtype, columns, g.O) and aligned(dy)
     b = _in_vectors(dtype, depth, g.C) and aligned(x)
-    windows.weights(dtype, p.shape, a, b)(
+    windows.weights(dtype, p.shape, a, b, precision.way(dtype))(
         p.tiles * g.G * p.splits, dy, x, parts, _in_vectors(dtype, g.depth), *grid, depth, columns,
         g.O, g.G, p.down, p.tiles, p.splits, p.length)
     return _added(parts).transpose(0, 3, 1, 2)

@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 
 from ..quiet import quiet
-from . import fma, reduce, tensor
+from . import precision, reduce
 from .elementwise import add
 from .intrinsics import cuda, device, width
 from .launch import Kernel
@@ -31,9 +31,6 @@ from .tile import (
 
 __all__ = ["linear", "linear_backward", "matmul"]
 
-HOW = {"fma": (fma.arithmetic, 4), "tf32": (tensor.fast, tensor.PAD),
-       "3xtf32": (tensor.exact, tensor.PAD)}
-how = "fma"                  # what multiplies float32, where the device has tensor cores
 AXES = 2                     # of batches that a launch walks; more are launched one by one
 
 
@@ -73,7 +70,7 @@ def _line(g, m):
 def _products(dtype, shape, by_a, by_b, way="fma"):
     """c[z, x, y] = a[x, y] b[x, y] + bias over the z-th part of k; x and y: axes of batches.
     by: ("k" or "row", in vectors or not)."""
-    kind, (arithmetic, pad) = dtype.str[1:], HOW[way]
+    kind, (arithmetic, pad, least, suffix) = dtype.str[1:], precision.WAYS[way]
     body = multiplier(Operand(_row, _row_k, _sum, *by_a), Operand(_column, _column_k, _sum, *by_b),
                       _line, shape, dtype, arithmetic, pad)
 
@@ -92,18 +89,21 @@ def _products(dtype, shape, by_a, by_b, way="fma"):
         body(a, b, c, bias, first, g, i, j, begin, min(begin + length, K), N, wide)
     name = "_".join(by + ("s" if vectors else "1") for by, vectors in (by_a, by_b))
     return Kernel(run, f"*{kind} *{kind} *{kind} *{kind} i4 i4 " + "i8 " * 17,
-                  threads=threads(shape), minimum=together(shape, dtype),
-                  name=f"matmul_{kind}_{shape[0]}_{name}" + f"_{way}" * (way != "fma"))
+                  threads=threads(shape), minimum=together(shape, dtype), least=least,
+                  name=f"matmul_{kind}_{shape[0]}_{name}{suffix}")
 
 
 def every():
-    """The kernels of float32 and float64, for those who compile them ahead."""
+    """Those of the usual orders in memory, for those who compile them ahead."""
+    by_k, by_row, single = ("k", True), ("row", True), ("k", False)
     for dtype in map(np.dtype, (np.float32, np.float64)):
         for shape in (LARGE, SMALL):
-            for by_a in ("k", "row"):
-                for by_b in ("k", "row"):
-                    yield _products(dtype, shape, (by_a, True), (by_b, True))
-        yield _products(dtype, SMALL, ("k", False), ("row", False))
+            yield _products(dtype, shape, by_k, by_row)
+        yield _products(dtype, SMALL, single, single)
+    for a, b in ((by_k, by_k), (by_row, by_row)):
+        yield _products(np.dtype(np.float32), LARGE, a, b)
+    for way in ("tf32", "3xtf32"):
+        yield _products(np.dtype(np.float32), LARGE, by_k, by_row, way)
 
 
 def _reading(x, row, k, others):
@@ -123,7 +123,7 @@ def _launch(a, b, c, bias, p, sizes, s, t):
     """c (splits, …, M, N): parts of a b; s, t: steps of a and b over two axes of batches."""
     (M, K), N = a.shape[-2:], b.shape[-1]
     kernel = _products(a.dtype, p.shape, _reading(a, -2, -1, s), _reading(b, -1, -2, t),
-                       how if a.dtype == np.float32 else "fma")
+                       precision.way(a.dtype))
     (am, ak), (bk, bn) = _steps(a), _steps(b)
     wide = N % width(c.dtype) == 0
     kernel(p.tiles * p.splits * math.prod(sizes), a, b, c, bias, -1 if bias is None else 0, wide, M,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import fma
+from . import precision
 from .intrinsics import cuda, device
 from .launch import Kernel
 from .layout import MISSING
@@ -109,12 +109,12 @@ def _line(g, m):
 
 
 @cache
-def convolution(dtype, shape, vectors_a, vectors_b):
+def convolution(dtype, shape, vectors_a, vectors_b, way="fma"):
     """y[pixel, o] = Σ over taps and a group's channels of x's windows times w (I, J, C/G, O)."""
-    kind = dtype.str[1:]
+    kind, (arithmetic, pad, least, suffix) = dtype.str[1:], precision.WAYS[way]
     body = multiplier(Operand(_row, _tap_k, _window, "k", vectors_a),
                       Operand(_filter, _filter_k, _sum, "row", vectors_b), _line, shape, dtype,
-                      fma.arithmetic)
+                      arithmetic, pad)
 
     def run(x, w, y, bias, biased, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw,
             depth, columns, O, first, image, row, pixel, down, tiles):
@@ -125,8 +125,8 @@ def convolution(dtype, shape, vectors_a, vectors_b):
              columns, K, O, group * columns, first, image, row, pixel)
         body(x, w, y, bias, group * columns if biased else -1, g, i, j, 0, K, columns, wide)
     return Kernel(run, f"*{kind} *{kind} *{kind} *{kind} i4 i4 " + FIELDS + "i8 " * 9,
-                  threads=threads(shape), minimum=together(shape, dtype),
-                  name=f"conv_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}")
+                  threads=threads(shape), minimum=together(shape, dtype), least=least,
+                  name=f"conv_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}{suffix}")
 
 
 @device
@@ -160,13 +160,13 @@ def _filters(g, m):
 
 
 @cache
-def weights(dtype, shape, vectors_a, vectors_b):
+def weights(dtype, shape, vectors_a, vectors_b, way="fma"):
     """dw[z, o, tap and channel] = Σ over the z-th part of the pixels of dy[pixel, o] times x's
     windows."""
-    kind = dtype.str[1:]
+    kind, (arithmetic, pad, least, suffix) = dtype.str[1:], precision.WAYS[way]
     body = multiplier(Operand(_gradient, _gradient_k, _sum, "row", vectors_a),
                       Operand(_tap_n, _pixel_k, _window_of_tap, "row", vectors_b), _filters, shape,
-                      dtype, fma.arithmetic)
+                      dtype, arithmetic, pad)
 
     def run(dy, x, dw, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw_, depth, columns, O,
             groups, down, tiles, splits, length):
@@ -180,8 +180,8 @@ def weights(dtype, shape, vectors_a, vectors_b):
         begin = z * length
         body(dy, x, dw, dy, -1, g, i, j, begin, min(begin + length, K), taps, wide)
     return Kernel(run, f"*{kind} *{kind} *{kind} i4 " + FIELDS + "i8 " * 8,
-                  threads=threads(shape), minimum=together(shape, dtype),
-                  name=f"conv_weight_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}")
+                  threads=threads(shape), minimum=together(shape, dtype), least=least,
+                  name=f"conv_weight_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}{suffix}")
 
 
 @cache
@@ -247,10 +247,12 @@ def direct_weights(dtype):
 def every():
     """The kernels of float32 and float64, for those who compile them ahead."""
     for dtype in map(np.dtype, (np.float32, np.float64)):
-        for shape in (LARGE, SMALL):
-            yield convolution(dtype, shape, True, True)
-            yield weights(dtype, shape, True, True)
+        yield convolution(dtype, LARGE, True, True)
+        yield weights(dtype, LARGE, True, True)
         yield convolution(dtype, SMALL, False, True)
         yield weights(dtype, SMALL, True, False)
         yield direct(dtype)
         yield direct_weights(dtype)
+    for way in ("tf32", "3xtf32"):
+        yield convolution(np.dtype(np.float32), LARGE, True, True, way)
+        yield weights(np.dtype(np.float32), LARGE, True, True, way)

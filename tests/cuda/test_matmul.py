@@ -1,12 +1,11 @@
 """Matrix products on CUDA against the reference: tails, strides, batches, splits of k."""
 
 import inspect
-import sys
 
 import numpy as np
 import pytest
 from nbgrad.kernels import cuda, reference
-from nbgrad.kernels.cuda import tile
+from nbgrad.kernels.cuda import precision, tile
 from nbgrad.kernels.cuda.memory import to_device, to_host
 
 EPS = {np.float32: 2.0**-23, np.float64: 2.0**-52}
@@ -108,7 +107,7 @@ def test_integers_are_numpys():
 @pytest.mark.parametrize(("way", "bits"), [("tf32", 11), ("3xtf32", 21)])
 def test_tensor_cores(way, bits, normal, monkeypatch, either_order):
     """TF32 rounds each number to 11 bits, two of them to 21 or more; sums are float32."""
-    monkeypatch.setattr(sys.modules[inspect.unwrap(cuda.matmul).__module__], "how", way)
+    monkeypatch.setattr(precision, "_chosen", way)
     a, b, bias = normal(np.float32, 30, 20), normal(np.float32, 70, 20), normal(np.float32, 70)
     got = to_host(cuda.linear(to_device(a), to_device(b), to_device(bias)))
     want = a.astype(np.float64) @ b.T.astype(np.float64) + bias
@@ -116,3 +115,15 @@ def test_tensor_cores(way, bits, normal, monkeypatch, either_order):
     error = np.abs(got - want) / size
     assert error.max() <= 2.0 ** (1 - bits) + 22 * 2.0**-24
     assert way == "3xtf32" or error.max() > 2.0**-17           # it is TF32
+
+
+def test_what_multiplies_is_asked_for():
+    with pytest.raises(ValueError, match=r"expected one of \['3xtf32', 'fma', 'tf32'\], got 'f16'"):
+        precision.use("f16")
+    assert precision.way(np.dtype(np.float32)) == "fma"
+    try:
+        precision.use("tf32")
+        assert precision.way(np.dtype(np.float32)) == "tf32"
+        assert precision.way(np.dtype(np.float64)) == "fma"
+    finally:
+        precision.use("fma")
