@@ -89,7 +89,7 @@ def _products(dtype, shape, by_a, by_b, way="fma"):
         body(a, b, c, bias, first, g, i, j, begin, min(begin + length, K), N, wide)
     name = "_".join(by + ("s" if vectors else "1") for by, vectors in (by_a, by_b))
     return Kernel(run, f"*{kind} *{kind} *{kind} *{kind} i4 i4 " + "i8 " * 17,
-                  threads=threads(shape), minimum=together(shape, dtype), least=least,
+                  threads=threads(shape), minimum=together(shape, dtype, way), least=least,
                   name=f"matmul_{kind}_{shape[0]}_{name}{suffix}")
 
 

@@ -125,7 +125,7 @@ def convolution(dtype, shape, vectors_a, vectors_b, way="fma"):
              columns, K, O, group * columns, first, image, row, pixel)
         body(x, w, y, bias, group * columns if biased else -1, g, i, j, 0, K, columns, wide)
     return Kernel(run, f"*{kind} *{kind} *{kind} *{kind} i4 i4 " + FIELDS + "i8 " * 9,
-                  threads=threads(shape), minimum=together(shape, dtype), least=least,
+                  threads=threads(shape), minimum=together(shape, dtype, way), least=least,
                   name=f"conv_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}{suffix}")
 
 
@@ -165,8 +165,8 @@ def weights(dtype, shape, vectors_a, vectors_b, way="fma"):
     windows."""
     kind, (arithmetic, pad, least, suffix) = dtype.str[1:], precision.WAYS[way]
     body = multiplier(Operand(_gradient, _gradient_k, _sum, "row", vectors_a),
-                      Operand(_tap_n, _pixel_k, _window_of_tap, "row", vectors_b), _filters, shape,
-                      dtype, arithmetic, pad)
+                      Operand(_tap_n, _pixel_k, _window_of_tap, "row" if vectors_b else "k",
+                              vectors_b), _filters, shape, dtype, arithmetic, pad)
 
     def run(dy, x, dw, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw_, depth, columns, O,
             groups, down, tiles, splits, length):
@@ -180,7 +180,7 @@ def weights(dtype, shape, vectors_a, vectors_b, way="fma"):
         begin = z * length
         body(dy, x, dw, dy, -1, g, i, j, begin, min(begin + length, K), taps, wide)
     return Kernel(run, f"*{kind} *{kind} *{kind} i4 " + FIELDS + "i8 " * 8,
-                  threads=threads(shape), minimum=together(shape, dtype), least=least,
+                  threads=threads(shape), minimum=together(shape, dtype, way), least=least,
                   name=f"conv_weight_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}{suffix}")
 
 
