@@ -110,21 +110,24 @@ def _line(g, m):
 
 @cache
 def convolution(dtype, shape, vectors_a, vectors_b, way="fma"):
-    """y[pixel, o] = Σ over taps and a group's channels of x's windows times w (I, J, C/G, O)."""
+    """y[z, pixel, o] = Σ over the z-th part of the taps and a group's channels of x's windows times
+    w (I, J, C/G, O)."""
     kind, (arithmetic, pad, least, suffix) = dtype.str[1:], precision.WAYS[way]
     body = multiplier(Operand(_row, _tap_k, _window, "k", vectors_a),
                       Operand(_filter, _filter_k, _sum, "row", vectors_b), _line, shape, dtype,
                       arithmetic, pad)
 
     def run(x, w, y, bias, biased, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw,
-            depth, columns, O, first, image, row, pixel, down, tiles):
-        group, t = divided(cuda.blockIdx.x, tiles), cuda.blockIdx.x
-        i, j = tile_of(t - group * tiles, down, tiles)
-        K = I * J * depth
+            depth, columns, O, first, image, row, pixel, groups, down, tiles, length):
+        part, t = divided(cuda.blockIdx.x, tiles), cuda.blockIdx.x
+        i, j = tile_of(t - part * tiles, down, tiles)
+        z = divided(part, groups)
+        group, K, begin = part - z * groups, I * J * depth, z * length
         g = (N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw, depth, group * depth, N * A * B,
-             columns, K, O, group * columns, first, image, row, pixel)
-        body(x, w, y, bias, group * columns if biased else -1, g, i, j, 0, K, columns, wide)
-    return Kernel(run, f"*{kind} *{kind} *{kind} *{kind} i4 i4 " + FIELDS + "i8 " * 9,
+             columns, K, O, group * columns, first + z * N * A * B * O, image, row, pixel)
+        body(x, w, y, bias, group * columns if biased else -1, g, i, j, begin,
+             min(begin + length, K), columns, wide)
+    return Kernel(run, f"*{kind} *{kind} *{kind} *{kind} i4 i4 " + FIELDS + "i8 " * 11,
                   threads=threads(shape), minimum=together(shape, dtype, way), least=least,
                   name=f"conv_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}{suffix}")
 

@@ -73,9 +73,10 @@ def test_random_settings(seed):
               np.float64, seed)
 
 
-def test_either_order_large_tiles_and_parts_of_the_pixels(either_order, monkeypatch):
+def test_either_order_large_tiles_and_parts_of_sums(either_order, monkeypatch):
     monkeypatch.setattr(tile, "DEEP", 16)
     all_three(((1, 4, 7, 7), (4, 4, 3, 3), (1, 1), (1, 1), (1, 1), 1), np.float32)
+    all_three(((1, 16, 3, 4), (16, 8, 2, 2), (1, 2), (1, 0), (1, 1), 2), np.float32)
     monkeypatch.setattr(tile, "SMALL", tile.LARGE)
     all_three(((1, 4, 4, 3), (4, 4, 2, 2), (1, 1), (1, 1), (1, 1), 1), np.float32)
 
