@@ -18,7 +18,7 @@ def _all_of(cc, pattern):
 
     found = []
     for kernel in offline.every_kernel():
-        if pattern in kernel.name:
+        if pattern in kernel.name and cc >= kernel.least:
             try:
                 found.append(offline.report(kernel, cc))
             except Exception as e:

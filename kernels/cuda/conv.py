@@ -10,7 +10,8 @@ import math
 import numpy as np
 
 from ..shapes import Conv
-from . import reduce, windows
+from . import precision, reduce, windows
+from .elementwise import add
 from .intrinsics import width
 from .layout import aligned
 from .memory import SIMULATED, empty, xp
@@ -37,20 +38,27 @@ def _in_vectors(dtype, *numbers):
 
 def _convolve(x, w, bias, y, grid, place, groups):
     """y at ``place`` (first, image, row, pixel) = windows of x, channels-last, times w
-    (I, J, C/G, O)."""
+    (I, J, C/G, O). Returns y, or, where that is all of it, a sum of parts instead."""
     depth, O, dtype = w.shape[2], w.shape[3], x.dtype
-    columns, M = O // groups, grid.N * grid.A * grid.B
+    columns, M, K = O // groups, grid.N * grid.A * grid.B, w.size // O
     if groups > 1 and depth * columns < FEW:
         blocks = -(-grid.A * grid.B * O // windows.SINGLE)
         windows.direct(dtype)(blocks * grid.N, x, w, y, bias, bias is not None, *grid, depth,
                               columns, O, *place, blocks)
-        return
-    p = plan(M, columns, 0, groups, dtype)
+        return y
+    p = plan(M, columns, K if y.size == M * O else 0, groups, dtype)
+    parts = y if p.splits == 1 else empty((p.splits, *y.shape), dtype)
     a = _in_vectors(dtype, depth, grid.C) and aligned(x)
     b = _in_vectors(dtype, columns, O) and aligned(w)
-    kernel = windows.convolution(dtype, p.shape, a, b)
-    kernel(p.tiles * groups, x, w, y, bias, bias is not None, b and _in_vectors(dtype, *place),
-           *grid, depth, columns, O, *place, p.down, p.tiles)
+    kernel = windows.convolution(dtype, p.shape, a, b, precision.way(dtype))
+    whole = p.splits == 1
+    kernel(p.tiles * groups * p.splits, x, w, parts, bias, whole and bias is not None,
+           b and _in_vectors(dtype, *place), *grid, depth, columns, O, *place, groups, p.down,
+           p.tiles, K if whole else p.length)
+    if whole:
+        return y
+    y = reduce.sum(parts, axes=(0,), keepdims=False)
+    return y if bias is None else add(y, bias)
 
 
 def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
@@ -64,8 +72,8 @@ def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
         grid = windows.Grid(g.N, g.H, g.W, g.C, g.P, g.Q, g.I, g.J, g.sh, g.sw, -g.ph, -g.pw, g.dh,
                             g.dw)
         bias = None if bias is None else xp.ascontiguousarray(bias.astype(dtype, copy=False))
-        _convolve(_last(x, dtype), _packed(weight, dtype, 2, 3, 1, 0), bias, y, grid,
-                  (0, g.P * g.Q * g.O, g.Q * g.O, g.O), g.G)
+        y = _convolve(_last(x, dtype), _packed(weight, dtype, 2, 3, 1, 0), bias, y, grid,
+                      (0, g.P * g.Q * g.O, g.Q * g.O, g.O), g.G)
     return y.transpose(0, 3, 1, 2)
 
 
@@ -97,8 +105,8 @@ def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
             w = w.reshape(*w.shape[:3], g.C)
             grid = windows.Grid(g.N, g.P, g.Q, g.O, -(-(g.H - a) // g.sh), -(-(g.W - b) // g.sw),
                                 *w.shape[:2], 1, 1, rows[2], columns[2], rows[3], columns[3])
-            _convolve(dy, w, None, dx, grid, ((a * g.W + b) * g.C, g.H * g.W * g.C,
-                                              g.sh * g.W * g.C, g.sw * g.C), g.G)
+            dx = _convolve(dy, w, None, dx, grid, ((a * g.W + b) * g.C, g.H * g.W * g.C,
+                                                   g.sh * g.W * g.C, g.sw * g.C), g.G)
     return dx.transpose(0, 3, 1, 2)
 
 
@@ -109,7 +117,7 @@ def _weights(dy, x, grid, g):
     parts = empty((p.splits, g.G * columns, g.I, g.J, depth), dtype)
     a = _in_vectors(dtype, columns, g.O) and aligned(dy)
     b = _in_vectors(dtype, depth, g.C) and aligned(x)
-    windows.weights(dtype, p.shape, a, b)(
+    windows.weights(dtype, p.shape, a, b, precision.way(dtype))(
         p.tiles * g.G * p.splits, dy, x, parts, _in_vectors(dtype, g.depth), *grid, depth, columns,
         g.O, g.G, p.down, p.tiles, p.splits, p.length)
     return _added(parts).transpose(0, 3, 1, 2)

@@ -9,8 +9,8 @@ import numpy as np
 from .memory import SIMULATED
 from .simulator import Pointer
 
-__all__ = ["FULL", "address", "arrive", "cuda", "device", "libm", "load", "multiply_add", "outer",
-           "quotient", "store", "width"]
+__all__ = ["FULL", "address", "arrive", "cuda", "device", "libm", "load", "mma", "multiply_add",
+           "outer", "quotient", "store", "tf32", "width"]
 
 FULL = 0xFFFFFFFF            # every lane of a warp
 WARP = 32
@@ -23,7 +23,7 @@ def width(dtype):
 
 
 if SIMULATED:
-    from .simulator import cuda
+    from .simulator import cuda, exchange
 
     def device(function):
         return function
@@ -51,6 +51,20 @@ if SIMULATED:
         a, b, c = ((int(high) << 64) + int(low) for high, low in (a, b, c))
         s = a * b + c
         return np.uint64(s >> 64 & (1 << 64) - 1), np.uint64(s & (1 << 64) - 1)
+
+    def tf32(x):
+        bits = np.float32(x).view(np.uint32)
+        return np.uint32((int(bits) + 0x1000) & 0xFFFFE000).view(np.float32)
+
+    def mma(sums, a, b):
+        lanes = [v for _, v in sorted(exchange((a, b), None).items())]
+        lane = next(i for i, v in enumerate(lanes) if v[0] is a)
+        group, t = lane // 4, lane % 4
+        left = [[lanes[4 * g + k % 4][0][2 * (k // 4) + h] for k in range(8)]
+                for g, h in ((group, 0), (group, 1))]
+        right = [[lanes[4 * n + k % 4][1][k // 4] for k in range(8)] for n in (2 * t, 2 * t + 1)]
+        products = np.array(left) @ np.array(right).T
+        return tuple(np.float32(s + p) for s, p in zip(sums, products.ravel()))
 
     def outer(sums, a, b):
         return np.asarray(sums) + np.multiply.outer(np.asarray(a), np.asarray(b))
@@ -132,6 +146,35 @@ else:
             return context.make_tuple(builder, sig.return_type, [
                 builder.trunc(builder.lshr(s, shift), word), builder.trunc(s, word)])
         return a(a, b, c), codegen
+
+    @intrinsic
+    def tf32(typingctx, x):
+        """x rounded to TF32's 11 bits. Needs compute capability 8.0."""
+        def codegen(context, builder, sig, args):
+            single, word = ir.FloatType(), ir.IntType(32)
+            convert = ir.InlineAsm(ir.FunctionType(word, [single]), "cvt.rna.tf32.f32 $0, $1;",
+                                   "=r,f")
+            return builder.bitcast(builder.call(convert, args), single)
+        return x(x), codegen
+
+    @intrinsic
+    def mma(typingctx, sums, a, b):
+        """A warp's sums + a b on the tensor cores, (16, 8) + (16, 8) (8, 8), in TF32. Lane 4 g + t
+        has rows g and g + 8: of a columns t and t + 4 (two rows of one, two of the other), of b
+        rows t and t + 4 of column g, of the sums columns 2 t and 2 t + 1. Needs 8.0."""
+        def codegen(context, builder, sig, args):
+            single, word, part = ir.FloatType(), ir.IntType(32), builder.extract_value
+            kinds = [word] * 6 + [single] * 4
+            inputs = [builder.bitcast(part(v, i), word) for v, n in zip(args[1:], (4, 2))
+                      for i in range(n)] + [part(args[0], i) for i in range(4)]
+            multiply = ir.InlineAsm(
+                ir.FunctionType(ir.LiteralStructType([single] * 4), kinds),
+                "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0, $1, $2, $3}, "
+                "{$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
+                "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", side_effect=True)
+            result = builder.call(multiply, inputs)
+            return context.make_tuple(builder, sums, [part(result, i) for i in range(4)])
+        return sums(sums, a, b), codegen
 
     @intrinsic
     def outer(typingctx, sums, a, b):

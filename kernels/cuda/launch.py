@@ -43,13 +43,14 @@ class Kernel:
     ``parameters`` is a type for each: "*f4 *f4 i8". Arrays are given for addresses (None: null).
     ``minimum`` blocks of it must fit on a multiprocessor, which bounds its registers.
     ``together``: all blocks must be there at once, since they wait for each other.
+    ``least``: the compute capability that it needs.
     """
 
     def __init__(self, body, parameters, *, name, threads=256, shared=0, minimum=None,
-                 together=False):
+                 together=False, least=(0, 0)):
         self.body, self.kinds, self.name = body, parameters.split(), name
         self.threads, self.shared, self.minimum = threads, shared, minimum
-        self.together = together
+        self.together, self.least = together, least
         layout = "".join("P" if k[0] == "*" else _NUMBERS[k][1] for k in self.kinds)
         self._struct = struct.Struct("@" + layout)
         self._offsets = [struct.calcsize("@" + layout[:i + 1]) - struct.calcsize("@" + c)

@@ -2,10 +2,11 @@
 
 from .memory import empty, in_order, order_of, xp
 
-__all__ = ["aligned", "alike", "collapsed", "dense", "ordered", "padded",
+__all__ = ["MISSING", "aligned", "alike", "collapsed", "dense", "ordered", "padded",
            "spread"]
 
 VECTOR = 16
+MISSING = -(1 << 62)         # where an element is that counts as 0; the sum of two fits 64 bits
 
 
 def dense(x):

@@ -11,15 +11,14 @@ from functools import cache
 import numpy as np
 
 from ..quiet import quiet
-from . import reduce
+from . import precision, reduce
 from .elementwise import add
 from .intrinsics import cuda, device, width
 from .launch import Kernel
-from .layout import aligned, collapsed, spread
+from .layout import MISSING, aligned, collapsed, spread
 from .memory import empty, xp
 from .tile import (
     LARGE,
-    MISSING,
     SMALL,
     Operand,
     divided,
@@ -68,12 +67,12 @@ def _line(g, m):
 
 
 @cache
-def _products(dtype, shape, by_a, by_b):
+def _products(dtype, shape, by_a, by_b, way="fma"):
     """c[z, x, y] = a[x, y] b[x, y] + bias over the z-th part of k; x and y: axes of batches.
     by: ("k" or "row", in vectors or not)."""
-    kind = dtype.str[1:]
+    kind, (arithmetic, pad, least, suffix) = dtype.str[1:], precision.WAYS[way]
     body = multiplier(Operand(_row, _row_k, _sum, *by_a), Operand(_column, _column_k, _sum, *by_b),
-                      _line, shape, dtype)
+                      _line, shape, dtype, arithmetic, pad)
 
     def run(a, b, c, bias, first, wide, M, N, K, am, ak, bn, bk, inner, outside, a0, a1, b0, b1,
             down, tiles, splits, length):
@@ -90,18 +89,21 @@ def _products(dtype, shape, by_a, by_b):
         body(a, b, c, bias, first, g, i, j, begin, min(begin + length, K), N, wide)
     name = "_".join(by + ("s" if vectors else "1") for by, vectors in (by_a, by_b))
     return Kernel(run, f"*{kind} *{kind} *{kind} *{kind} i4 i4 " + "i8 " * 17,
-                  threads=threads(shape), minimum=together(shape, dtype),
-                  name=f"matmul_{kind}_{shape[0]}_{name}")
+                  threads=threads(shape), minimum=together(shape, dtype, way), least=least,
+                  name=f"matmul_{kind}_{shape[0]}_{name}{suffix}")
 
 
 def every():
-    """The kernels of float32 and float64, for those who compile them ahead."""
+    """Those of the usual orders in memory, for those who compile them ahead."""
+    by_k, by_row, single = ("k", True), ("row", True), ("k", False)
     for dtype in map(np.dtype, (np.float32, np.float64)):
         for shape in (LARGE, SMALL):
-            for by_a in ("k", "row"):
-                for by_b in ("k", "row"):
-                    yield _products(dtype, shape, (by_a, True), (by_b, True))
-        yield _products(dtype, SMALL, ("k", False), ("row", False))
+            yield _products(dtype, shape, by_k, by_row)
+        yield _products(dtype, SMALL, single, single)
+    for a, b in ((by_k, by_k), (by_row, by_row)):
+        yield _products(np.dtype(np.float32), LARGE, a, b)
+    for way in ("tf32", "3xtf32"):
+        yield _products(np.dtype(np.float32), LARGE, by_k, by_row, way)
 
 
 def _reading(x, row, k, others):
@@ -120,7 +122,8 @@ def _steps(x):
 def _launch(a, b, c, bias, p, sizes, s, t):
     """c (splits, …, M, N): parts of a b; s, t: steps of a and b over two axes of batches."""
     (M, K), N = a.shape[-2:], b.shape[-1]
-    kernel = _products(a.dtype, p.shape, _reading(a, -2, -1, s), _reading(b, -1, -2, t))
+    kernel = _products(a.dtype, p.shape, _reading(a, -2, -1, s), _reading(b, -1, -2, t),
+                       precision.way(a.dtype))
     (am, ak), (bk, bn) = _steps(a), _steps(b)
     wide = N % width(c.dtype) == 0
     kernel(p.tiles * p.splits * math.prod(sizes), a, b, c, bias, -1 if bias is None else 0, wide, M,

@@ -1,9 +1,9 @@
 """The product of two matrices in tiles, whatever the matrices are made of.
 
-A block computes ``rows`` × ``columns`` of c = a b, a thread 8 × 8 of them as 2 × 2 squares of 4, so
-that a warp reads shared memory without conflicts: 4 rows of squares by 8 columns. Tiles of a and b
-are read ahead into registers while those before are multiplied, and go to the other half of shared
-memory. Sums run over k in its order: a result has the same bits in every run.
+A block computes ``rows`` × ``columns`` of c = a b, a thread 64 of them, on the CUDA cores (fma.py)
+or the tensor cores (tensor.py). Tiles of a and b are read ahead into registers while those before
+are multiplied, and go to the other half of shared memory. Sums run over k in its order: a result
+has the same bits in every run.
 
 An operand says where an element lies, in two halves: one for its row (of a; column of b), computed
 once, and one for k, in each step. A convolution's pixels and taps are such halves, too.
@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .intrinsics import address, cuda, device, load, outer, quotient, store, width
+from .intrinsics import address, cuda, device, load, quotient, store, width
+from .layout import MISSING
 from .memory import SIMULATED
 
-__all__ = ["LARGE", "MISSING", "SMALL", "Operand", "Plan", "depth", "divided", "multiplier",
-           "plan", "threads", "together"]
+__all__ = ["LARGE", "SMALL", "Arithmetic", "Operand", "Plan", "depth", "divided", "multiplier",
+           "plan", "threads", "tile_of", "together"]
 
 LARGE, SMALL = (128, 128), (64, 64)
-MISSING = -(1 << 62)         # the position of an element that counts as 0; the sum of two fits
 BLOCKS = 264                 # what fills a large GPU twice; a constant, so that bits do not depend
 DEEP = 256                   # on the device. And the least k that is worth a block of its own
 GROUP = 8                    # rows of tiles computed side by side: they share b in the L2 cache
@@ -37,6 +37,19 @@ class Operand(NamedTuple):
     join: Any
     by: str
     vectors: bool
+
+
+class Arithmetic(NamedTuple):
+    """How a block multiplies tiles in shared memory. Functions of a thread's number: ``at``, where
+    its first elements of a and b are for k = 0, and ``place``, its first row and column of c.
+    ``step(sums, a, p, b, q)``: the sums after ``each`` more k. ``finish`` writes them."""
+
+    at: Any
+    place: Any
+    zeros: Any
+    each: int
+    step: Any
+    finish: Any
 
 
 class Plan(NamedTuple):
@@ -59,9 +72,10 @@ def threads(shape):
     return shape[0] * shape[1] // 64
 
 
-def together(shape, dtype):
-    """Blocks that a multiprocessor must have room for: large tiles of float32 take half of it."""
-    return 2 if shape == LARGE and dtype == np.float32 else None
+def together(shape, dtype, way):
+    """Blocks that a multiprocessor must have room for: large tiles of float32 take half of it. Two
+    fragments for one, as 3xtf32 has them, would then lie in memory."""
+    return 2 if shape == LARGE and dtype == np.float32 and way != "3xtf32" else None
 
 
 def plan(M, N, K, batches, dtype):
@@ -147,11 +161,11 @@ def _across(W, pitch):
     return put
 
 
-def _loader(operand, size, dtype, count):
+def _loader(operand, size, dtype, count, pitch):
     """For an operand's tile of so many rows: where thread t's vectors are in it (row, k), how they
     are read, and how they go to shared memory, which holds k after k of ``pitch`` elements."""
     W, steps = width(dtype), depth(dtype)
-    pitch, vector = size + 4, _vector(operand, dtype)
+    vector = _vector(operand, dtype)
     if operand.by == "k":            # 16 rows by 2 vectors of a warp go to 32 banks
         lanes = count // size
         V, step, shift, put = steps // W // lanes, lanes * W, lanes * W * pitch, _across(W, pitch)
@@ -174,123 +188,31 @@ def _loader(operand, size, dtype, count):
             put(s, i + shift, x[1])
             put(s, i + 2 * shift, x[2])
             put(s, i + 3 * shift, x[3])
-    return place, fetch, keep, pitch
-
-
-def _eight(dtype, half):
-    """4 numbers at i and 4 at i + half."""
-    if width(dtype) == 4:
-        return device(lambda s, i: load(s, i) + load(s, i + half))
-    return device(lambda s, i: load(s, i) + load(s, i + 2)
-                  + load(s, i + half) + load(s, i + half + 2))
-
-
-def _square_writer(dtype):
-    """4 results of a row, from ``at`` + n on."""
-    if width(dtype) == 4:
-        return device(lambda c, i, v, b: store(
-            c, i, (v[0] + b[0], v[1] + b[1], v[2] + b[2], v[3] + b[3])))
-
-    @device
-    def pairs(c, i, v, b):
-        store(c, i, (v[0] + b[0], v[1] + b[1]))
-        store(c, i + 2, (v[2] + b[2], v[3] + b[3]))
-    return pairs
-
-
-def _row_writer(dtype, half):
-    """A thread's 8 results of a row, n and n + half on behind ``at``; columns below N."""
-    whole = _square_writer(dtype)
-
-    @device
-    def single(c, at, n, N, v, b):
-        if n < N:
-            c[at + n] = v + b
-
-    @device
-    def four(c, at, n, N, wide, v, b):
-        if wide and n + 4 <= N:
-            whole(c, at + n, v, b)
-        else:
-            single(c, at, n, N, v[0], b[0])
-            single(c, at, n + 1, N, v[1], b[1])
-            single(c, at, n + 2, N, v[2], b[2])
-            single(c, at, n + 3, N, v[3], b[3])
-
-    @device
-    def row(c, at, n, N, wide, v, b):
-        if at > MISSING // 2:
-            four(c, at, n, N, wide, v[:4], b[:4])
-            four(c, at, n + half, N, wide, v[4:], b[4:])
-    return row
-
-
-def _writer(dtype, shape, line):
-    """All of a thread's results: rows m … m + 3 and half a tile below, each where ``line`` says."""
-    row, down = _row_writer(dtype, shape[1] // 2), shape[0] // 2
-
-    @device
-    def write(c, g, m, n, N, wide, acc, b):
-        row(c, line(g, m), n, N, wide, acc[0], b)
-        row(c, line(g, m + 1), n, N, wide, acc[1], b)
-        row(c, line(g, m + 2), n, N, wide, acc[2], b)
-        row(c, line(g, m + 3), n, N, wide, acc[3], b)
-        row(c, line(g, m + down), n, N, wide, acc[4], b)
-        row(c, line(g, m + down + 1), n, N, wide, acc[5], b)
-        row(c, line(g, m + down + 2), n, N, wide, acc[6], b)
-        row(c, line(g, m + down + 3), n, N, wide, acc[7], b)
-    return write
-
-
-def _addend(dtype, half):
-    """The 8 numbers to add to a thread's columns: the bias, or zeros."""
-    zero = dtype.type(0)
-
-    @device
-    def one(bias, first, n, N):
-        return bias[first + n] if first >= 0 and n < N else zero
-
-    @device
-    def four(p, first, n, N):
-        return (one(p, first, n, N), one(p, first, n + 1, N), one(p, first, n + 2, N),
-                one(p, first, n + 3, N))
-    return device(lambda p, first, n, N: four(p, first, n, N) + four(p, first, n + half, N))
-
-
-def _place(shape):
-    """Row and column of a thread's first result in the tile."""
-    across = shape[1] // 64              # warps side by side in half a tile
-
-    @device
-    def place(t):
-        warp, lane = t // 32, t % 32
-        return warp // across * 16 + lane // 8 * 4, warp % across * 32 + lane % 8 * 4
-    return place
+    return place, fetch, keep
 
 
 @cache
-def multiplier(a, b, line, shape, dtype):
+def multiplier(a, b, line, shape, dtype, arithmetic, pad=4):
     """The body of a block: tile (i, j) of c = a b + bias for k from ``begin`` to ``end``.
 
     c's rows lie where ``line(g, row)`` says, N columns behind it; ``wide``: on 16 bytes. ``first``:
-    bias for column 0 is bias[first]; none if it is negative."""
-    count, steps = threads(shape), depth(dtype)
-    place_a, fetch_a, keep_a, high = _loader(a, shape[0], dtype, count)
-    place_b, fetch_b, keep_b, broad = _loader(b, shape[1], dtype, count)
+    bias for column 0 is bias[first]; none if it is negative. ``pad``: unused elements behind each
+    row of a tile in shared memory, for its banks' sake."""
+    (tall, across), steps, kind = shape, depth(dtype), dtype.type
+    high, broad = tall + pad, across + pad
+    place_a, fetch_a, keep_a = _loader(a, tall, dtype, threads(shape), high)
+    place_b, fetch_b, keep_b = _loader(b, across, dtype, threads(shape), broad)
+    at, place, zeros, each, step, finish = arithmetic(dtype, shape, line, (high, broad))
     along_a, along_b = a.along, b.along
-    rows, columns, place = _eight(dtype, shape[0] // 2), _eight(dtype, shape[1] // 2), _place(shape)
-    write, addend = _writer(dtype, shape, line), _addend(dtype, shape[1] // 2)
-    size_a, size_b, kind = steps * high, steps * broad, dtype.type
-    both_a, both_b = 2 * size_a, 2 * size_b
-    tall, across = shape
-    zeros = ((kind(0),) * 8,) * 8
+    size_a, size_b, both_a, both_b = (n * steps * p for n in (1, 2) for p in (high, broad))
+    down, right = each * high, each * broad
 
     @device
     def body(pa, pb, c, bias, first, g, i, j, begin, end, N, wide):
         cells_a = cuda.shared.array(both_a, kind)
         cells_b = cuda.shared.array(both_b, kind)
         sa, sb, t = address(cells_a), address(cells_b), cuda.threadIdx.x
-        (ra, ka), (rb, kb), (m, n) = place_a(t), place_b(t), place(t)
+        (ra, ka), (rb, kb), (pt, qt) = place_a(t), place_b(t), at(t)
         to_a, to_b = ka * high + ra, kb * broad + rb
         ra, rb = i * tall + ra, j * across + rb
         u, v = along_a(g, ra), along_b(g, rb)
@@ -301,15 +223,15 @@ def multiplier(a, b, line, shape, dtype):
         for k in range(begin, end, steps):
             after = min(k + steps, end)          # beyond the end all is missing: nothing is read
             x, y = fetch_a(pa, g, u, ra, after + ka), fetch_b(pb, g, v, rb, after + kb)
-            p, q = now * size_a + m, now * size_b + n
-            for _ in range(steps):               # unrolled by the assembler; by hand it spills
-                acc = outer(acc, rows(sa, p), columns(sb, q))
-                p += high
-                q += broad
+            p, q = now * size_a + pt, now * size_b + qt
+            for _ in range(0, steps, each):      # unrolled by the assembler; by hand it spills
+                acc = step(acc, sa, p, sb, q)
+                p += down
+                q += right
             now = 1 - now
             keep_a(sa, now * size_a + to_a, x)
             keep_b(sb, now * size_b + to_b, y)
             cuda.syncthreads()
-        m, n = i * tall + m, j * across + n
-        write(c, g, m, n, N, wide, acc, addend(bias, first, n, N))
+        m, n = place(t)
+        finish(c, g, i * tall + m, j * across + n, N, wide, acc, bias, first)
     return body

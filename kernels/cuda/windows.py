@@ -10,10 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import precision
 from .intrinsics import cuda, device
 from .launch import Kernel
+from .layout import MISSING
 from .memory import SIMULATED
-from .tile import LARGE, MISSING, SMALL, Operand, divided, multiplier, threads, tile_of, together
+from .tile import LARGE, SMALL, Operand, divided, multiplier, threads, tile_of, together
 
 __all__ = ["Grid", "SINGLE", "convolution", "direct", "direct_weights", "every", "weights"]
 
@@ -107,23 +109,27 @@ def _line(g, m):
 
 
 @cache
-def convolution(dtype, shape, vectors_a, vectors_b):
-    """y[pixel, o] = Σ over taps and a group's channels of x's windows times w (I, J, C/G, O)."""
-    kind = dtype.str[1:]
+def convolution(dtype, shape, vectors_a, vectors_b, way="fma"):
+    """y[z, pixel, o] = Σ over the z-th part of the taps and a group's channels of x's windows times
+    w (I, J, C/G, O)."""
+    kind, (arithmetic, pad, least, suffix) = dtype.str[1:], precision.WAYS[way]
     body = multiplier(Operand(_row, _tap_k, _window, "k", vectors_a),
-                      Operand(_filter, _filter_k, _sum, "row", vectors_b), _line, shape, dtype)
+                      Operand(_filter, _filter_k, _sum, "row", vectors_b), _line, shape, dtype,
+                      arithmetic, pad)
 
     def run(x, w, y, bias, biased, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw,
-            depth, columns, O, first, image, row, pixel, down, tiles):
-        group, t = divided(cuda.blockIdx.x, tiles), cuda.blockIdx.x
-        i, j = tile_of(t - group * tiles, down, tiles)
-        K = I * J * depth
+            depth, columns, O, first, image, row, pixel, groups, down, tiles, length):
+        part, t = divided(cuda.blockIdx.x, tiles), cuda.blockIdx.x
+        i, j = tile_of(t - part * tiles, down, tiles)
+        z = divided(part, groups)
+        group, K, begin = part - z * groups, I * J * depth, z * length
         g = (N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw, depth, group * depth, N * A * B,
-             columns, K, O, group * columns, first, image, row, pixel)
-        body(x, w, y, bias, group * columns if biased else -1, g, i, j, 0, K, columns, wide)
-    return Kernel(run, f"*{kind} *{kind} *{kind} *{kind} i4 i4 " + FIELDS + "i8 " * 9,
-                  threads=threads(shape), minimum=together(shape, dtype),
-                  name=f"conv_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}")
+             columns, K, O, group * columns, first + z * N * A * B * O, image, row, pixel)
+        body(x, w, y, bias, group * columns if biased else -1, g, i, j, begin,
+             min(begin + length, K), columns, wide)
+    return Kernel(run, f"*{kind} *{kind} *{kind} *{kind} i4 i4 " + FIELDS + "i8 " * 11,
+                  threads=threads(shape), minimum=together(shape, dtype, way), least=least,
+                  name=f"conv_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}{suffix}")
 
 
 @device
@@ -157,13 +163,13 @@ def _filters(g, m):
 
 
 @cache
-def weights(dtype, shape, vectors_a, vectors_b):
+def weights(dtype, shape, vectors_a, vectors_b, way="fma"):
     """dw[z, o, tap and channel] = Σ over the z-th part of the pixels of dy[pixel, o] times x's
     windows."""
-    kind = dtype.str[1:]
+    kind, (arithmetic, pad, least, suffix) = dtype.str[1:], precision.WAYS[way]
     body = multiplier(Operand(_gradient, _gradient_k, _sum, "row", vectors_a),
-                      Operand(_tap_n, _pixel_k, _window_of_tap, "row", vectors_b), _filters, shape,
-                      dtype)
+                      Operand(_tap_n, _pixel_k, _window_of_tap, "row" if vectors_b else "k",
+                              vectors_b), _filters, shape, dtype, arithmetic, pad)
 
     def run(dy, x, dw, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw_, depth, columns, O,
             groups, down, tiles, splits, length):
@@ -177,8 +183,8 @@ def weights(dtype, shape, vectors_a, vectors_b):
         begin = z * length
         body(dy, x, dw, dy, -1, g, i, j, begin, min(begin + length, K), taps, wide)
     return Kernel(run, f"*{kind} *{kind} *{kind} i4 " + FIELDS + "i8 " * 8,
-                  threads=threads(shape), minimum=together(shape, dtype),
-                  name=f"conv_weight_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}")
+                  threads=threads(shape), minimum=together(shape, dtype, way), least=least,
+                  name=f"conv_weight_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}{suffix}")
 
 
 @cache
@@ -244,10 +250,12 @@ def direct_weights(dtype):
 def every():
     """The kernels of float32 and float64, for those who compile them ahead."""
     for dtype in map(np.dtype, (np.float32, np.float64)):
-        for shape in (LARGE, SMALL):
-            yield convolution(dtype, shape, True, True)
-            yield weights(dtype, shape, True, True)
+        yield convolution(dtype, LARGE, True, True)
+        yield weights(dtype, LARGE, True, True)
         yield convolution(dtype, SMALL, False, True)
         yield weights(dtype, SMALL, True, False)
         yield direct(dtype)
         yield direct_weights(dtype)
+    for way in ("tf32", "3xtf32"):
+        yield convolution(np.dtype(np.float32), LARGE, True, True, way)
+        yield weights(np.dtype(np.float32), LARGE, True, True, way)

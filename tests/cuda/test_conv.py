@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 from nbgrad.kernels import cuda, reference
-from nbgrad.kernels.cuda import tile
+from nbgrad.kernels.cuda import precision, tile
 from nbgrad.kernels.cuda.memory import to_device, to_host
 from nbgrad.kernels.shapes import Conv
 
@@ -73,9 +73,10 @@ def test_random_settings(seed):
               np.float64, seed)
 
 
-def test_either_order_large_tiles_and_parts_of_the_pixels(either_order, monkeypatch):
+def test_either_order_large_tiles_and_parts_of_sums(either_order, monkeypatch):
     monkeypatch.setattr(tile, "DEEP", 16)
     all_three(((1, 4, 7, 7), (4, 4, 3, 3), (1, 1), (1, 1), (1, 1), 1), np.float32)
+    all_three(((1, 16, 3, 4), (16, 8, 2, 2), (1, 2), (1, 0), (1, 1), 2), np.float32)
     monkeypatch.setattr(tile, "SMALL", tile.LARGE)
     all_three(((1, 4, 4, 3), (4, 4, 2, 2), (1, 1), (1, 1), (1, 1), 1), np.float32)
 
@@ -101,3 +102,9 @@ def test_nothing():
         close(y, want, 1)
         close(*both("conv2d_input", want, w, input_size=size, **settings), 1)
         close(*both("conv2d_weight", want, x, kernel_size=(2, 2), **settings), 1)
+
+
+def test_tensor_cores(monkeypatch):
+    """Two numbers of TF32 each: float32's tolerance."""
+    monkeypatch.setattr(precision, "_chosen", "3xtf32")
+    all_three(((1, 4, 4, 4), (8, 4, 3, 3), (2, 1), (1, 1), (1, 1), 1), np.float32)

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 from nbgrad.kernels import cuda, reference
-from nbgrad.kernels.cuda import tile
+from nbgrad.kernels.cuda import precision, tile
 from nbgrad.kernels.cuda.memory import to_device, to_host
 
 EPS = {np.float32: 2.0**-23, np.float64: 2.0**-52}
@@ -102,3 +102,28 @@ def test_linear_and_its_gradients(normal):
 def test_integers_are_numpys():
     a = np.arange(6).reshape(2, 3)
     np.testing.assert_array_equal(to_host(cuda.matmul(to_device(a), to_device(a.T))), a @ a.T)
+
+
+@pytest.mark.parametrize(("way", "bits"), [("tf32", 11), ("3xtf32", 21)])
+def test_tensor_cores(way, bits, normal, monkeypatch, either_order):
+    """TF32 rounds each number to 11 bits, two of them to 21 or more; sums are float32."""
+    monkeypatch.setattr(precision, "_chosen", way)
+    a, b, bias = normal(np.float32, 30, 20), normal(np.float32, 70, 20), normal(np.float32, 70)
+    got = to_host(cuda.linear(to_device(a), to_device(b), to_device(bias)))
+    want = a.astype(np.float64) @ b.T.astype(np.float64) + bias
+    size = np.abs(a) @ np.abs(b).T + np.abs(bias)
+    error = np.abs(got - want) / size
+    assert error.max() <= 2.0 ** (1 - bits) + 22 * 2.0**-24
+    assert way == "3xtf32" or error.max() > 2.0**-17           # it is TF32
+
+
+def test_what_multiplies_is_asked_for():
+    with pytest.raises(ValueError, match=r"expected one of \['3xtf32', 'fma', 'tf32'\], got 'f16'"):
+        precision.use("f16")
+    assert precision.way(np.dtype(np.float32)) == "fma"
+    try:
+        precision.use("tf32")
+        assert precision.way(np.dtype(np.float32)) == "tf32"
+        assert precision.way(np.dtype(np.float64)) == "fma"
+    finally:
+        precision.use("fma")
