@@ -36,7 +36,8 @@ def test_every_command_in_the_table_is_there():
     from nbgrad.cli import main
 
     named = set(re.findall(r"^\| `nbgrad (\w+)", README, re.M))
-    assert named == {"compare", "train", "eval", "doctor", "predict", "graph", "lab", "bench", "info"}
+    assert named == {"compare", "train", "eval", "doctor", "predict", "graph", "lab", "bench",
+                     "info"}
     for name in named:
         with pytest.raises(SystemExit) as left:
             main([name, "--help"])
