@@ -9,7 +9,7 @@ from .launch import assemble
 __all__ = ["MODULES", "Report", "capabilities", "every_kernel", "report"]
 
 MODULES = ("elementwise", "reduce", "moments", "passes", "rows", "layer_norm",
-           "group_norm", "softmax", "loss")          # each has ``every()``
+           "group_norm", "single", "softmax", "loss")  # each has ``every()``
 
 
 class Report(NamedTuple):
