@@ -212,7 +212,7 @@ def every():
 
 
 def _held(dtype, W, T, resident):
-    """512 threads that hold float64, and its exponentials, would need more registers than there
+    """The widest rows of float64, held with their exponentials, would need more registers than there
     are."""
     return W, T, resident and (dtype.itemsize == 4 or WIDE[-1] > T)
 
