@@ -212,8 +212,8 @@ def every():
 
 
 def _held(dtype, W, T, resident):
-    """The widest rows of float64, held with their exponentials, would need more registers than there
-    are."""
+    """The widest rows of float64, held with their exponentials, would take more registers than
+    there are."""
     return W, T, resident and (dtype.itemsize == 4 or WIDE[-1] > T)
 
 
