@@ -279,6 +279,10 @@ def statistics(dtype, W, columns, index):
         q = tile * line + (t & ((1 << shift) - 1)) * L
         n, state = lines(x, a * R * B, k * segment + (t >> shift),
                          _min(R, k * segment + segment), q, B, S, shift)
+        cuda.syncthreads()
+        tile, rest = cuda.blockIdx.x % tiles, cuda.blockIdx.x // tiles
+        k, a = rest % P, rest // P           # again: registers are short while lines are read
+        q = tile * line + (t & ((1 << shift) - 1)) * L
         fill(n, state, means, squares, counts)
         merge_trees(means, squares, counts, CELLS, line)
         if P > 1:
