@@ -7,10 +7,10 @@ form for the simulator. ``cuda`` is numba.cuda, or the simulator's.
 import numpy as np
 
 from .memory import SIMULATED
-from .simulator import Pointer
+from .simulator import Pointer, pause
 
 __all__ = ["FULL", "address", "arrive", "cuda", "device", "libm", "load", "mma", "multiply_add",
-           "outer", "quotient", "store", "tf32", "width"]
+           "outer", "quotient", "store", "tf32", "wait_for", "width"]
 
 FULL = 0xFFFFFFFF            # every lane of a warp
 WARP = 32
@@ -68,6 +68,10 @@ if SIMULATED:
 
     def outer(sums, a, b):
         return np.asarray(sums) + np.multiply.outer(np.asarray(a), np.asarray(b))
+
+    def wait_for(p, i, n):
+        while p[i] < n:
+            pause()
 
     def libm(name, dtype):
         return getattr(np, {"fabs": "abs", "pow": "power"}.get(name, name))
@@ -188,6 +192,21 @@ else:
                     for j in range(len(b))]))
             return context.make_tuple(builder, sums, rows)
         return sums(sums, a, b), codegen
+
+    @intrinsic
+    def _seen(typingctx, p, i):
+        """The int32 p[i] as all blocks see it, and after it what they wrote before."""
+        def codegen(context, builder, sig, args):
+            at = builder.ptrtoint(builder.gep(args[0], [args[1]]), ir.IntType(64))
+            kind = ir.FunctionType(ir.IntType(32), [ir.IntType(64)])
+            return builder.asm(kind, "ld.acquire.gpu.u32 $0, [$1];", "=r,l,~{memory}", [at], True)
+        return types.int32(p, i), codegen
+
+    @device
+    def wait_for(p, i, n):
+        """Until the int32 p[i] is n; whoever adds to it must be running, or come to run."""
+        while _seen(p, i) < n:
+            pass
 
     def libm(name, dtype):
         """libdevice's function of a number of that dtype."""

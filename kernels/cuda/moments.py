@@ -197,30 +197,16 @@ def _second(v):
 
 
 @cache
-def statistics(dtype, W, columns, index):
-    """mean, var (biased) and invstd of channels; the running ones move."""
-    read, at, moments = reader(W), line_at(W, columns, index), moments_of_eight(dtype, W)
-    merge, same = each(merged, 3, W), filled(W)
-    firsts, seconds = each(_first, 1, W), each(_second, 1, W)
-    put, real, kind = scatter(W), dtype.type, dtype.str[1:]
-    L = W if columns else 1                              # columns of a thread
-    take, merge_parts, same_parts = gather(L), each(merged, 3, L), filled(L)
-    pair, put_parts = each(device(lambda a, b: (a, b)), 2, L), scatter(L)
-    firsts_parts, seconds_parts = each(_first, 1, L), each(_second, 1, L)
-    CELLS, per_line, sqrt = W * THREADS, 1 if columns else W, libm("sqrt", np.float64)
+def of_lines(dtype, W, columns, index, loose=False):
+    """How many numbers of a lane, and the moments of W lanes, over every lanes-th line from r to
+    end; ``loose``: W is no vector, they are read one by one."""
+    read, at = (gather if loose else reader)(W), line_at(W, columns, index)
+    moments = moments_of_eight(dtype, W)
+    merge, same, real = each(merged, 3, W), filled(W), dtype.type
 
-    def body(x, mean, var, invstd, parts_mean, parts_m2, counters, running_mean, running_var,
-             R, B, S, shift, segment, P, tiles, eps, momentum, moving):
-        means = cuda.shared.array(CELLS, np.float64)
-        squares = cuda.shared.array(CELLS, np.float64)
-        counts = cuda.shared.array(CELLS, np.float64)
-        last = cuda.shared.array(1, np.int32)
-        t, tile, rest = cuda.threadIdx.x, cuda.blockIdx.x % tiles, cuda.blockIdx.x // tiles
-        k, a = rest % P, rest // P
-        lanes, line = THREADS >> shift, L << shift
-        q = tile * line + (t & ((1 << shift) - 1)) * L
-        r, end = k * segment + (t >> shift), _min(R, k * segment + segment)
-        base, n, state = a * R * B, 0.0, same((0.0, 0.0))
+    @device
+    def f(x, base, r, end, q, B, S, shift):
+        lanes, n, state = THREADS >> shift, 0.0, same((0.0, 0.0))
         while r < end and q < B:
             m = _min(ROWS, (end - r + lanes - 1) >> (LOG - shift))
             v = read(x, base + at(r, q, B, S))
@@ -236,9 +222,68 @@ def statistics(dtype, W, columns, index):
                           same((w, n * w)))
             n += m
             r += ROWS * lanes
-        put(means, t * W, firsts(state))
-        put(squares, t * W, seconds(state))
-        put(counts, t * W, same(n))
+        return n, state
+    return f
+
+
+@cache
+def to_cells(W):
+    """Put what a thread has found into the cells of its lanes, for ``merge_trees``."""
+    firsts, seconds, put, same = each(_first, 1, W), each(_second, 1, W), scatter(W), filled(W)
+
+    @device
+    def f(n, state, means, squares, counts):
+        t = cuda.threadIdx.x * W
+        put(means, t, firsts(state))
+        put(squares, t, seconds(state))
+        put(counts, t, same(n))
+    return f
+
+
+@cache
+def of_parts(W, columns):
+    """Merge what the P blocks of a tile have found, the first of it at ``first``, into cells."""
+    L, per_line = (W, 1) if columns else (1, W)
+    take, merge, same, fill = gather(L), each(merged, 3, L), filled(L), to_cells(L)
+    pair = each(device(lambda a, b: (a, b)), 2, L)
+
+    @device
+    def f(parts_mean, parts_m2, first, R, B, q, shift, segment, P, means, squares, counts):
+        n, found, p = 0.0, same((0.0, 0.0)), cuda.threadIdx.x >> shift
+        while p < P and q < B:
+            m = np.float64(per_line * (_min(R, p * segment + segment) - p * segment))
+            w, i = m / (n + m), first + p * B
+            found = merge(found, pair(take(parts_mean, i), take(parts_m2, i)), same((w, n * w)))
+            n += m
+            p += THREADS >> shift
+        fill(n, found, means, squares, counts)
+        merge_trees(means, squares, counts, L * THREADS, L << shift)
+    return f
+
+
+@cache
+def statistics(dtype, W, columns, index):
+    """mean, var (biased) and invstd of channels; the running ones move."""
+    lines, fill, join = (of_lines(dtype, W, columns, index), to_cells(W),
+                         of_parts(W, columns))
+    L, kind, CELLS, sqrt = W if columns else 1, dtype.str[1:], W * THREADS, libm("sqrt", np.float64)
+
+    def body(x, mean, var, invstd, parts_mean, parts_m2, counters, running_mean, running_var,
+             R, B, S, shift, segment, P, tiles, eps, momentum, moving):
+        means = cuda.shared.array(CELLS, np.float64)
+        squares = cuda.shared.array(CELLS, np.float64)
+        counts = cuda.shared.array(CELLS, np.float64)
+        last = cuda.shared.array(1, np.int32)
+        t, tile, rest = cuda.threadIdx.x, cuda.blockIdx.x % tiles, cuda.blockIdx.x // tiles
+        k, a, line = rest % P, rest // P, L << shift
+        q = tile * line + (t & ((1 << shift) - 1)) * L
+        n, state = lines(x, a * R * B, k * segment + (t >> shift),
+                         _min(R, k * segment + segment), q, B, S, shift)
+        cuda.syncthreads()
+        tile, rest = cuda.blockIdx.x % tiles, cuda.blockIdx.x // tiles
+        k, a = rest % P, rest // P           # again: registers are short while lines are read
+        q = tile * line + (t & ((1 << shift) - 1)) * L
+        fill(n, state, means, squares, counts)
         merge_trees(means, squares, counts, CELLS, line)
         if P > 1:
             if t < line and tile * line + t < B:
@@ -254,18 +299,8 @@ def statistics(dtype, W, columns, index):
             if t == 0:
                 counters[a * tiles + tile] = 0
             cuda.threadfence()
-            n, found, p = 0.0, same_parts((0.0, 0.0)), t >> shift
-            while p < P and q < B:
-                m = np.float64(per_line * (_min(R, p * segment + segment) - p * segment))
-                w, i = m / (n + m), (a * P + p) * B + q
-                found = merge_parts(found, pair(take(parts_mean, i), take(parts_m2, i)),
-                                    same_parts((w, n * w)))
-                n += m
-                p += lanes
-            put_parts(means, t * L, firsts_parts(found))
-            put_parts(squares, t * L, seconds_parts(found))
-            put_parts(counts, t * L, same_parts(n))
-            merge_trees(means, squares, counts, L * THREADS, line)
+            join(parts_mean, parts_m2, a * P * B + q, R, B, q, shift, segment, P, means, squares,
+                 counts)
         c = tile * line + t
         if t < line and c < B:
             n, v, c = counts[t], squares[t] / counts[t], a * B + c

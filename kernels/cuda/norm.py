@@ -1,15 +1,16 @@
 """Batch and layer normalization; x of batch_norm is (N, C, *S), statistics are float64.
 
-A batch norm of any shape is two passes over memory. The first finds the statistics, and its last
-blocks merge them; the second, backwards, takes from the caches what they still hold. No sum depends
-on the order in which blocks run.
+Where what is read can stay on the chip until the statistics are known, batch_norm reads it once
+(single.py). Otherwise, and for any shape, it takes two passes over memory. The first finds the
+statistics, and its last blocks merge them; the second, backwards, takes from the caches what they
+still hold. No sum depends on the order in which blocks run.
 """
 
 import math
 
 import numpy as np
 
-from . import passes
+from . import passes, single
 from .layer_norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from .layout import alike, ordered
 from .memory import empty, empty_like, order_of, xp
@@ -112,13 +113,20 @@ def batch_norm(x, gamma, beta, residual=None, *, eps, relu=False, running=None):
     if not x.size:
         return empty_like(x), *_of_nothing(x.shape[1], eps)
     x, (residual,), c = _planned(x, residual)
+    gamma, beta = _vectors(x, gamma, beta)
     inside = running is None or all(a.dtype == x.dtype and a.flags.c_contiguous
                                     for a in running[:2])
-    mean, var, invstd = _statistics(x, c, eps, running if inside else None)
+    moved = running if inside else None
+    found = single.run(x, residual, gamma, beta, c, eps, relu, moved)
+    if found is None:
+        mean, var, invstd = _statistics(x, c, eps, moved)
+        y = _normalized(x, residual, c, gamma, beta, mean, invstd, relu)
+    else:
+        y, mean, var, invstd = found
     if not inside:
         batch_norm_update(*running[:2], mean, var, momentum=running[2],
                           count=x.size // x.shape[1])
-    return _normalized(x, residual, c, gamma, beta, mean, invstd, relu), mean, var, invstd
+    return y, mean, var, invstd
 
 
 def batch_norm_update(running_mean, running_var, mean, var, *, momentum, count):

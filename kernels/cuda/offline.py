@@ -10,7 +10,7 @@ __all__ = ["MODULES", "Report", "capabilities", "every_kernel", "report"]
 
 # each has ``every()``
 MODULES = ("elementwise", "reduce", "moments", "passes", "rows", "layer_norm", "group_norm",
-           "softmax", "loss", "matmul", "windows", "pool", "optim", "random")
+           "single", "softmax", "loss", "matmul", "windows", "pool", "optim", "random")
 
 
 class Report(NamedTuple):

@@ -60,20 +60,22 @@ def _kernel(body, name, dtype, W, columns, index, parameters):
 
 
 @cache
-def normalize(dtype, W, columns, index):
-    """y = ((x − mean) invstd) γ + β [+ z], not below 0 with RELU."""
-    read, write, at = reader(W), writer(W), line_at(W, columns, index)
-    table, same, L = constants(dtype, W, columns), filled(W), W if columns else 1
+def normalized(dtype, W):
+    """y of x, of what is added, and of ``constants``; what is not below 0."""
     zero = dtype.type(0)
 
     @device
     def value(x, z, c):
         return ((x - c[0]) - c[1]) * (c[2] * c[3]) + c[4] + z
+    return each(value, 3, W), each(device(lambda v: zero if v < zero else v), 1, W)
 
-    @device
-    def clipped(v):
-        return zero if v < zero else v
-    values, clip = each(value, 3, W), each(clipped, 1, W)
+
+@cache
+def normalize(dtype, W, columns, index):
+    """y = ((x − mean) invstd) γ + β [+ z], not below 0 with RELU."""
+    read, write, at = reader(W), writer(W), line_at(W, columns, index)
+    table, same, L = constants(dtype, W, columns), filled(W), W if columns else 1
+    (values, clip), zero = normalized(dtype, W), dtype.type(0)
 
     def body(x, z, gamma, beta, mean, invstd, y, R, B, S, shift, segment, P, tiles, N, G, K,
              option):

@@ -20,7 +20,7 @@ from .vectors import each, filled, reader, writer
 __all__ = ["WARPS", "backward", "block_sum", "blocks", "forward", "plan"]
 
 WARPS = 8 if not SIMULATED else 2         # rows of a block, where a warp takes one
-WIDE = 256, 512                           # threads that take a longer row
+WIDE = 256, 384                           # threads that take a longer row: 168 registers each
 if SIMULATED:
     WIDE = 64, 96
 _add = across(device(lambda a, b: a + b))      # a + b is b + a: every lane gets the same bits

@@ -220,8 +220,15 @@ def _atomic_add(array, i, value):
 
 
 _JOINING = {"syncthreads", "syncwarp", "shfl_sync", "shfl_xor_sync", "shfl_down_sync",
-            "ballot_sync", "grid_sync", "exchange"}
+            "ballot_sync", "grid_sync", "exchange", "pause"}
 exchange = _exchange
+
+
+def pause():
+    """Let the others run: for who waits for what they write."""
+    _running.thread.turn.parent.switch()
+
+
 cuda = SimpleNamespace(
     threadIdx=_Index("number"), blockIdx=_Index("block"), blockDim=_Index("threads"),
     gridDim=_Index("blocks"), syncthreads=_syncthreads,

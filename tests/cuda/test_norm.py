@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 from nbgrad.kernels import cuda, reference
-from nbgrad.kernels.cuda import moments
+from nbgrad.kernels.cuda import moments, single
 from nbgrad.kernels.cuda.memory import to_device, to_host
 
 # Rounding of y is that of one float32 (or float64) value of size 5; sums are of float64.
 CLOSE = {np.float32: {"rtol": 2e-6, "atol": 4e-6}, np.float64: {"rtol": 1e-12, "atol": 1e-13}}
+ways = pytest.mark.parametrize("way", ["once", "twice"])      # how often memory is read
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
@@ -37,10 +38,17 @@ SHAPES = [(5, 3), (70, 8), (3, 4, 5), (2, 5, 2, 4), (1, 2, 3), (6, 1, 4), (1, 1,
           (2, 3, 6, 6), (300, 2)]
 
 
+@pytest.fixture(autouse=True)
+def chosen(request, monkeypatch):
+    way = request.node.callspec.params.get("way") if hasattr(request.node, "callspec") else None
+    monkeypatch.setattr(single, "enabled", way != "twice")
+
+
+@ways
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("order", [np.ascontiguousarray, channels_last])
-def test_forward_and_backward(shape, order, dtype):
+def test_forward_and_backward(shape, order, dtype, way):
     if order is channels_last and len(shape) < 3:
         pytest.skip("two axes have one order")
     C = shape[1]
@@ -82,7 +90,32 @@ def test_parts_and_the_block_that_merges_them(shape, either_order):
         assert not to_host(moments.tickets()).any()
 
 
-def test_the_same_bits_in_every_order_of_threads(monkeypatch):
+# In blocks of 32 threads, 4 at once: (parts, groups, tiles), or nothing that fits.
+GROUPS = [((300, 8), (4, 1, 1)), ((90, 3, 25), (4, 1, 3)), ((4, 3), (1, 1, 1)),
+          ((2, 6, 300), (2, 2, 6)), ((4200, 2), None)]
+
+
+@pytest.mark.parametrize(("shape", "want"), GROUPS)
+def test_groups_of_blocks_that_wait_for_each_other(shape, want, either_order, monkeypatch):
+    """Several tiles for a group, several parts of a tile; who leaves last makes the counters 0."""
+    monkeypatch.setattr(single, "SHARED", 1 << 13)
+    x, gamma = drawn(np.float32, *shape, offset=3.0), drawn(np.float32, shape[1])
+    sizes = shape[0], shape[1], int(np.prod(shape[2:]))
+    c = moments.cut(len(shape) == 2, 1, *sizes, x.dtype, to_device(x))
+    how = single.plan.__wrapped__(c, 4, 4)
+    assert (how and (*how[1:], c.tiles)) == want
+    if how is None:
+        return
+    single.plan.cache_clear()
+    d, want = on_device(x, gamma), reference.batch_norm(x, gamma, None, eps=1e-5, relu=True)
+    for _ in range(2):
+        same(cuda.batch_norm(*d, None, eps=1e-5, relu=True), want, **CLOSE[np.float32])
+    assert not to_host(single._two_per_tile(c.tiles)).any()
+    single.plan.cache_clear()
+
+
+@ways
+def test_the_same_bits_in_every_order_of_threads(monkeypatch, way):
     from nbgrad.kernels.cuda import simulator
 
     x, found = to_device(drawn(np.float32, 100, 12)), []
@@ -92,8 +125,9 @@ def test_the_same_bits_in_every_order_of_threads(monkeypatch):
     assert found[0] == found[1]
 
 
+@ways
 @pytest.mark.parametrize("shape", [(64, 4), (4, 2, 40)])
-def test_large_offsets(shape):
+def test_large_offsets(shape, way):
     """A mean of 1e4 and 1e6 standard deviations costs float32's variance nothing but the rounding
     of x."""
     for offset in (1e4, 1e6):
@@ -105,7 +139,8 @@ def test_large_offsets(shape):
         np.testing.assert_allclose(to_host(y), want[0], rtol=2e-6, atol=2e-6)
 
 
-def test_a_constant_channel_is_exactly_beta():
+@ways
+def test_a_constant_channel_is_exactly_beta(way):
     for n in (1, 3, 7, 64, 129):
         x = np.full((n, 2, 3), np.float32(0.1) * 12345, np.float32)
         y, mean, var, _ = cuda.batch_norm(to_device(x), None, to_device(np.ones(2, "f4")), eps=0.1)
@@ -123,7 +158,8 @@ def test_what_leaves_the_range_of_float32():
         np.testing.assert_allclose(to_host(var), want[1], rtol=1e-12)
 
 
-def test_nan_and_inf_stay_in_their_channel():
+@ways
+def test_nan_and_inf_stay_in_their_channel(way):
     x = drawn(np.float32, 20, 4)
     x[3, 1], x[5, 2] = np.nan, np.inf
     y, *_ = cuda.batch_norm(to_device(x), None, None, eps=1e-5, relu=True)
@@ -133,7 +169,8 @@ def test_nan_and_inf_stay_in_their_channel():
     np.testing.assert_allclose(y[:, ::3], want[:, ::3], rtol=2e-6, atol=2e-6)
 
 
-def test_running_statistics():
+@ways
+def test_running_statistics(way):
     x = drawn(np.float32, 6, 3, 4)
     for dtype in (np.float32, np.float64):               # every second: moved after the kernel
         mean, var = drawn(dtype, 6), np.abs(drawn(dtype, 6))
