@@ -10,6 +10,7 @@ from functools import cache
 import numpy as np
 
 from . import passes
+from .elementwise import maximum
 from .intrinsics import cuda, libm
 from .launch import Kernel
 from .layer_norm import run
@@ -18,6 +19,7 @@ from .memory import SIMULATED, empty, empty_like
 from .moments import cut, parts, statistics, tickets
 from .norm import shaped, vector
 from .passes import BETA, CENTER, GAMMA, GAMMA_IN
+from .reduce import sum
 
 __all__ = ["group_norm", "group_norm_backward"]
 
@@ -107,8 +109,27 @@ def _stats(N, G):
     return empty((N, G), np.float64), empty((N, G), np.float64)
 
 
-def group_norm(x, gamma, beta, *, groups, eps, center=True):
-    """y = x̂ γ + β, mean, invstd = 1 / √(var + eps); without center, the mean counts as 0."""
+def _along_channels(a, x):
+    """(C,) or (N, C), to broadcast against x."""
+    return a.reshape(*a.shape[:-1], x.shape[1], *(1,) * (x.ndim - 2))
+
+
+def _above(x, gamma, beta, floor, mean, invstd, groups):
+    """Where x̂ γ + β > floor."""
+    mean, invstd = (_along_channels(np.repeat(a, x.shape[1] // groups, axis=1), x)
+                    for a in (mean, invstd))
+    y = (x - mean) * invstd
+    y = y if gamma is None else y * _along_channels(gamma, x)
+    y = y if beta is None else y + _along_channels(beta, x)
+    return y > _along_channels(floor, x)
+
+
+def group_norm(x, gamma, beta, *, groups, eps, center=True, floor=None):
+    """y = x̂ γ + β, mean, invstd = 1 / √(var + eps); without center, the mean counts as 0. With
+    floor (C,), max(y, floor), in a pass of its own."""
+    if floor is not None:
+        y, mean, invstd = group_norm(x, gamma, beta, groups=groups, eps=eps, center=center)
+        return maximum(y, _along_channels(floor, x)), mean, invstd
     (N, C), G = x.shape[:2], groups
     if not x.size:
         mean, invstd = _stats(N, G)
@@ -136,9 +157,17 @@ def group_norm(x, gamma, beta, *, groups, eps, center=True):
     return y, mean, invstd
 
 
-def group_norm_backward(dy, x, gamma, mean, invstd, *, groups, center=True):
+def group_norm_backward(dy, x, gamma, mean, invstd, *, groups, center=True, beta=None, floor=None):
     """dx = invstd (g − mean(g) − x̂ mean(g x̂)) with g = γ dy, no mean(g) without center;
-    dγ = Σ dy x̂ and dβ = Σ dy over N and S."""
+    dγ = Σ dy x̂ and dβ = Σ dy over N and S. With floor, dy counts where x̂ γ + β > floor, and what is
+    left of it is dfloor."""
+    if floor is not None:
+        above = _above(x, gamma, beta, floor, mean, invstd, groups)
+        none = np.zeros_like(dy)
+        left = np.where(above, none, dy)
+        dfloor = sum(left, axes=(0, *range(2, dy.ndim)), keepdims=False)
+        return *group_norm_backward(np.where(above, dy, none), x, gamma, mean, invstd,
+                                    groups=groups, center=center), dfloor
     (N, C), G = x.shape[:2], groups
     dgamma, dbeta = empty((C,), x.dtype), empty((C,), x.dtype)
     if not x.size:

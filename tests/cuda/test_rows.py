@@ -112,3 +112,16 @@ def test_group_norm(shape, groups, order, dtype):
         back = reference.group_norm_backward(dy, x, gamma, *want[1:], **how)
         same(cuda.group_norm_backward(*d[:3], *got[1:], **how), back, rtol=1e-5,
              atol=2 * CLOSE[dtype]["atol"])
+
+
+@dtypes
+def test_group_norm_above_a_floor(dtype):
+    dy, x, gamma, beta, floor = (drawn(dtype, *shape, seed=i) for i, shape in
+                                 enumerate([(3, 4, 5, 2)] * 2 + [(4,)] * 3))
+    d, how = on_device(dy, x, gamma, beta, floor), {"groups": 4, "center": False}
+    want = reference.group_norm(x, gamma, beta, eps=1e-5, floor=floor, **how)
+    got = cuda.group_norm(*d[1:4], eps=1e-5, floor=d[4], **how)
+    same(got, want, rtol=1e-5, atol=1e-5)
+    back = reference.group_norm_backward(dy, x, gamma, *want[1:], beta=beta, floor=floor, **how)
+    same(cuda.group_norm_backward(*d[:3], *got[1:], beta=d[3], floor=d[4], **how), back, rtol=1e-5,
+         atol=1e-5)
