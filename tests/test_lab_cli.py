@@ -8,7 +8,7 @@ import types
 import pytest
 
 from nbgrad.cli import main
-from nbgrad.lab import Figure, Finding, Series, Study, Table, results, studies
+from nbgrad.lab import Figure, Finding, Series, Study, Table, judging, results, studies
 
 
 def run(cell):
@@ -45,6 +45,7 @@ def lab(monkeypatch, tmp_path, capsys):
     for number, module in own.items():
         monkeypatch.setitem(studies.STUDIES, number, module)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(judging, "SEEDS", 1)
 
     def call(*words):
         status = main(["lab", *words, *(["--jobs", "0"] if words[0] == "run" else [])])

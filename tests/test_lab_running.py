@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nbgrad.lab import Finding, Study, Table, results, running
+from nbgrad.lab import Finding, Study, Table, judging, results, running
 from nbgrad.lab.cells import Cells
 from nbgrad.lab.running import Plan
 from nbgrad.lab.studies import find, names
@@ -57,6 +57,7 @@ def made(tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir()
     info = {**running.backend.info(), "kernel cache": str(tmp_path / "cache")}
     monkeypatch.setattr(running.backend, "info", lambda: info)
+    monkeypatch.setattr(judging, "SEEDS", 1)
     import made_up_studies
 
     log = tmp_path / "log"

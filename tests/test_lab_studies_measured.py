@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from nbgrad.lab.judging import difference, ratio, text
+from nbgrad.lab import Finding, Table
+from nbgrad.lab.judging import difference, enough, few, ratio, text
 from nbgrad.lab.networks import along, perceptron, problem
 from nbgrad.lab.results import clean
 from nbgrad.lab.studies import find
@@ -41,9 +42,9 @@ def test_quick_and_full_have_paired_arms(name):
 
 
 def verdict_of(name, record_of):
-    """The judge's, on records that are made up from the cells at tiny scale."""
+    """The judge's, on records that are made up from the cells at quick scale."""
     study = find(name)
-    cells = study.cells("tiny")
+    cells = study.cells("quick")
     finding = study.judge([clean(record_of(cell)) for cell in cells], cells)
     check(finding)
     return finding.verdict
@@ -167,9 +168,39 @@ def test_verdicts_of_hessian_eigenvalue(plain, expected):
 def test_intervals_of_pairs_with_missing_values():
     assert difference([1.0, None, 4.0], [0.0, 0.0, 1.0]).estimate == 2.0
     assert ratio([1.0, None, None], [1.0, 2.0, None], missing=math.inf).high == math.inf
-    assert ratio([1.0, None], [1.0, 2.0]) is None
-    assert text(None) == text([None, 3.0]) == "diverged"
+    assert ratio([None, None], [1.0, 2.0]) is None
+    assert text(ratio([1.0, None], [2.0, 2.0])) == "0.5 (1 of 2 seeds without a value)"
+    assert text(None) == text([None, None]) == "diverged"
+    assert text([3.0]) == "3"
     assert text([1.0, 2.0, 3.0]) == "2 [1, 3]"
+
+
+def test_fewer_than_five_pairs_show_nothing():
+    for n in (4, 5):
+        found = difference([1.0] * n + [None], [0.0] * (n + 1))
+        assert (found.above(0.0), (few(found))) == (n == 5, n == 4)
+        assert difference([0.0] * n, [1.0] * n).below(0.0) == (n == 5)
+    assert few(None)
+
+
+def test_fewer_than_five_seeds_have_no_verdict():
+    finding = Finding("supported", "So it is.", Table([], []))
+    for n, verdict in ((1, "depends"), (4, "depends"), (5, "supported")):
+        found = enough(finding, [{"seed": i % n} for i in range(8)])
+        assert found.verdict == verdict
+        assert found.sentence.startswith("So it is.")
+        assert ("Too few seeds for a verdict" in found.sentence) == (n < 5)
+    assert enough(finding, [{"arm": 1}]) == finding         # nothing random in it
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_seed_is_shown_as_it_is(name):
+    """Nothing diverged, so nothing says so."""
+    study = find(name)
+    cells = [cell for cell in study.cells("tiny") if cell["seed"] == 0]
+    finding = study.judge([clean(study.run(cell)) for cell in cells], cells)
+    check(finding)
+    assert "diverged" not in finding.sentence
 
 
 def test_arms_differ_in_the_norm_alone():

@@ -12,6 +12,7 @@ from typing import Any
 from nbgrad import backend
 from nbgrad.lab import pool
 from nbgrad.lab.cells import Cells, fingerprint
+from nbgrad.lab.judging import enough
 from nbgrad.lab.results import Outcome, clean, now, save, texts
 from nbgrad.lab.study import SCALES, Cell, Study
 from nbgrad.train.loop import Signals
@@ -75,7 +76,8 @@ class _Run:
         state, finding = "interrupted" if stopped else "failed", None
         if len(there) == len(self.cells):
             try:
-                finding = self.study.judge([record for record, _ in there], self.cells)
+                finding = enough(self.study.judge([record for record, _ in there], self.cells),
+                                 self.cells)
                 state = "complete"
             except Exception as e:          # of a rule: the other studies go on
                 self.errors.append(f"judge: {type(e).__name__}: {e}\n{traceback.format_exc()}")

@@ -56,7 +56,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the records say. ``sentence``: the answer in a line, with its numbers and intervals."""
+    """What the records say. ``sentence``: the answer in a line, with its numbers and intervals.
+
+    A verdict needs five seeds; of fewer, ``running`` makes it "depends", and the sentence says so.
+    """
 
     verdict: Verdict
     sentence: str
