@@ -61,16 +61,40 @@ def test_diverged_runs_are_results(name):
 
 
 # what batch norm multiplies a number of the (MLP, linear network) by
-@pytest.mark.parametrize(("factors", "expected"), [
-    ((0.5, 0.5), "supported"), ((1.5, 1.2), "not supported"), ((0.5, 1.5), "depends"),
-])
-def test_verdicts_of_covariate_shift(factors, expected):
+def covariate_shift(relative, papers=None, few=False):
     def record(cell):
-        factor = dict(zip(("digits", "linear"), factors))[cell["network"]]
-        r = (factor if cell["norm"] == "batch" else 1) * (1 + 0.01 * cell["seed"])
-        return {"step": [0], "relative": [r], "by_layer": [r], "layer": [2],
-                **{f"typical_{k}": r for k in ("relative", "difference", "cosine")}}
-    assert verdict_of("covariate-shift", record) == expected
+        found = {}
+        for name, factors in (("relative", relative), ("difference", papers or relative),
+                              ("cosine", relative)):
+            factor = dict(zip(("digits", "linear"), factors))[cell["network"]]
+            found[name] = (factor if cell["norm"] == "batch" else 1) * (1 + 0.01 * cell["seed"])
+        if few and cell["network"] == "linear" and cell["seed"] > 3:
+            found["difference"] = None
+        return {"step": [0], "relative": [found["relative"]], "by_layer": [found["relative"]],
+                "layer": [2], **{f"typical_{k}": v for k, v in found.items()}}
+    return record
+
+
+@pytest.mark.parametrize(("shifts", "expected"), [
+    (((0.5, 0.5),), "supported"), (((1.5, 1.2),), "not supported"), (((0.5, 1.5),), "depends"),
+    (((0.5, 0.5), (1.5, 1.5)), "depends"),          # relative to the gradient alone
+    (((1.5, 1.2), (1.5, 1.2), True), "depends"),    # half of the seeds diverged
+])
+def test_verdicts_of_covariate_shift(shifts, expected):
+    assert verdict_of("covariate-shift", covariate_shift(*shifts)) == expected
+
+
+def test_what_differs_from_the_papers_covariate_shift():
+    """Only its own measure can; seeds that are left out are counted."""
+    study = find("covariate-shift")
+    cells = study.cells("quick")
+    for relative, papers, differs in (((0.5, 0.5), (1.5, 1.5), 0), ((1.5, 1.5), (0.5, 0.5), 2)):
+        made = covariate_shift(relative, papers)
+        notes = study.judge([made(cell) for cell in cells], cells).notes
+        assert sum(note.startswith("Differs from the paper") for note in notes) == differs
+    made = covariate_shift((1.5, 1.5), few=True)
+    finding = study.judge([made(cell) for cell in cells], cells)
+    assert "(4 of 8 seeds without a value)" in finding.sentence
 
 
 @pytest.mark.parametrize(("factors", "expected"), [

@@ -26,7 +26,8 @@ class Pairs(Interval):
 
     def text(self, form: str = ".3g", scale: float = 1.0) -> str:
         """As an interval's, a lone value as itself; with the number of seeds that are left out."""
-        found = format(scale * self.estimate, form) if self.pairs == 1 else super().text(form, scale)
+        found = (format(scale * self.estimate, form) if self.pairs == 1 else
+                 super().text(form, scale))
         return found + _left_out(self.seeds - self.pairs, self.seeds)
 
     def above(self, limit: float) -> bool:

@@ -184,4 +184,5 @@ STUDY = Study(
          "whole interval), not supported if in all three, depends otherwise.",
     cells=cells, run=run, judge=judge, options=("mnist",),
     literature="Nado et al. 2020 and Schneider et al. 2020 find the same gain for whole families "
-               "of corruptions, and that it is lost for small or one-sided test batches.")
+               "of corruptions, and that it is lost for small or one-sided test batches.",
+    changed="Blur was added to the corruptions after a first run.")
