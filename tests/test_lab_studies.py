@@ -49,6 +49,12 @@ def test_each_verdict_can_be_returned(name, verdict):
     finding = study.judge([clean(RECORDS[name][verdict](cell)) for cell in cells], cells)
     check(finding)
     assert finding.verdict == verdict, finding.sentence
+    differs = [note for note in finding.notes if note.startswith("Differs from")]
+    if name in ("initialisation", "regularisation", "momentum", "divide-by-variance"):
+        assert not differs                                      # nothing was measured there
+    else:
+        published = "depends" if name == "placement" else "supported"
+        assert bool(differs) == (verdict != published)
 
 
 def test_a_place_that_is_better_in_half_of_the_cases_is_not_the_right_one():

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nbgrad.lab.intervals import Interval, bootstrap, paired, paired_ratio
-from nbgrad.lab.study import Cell, Finding
+from nbgrad.lab.study import Cell, Finding, Verdict
 
-__all__ = ["SEEDS", "Pairs", "difference", "enough", "few", "ratio", "shorter", "text"]
+__all__ = ["SEEDS", "Pairs", "difference", "differs", "enough", "few", "ratio", "shorter", "text"]
 
 SEEDS = 5               # of fewer, an interval of 95 % cannot be had: see ``intervals``
+_DIFFERS = "Differs from"
 Value = float | None
 
 
@@ -60,12 +61,25 @@ def few(found: Pairs | None) -> bool:
 
 
 def enough(finding: Finding, cells: Sequence[Cell]) -> Finding:
-    """The finding of these cells; of fewer seeds than a verdict needs, it says so and has none."""
+    """The finding of these cells; of fewer seeds than a verdict needs, it says so and has none, and
+    differs from nothing."""
     seeds = len({cell["seed"] for cell in cells if "seed" in cell})
     if not 0 < seeds < SEEDS:
         return finding
-    return dataclasses.replace(finding, verdict="depends", sentence=f"{finding.sentence} Too few "
-                               f"seeds for a verdict: {seeds}, where it needs {SEEDS}.")
+    notes = [note for note in finding.notes if not note.startswith(_DIFFERS)]
+    sentence = (f"{finding.sentence} Too few seeds for a verdict: {seeds}, where it needs "
+                f"{SEEDS}.")
+    return dataclasses.replace(finding, verdict="depends", sentence=sentence, notes=notes)
+
+
+def differs(verdict: Verdict, published: Verdict, what: str) -> list[str]:
+    """A note where the verdict is not that of what was published.
+
+    >>> differs("depends", "supported", "there it trains faster")
+    ['Differs from the paper: there it trains faster; the verdict here is "depends".']
+    """
+    return [] if verdict == published else [
+        f'{_DIFFERS} the paper: {what}; the verdict here is "{verdict}".']
 
 
 def shorter(cells: Sequence[Cell]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from nbgrad import nn
 from nbgrad.autograd import Tensor, as_tensor
 from nbgrad.lab.arms import curve, grouped
-from nbgrad.lab.judging import Pairs, difference, ratio, text
+from nbgrad.lab.judging import Pairs, difference, differs, ratio, text
 from nbgrad.lab.networks import NORMS, Problem, accuracy, along, classifier
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
 from nbgrad.ops import manual_seed
@@ -101,10 +101,11 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
                 f"network costs batch norm {_points(lost)} points of test accuracy, "
                 f"averaged over training; noisy batch norm is {_points(gained, '+.1f')} points "
                 "from the plain network.")
+    notes = differs(verdict, "not supported", "there, the noise costs batch norm next to nothing")
     return Finding(verdict, sentence,
                    Table(["network", "accuracy, mean over training", "accuracy at the end",
                           "instability"], rows),
-                   [_figure(arms)], _notes(of("final", "noise"), of("final", "none")))
+                   [_figure(arms)], notes + _notes(of("final", "noise"), of("final", "none")))
 
 
 def _points(found: Pairs | None, form: str = ".1f") -> str:

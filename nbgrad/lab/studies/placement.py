@@ -7,6 +7,7 @@ from typing import Any
 
 from nbgrad.lab.arms import accuracies, bars, edges, grouped, percent, points, tuned
 from nbgrad.lab.intervals import bootstrap, paired
+from nbgrad.lab.judging import differs
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
 from nbgrad.lab.training import configured, train
 
@@ -59,7 +60,10 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         for place in PLACES], kind="bar")
     return Finding(verdict, sentence, Table(
         ["network", "activation", "before (at learning rate)", "after", "after − before"], rows),
-        [figure], edges(best, (c["lr"] for c in cells)))
+        [figure], [
+            *differs(verdict, "depends", "in Mishkin et al. 2016 before is better in GoogLeNet, "
+                                         "and after in CaffeNet"),
+            *edges(best, (c["lr"] for c in cells))])
 
 
 def _listed(cases: Sequence[tuple[str, str]]) -> str:
