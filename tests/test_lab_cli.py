@@ -106,6 +106,8 @@ def test_seeds_data_and_root(lab, tmp_path):
     (["other", "--all"], "name one or more studies (see nbgrad lab list), or give --all"),
     (["other", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
     (["other", "--data", "cifar10"], "--data: other runs on digits, not on cifar10"),
+    (["--all", "--data", "cifar10"],
+     "--data: no study runs on cifar10; there is one for each of digits, mnist"),
 ])
 def test_what_cannot_be_run_says_why(lab, words, says):
     assert lab("run", *words) == (2, "", f"nbgrad: error: {says}\n")
