@@ -24,8 +24,8 @@ __all__ = ["Cells", "fingerprint"]
 
 # sources that change no record: pictures, texts and machinery; a study's own file counts apart
 _NO_NUMBERS = ("viz/", "cli.py", "lab/studies/", "lab/results.py", "lab/cells.py", "lab/pool.py",
-               "lab/running.py", "lab/commands.py", "lab/intervals.py", "lab/ablation.py",
-               "lab/__init__.py", "lab/study.py")
+               "lab/running.py", "lab/commands.py", "lab/intervals.py", "lab/judging.py",
+               "lab/ablation.py", "lab/__init__.py", "lab/study.py")
 
 
 class Cells:

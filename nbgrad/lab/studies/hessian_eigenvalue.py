@@ -87,7 +87,8 @@ def _notes(ratios: dict[str, Pairs | None]) -> list[str]:
               "(Cohen et al. 2021), with batch norm and without.")]
     notes += [f"Differs from the published results: {name} the eigenvalue without batch norm is "
               f"{text(r)} times that with it, not clearly larger."
-              for (when, name) in WHEN.items() if not few(r := ratios[when]) and not r.above(1.0)]
+              for (when, name) in WHEN.items()
+              if (r := ratios[when]) is not None and not few(r) and not r.above(1.0)]
     return notes
 
 

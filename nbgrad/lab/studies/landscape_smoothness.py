@@ -9,7 +9,7 @@ import numpy as np
 
 from nbgrad.lab.arms import curve, grouped
 from nbgrad.lab.curvature import landscape
-from nbgrad.lab.judging import Pairs, few, ratio, shorter, text
+from nbgrad.lab.judging import Pairs, differs, few, ratio, shorter, text
 from nbgrad.lab.networks import Problem, along, problem
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
 
@@ -85,7 +85,8 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         + ", ".join(parts) + " times that with it.",
         Table(["network", "measure", "steps", "plain", "batch norm", "plain / batch norm"], rows),
         [_figure(arms, network, key) for network in NETWORKS for key in JUDGED],
-        [*_notes(ratios), *shorter(cells)])
+        [*differs(verdict, "supported", "there, both are smaller with batch norm"),
+         *_notes(ratios), *shorter(cells)])
 
 
 def _ratio(arms: dict[Any, list[Record]], network: str, name: str) -> Pairs | None:
