@@ -104,7 +104,8 @@ def texts(name, number=0):
             "seeds, learning rate tuned for each arm on the same grid.",
             "rule": "Supported where the interval of the ratio lies above 1.5; not supported "
             "where it lies below 1.1; depends otherwise.",
-            "literature": "Bjorck et al. 2018 find no difference at small learning rates."}
+            "literature": "Bjorck et al. 2018 find no difference at small learning rates.",
+            "changed": "Seeds were raised after a first run."}
 
 
 def outcome(name, verdict="supported", figures=(), number=0, **changes):

@@ -146,7 +146,8 @@ RECORDS = {
         "supported": _regularisation(0.02, 0.02), "depends": _regularisation(0.02, 0.05),
         "not supported": _regularisation(0, 0.06)},
     "placement": {
-        "supported": _placement(sigmoid=-0.02), "depends": _placement(sigmoid=-0.02, relu=0.01),
+        "supported": _placement(sigmoid=-0.02, tanh=-0.02),
+        "depends": _placement(sigmoid=-0.02, tanh=-0.02, relu=0.01),
         "not supported": _placement(relu=0.02)},
     "batch-size": {
         "supported": _sizes(0.1, 0.2, 0.01), "depends": _sizes(0.1, 0.01, 0.02),

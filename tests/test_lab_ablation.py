@@ -88,6 +88,7 @@ def test_seeds_are_paired_over_what_is_not_varied(tmp_path):
     assert difference.estimate == np.median(np.subtract(b, a))
     assert str(found).splitlines()[0].startswith("norm   lr   final accuracy")
     assert str(found).splitlines()[-1].startswith(f"{found.finding.verdict}: Against norm none")
+    assert str(found).endswith("Too few seeds for a verdict: 2, where it needs 5.")
 
 
 def test_placements_dropouts_and_evaluations_are_axes(tmp_path):

@@ -8,7 +8,7 @@ import types
 import pytest
 
 from nbgrad.cli import main
-from nbgrad.lab import Figure, Finding, Series, Study, Table, results, studies
+from nbgrad.lab import Figure, Finding, Series, Study, Table, judging, results, studies
 
 
 def run(cell):
@@ -45,6 +45,7 @@ def lab(monkeypatch, tmp_path, capsys):
     for number, module in own.items():
         monkeypatch.setitem(studies.STUDIES, number, module)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(judging, "SEEDS", 1)
 
     def call(*words):
         status = main(["lab", *words, *(["--jobs", "0"] if words[0] == "run" else [])])
@@ -105,6 +106,8 @@ def test_seeds_data_and_root(lab, tmp_path):
     (["other", "--all"], "name one or more studies (see nbgrad lab list), or give --all"),
     (["other", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
     (["other", "--data", "cifar10"], "--data: other runs on digits, not on cifar10"),
+    (["--all", "--data", "cifar10"],
+     "--data: no study runs on cifar10; there is one for each of digits, mnist"),
 ])
 def test_what_cannot_be_run_says_why(lab, words, says):
     assert lab("run", *words) == (2, "", f"nbgrad: error: {says}\n")

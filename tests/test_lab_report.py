@@ -53,6 +53,7 @@ def test_a_report_is_a_page_markdown_and_csv_files(written, made):
     assert rows[0] == list(findings.table().columns)
     assert rows[2] == ["batch norm", "1e-05", "0.934 [0.918, 0.947]", "1250", "0/5"]
     assert rows[3][3] == ""
+    assert "<dt>Changed</dt><dd>Seeds were raised after a first run.</dd>" in written.read_text()
     text = (written.parent / "verdicts.csv").read_text()
     verdicts = list(csv.DictReader(text.splitlines()))
     assert [row["verdict"] for row in verdicts[:3]] == ["not supported", "depends", "supported"]

@@ -1,16 +1,18 @@
 """Cells run in processes: kept, skipped, crashed, interrupted."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 
-from nbgrad.lab import Finding, Study, Table, results, running
+from nbgrad.lab import Finding, Study, Table, judging, results, running
 from nbgrad.lab.cells import Cells
 from nbgrad.lab.running import Plan
 from nbgrad.lab.studies import find, names
@@ -57,6 +59,7 @@ def made(tmp_path, monkeypatch):
     (tmp_path / "cache").mkdir()
     info = {**running.backend.info(), "kernel cache": str(tmp_path / "cache")}
     monkeypatch.setattr(running.backend, "info", lambda: info)
+    monkeypatch.setattr(judging, "SEEDS", 1)
     import made_up_studies
 
     log = tmp_path / "log"
@@ -100,6 +103,29 @@ def test_finished_cells_are_not_run_again(made, tmp_path):
     assert outcome.finding.sentence == "total 30"
     running.run([made(None, None, None)], plan(tmp_path, processes=0, again=True))
     assert made.runs() == [0, 0, 1, 1, 2, 2]
+
+
+def test_what_is_interrupted_leaves_what_was_found(made, tmp_path, monkeypatch):
+    """Run again, stopped after the first of three cells: the old finding and all records stay, and
+    the new record is the one that counts."""
+    study = made(None, None, None)
+    running.run([study], plan(tmp_path, processes=0))
+    real = running.pool.run_all
+
+    def stopped(cells, processes, answered, stopped_):
+        answered(0, {"record": {"value": 7}, "seconds": 0.1})
+    monkeypatch.setattr(running.pool, "run_all", stopped)
+    monkeypatch.setattr(running, "Signals", lambda: contextlib.nullcontext(
+        types.SimpleNamespace(caught=2)))
+    outcome, = running.run([study], plan(tmp_path, processes=0, again=True))
+    assert (outcome.state, outcome.done, outcome.finding) == ("interrupted", 1, None)
+    assert results.load(tmp_path / "lab", "made-up").finding.sentence == "total 30"
+    monkeypatch.undo()
+    assert running.pool.run_all is real
+    monkeypatch.setattr(judging, "SEEDS", 1)
+    outcome, = running.run([study], plan(tmp_path, processes=0))
+    assert (made.runs(), outcome.finding.sentence) == ([0, 1, 2], "total 37")
+    assert len((tmp_path / "lab" / "made-up" / "cells.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_line_that_was_cut_short_is_run_again(made, tmp_path):

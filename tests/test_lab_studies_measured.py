@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from nbgrad.lab.judging import difference, ratio, text
+from nbgrad.lab import Finding, Table
+from nbgrad.lab.judging import difference, enough, few, ratio, text
 from nbgrad.lab.networks import along, perceptron, problem
 from nbgrad.lab.results import clean
 from nbgrad.lab.studies import find
@@ -41,9 +42,9 @@ def test_quick_and_full_have_paired_arms(name):
 
 
 def verdict_of(name, record_of):
-    """The judge's, on records that are made up from the cells at tiny scale."""
+    """The judge's, on records that are made up from the cells at quick scale."""
     study = find(name)
-    cells = study.cells("tiny")
+    cells = study.cells("quick")
     finding = study.judge([clean(record_of(cell)) for cell in cells], cells)
     check(finding)
     return finding.verdict
@@ -60,16 +61,40 @@ def test_diverged_runs_are_results(name):
 
 
 # what batch norm multiplies a number of the (MLP, linear network) by
-@pytest.mark.parametrize(("factors", "expected"), [
-    ((0.5, 0.5), "supported"), ((1.5, 1.2), "not supported"), ((0.5, 1.5), "depends"),
-])
-def test_verdicts_of_covariate_shift(factors, expected):
+def covariate_shift(relative, papers=None, few=False):
     def record(cell):
-        factor = dict(zip(("digits", "linear"), factors))[cell["network"]]
-        r = (factor if cell["norm"] == "batch" else 1) * (1 + 0.01 * cell["seed"])
-        return {"step": [0], "relative": [r], "by_layer": [r], "layer": [2],
-                **{f"typical_{k}": r for k in ("relative", "difference", "cosine")}}
-    assert verdict_of("covariate-shift", record) == expected
+        found = {}
+        for name, factors in (("relative", relative), ("difference", papers or relative),
+                              ("cosine", relative)):
+            factor = dict(zip(("digits", "linear"), factors))[cell["network"]]
+            found[name] = (factor if cell["norm"] == "batch" else 1) * (1 + 0.01 * cell["seed"])
+        if few and cell["network"] == "linear" and cell["seed"] > 3:
+            found["difference"] = None
+        return {"step": [0], "relative": [found["relative"]], "by_layer": [found["relative"]],
+                "layer": [2], **{f"typical_{k}": v for k, v in found.items()}}
+    return record
+
+
+@pytest.mark.parametrize(("shifts", "expected"), [
+    (((0.5, 0.5),), "supported"), (((1.5, 1.2),), "not supported"), (((0.5, 1.5),), "depends"),
+    (((0.5, 0.5), (1.5, 1.5)), "depends"),          # relative to the gradient alone
+    (((1.5, 1.2), (1.5, 1.2), True), "depends"),    # half of the seeds diverged
+])
+def test_verdicts_of_covariate_shift(shifts, expected):
+    assert verdict_of("covariate-shift", covariate_shift(*shifts)) == expected
+
+
+def test_what_differs_from_the_papers_covariate_shift():
+    """Only its own measure can; seeds that are left out are counted."""
+    study = find("covariate-shift")
+    cells = study.cells("quick")
+    for relative, papers, differs in (((0.5, 0.5), (1.5, 1.5), 0), ((1.5, 1.5), (0.5, 0.5), 2)):
+        made = covariate_shift(relative, papers)
+        notes = study.judge([made(cell) for cell in cells], cells).notes
+        assert sum(note.startswith("Differs from the paper") for note in notes) == differs
+    made = covariate_shift((1.5, 1.5), few=True)
+    finding = study.judge([made(cell) for cell in cells], cells)
+    assert "(4 of 8 seeds without a value)" in finding.sentence
 
 
 @pytest.mark.parametrize(("factors", "expected"), [
@@ -167,9 +192,39 @@ def test_verdicts_of_hessian_eigenvalue(plain, expected):
 def test_intervals_of_pairs_with_missing_values():
     assert difference([1.0, None, 4.0], [0.0, 0.0, 1.0]).estimate == 2.0
     assert ratio([1.0, None, None], [1.0, 2.0, None], missing=math.inf).high == math.inf
-    assert ratio([1.0, None], [1.0, 2.0]) is None
-    assert text(None) == text([None, 3.0]) == "diverged"
+    assert ratio([None, None], [1.0, 2.0]) is None
+    assert text(ratio([1.0, None], [2.0, 2.0])) == "0.5 (1 of 2 seeds without a value)"
+    assert text(None) == text([None, None]) == "diverged"
+    assert text([3.0]) == "3"
     assert text([1.0, 2.0, 3.0]) == "2 [1, 3]"
+
+
+def test_fewer_than_five_pairs_show_nothing():
+    for n in (4, 5):
+        found = difference([1.0] * n + [None], [0.0] * (n + 1))
+        assert (found.above(0.0), (few(found))) == (n == 5, n == 4)
+        assert difference([0.0] * n, [1.0] * n).below(0.0) == (n == 5)
+    assert few(None)
+
+
+def test_fewer_than_five_seeds_have_no_verdict():
+    finding = Finding("supported", "So it is.", Table([], []))
+    for n, verdict in ((1, "depends"), (4, "depends"), (5, "supported")):
+        found = enough(finding, [{"seed": i % n} for i in range(8)])
+        assert found.verdict == verdict
+        assert found.sentence.startswith("So it is.")
+        assert ("Too few seeds for a verdict" in found.sentence) == (n < 5)
+    assert enough(finding, [{"arm": 1}]) == finding         # nothing random in it
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_seed_is_shown_as_it_is(name):
+    """Nothing diverged, so nothing says so."""
+    study = find(name)
+    cells = [cell for cell in study.cells("tiny") if cell["seed"] == 0]
+    finding = study.judge([clean(study.run(cell)) for cell in cells], cells)
+    check(finding)
+    assert "diverged" not in finding.sentence
 
 
 def test_arms_differ_in_the_norm_alone():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -49,6 +50,7 @@ class Ablation:
     one, and where it does, always in the same direction. Depends: in both directions. Not
     supported: no difference is shown. A difference is one in final test accuracy whose bootstrap
     interval over paired seeds leaves 0 out; a diverged run counts with the accuracy that it has.
+    Of fewer than five seeds there is no verdict ("depends"), which the sentence says.
     """
 
     arms: Sequence[Arm]
@@ -112,7 +114,7 @@ def ablate(base: Config | None = None, *, seeds: int = 5, steps: int | None = No
                                 "goes on")
     if not found or outcome.finding is None:
         raise RuntimeError("a cell failed: " + outcome.errors[0])
-    return found[0]
+    return dataclasses.replace(found[0], finding=outcome.finding)
 
 
 def run_cell(cell: Cell) -> Record:

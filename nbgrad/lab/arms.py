@@ -73,7 +73,8 @@ def tuned(groups: dict[Any, list[Record]], name: str = "final_accuracy",
           highest: bool = True) -> dict[Any, tuple[Any, list[Record]]]:
     """Of groups keyed (arm, …, setting), the best setting for each (arm, …) (arm alone, where the
     key has two parts) by the median of a number that records have, and the records there. All arms
-    choose on the same grid and the same seeds, so none has an advantage by it.
+    choose on the same grid and the same seeds; what is chosen by is what is reported, so that every
+    arm looks a little better than it is, and the one with more settings near its best the most.
 
     >>> runs = {("a", 1): [{"v": 2}], ("a", 2): [{"v": 5}], ("b", 1): [{"v": None}]}
     >>> tuned(runs, "v")

@@ -24,8 +24,8 @@ __all__ = ["Cells", "fingerprint"]
 
 # sources that change no record: pictures, texts and machinery; a study's own file counts apart
 _NO_NUMBERS = ("viz/", "cli.py", "lab/studies/", "lab/results.py", "lab/cells.py", "lab/pool.py",
-               "lab/running.py", "lab/commands.py", "lab/intervals.py", "lab/ablation.py",
-               "lab/__init__.py", "lab/study.py")
+               "lab/running.py", "lab/commands.py", "lab/intervals.py", "lab/judging.py",
+               "lab/ablation.py", "lab/__init__.py", "lab/study.py")
 
 
 class Cells:
@@ -42,7 +42,8 @@ class Cells:
         self.path, self.name, self.code = Path(folder) / name / "cells.jsonl", name, code
         self._found: dict[str, tuple[Record, float]] = {}
         lines, whole = self._lines()
-        kept = [line for line in lines if line["code"] == code]
+        # of a cell that was run again, the last line
+        kept = list({line["key"]: line for line in lines if line["code"] == code}.values())
         for line in kept:
             self._found[line["key"]] = line["record"], line["seconds"]
         if len(kept) < len(lines) or not whole:
@@ -53,7 +54,7 @@ class Cells:
         return self._found.get(self.key(cell))
 
     def add(self, cell: Cell, record: Record, seconds: float) -> None:
-        """Keep a record: it is on the disk when this returns."""
+        """Keep a record, in the place of an older one: it is on the disk when this returns."""
         key = self.key(cell)
         self._found[key] = record, seconds
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,11 +63,6 @@ class Cells:
             f.write(_text(line))
             f.flush()
             os.fsync(f.fileno())
-
-    def forget(self) -> None:
-        """Drop all of them."""
-        self._found.clear()
-        self.path.unlink(missing_ok=True)
 
     def key(self, cell: Cell) -> str:
         """Of the study's name, its code and the cell; where the data are does not matter."""

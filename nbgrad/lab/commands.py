@@ -30,13 +30,17 @@ def run_studies(chosen: Sequence[str], plan: Plan, quiet: bool = False) -> list[
     """Run studies by name (none: all of them); after each, write the verdicts of all that the
     folder holds.
 
-    Raises ValueError for names that there are not, data that a named study does not offer, and
-    what reading the data raises, before anything runs.
+    Raises ValueError for names that there are not, data that a named study, or of all of them
+    none, offers, and what reading the data raises, before anything runs.
     """
     studies = [find(name) for name in dict.fromkeys(chosen or names())]
     if chosen and plan.data not in (None, "digits"):
         for study in studies:
             _check_data(study, plan)
+    offered = {"digits", *(data for study in studies for data in study.options)}
+    if plan.data is not None and plan.data not in offered:
+        raise ValueError(f"--data: no study runs on {plan.data}; there is one for each of "
+                         f"{', '.join(sorted(offered))}")
     if plan.data is not None:
         load_task(Config(data=plan.data, root=plan.root))
     with progress(len(studies), quiet=quiet) as bar:

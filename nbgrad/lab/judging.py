@@ -1,33 +1,85 @@
-"""Intervals of pairs in which a run may have no number, because it diverged; a common note."""
+"""Intervals of pairs in which a run may have no number, because it diverged; how many seeds a
+verdict needs; a common note."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from nbgrad.lab.intervals import Interval, bootstrap, paired, paired_ratio
-from nbgrad.lab.study import Cell
+from nbgrad.lab.study import Cell, Finding, Verdict
 
-__all__ = ["difference", "ratio", "shorter", "text"]
+__all__ = ["SEEDS", "Pairs", "difference", "differs", "enough", "few", "ratio", "shorter", "text"]
 
+SEEDS = 5               # of fewer, an interval of 95 % cannot be had: see ``intervals``
+_DIFFERS = "Differs from"
 Value = float | None
 
 
-def ratio(a: Sequence[Value], b: Sequence[Value],
-          missing: float | None = None) -> Interval | None:
-    """Median of a/b over the seeds for which both are there; None for fewer than two. With
+@dataclass(frozen=True)
+class Pairs(Interval):
+    """An interval over so many pairs, of so many seeds; the others have no value, because a run
+    diverged. Of fewer than ``SEEDS`` pairs it is neither above nor below anything."""
+
+    pairs: int
+    seeds: int
+
+    def text(self, form: str = ".3g", scale: float = 1.0) -> str:
+        """As an interval's, a lone value as itself; with the number of seeds that are left out."""
+        found = (format(scale * self.estimate, form) if self.pairs == 1 else
+                 super().text(form, scale))
+        return found + _left_out(self.seeds - self.pairs, self.seeds)
+
+    def above(self, limit: float) -> bool:
+        return self.pairs >= SEEDS and super().above(limit)
+
+    def below(self, limit: float) -> bool:
+        return self.pairs >= SEEDS and super().below(limit)
+
+
+def ratio(a: Sequence[Value], b: Sequence[Value], missing: float | None = None) -> Pairs | None:
+    """Median of a/b over the seeds for which both are there; None where there is no such seed. With
     ``missing``, that is what a value counts as where only the other is there.
 
-    >>> ratio([2.0, None, 8.0], [1.0, 1.0, 2.0])
-    Interval(estimate=3.0, low=2.0, high=4.0)
+    >>> str(ratio([2.0, None, 8.0], [1.0, 1.0, 2.0]))
+    '3 [2, 4] (1 of 3 seeds without a value)'
     """
     x, y = _both(a, b, missing)
-    return paired_ratio(x, y) if len(x) > 1 else None
+    return _pairs(paired_ratio(x, y), x, a) if x else None
 
 
-def difference(a: Sequence[Value], b: Sequence[Value]) -> Interval | None:
+def difference(a: Sequence[Value], b: Sequence[Value]) -> Pairs | None:
     """As ``ratio``, of a − b."""
     x, y = _both(a, b, None)
-    return paired(x, y) if len(x) > 1 else None
+    return _pairs(paired(x, y), x, a) if x else None
+
+
+def few(found: Pairs | None) -> bool:
+    """Whether there are too few pairs to judge by."""
+    return found is None or found.pairs < SEEDS
+
+
+def enough(finding: Finding, cells: Sequence[Cell]) -> Finding:
+    """The finding of these cells; of fewer seeds than a verdict needs, it says so and has none, and
+    differs from nothing."""
+    seeds = len({cell["seed"] for cell in cells if "seed" in cell})
+    if not 0 < seeds < SEEDS:
+        return finding
+    notes = [note for note in finding.notes if not note.startswith(_DIFFERS)]
+    sentence = (f"{finding.sentence} Too few seeds for a verdict: {seeds}, where it needs "
+                f"{SEEDS}.")
+    return dataclasses.replace(finding, verdict="depends", sentence=sentence, notes=notes)
+
+
+def differs(verdict: Verdict, published: Verdict, what: str) -> list[str]:
+    """A note where the verdict is not that of what was published.
+
+    >>> differs("depends", "supported", "there it trains faster")
+    ['Differs from the paper: there it trains faster; the verdict here is "depends".']
+    """
+    return [] if verdict == published else [
+        f'{_DIFFERS} the paper: {what}; the verdict here is "{verdict}".']
 
 
 def shorter(cells: Sequence[Cell]) -> list[str]:
@@ -38,11 +90,24 @@ def shorter(cells: Sequence[Cell]) -> list[str]:
 
 
 def text(found: Interval | Sequence[Value] | None, form: str = ".3g") -> str:
-    """An interval, or that of the median of values, or "diverged" where there is none."""
+    """An interval, or that of the median of values (a lone one is shown as itself), with the number
+    of seeds that have none; "diverged" where no seed has one.
+
+    >>> text([1.0, 2.0, None]), text([None])
+    ('1.5 [1, 2] (1 of 3 seeds without a value)', 'diverged')
+    """
     if found is not None and not isinstance(found, Interval):
         there = [v for v in found if v is not None]
-        found = bootstrap(there) if len(there) > 1 else None
+        found = _pairs(bootstrap(there), there, found) if there else None
     return "diverged" if found is None else found.text(form)
+
+
+def _pairs(found: Interval, there: Sequence[float], seeds: Sequence[Value]) -> Pairs:
+    return Pairs(found.estimate, found.low, found.high, len(there), len(seeds))
+
+
+def _left_out(n: int, seeds: int) -> str:
+    return f" ({n} of {seeds} seeds without a value)" if n else ""
 
 
 def _both(a: Sequence[Value], b: Sequence[Value],

@@ -25,7 +25,8 @@ __all__ = ["Outcome", "clean", "load", "load_all", "markdown", "save", "text_tab
            "write_verdicts"]
 
 FORMAT = "nbgrad-lab-1"
-TEXTS = ("name", "question", "claim", "source", "published", "setup", "rule", "literature")
+TEXTS = ("name", "question", "claim", "source", "published", "setup", "rule", "literature",
+         "changed")
 STATES = ("complete", "interrupted", "failed")
 
 

@@ -12,8 +12,9 @@ from typing import Any
 from nbgrad import backend
 from nbgrad.lab import pool
 from nbgrad.lab.cells import Cells, fingerprint
-from nbgrad.lab.results import Outcome, clean, now, save, texts
-from nbgrad.lab.study import SCALES, Cell, Study
+from nbgrad.lab.judging import enough
+from nbgrad.lab.results import Outcome, clean, load, now, save, texts
+from nbgrad.lab.study import SCALES, Cell, Record, Study
 from nbgrad.train.loop import Signals
 from nbgrad.train.progress import Silent
 
@@ -51,31 +52,38 @@ class Plan:
 
 @dataclass
 class _Run:
-    """A study under way: its cells, and what came of them."""
+    """A study under way: its cells, and what came of them. ``old``: keys of cells whose record is
+    to be measured again; until it is, the old one stays on the disk."""
 
     study: Study
     cells: list[Cell]
     kept: Cells
     plan: Plan
+    old: set[str] = field(default_factory=set)
     errors: list[str] = field(default_factory=list)
 
     @property
     def missing(self) -> list[Cell]:
-        return [cell for cell in self.cells if self.kept.get(cell) is None]
+        return [cell for cell in self.cells if self._get(cell) is None]
+
+    def _get(self, cell: Cell) -> tuple[Record, float] | None:
+        return None if self.kept.key(cell) in self.old else self.kept.get(cell)
 
     def answered(self, cell: Cell, answer: pool.Answer) -> None:
         if "record" in answer:
             self.kept.add(cell, answer["record"], answer["seconds"])
+            self.old.discard(self.kept.key(cell))
         else:
             self.errors.append(f"{describe(cell)}: {answer['error']}\n{answer['trace']}".strip())
 
     def outcome(self, stopped: bool) -> Outcome:
-        found = [self.kept.get(cell) for cell in self.cells]
+        found = [self._get(cell) for cell in self.cells]
         there = [f for f in found if f is not None]
         state, finding = "interrupted" if stopped else "failed", None
         if len(there) == len(self.cells):
             try:
-                finding = self.study.judge([record for record, _ in there], self.cells)
+                finding = enough(self.study.judge([record for record, _ in there], self.cells),
+                                 self.cells)
                 state = "complete"
             except Exception as e:          # of a rule: the other studies go on
                 self.errors.append(f"judge: {type(e).__name__}: {e}\n{traceback.format_exc()}")
@@ -94,6 +102,7 @@ def run(studies: Sequence[Study], plan: Plan | None = None, progress: Silent | N
 
     ``progress`` counts studies. ``done`` is called with each outcome when it is there. Ctrl-C and
     SIGTERM end it soon, with outcomes "interrupted"; the next call runs the cells that are missing.
+    An interrupted study's older finding, and older records that it has not replaced, stay.
     A cell that raises or kills its process is named in its study's ``errors``, and the rest goes
     on.
     """
@@ -141,7 +150,8 @@ class _Session:
 
     def _finish(self, one: _Run) -> None:
         outcome = one.outcome(self.stopped())
-        save(one.plan.folder, outcome)
+        if outcome.state != "interrupted" or not _has_finding(one.plan.folder, one.study.name):
+            save(one.plan.folder, outcome)
         self.outcomes.append(outcome)
         if self.done is not None:
             self.done(outcome)
@@ -179,10 +189,16 @@ def describe(cell: Cell) -> str:
 
 
 def _begun(study: Study, plan: Plan) -> _Run:
-    kept = Cells(plan.folder, study.name, fingerprint(study.run))
-    if plan.again:
-        kept.forget()
-    return _Run(study, cells_of(study, plan), kept, plan)
+    kept, cells = Cells(plan.folder, study.name, fingerprint(study.run)), cells_of(study, plan)
+    return _Run(study, cells, kept, plan, set(map(kept.key, cells)) if plan.again else set())
+
+
+def _has_finding(folder: Path, name: str) -> bool:
+    """Whether there is a finding on the disk: what was interrupted leaves it there."""
+    try:
+        return load(folder, name).finding is not None
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def _compile(runs: Iterable[_Run], bar: Silent, stopped: Callable[[], bool],

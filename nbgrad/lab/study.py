@@ -2,7 +2,8 @@
 
 A study asks one question. Its file states the claim, its source and what was published, lays out
 cells (one training run or one measurement each), runs one cell, and judges all records by a rule
-that was fixed before there were any. Nothing here draws or prints: ``nbgrad lab report`` does.
+that was fixed before there were any; what was changed after a first run, it says. Nothing here
+draws or prints: ``nbgrad lab report`` does.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the records say. ``sentence``: the answer in a line, with its numbers and intervals."""
+    """What the records say. ``sentence``: the answer in a line, with its numbers and intervals.
+
+    A verdict needs five seeds; of fewer, ``running`` makes it "depends", and the sentence says so.
+    """
 
     verdict: Verdict
     sentence: str
@@ -89,4 +93,5 @@ class Study:
     run: Callable[[Cell], Record]
     judge: Callable[[Sequence[Record], Sequence[Cell]], Finding]
     literature: str = ""                # what others found since
+    changed: str = ""                   # of set-up or rule after a first run, and why
     options: Sequence[str] = field(default=())     # data sets beside the default: "mnist", ...

@@ -22,6 +22,9 @@ from nbgrad.viz.tables import cell, figure_table, is_value
 __all__ = ["html"]
 
 TITLE = "What normalization does, measured"
+INTERVALS = ("With 5 seeds the interval is the range of the values, which covers the true median "
+             "with 94 %; all seeds share their test images, and learning rates are chosen by the "
+             "accuracy on these: intervals are of seeds, not of images.")
 _ORDER = ("supported", "depends", "not supported")      # of verdicts, when sorted
 
 
@@ -119,7 +122,7 @@ def _section(outcome: Outcome) -> Iterator[str]:
         yield f'<p class="answer">{escape(conditions(outcome))}</p>'
     yield from _facts({"Claim": f'{study["claim"]} ({study["source"]})',
                        "Published": study["published"], "Set-up": study["setup"],
-                       "Rule": study["rule"]})
+                       "Rule": study["rule"], "Changed": study.get("changed", "")})
     if finding is not None:
         if finding.figures:
             yield '<div class="figures">'
@@ -179,7 +182,9 @@ def _class(right: bool, value: bool) -> str:
 def _foot() -> str:
     return ('<footer class="soft"><p>Bands and whiskers are the intervals that a figure or its '
            "study names, by bootstrap over seeds unless it says otherwise. A verdict follows from "
-           "the study's rule, which was written before its results, and needs the interval, not "
-           "the mean; runs that diverged count as results. Everything here was measured by "
+           "the study's rule, which was written before its results (where anything was changed "
+           "after a first run, the study says so), and needs five seeds and the interval, not "
+           f"the mean; runs that diverged count as results. {INTERVALS} Everything here was "
+           "measured by "
            "<code>nbgrad lab run</code> and written by <code>nbgrad lab report</code>.</p>"
            "</footer>")

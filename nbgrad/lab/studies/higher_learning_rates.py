@@ -8,6 +8,7 @@ from typing import Any
 
 from nbgrad.lab.arms import bars, column, grouped, lost, percent, points
 from nbgrad.lab.intervals import bootstrap, paired, paired_ratio
+from nbgrad.lab.judging import differs
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
 from nbgrad.lab.training import configured, train
 
@@ -50,7 +51,8 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
                     "depends" if higher else "not supported")
     sentence = "; ".join(n.sentence() for n in found.values()) + "."
     rows = [n.row(lr) for n in found.values() for lr in n.lrs]
-    notes = [note for n in found.values() for note in n.notes()]
+    notes = differs(verdict, "supported", "there, a network learns at 30 times the learning rate")
+    notes += [note for n in found.values() for note in n.notes()]
     return Finding(verdict, sentence, Table(
         ["network", "learning rate", "accuracy without", "with batch norm", "diverged"], rows),
         [n.figure() for n in found.values()], notes)

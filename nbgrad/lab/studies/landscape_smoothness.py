@@ -9,8 +9,7 @@ import numpy as np
 
 from nbgrad.lab.arms import curve, grouped
 from nbgrad.lab.curvature import landscape
-from nbgrad.lab.intervals import Interval
-from nbgrad.lab.judging import ratio, shorter, text
+from nbgrad.lab.judging import Pairs, differs, few, ratio, shorter, text
 from nbgrad.lab.networks import Problem, along, problem
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
 
@@ -62,31 +61,38 @@ def _median(numbers: Sequence[float]) -> float | None:
 
 def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     arms = grouped(records, cells, "network", "norm")
-    ratios: dict[tuple[str, str], Interval | None] = {}
+    ratios, throughout = (
+        {(network, key): _ratio(arms, network, f"{when}_{key}")
+         for network in NETWORKS for key in MEASURES} for when in ("early", "all"))
     rows: list[list[str]] = []
     for network, name in NETWORKS.items():
         for key, what in MEASURES.items():
             for when in ("early", "all"):
                 plain, normed = ([r[f"{when}_{key}"] for r in arms[network, norm]]
                                  for norm in ("none", "batch"))
-                over = ratio(plain, normed, missing=np.inf)
-                if when == "early":
-                    ratios[network, key] = over
+                over = (ratios if when == "early" else throughout)[network, key]
                 rows.append([name, what, {"early": "first fifth", "all": "all steps"}[when],
                              text(plain), text(normed), text(over)])
     judged = [ratios[network, key] for network in NETWORKS for key in JUDGED]
     smoother = [r is not None and r.above(1.0) for r in judged]
-    verdict: Verdict = ("supported" if all(smoother) else "depends" if any(smoother) else
-                        "not supported")
+    verdict: Verdict = ("supported" if all(smoother) else
+                        "depends" if any(smoother) or any(map(few, judged)) else "not supported")
     parts = [f"the {MEASURES[key]} is " + " and ".join(
-        f"{text(ratios[network, key])} ({name})" for network, name in NETWORKS.items())
-        for key in JUDGED]
+        f"{text(ratios[network, key])} (over all steps {text(throughout[network, key])}; {name})"
+        for network, name in NETWORKS.items()) for key in JUDGED]
     return Finding(
         verdict, "Along the gradient, without batch norm, in the first fifth of training, "
         + ", ".join(parts) + " times that with it.",
         Table(["network", "measure", "steps", "plain", "batch norm", "plain / batch norm"], rows),
         [_figure(arms, network, key) for network in NETWORKS for key in JUDGED],
-        [*_notes(ratios), *shorter(cells)])
+        [*differs(verdict, "supported", "there, both are smaller with batch norm"),
+         *_notes(ratios), *shorter(cells)])
+
+
+def _ratio(arms: dict[Any, list[Record]], network: str, name: str) -> Pairs | None:
+    """Plain to batch norm; what is not finite on the way is infinitely rough."""
+    plain, normed = ([r[name] for r in arms[network, norm]] for norm in ("none", "batch"))
+    return ratio(plain, normed, missing=np.inf)
 
 
 def _figure(arms: dict[Any, list[Record]], network: str, key: str) -> Figure:
@@ -95,21 +101,22 @@ def _figure(arms: dict[Any, list[Record]], network: str, key: str) -> Figure:
                    for norm, label in (("none", "plain"), ("batch", "batch norm"))], log_y=True)
 
 
-def _notes(ratios: dict[tuple[str, str], Interval | None]) -> list[str]:
+def _notes(ratios: dict[tuple[str, str], Pairs | None]) -> list[str]:
     notes = [("β is the largest ‖g − g'‖/‖w − w'‖ over the steps tried; a gradient step of "
               "the same learning rate moves the two networks by different distances.")]
     for (network, key), r in ratios.items():
-        if key in JUDGED and r is not None and not r.above(10.0):
-            notes.append(f"{NETWORKS[network]}, {MEASURES[key]}: the paper's figure 4 shows one to "
-                         f"two orders of magnitude early in training; ours is {text(r)} times.")
+        if key in JUDGED and r is not None and r.below(10.0):
+            notes.append(f"Differs from the paper: {NETWORKS[network]}, {MEASURES[key]}: figure 4 "
+                         "shows one to two orders of magnitude early in training; ours is "
+                         f"{text(r)} times.")
     return notes
 
 
 STUDY = Study(
     name="landscape-smoothness",
     question="Does batch norm make the loss smoother?",
-    claim="Batch norm makes the loss landscape smoother: loss and gradients change less along a "
-          "gradient step.",
+    claim="Batch norm makes the loss landscape smoother early in training: loss and gradients "
+          "change less along a gradient step.",
     source="Santurkar et al. 2018, section 3",
     published="Figure 4 (VGG, CIFAR-10) and appendix (25-layer linear network): variation of the "
               "loss, change of the gradient and effective β along the gradient are smaller with "
@@ -120,8 +127,11 @@ STUDY = Study(
           "to 4 (linear network: 1/100 to 30) times the learning rate away.",
     rule="Ratio of plain to batch norm of the range of the loss and of the effective β, each the "
          "median over the first fifth of training. Supported if all four intervals (two networks) "
-         "lie above 1, not supported if none does, depends otherwise.",
+         "lie above 1, not supported if none does, depends otherwise, and where fewer than five "
+         "pairs of seeds have a value.",
     cells=cells, run=run, judge=judge, options=("mnist",),
     literature="Bjorck et al. 2018 make the same point with pictures of the loss along the "
                "gradient. Yao et al. 2020 (PyHessian) find that a residual network without batch "
-               "norm is not always less smooth: it depends on the depth.")
+               "norm is not always less smooth: it depends on the depth.",
+    changed="Steps (from 200 to 500) and seeds (from 5 to 8) were raised after a first run; "
+            "\"early in training\" was added to the claim, because it is what the rule tests.")

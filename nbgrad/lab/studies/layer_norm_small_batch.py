@@ -8,6 +8,7 @@ from typing import Any
 
 from nbgrad.lab.arms import accuracies, column, curve, edges, grouped, percent, tuned
 from nbgrad.lab.intervals import bootstrap, paired
+from nbgrad.lab.judging import differs
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
 from nbgrad.lab.training import configured, train
 
@@ -55,7 +56,9 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         log_y=True) for n in SIZES]
     return Finding(verdict, sentence, Table(
         ["batch", "norm", "learning rate", "test loss", "test accuracy"], rows), figures,
-        edges(best, (c["lr"] for c in cells)))
+        [*differs(verdict, "supported", "there, batch norm's test loss is clearly worse in batches "
+                                        "of 4, and not in those of 128"),
+         *edges(best, (c["lr"] for c in cells))])
 
 
 def _losses(runs: Sequence[Record]) -> list[float]:

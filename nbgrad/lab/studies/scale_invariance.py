@@ -10,7 +10,7 @@ import numpy as np
 from nbgrad import nn, optim
 from nbgrad.autograd import Tensor
 from nbgrad.lab.arms import curve
-from nbgrad.lab.judging import text
+from nbgrad.lab.judging import differs, text
 from nbgrad.lab.measuring import gradients
 from nbgrad.lab.networks import Problem, classifier
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
@@ -133,7 +133,8 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
              ["η/‖w‖² of the first layer, end over start, no weight decay", ratios["no decay"]],
              [f"the same, weight decay {cells[0]['decay']:g}", ratios["decay"]]]
     return Finding(verdict, sentence, Table(["quantity", "value"], rows),
-                   [_curves(records), _rates(records, cells)], NOTES)
+                   [_curves(records), _rates(records, cells)],
+                   [*differs(verdict, "supported", "there, all of it is exact"), *NOTES])
 
 
 def _number(value: float | None) -> float:
