@@ -13,7 +13,7 @@ from nbgrad import ops
 from nbgrad.autograd import OPS, Tensor, as_tensor, bump
 from nbgrad.ops import Moments
 from nbgrad.ops.moments import weights
-from nbgrad.ops.norm import check_fused
+from nbgrad.ops.norm import check_batch, check_fused
 
 from . import init
 from .norm import Normalization, check_eps
@@ -176,7 +176,7 @@ class BatchNorm(Normalization):
         y = ops.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps,
                            training=self.training or self.running_mean is None,
                            momentum=self._momentum(), residual=residual, activation=activation)
-        self._count()
+        self._count(y)
         return y
 
     def _is_plain(self) -> bool:
@@ -187,6 +187,7 @@ class BatchNorm(Normalization):
     def _forward(self, x: Tensor, residual: Tensor | None, activation: str | None,
                  mask: Any) -> Tensor:
         by_batch, moves = self._policy()
+        self._check(x, residual, activation, mask)
         if by_batch:
             y, batch = self._by_batch(x, residual, activation, mask)
             if moves:
@@ -199,6 +200,16 @@ class BatchNorm(Normalization):
             batch = ops.moments(x, mask=mask)
             self._collect(batch if self.workers is None else self.workers.merge(batch))
         return finish(y if mask is None else there(y, mask), residual, activation)
+
+    def _check(self, x: Tensor, residual: Tensor | None, activation: str | None,
+               mask: Any) -> None:
+        """Raise what the plain kernel raises, before anything moves."""
+        by_batch, moves = self._policy()
+        # how many values there are, a mask or all of the workers know
+        shape = x.shape if mask is None and self.workers is None else (2, *x.shape[1:])
+        check_batch(shape, x.dtype, self.running_mean, self.running_var, self.weight, self.bias,
+                    by_batch and (moves or self.running_mean is None), self.eps)
+        check_fused(x, residual, activation)
 
     def _policy(self) -> tuple[bool, bool]:
         """Whether the batch's statistics normalize, and whether they move the running ones."""
@@ -285,10 +296,10 @@ class BatchNorm(Normalization):
         t = int(tracked.data) + 1 if t is None else t
         return 1.0 / t if self.average is None else self.average.momentum(t)
 
-    def _count(self) -> None:
-        """After the op, so that a rejected batch is not counted."""
+    def _count(self, y: Tensor) -> None:
+        """After the op, so that a rejected batch is not counted; nor is an empty one."""
         tracked = self.num_batches_tracked
-        if tracked is not None and self.training and self.track_running_stats:
+        if tracked is not None and self.training and self.track_running_stats and y.data.size:
             if tracked.device == "cpu":
                 tracked.data[()] = tracked.data.item() + 1
             else:
@@ -306,7 +317,7 @@ class BatchNorm(Normalization):
         mean, var = self._running()
         y = ops.linear_batch_norm(x, linear.weight, linear.bias, mean, var, self.weight, self.bias,
                                   self._momentum(), self.eps, activation)
-        self._count()
+        self._count(y)
         return y
 
     def extra_repr(self) -> str:

@@ -115,6 +115,7 @@ class SplitBatchNorm(BatchNorm):
         if rest or mask is not None:
             raise ValueError(f"SplitBatchNorm: expected a batch that splits into {self.num_splits} "
                              f"equal parts, and no mask, got {len(x)} samples")
+        self._check(x, residual, activation, mask)
         layers = [self, *self.aux_bn]
         made = [BatchNorm._by_batch(layer, x[i * size:(i + 1) * size], None, None, None)
                 for i, layer in enumerate(layers)]

@@ -103,9 +103,9 @@ class RunningNorm(ChannelNorm):
 
     def _move(self, x: Tensor, **found: Any) -> None:
         """Towards what was found in x, if there was anything in it."""
-        self.num_batches_tracked.data += 1
         if not x.data.size:
             return
+        self.num_batches_tracked.data += 1
         m = self.momentum
         m = 1 / int(self.num_batches_tracked.data) if m is None else m
         for name, value in found.items():
