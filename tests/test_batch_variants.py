@@ -169,7 +169,7 @@ def test_residual_and_activation_are_what_follows(make):
     assert type(layer).__name__ in repr(layer)
 
 
-# ------------------------------------------------------------------------- what is refused, and when
+# ------------------------------------------------------------------------ what is refused, and when
 
 BARE = [lambda: nn.BatchNorm1d(4, affine=False, correction=0),
         lambda: nn.GhostBatchNorm(4, 2, affine=False), lambda: nn.SplitBatchNorm(4, affine=False),
@@ -181,7 +181,7 @@ BARE = [lambda: nn.BatchNorm1d(4, affine=False, correction=0),
 
 @pytest.mark.parametrize("build", BARE)
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("shape, dtype", [((6, 1), np.float32), ((6, 5), np.float32),
+@pytest.mark.parametrize(("shape", "dtype"), [((6, 1), np.float32), ((6, 5), np.float32),
                                           ((6, 4), np.float64)])
 def test_other_channels_and_dtypes_are_refused_without_gamma(build, training, shape, dtype):
     layer = build().train(training)
@@ -201,7 +201,7 @@ def test_other_channels_are_refused_with_a_mask():
                                    lambda: nn.BatchNorm1d(3, correction=0),
                                    lambda: nn.SplitBatchNorm(3, 2), lambda: nn.BatchRenorm(3),
                                    lambda: nn.GhostBatchNorm(3, 2)])
-@pytest.mark.parametrize("wrong, error", [({"residual": nbgrad.zeros(4, 2)}, ValueError),
+@pytest.mark.parametrize(("wrong", "error"), [({"residual": nbgrad.zeros(4, 2)}, ValueError),
                                           ({"residual": 1.0}, TypeError),
                                           ({"activation": "tanh"}, ValueError)])
 def test_nothing_moves_before_an_error(build, wrong, error):
