@@ -364,13 +364,14 @@ def test_by_the_names_that_the_library_knows(monkeypatch):
 
     def create_norm(name, channels, **settings):
         asked.append((name, channels, settings))
-        return Scaled(channels)
+        return nn.GroupNorm(3, channels) if name == "group" else Scaled(channels)
 
     monkeypatch.setattr(nn.conversion, "create_norm", create_norm)
     nn.convert_norm(nn.BatchNorm2d(6, eps=0.5, bias=False), "group", groups=3)
     nn.convert_norm(nn.BatchNorm1d(4), "scaled", dims=1)
     nn.convert_norm(nn.BatchNorm3d(4), "scaled")
     assert asked == [
+        ("group", 6, {"dims": 2, "groups": 3}),     # and what such a layer has, besides
         ("group", 6, {"dims": 2, "eps": 0.5, "affine": True, "bias": False, "groups": 3}),
         ("scaled", 4, {"dims": 1}), ("scaled", 4, {"dims": 3})]
 
@@ -699,3 +700,21 @@ def test_what_cannot_be_folded_is_refused(change, said):
             attempt(model, nbgrad.tensor(X))
     assert [type(m) for m in model][::5] == [nn.Conv2d, nn.Linear]
     assert type(model[1]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize(("to", "options"), [
+    ("layer", {}), ("layer", {"size": (2, 2)}), ("instance", {}), ("lp", {}), ("evonorm_b0", {}),
+    ("evonorm_s0", {}), ("rms", {"size": (2, 2)}), ("group", {}), ("switchable", {}),
+    ("mean_only", {}), ("filter_response", {}), ("decorrelated", {})])
+def test_other_norms_get_what_settings_they_have(to, options):
+    old = nn.BatchNorm2d(4, eps=1e-3, momentum=0.3, affine=False)
+    new = nn.convert_norm(old, to, **options)
+    assert new.eps == (0 if to == "mean_only" else 1e-3)
+    assert getattr(new, "momentum", 0.3) == 0.3
+    assert new.weight is None
+    assert getattr(new, "bias", None) is None
+    usual = nn.convert_norm(nn.BatchNorm2d(4, average=nn.Cumulative()), to, **options)
+    assert getattr(usual, "momentum", 0.1) == 0.1
+    assert (usual.weight is None) == (to == "mean_only")
+    own = nn.convert_norm(old, to, **options, **({} if to == "mean_only" else {"eps": 0.5}))
+    assert own.eps == (0 if to == "mean_only" else 0.5)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,9 +30,9 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = BatchNorm,
     to: "frozen" and "batch": ``freeze_batch_norm`` and ``unfreeze_batch_norm``: the layers stay;
       "sync" with ``workers=`` (see nbgrad.ops.Workers; None ends it): the layers stay, and take
       the statistics of the workers' batches together;
-      "group", or another name that ``nn.create_norm`` knows, with its ``options``: groups=8. One
-      that is a batch norm, too ("ghost", "renorm"), gets the settings of the layer, and evaluates
-      as it did;
+      "group", or another name that ``nn.create_norm`` knows, with its ``options``: groups=8. It
+      gets eps, affine, bias and momentum of the layer, where it has such; one that is a batch norm,
+      too ("ghost", "renorm"), all settings, and evaluates as it did;
       a function: layer -> the module in its place (the layer itself, to leave it as it is).
     of: the class or classes of layers to convert (batch norms).
 
@@ -166,13 +167,13 @@ def _factory(name: str, options: dict[str, Any]) -> Factory:
         ndims: tuple[int, ...] = getattr(layer, "_ndims", ())
         if len(ndims) == 1:                         # which 1d and those of any dims leave open
             settings["dims"] = ndims[0] - 2
-        if name == "group":
-            settings |= _scaling(layer)
         new = create_norm(name, channels, **{**settings, **options})
-        if isinstance(new, BatchNorm):              # a name does not tell: ask what it makes
-            settings |= _kept(layer, options)
-            new = create_norm(name, channels, **{**settings, **options})
-            new._thawed = getattr(layer, "_thawed", None)
+        same = isinstance(new, BatchNorm)           # a name does not tell: ask what it makes
+        more = _kept(layer, options) if same else _fitting(layer, new)
+        if more:
+            new = create_norm(name, channels, **{**settings, **more, **options})
+        if same:
+            vars(new)["_thawed"] = getattr(layer, "_thawed", None)
         return new
     return make
 
@@ -188,6 +189,16 @@ def _scaling(layer: Any) -> dict[str, Any]:
              "bias": getattr(layer, "bias", None) is not None}
     eps = getattr(layer, "eps", None)
     return found if eps is None else {**found, "eps": eps}
+
+
+def _fitting(layer: Any, new: Module) -> dict[str, Any]:
+    """The settings of a layer that another norm in its place has, too."""
+    found = _scaling(layer)
+    found["elementwise_affine"] = found["affine"]
+    if getattr(layer, "average", None) is None and getattr(layer, "momentum", None) is not None:
+        found["momentum"] = layer.momentum           # None means different things
+    known = inspect.signature(type(new)).parameters
+    return {name: value for name, value in found.items() if name in known}
 
 
 def _kept(layer: Any, options: dict[str, Any]) -> dict[str, Any]:

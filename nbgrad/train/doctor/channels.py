@@ -134,7 +134,8 @@ def decayed_gamma(e: Examination) -> Iterator[Finding]:
     yield from graded("weight-decay-on-gamma", hits, 0.9, "lost", "The optimizer decays gamma "
                       "towards 0, which shrinks the layer's output; the weights before a norm "
                       "gain nothing from it, their scale does not matter.",
-                      "nbgrad.optim.param_groups(model, weight_decay) leaves norms and biases out", small)
+                      "nbgrad.optim.param_groups(model, weight_decay) leaves norms and biases out",
+                      small)
 
 
 def _decay_alone(group: dict[str, Any], steps: int) -> float:
