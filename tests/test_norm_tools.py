@@ -9,7 +9,7 @@ import pytest
 import nbgrad
 from nbgrad import nn, optim
 from nbgrad.data import DataLoader, TensorDataset
-from nbgrad.train import adapt, evaluate, population_statistics, update_bn
+from nbgrad.train import adapt, bn_doctor, evaluate, population_statistics, update_bn
 from nbgrad.train.population import unchanged
 
 rng = np.random.default_rng(5)
@@ -718,3 +718,75 @@ def test_other_norms_get_what_settings_they_have(to, options):
     assert (usual.weight is None) == (to == "mean_only")
     own = nn.convert_norm(old, to, **options, **({} if to == "mean_only" else {"eps": 0.5}))
     assert own.eps == (0 if to == "mean_only" else 0.5)
+
+
+# ------------------------------------------------------------------------------ refused at the door
+
+MOVING = [nn.BatchNorm1d, nn.GhostBatchNorm, nn.SplitBatchNorm, nn.SyncBatchNorm, nn.BatchRenorm,
+          nn.NoisyBatchNorm, nn.InstanceNorm1d, nn.LpBatchNorm]
+
+
+@pytest.mark.parametrize("kind", MOVING)
+@pytest.mark.parametrize("momentum", [float("nan"), -1, 5, "x"])
+def test_momentum_is_a_share(kind, momentum):
+    with pytest.raises(ValueError, match=f"{kind.__name__}: momentum must be from 0 to 1, or None"):
+        kind(3, momentum=momentum)
+
+
+@pytest.mark.parametrize("kind", MOVING[:6])
+def test_of_momentum_and_average_only_one_is_said(kind):
+    for settings in ({"like": "keras"}, {"average": nn.Cumulative()}):
+        layer = kind(3, **settings)
+        assert "momentum=" not in repr(layer)
+        assert layer.extra_repr().count("average=") == 1
+        for momentum in (0.1, 0.01, 0.5, None):
+            with pytest.raises(ValueError, match="give"):
+                kind(3, momentum=momentum, **settings)
+    assert "momentum=0.2, affine" in repr(kind(3, momentum=0.2))
+    assert type(kind(3).momentum) is float
+    assert nn.FrozenBatchNorm(3, like="keras").eps == 1e-3
+    assert nn.LazyBatchNorm1d(like="keras")(nbgrad.randn(4, 3)).shape == (4, 3)
+
+
+@pytest.mark.parametrize("channels", [2.5, None, "8", -1, True])
+@pytest.mark.parametrize("name", ["batch", "group", "local", "decorrelated", "evonorm_s0"])
+def test_channels_are_a_number(name, channels):
+    with pytest.raises(ValueError, match="create_norm: channels must be an int of at least 0"):
+        nn.create_norm(name, channels)
+
+
+@pytest.mark.parametrize(("build", "error", "said"), [
+    (lambda: nn.LocalResponseNorm(0), ValueError, "LocalResponseNorm: size must be at least 1"),
+    (lambda: nn.LocalResponseNorm(2.5), ValueError, "LocalResponseNorm: size must be an int"),
+    (lambda: nn.SyncBatchNorm(3, workers=3), TypeError, "SyncBatchNorm: expected workers with"),
+    (lambda: nn.convert_norm(nn.BatchNorm1d(3), "sync", workers=3), TypeError,
+     "convert_norm: expected workers with"),
+    (lambda: nn.NoisyBatchNorm(3, generator=3), TypeError, "expected generator to be"),
+    (lambda: nn.convert_norm(nn.BatchNorm1d(3), None), TypeError, "expected a name or a function")])
+def test_wrong_arguments_are_refused_by_the_constructor(build, error, said):
+    with pytest.raises(error, match=said):
+        build()
+
+
+@pytest.mark.parametrize("batch", [{"x": 1}, (), [], [{}], 3, "x", (np.zeros((4, 3)),)])
+def test_batches_that_hold_no_input(batch):
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    for work in (update_bn, bn_doctor):
+        with pytest.raises(TypeError, match="expected batches that are a Tensor, or a tuple or"):
+            work(model, [batch])
+
+
+@pytest.mark.parametrize("x", [np.full((4, 2), np.nan), np.zeros((0, 2))])
+def test_an_example_that_shows_nothing(x):
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).eval()
+    for work in (nn.fold, nn.fuse):
+        with pytest.raises(ValueError, match="it shows nothing"):
+            work(model, nbgrad.tensor(x.astype(np.float32)))
+
+
+def test_the_doctor_of_an_instance_norm_that_never_moves():
+    model = nn.Sequential(nn.InstanceNorm1d(3, momentum=None, track_running_stats=True))
+    (said,) = bn_doctor(model, [nbgrad.randn(8, 3, 4)]).problems[-1:]
+    assert said.code == "never-updated"
+    assert "nan" not in str(said)
+    assert said.evidence == {"batches tracked": 0}

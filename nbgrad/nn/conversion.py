@@ -12,8 +12,10 @@ from nbgrad.autograd import bump
 from nbgrad.ops import Workers
 
 from .batch_norm import BatchNorm
+from .batch_variants import check_workers
 from .create_norm import create_norm
 from .module import Module
+from .norm import Unsaid
 from .statistics import PRESETS
 from .tree import MODULE
 
@@ -41,8 +43,9 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = BatchNorm,
     gamma and beta, which are then a start for fine-tuning, since another normalization computes
     another function. A layer with two names stays shared.
 
-    Raises ValueError for names, options, groups and layers that do not fit, TypeError for a
-    function that returns no Module; the model is then as it was.
+    Raises ValueError for names, options, groups and layers that do not fit, TypeError for what is
+    neither name nor function and for a function that returns no Module; the model is then as it
+    was.
 
     >>> from nbgrad import nn
     >>> convert_norm(nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4)), lambda bn: nn.LayerNorm(4))
@@ -51,6 +54,9 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = BatchNorm,
       (1): LayerNorm((4,), eps=1e-05, elementwise_affine=True, bias=True)
     )
     """
+    if not isinstance(to, str) and not callable(to):
+        raise TypeError("convert_norm: expected a name or a function that makes a layer, got "
+                        f"{to!r}")
     if isinstance(to, str) and to in _STAYING:
         return _changed(model, to, of, options)
     make = to if callable(to) else _factory(to, options)
@@ -123,6 +129,7 @@ def _unfreeze(layers: dict[str, Any]) -> None:
 
 
 def _share(layers: dict[str, Any], workers: Workers | None) -> None:
+    check_workers("convert_norm", workers)
     for layer in layers.values():
         layer.workers = workers
 
@@ -207,6 +214,8 @@ def _kept(layer: Any, options: dict[str, Any]) -> dict[str, Any]:
     if isinstance(layer, BatchNorm):
         kept |= {name: getattr(layer, name) for name in _POLICY}
     said = {"average"} if "momentum" in options else set()      # by an option of another name
+    if kept.get("average") is not None:              # then the momentum is one that nobody gave
+        kept["momentum"] = Unsaid(layer.momentum or 0.0)
     if options.get("like") is not None:
         said |= {"momentum", *PRESETS["torch"]}
     return {name: value for name, value in kept.items() if name not in said}
