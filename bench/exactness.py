@@ -232,7 +232,7 @@ def page(rows):
                for case in CASES for side in sides]
     words = list(dict.fromkeys(row["case"] for row in rows if row["table"] == "float32"))
     far = [[what, side, *(_worst(rows, "float32", f, case=what, side=side, norm=kind)
-                          for kind in ("batch", "group", "layer") for f in ("y", "∂x", "∂γ"))]
+                          for kind in NORMS for f in ("y", "∂x", "∂γ"))]
            for what in words for side in sides]
     others = list(dict.fromkeys(row["norm"] for row in rows if row["table"] == "others"))
     scales = [f"scale {s:g}" for s in SCALES]
@@ -246,7 +246,7 @@ def page(rows):
         scales=_table(["norm", *(f"{s[6:]} {f}" for s in scales for f in ("y", "∂x"))], small),
         orders=_table(["norm", "", *map(str, ORDERS)], by_order),
         cases=_table(["case", "", *NORMS], by_case),
-        float32=_table(["x", "", *(f"{kind} {f}" for kind in ("batch", "group", "layer")
+        float32=_table(["x", "", *(f"{kind} {f}" for kind in NORMS
                                    for f in ("y", "∂x", "∂γ"))], far),
         versions=rows[0]["versions"], date=rows[0]["date"][:10])
 

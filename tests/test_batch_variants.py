@@ -167,3 +167,65 @@ def test_residual_and_activation_are_what_follows(make):
     model = nn.Sequential(nn.Linear(3, 3), make(), nn.ReLU())
     assert model(nbgrad.randn(8, 3)).data.min() == 0
     assert type(layer).__name__ in repr(layer)
+
+
+# ------------------------------------------------------------------------ what is refused, and when
+
+class Alone:
+    def merge(self, own):
+        return own
+
+    def sum(self, *own):
+        return own
+
+
+BARE = [lambda: nn.BatchNorm1d(4, affine=False, correction=0),
+        lambda: nn.GhostBatchNorm(4, 2, affine=False), lambda: nn.SplitBatchNorm(4, affine=False),
+        lambda: nn.BatchRenorm(4, affine=False), lambda: nn.BatchRenorm(4),
+        lambda: nn.SyncBatchNorm(4, affine=False, workers=Alone()),
+        lambda: nn.BatchNorm1d(4, affine=False, statistics="running"),
+        lambda: nn.BatchNorm1d(4, affine=False, statistics="prediction")]
+
+
+@pytest.mark.parametrize("build", BARE)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("shape", "dtype"), [((6, 1), np.float32), ((6, 5), np.float32),
+                                          ((6, 4), np.float64)])
+def test_other_channels_and_dtypes_are_refused_without_gamma(build, training, shape, dtype):
+    layer = build().train(training)
+    with pytest.raises(ValueError, match=r"batch_norm: .*running_mean"):
+        layer(nbgrad.tensor(rng.standard_normal(shape).astype(dtype)))
+    assert not layer.running_mean.data.any()
+    assert layer.num_batches_tracked.item() == 0
+
+
+def test_other_channels_are_refused_with_a_mask():
+    layer = nn.BatchNorm1d(4, affine=False)
+    with pytest.raises(ValueError, match="should contain 1 elements"):
+        layer(nbgrad.randn(6, 1), mask=np.ones(6))
+
+
+@pytest.mark.parametrize("build", [lambda: nn.BatchNorm1d(3, statistics="running"),
+                                   lambda: nn.BatchNorm1d(3, correction=0),
+                                   lambda: nn.SplitBatchNorm(3, 2), lambda: nn.BatchRenorm(3),
+                                   lambda: nn.GhostBatchNorm(3, 2)])
+@pytest.mark.parametrize(("wrong", "error"), [({"residual": nbgrad.zeros(4, 2)}, ValueError),
+                                          ({"residual": 1.0}, TypeError),
+                                          ({"activation": "tanh"}, ValueError)])
+def test_nothing_moves_before_an_error(build, wrong, error):
+    layer = build()
+    with pytest.raises(error, match="batch_norm: expected"):
+        layer(nbgrad.randn(4, 3) + 5, **wrong)
+    for key, value in layer.state_dict().items():
+        np.testing.assert_array_equal(value.data, build().state_dict()[key].data)
+
+
+@pytest.mark.parametrize("build", [lambda: nn.BatchNorm1d(2, momentum=None),
+                                   lambda: nn.BatchNorm1d(2, momentum=None, correction=0),
+                                   lambda: nn.MeanOnlyBatchNorm(2, momentum=None)])
+def test_an_empty_batch_does_not_count(build):
+    layer, x = build(), nbgrad.randn(50, 2) + 10
+    layer(x[:0])
+    assert layer.num_batches_tracked.item() == 0
+    layer(x)
+    np.testing.assert_allclose(layer.running_mean.data, x.data.mean(0), rtol=1e-5)

@@ -91,6 +91,41 @@ def test_healthy_models_have_no_problem(name, settings, steps):
         assert list(report.evaluations) == ["running", "batch", "population"]
 
 
+def test_gammas_that_start_at_zero_are_healthy_for_a_while():
+    model = network()
+    for name in ("norm1", "norm2"):
+        layer = nn.BatchNorm1d(40)
+        layer.weight.data[...] = 0
+        skip = nn.Sequential(nn.Linear(40, 40), layer)
+        setattr(model, name, Beside(getattr(model, name), skip))
+    optimizer = fit(model, 40, lr=0.01, decay=1e-4)
+    report = bn_doctor(model, loader(), optimizer=optimizer)
+    assert report.ok, str(report)
+    noted = finding(report, "weight-decay-on-gamma")
+    assert noted.evidence["median |gamma|"] < 0.1
+    assert not noted.problem
+
+
+class Beside(nn.Module):
+    def __init__(self, norm, branch):
+        super().__init__()
+        self.norm, self.branch = norm, branch
+
+    def forward(self, x):
+        return self.norm(x) + self.branch(x)
+
+
+@pytest.mark.parametrize("identical", [False, True])
+@pytest.mark.parametrize("count", [1, 20])
+def test_single_samples_say_nothing_of_the_statistics(identical, count):
+    layer, rows = nn.BatchNorm1d(6, momentum=None), np.random.default_rng(5)
+    for _ in range(20):
+        layer(nbgrad.tensor((rows.standard_normal((50, 6)) + 3).astype(np.float32)))
+    x = nbgrad.tensor((rows.standard_normal((count, 6)) + 3).astype(np.float32))
+    batches = [x[:1] if identical else x[i:i + 1] for i in range(count)]
+    assert codes(bn_doctor(nn.Sequential(layer), batches)) == ["tiny-batches"]
+
+
 @pytest.mark.parametrize("settings", [
     {"momentum": 0.01}, {"momentum": None}, {"like": "keras"}, {"correction": 0},
     {"average": nn.DebiasedExponential(0.99)}, {"statistics": "population"},

@@ -429,3 +429,16 @@ def test_models_train_with_every_norm(norm):
         optimizer.step()
         losses.append(float(loss.data))
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1e-12, 1e-9, 1.0, 1e6])
+def test_running_variances_far_below_eps(scale, dtype):
+    x = (np.random.default_rng(1).standard_normal((4, 3, 20)) * scale).astype(dtype)
+    mean, var = nbgrad.zeros(3, dtype=dtype), nbgrad.ones(3, dtype=dtype)
+    ops.instance_norm(nbgrad.tensor(x), mean, var, momentum=1.0)
+    wide = x.astype(np.float64)
+    tolerance = 4 * np.finfo(dtype).eps              # one rounding, and sums in another order
+    np.testing.assert_allclose(var.data, wide.var(2, ddof=1).mean(0), rtol=tolerance)
+    np.testing.assert_allclose(mean.data, wide.mean(2).mean(0), rtol=tolerance,
+                               atol=tolerance * scale)

@@ -9,7 +9,7 @@ import pytest
 import nbgrad
 from nbgrad import nn, optim
 from nbgrad.data import DataLoader, TensorDataset
-from nbgrad.train import adapt, evaluate, population_statistics, update_bn
+from nbgrad.train import adapt, bn_doctor, evaluate, population_statistics, update_bn
 from nbgrad.train.population import unchanged
 
 rng = np.random.default_rng(5)
@@ -364,13 +364,14 @@ def test_by_the_names_that_the_library_knows(monkeypatch):
 
     def create_norm(name, channels, **settings):
         asked.append((name, channels, settings))
-        return Scaled(channels)
+        return nn.GroupNorm(3, channels) if name == "group" else Scaled(channels)
 
     monkeypatch.setattr(nn.conversion, "create_norm", create_norm)
     nn.convert_norm(nn.BatchNorm2d(6, eps=0.5, bias=False), "group", groups=3)
     nn.convert_norm(nn.BatchNorm1d(4), "scaled", dims=1)
     nn.convert_norm(nn.BatchNorm3d(4), "scaled")
     assert asked == [
+        ("group", 6, {"dims": 2, "groups": 3}),     # and what such a layer has, besides
         ("group", 6, {"dims": 2, "eps": 0.5, "affine": True, "bias": False, "groups": 3}),
         ("scaled", 4, {"dims": 1}), ("scaled", 4, {"dims": 3})]
 
@@ -699,3 +700,93 @@ def test_what_cannot_be_folded_is_refused(change, said):
             attempt(model, nbgrad.tensor(X))
     assert [type(m) for m in model][::5] == [nn.Conv2d, nn.Linear]
     assert type(model[1]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize(("to", "options"), [
+    ("layer", {}), ("layer", {"size": (2, 2)}), ("instance", {}), ("lp", {}), ("evonorm_b0", {}),
+    ("evonorm_s0", {}), ("rms", {"size": (2, 2)}), ("group", {}), ("switchable", {}),
+    ("mean_only", {}), ("filter_response", {}), ("decorrelated", {})])
+def test_other_norms_get_what_settings_they_have(to, options):
+    old = nn.BatchNorm2d(4, eps=1e-3, momentum=0.3, affine=False)
+    new = nn.convert_norm(old, to, **options)
+    assert new.eps == (0 if to == "mean_only" else 1e-3)
+    assert getattr(new, "momentum", 0.3) == 0.3
+    assert new.weight is None
+    assert getattr(new, "bias", None) is None
+    usual = nn.convert_norm(nn.BatchNorm2d(4, average=nn.Cumulative()), to, **options)
+    assert getattr(usual, "momentum", 0.1) == 0.1
+    assert (usual.weight is None) == (to == "mean_only")
+    own = nn.convert_norm(old, to, **options, **({} if to == "mean_only" else {"eps": 0.5}))
+    assert own.eps == (0 if to == "mean_only" else 0.5)
+
+
+# ------------------------------------------------------------------------------ refused at the door
+
+MOVING = [nn.BatchNorm1d, nn.GhostBatchNorm, nn.SplitBatchNorm, nn.SyncBatchNorm, nn.BatchRenorm,
+          nn.NoisyBatchNorm, nn.InstanceNorm1d, nn.LpBatchNorm]
+
+
+@pytest.mark.parametrize("kind", MOVING)
+@pytest.mark.parametrize("momentum", [float("nan"), -1, 5, "x"])
+def test_momentum_is_a_share(kind, momentum):
+    with pytest.raises(ValueError, match=f"{kind.__name__}: momentum must be from 0 to 1, or None"):
+        kind(3, momentum=momentum)
+
+
+@pytest.mark.parametrize("kind", MOVING[:6])
+def test_of_momentum_and_average_only_one_is_said(kind):
+    for settings in ({"like": "keras"}, {"average": nn.Cumulative()}):
+        layer = kind(3, **settings)
+        assert "momentum=" not in repr(layer)
+        assert layer.extra_repr().count("average=") == 1
+        for momentum in (0.1, 0.01, 0.5, None):
+            with pytest.raises(ValueError, match="give"):
+                kind(3, momentum=momentum, **settings)
+    assert "momentum=0.2, affine" in repr(kind(3, momentum=0.2))
+    assert type(kind(3).momentum) is float
+    assert nn.FrozenBatchNorm(3, like="keras").eps == 1e-3
+    assert nn.LazyBatchNorm1d(like="keras")(nbgrad.randn(4, 3)).shape == (4, 3)
+
+
+@pytest.mark.parametrize("channels", [2.5, None, "8", -1, True])
+@pytest.mark.parametrize("name", ["batch", "group", "local", "decorrelated", "evonorm_s0"])
+def test_channels_are_a_number(name, channels):
+    with pytest.raises(ValueError, match="create_norm: channels must be an int of at least 0"):
+        nn.create_norm(name, channels)
+
+
+@pytest.mark.parametrize(("build", "error", "said"), [
+    (lambda: nn.LocalResponseNorm(0), ValueError, "LocalResponseNorm: size must be at least 1"),
+    (lambda: nn.LocalResponseNorm(2.5), ValueError, "LocalResponseNorm: size must be an int"),
+    (lambda: nn.SyncBatchNorm(3, workers=3), TypeError, "SyncBatchNorm: expected workers with"),
+    (lambda: nn.convert_norm(nn.BatchNorm1d(3), "sync", workers=3), TypeError,
+     "convert_norm: expected workers with"),
+    (lambda: nn.NoisyBatchNorm(3, generator=3), TypeError, "expected generator to be"),
+    (lambda: nn.convert_norm(nn.BatchNorm1d(3), None), TypeError, "expected a name or a function")])
+def test_wrong_arguments_are_refused_by_the_constructor(build, error, said):
+    with pytest.raises(error, match=said):
+        build()
+
+
+@pytest.mark.parametrize("batch", [{"x": 1}, (), [], [{}], 3, "x", (np.zeros((4, 3)),)])
+def test_batches_that_hold_no_input(batch):
+    model = nn.Sequential(nn.BatchNorm1d(3))
+    for work in (update_bn, bn_doctor):
+        with pytest.raises(TypeError, match="expected batches that are a Tensor, or a tuple or"):
+            work(model, [batch])
+
+
+@pytest.mark.parametrize("x", [np.full((4, 2), np.nan), np.zeros((0, 2))])
+def test_an_example_that_shows_nothing(x):
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).eval()
+    for work in (nn.fold, nn.fuse):
+        with pytest.raises(ValueError, match="it shows nothing"):
+            work(model, nbgrad.tensor(x.astype(np.float32)))
+
+
+def test_the_doctor_of_an_instance_norm_that_never_moves():
+    model = nn.Sequential(nn.InstanceNorm1d(3, momentum=None, track_running_stats=True))
+    (said,) = bn_doctor(model, [nbgrad.randn(8, 3, 4)]).problems[-1:]
+    assert said.code == "never-updated"
+    assert "nan" not in str(said)
+    assert said.evidence == {"batches tracked": 0}

@@ -198,6 +198,7 @@ def test_pt_12013_29578_63299_an_empty_batch_leaves_the_statistics():
     np.testing.assert_array_equal(bn.running_mean.data, 0)
     np.testing.assert_array_equal(bn.running_var.data, 1)
     np.testing.assert_array_equal(bn.weight.grad.data, 0)
+    assert bn.num_batches_tracked.item() == 0        # or the next would be half of an average
 
 
 @pytest.mark.parametrize("bad", [

@@ -174,7 +174,8 @@ def test_presets_say_what_they_set():
     keras, torch = nn.BatchNorm2d(4, like="keras"), nn.BatchNorm2d(4, like="torch")
     assert (keras.eps, keras.average, keras.correction) == (1e-3, nn.Exponential(0.99), 0)
     assert (torch.eps, torch.average, torch.correction) == (1e-5, nn.Exponential(0.9), 1)
-    assert "average=Exponential(decay=0.99), correction=0" in repr(keras)
+    assert "eps=0.001, average=Exponential(decay=0.99), affine" in repr(keras)
+    assert repr(keras).endswith("correction=0)")
     with pytest.raises(ValueError, match="either it or them"):
         nn.BatchNorm2d(4, eps=1e-4, like="keras")
     with pytest.raises(ValueError, match="like to be one of torch, keras"):

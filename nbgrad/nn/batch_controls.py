@@ -13,6 +13,7 @@ from nbgrad.autograd import Tensor, as_tensor
 from nbgrad.ops.norm.channels import affine, per_channel
 
 from .batch_norm import BatchNorm, there
+from .norm import MOMENTUM
 from .running import RunningNorm
 
 __all__ = ["LpBatchNorm", "MeanOnlyBatchNorm", "NoisyBatchNorm"]
@@ -121,7 +122,7 @@ class NoisyBatchNorm(BatchNorm):
 
     _ndims = (2, 3, 4, 5)
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
                  affine: bool = True, *, mean_range: float = 0.5, scale_range: float = 1.25,
                  mean_jitter: float = 0.1, scale_jitter: float = 0.1,
                  generator: ops.Generator | None = None, **settings: Any) -> None:
@@ -131,6 +132,9 @@ class NoisyBatchNorm(BatchNorm):
             least = 1 if name == "scale_range" else 0
             if not value >= least:
                 raise ValueError(f"NoisyBatchNorm: {name} must be at least {least}, got {value}")
+        if generator is not None and not isinstance(generator, ops.Generator):
+            raise TypeError("NoisyBatchNorm: expected generator to be an nbgrad.Generator or None, "
+                            f"got {generator!r}")
         self.generator = generator
         super().__init__(num_features, eps, momentum, affine, **settings)
 

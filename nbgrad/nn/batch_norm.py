@@ -13,10 +13,10 @@ from nbgrad import ops
 from nbgrad.autograd import OPS, Tensor, as_tensor, bump
 from nbgrad.ops import Moments
 from nbgrad.ops.moments import weights
-from nbgrad.ops.norm import check_fused
+from nbgrad.ops.norm import check_batch, check_fused
 
 from . import init
-from .norm import Normalization, check_eps
+from .norm import MOMENTUM, Normalization, Unsaid, check_eps, check_momentum
 from .parameter import Parameter, check_sizes
 from .statistics import PRESETS, Average, current_step
 
@@ -57,7 +57,7 @@ class BatchNorm(Normalization):
     average: ``Exponential(decay)``, ``DebiasedExponential(decay)`` or ``Cumulative()`` instead of
       ``momentum``.
     correction: the running var is M2 / (count − correction); 1 as in PyTorch, 0 as in Keras.
-    like: "torch" or "keras" sets eps, average and correction as there.
+    like: "torch" or "keras" sets eps, average and correction as there, in place of momentum.
     update: "step": the batches between two steps of any optimizer count as one, so that gradient
       accumulation and recomputed activations do not count twice (a batch of n that comes again
       changes the correction, as 2n values); "forward": each batch counts.
@@ -84,20 +84,23 @@ class BatchNorm(Normalization):
     _pending: tuple[Any, Moments, tuple[Any, Any, int]] | None = None
     _thawed: tuple[str, list[bool]] | None = None     # what unfreeze_batch_norm goes back to
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
                  affine: bool = True, track_running_stats: bool = True, *, bias: bool = True,
                  statistics: str = "batch", average: Average | None = None, correction: int = 1,
                  like: str | None = None, update: str = "forward", on_nonfinite: str = "propagate",
                  dtype: Any = np.float32) -> None:
         super().__init__()
         check_sizes(type(self).__name__, num_features=num_features)
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        check_momentum(self, momentum)
+        said = type(momentum) is not Unsaid
+        self.num_features, self.eps = num_features, eps
+        self.momentum = momentum if said or momentum is None else float(momentum)
         self.affine, self.track_running_stats = affine, track_running_stats
         self.statistics, self.average, self.correction = statistics, average, correction
         self.update, self.on_nonfinite = update, on_nonfinite
         if like is not None:
-            self._imitate(like)
-        elif average is not None and momentum not in (0.1, self._usual("momentum")):
+            self._imitate(like, said)
+        elif average is not None and said:
             raise ValueError(f"{type(self).__name__}: give momentum or average, not both")
         check_eps(self, self.eps)
         self._check_words()
@@ -110,22 +113,18 @@ class BatchNorm(Normalization):
                              as_tensor(np.zeros((), np.int64)) if track else None)
         self.reset_parameters()
 
-    def _imitate(self, like: str) -> None:
+    def _imitate(self, like: str, said: bool) -> None:
         owner = type(self).__name__
         if like not in PRESETS:
             raise ValueError(f"{owner}: expected like to be one of {', '.join(PRESETS)}, "
                              f"got {like!r}")
-        own = self.eps, self.momentum, self.average, self.correction
-        if own != (self._usual("eps"), self._usual("momentum"), None, 1):
-            raise ValueError(f"{owner}: like={like!r} sets eps, average and correction: give "
-                             "either it or them")
+        kind = getattr(type(self), "_becomes", type(self))       # a lazy layer takes what that does
+        eps = inspect.signature(kind).parameters["eps"].default
+        if said or (self.eps, self.average, self.correction) != (eps, None, 1):
+            raise ValueError(f"{owner}: like={like!r} sets eps, average (and with it momentum) and "
+                             "correction: give either it or them")
         for name, value in PRESETS[like].items():
             setattr(self, name, value)
-
-    def _usual(self, name: str) -> Any:
-        """What the constructor takes where nothing is given."""
-        kind = getattr(type(self), "_becomes", type(self))       # a lazy layer takes what that does
-        return inspect.signature(kind).parameters[name].default
 
     def _check_words(self) -> None:
         owner = type(self).__name__
@@ -176,7 +175,7 @@ class BatchNorm(Normalization):
         y = ops.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps,
                            training=self.training or self.running_mean is None,
                            momentum=self._momentum(), residual=residual, activation=activation)
-        self._count()
+        self._count(y)
         return y
 
     def _is_plain(self) -> bool:
@@ -187,6 +186,7 @@ class BatchNorm(Normalization):
     def _forward(self, x: Tensor, residual: Tensor | None, activation: str | None,
                  mask: Any) -> Tensor:
         by_batch, moves = self._policy()
+        self._check(x, residual, activation, mask)
         if by_batch:
             y, batch = self._by_batch(x, residual, activation, mask)
             if moves:
@@ -199,6 +199,16 @@ class BatchNorm(Normalization):
             batch = ops.moments(x, mask=mask)
             self._collect(batch if self.workers is None else self.workers.merge(batch))
         return finish(y if mask is None else there(y, mask), residual, activation)
+
+    def _check(self, x: Tensor, residual: Tensor | None, activation: str | None,
+               mask: Any) -> None:
+        """Raise what the plain kernel raises, before anything moves."""
+        by_batch, moves = self._policy()
+        # how many values there are, a mask or all of the workers know
+        shape = x.shape if mask is None and self.workers is None else (2, *x.shape[1:])
+        check_batch(shape, x.dtype, self.running_mean, self.running_var, self.weight, self.bias,
+                    by_batch and (moves or self.running_mean is None), self.eps)
+        check_fused(x, residual, activation)
 
     def _policy(self) -> tuple[bool, bool]:
         """Whether the batch's statistics normalize, and whether they move the running ones."""
@@ -285,10 +295,10 @@ class BatchNorm(Normalization):
         t = int(tracked.data) + 1 if t is None else t
         return 1.0 / t if self.average is None else self.average.momentum(t)
 
-    def _count(self) -> None:
-        """After the op, so that a rejected batch is not counted."""
+    def _count(self, y: Tensor) -> None:
+        """After the op, so that a rejected batch is not counted; nor is an empty one."""
         tracked = self.num_batches_tracked
-        if tracked is not None and self.training and self.track_running_stats:
+        if tracked is not None and self.training and self.track_running_stats and y.data.size:
             if tracked.device == "cpu":
                 tracked.data[()] = tracked.data.item() + 1
             else:
@@ -306,14 +316,15 @@ class BatchNorm(Normalization):
         mean, var = self._running()
         y = ops.linear_batch_norm(x, linear.weight, linear.bias, mean, var, self.weight, self.bias,
                                   self._momentum(), self.eps, activation)
-        self._count()
+        self._count(y)
         return y
 
     def extra_repr(self) -> str:
-        text = (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
+        rule = "momentum" if self.average is None else "average"
+        text = (f"{self.num_features}, eps={self.eps}, {rule}={getattr(self, rule)}, "
                 f"affine={self.affine}, bias={self.bias is not None}, "
                 f"track_running_stats={self.track_running_stats}")
-        more = {"average": None, "statistics": "batch", "correction": 1, "update": "forward",
+        more = {"statistics": "batch", "correction": 1, "update": "forward",
                 "on_nonfinite": "propagate"}
         return text + "".join(f", {name}={getattr(self, name)!r}" for name, usual in more.items()
                               if getattr(self, name) != usual)

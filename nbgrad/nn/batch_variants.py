@@ -15,9 +15,13 @@ from nbgrad.autograd import Tensor, as_tensor
 from nbgrad.ops import Moments
 
 from .batch_norm import BatchNorm, finish
+from .norm import MOMENTUM, Unsaid
 from .parameter import check_sizes
 
 __all__ = ["BatchRenorm", "FrozenBatchNorm", "GhostBatchNorm", "SplitBatchNorm", "SyncBatchNorm"]
+
+
+_SLOW = Unsaid(0.01)
 
 
 class FrozenBatchNorm(BatchNorm):
@@ -36,6 +40,13 @@ class FrozenBatchNorm(BatchNorm):
         self.requires_grad_(False)
 
 
+def check_workers(owner: str, workers: Any) -> None:
+    if workers is not None and not all(callable(getattr(workers, name, None))
+                                       for name in ("merge", "sum")):
+        raise TypeError(f"{owner}: expected workers with the methods merge and sum (see "
+                        f"nbgrad.ops.Workers), or None, got {workers!r}")
+
+
 class SyncBatchNorm(BatchNorm):
     """Batch norm over the batches of all workers together; gradients are of the sum of their
     losses.
@@ -45,10 +56,11 @@ class SyncBatchNorm(BatchNorm):
     workers must call forward and backward in the same order. Without workers: batch norm.
     """
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
                  affine: bool = True, track_running_stats: bool = True,
                  workers: ops.Workers | None = None, **settings: Any) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, **settings)
+        check_workers("SyncBatchNorm", workers)
         self.workers = workers
 
 
@@ -62,7 +74,7 @@ class GhostBatchNorm(BatchNorm):
     """
 
     def __init__(self, num_features: int, ghost_size: int = 32, eps: float = 1e-5,
-                 momentum: float | None = 0.1, **settings: Any) -> None:
+                 momentum: float | None = MOMENTUM, **settings: Any) -> None:
         super().__init__(num_features, eps, momentum, **settings)
         check_sizes("GhostBatchNorm", ghost_size=ghost_size)
         if not ghost_size:
@@ -94,7 +106,7 @@ class SplitBatchNorm(BatchNorm):
     """
 
     def __init__(self, num_features: int, num_splits: int = 2, eps: float = 1e-5,
-                 momentum: float | None = 0.1, **settings: Any) -> None:
+                 momentum: float | None = MOMENTUM, **settings: Any) -> None:
         super().__init__(num_features, eps, momentum, **settings)
         if not isinstance(num_splits, int) or num_splits < 2:
             raise ValueError(f"SplitBatchNorm: num_splits must be at least 2, got {num_splits!r}")
@@ -115,6 +127,7 @@ class SplitBatchNorm(BatchNorm):
         if rest or mask is not None:
             raise ValueError(f"SplitBatchNorm: expected a batch that splits into {self.num_splits} "
                              f"equal parts, and no mask, got {len(x)} samples")
+        self._check(x, residual, activation, mask)
         layers = [self, *self.aux_bn]
         made = [BatchNorm._by_batch(layer, x[i * size:(i + 1) * size], None, None, None)
                 for i, layer in enumerate(layers)]
@@ -136,7 +149,7 @@ class BatchRenorm(BatchNorm):
     batch norm, to 3 and 5). Raises ValueError for r_max below 1 or a negative d_max.
     """
 
-    def __init__(self, num_features: int, eps: float = 1e-3, momentum: float | None = 0.01,
+    def __init__(self, num_features: int, eps: float = 1e-3, momentum: float | None = _SLOW,
                  r_max: float = 3.0, d_max: float = 5.0, **settings: Any) -> None:
         super().__init__(num_features, eps, momentum, **settings)
         if not r_max >= 1 or not d_max >= 0:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,8 +12,10 @@ from nbgrad.autograd import bump
 from nbgrad.ops import Workers
 
 from .batch_norm import BatchNorm
+from .batch_variants import check_workers
 from .create_norm import create_norm
 from .module import Module
+from .norm import Unsaid
 from .statistics import PRESETS
 from .tree import MODULE
 
@@ -29,9 +32,9 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = BatchNorm,
     to: "frozen" and "batch": ``freeze_batch_norm`` and ``unfreeze_batch_norm``: the layers stay;
       "sync" with ``workers=`` (see nbgrad.ops.Workers; None ends it): the layers stay, and take
       the statistics of the workers' batches together;
-      "group", or another name that ``nn.create_norm`` knows, with its ``options``: groups=8. One
-      that is a batch norm, too ("ghost", "renorm"), gets the settings of the layer, and evaluates
-      as it did;
+      "group", or another name that ``nn.create_norm`` knows, with its ``options``: groups=8. It
+      gets eps, affine, bias and momentum of the layer, where it has such; one that is a batch norm,
+      too ("ghost", "renorm"), all settings, and evaluates as it did;
       a function: layer -> the module in its place (the layer itself, to leave it as it is).
     of: the class or classes of layers to convert (batch norms).
 
@@ -40,8 +43,9 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = BatchNorm,
     gamma and beta, which are then a start for fine-tuning, since another normalization computes
     another function. A layer with two names stays shared.
 
-    Raises ValueError for names, options, groups and layers that do not fit, TypeError for a
-    function that returns no Module; the model is then as it was.
+    Raises ValueError for names, options, groups and layers that do not fit, TypeError for what is
+    neither name nor function and for a function that returns no Module; the model is then as it
+    was.
 
     >>> from nbgrad import nn
     >>> convert_norm(nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4)), lambda bn: nn.LayerNorm(4))
@@ -50,6 +54,9 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = BatchNorm,
       (1): LayerNorm((4,), eps=1e-05, elementwise_affine=True, bias=True)
     )
     """
+    if not isinstance(to, str) and not callable(to):
+        raise TypeError("convert_norm: expected a name or a function that makes a layer, got "
+                        f"{to!r}")
     if isinstance(to, str) and to in _STAYING:
         return _changed(model, to, of, options)
     make = to if callable(to) else _factory(to, options)
@@ -122,6 +129,7 @@ def _unfreeze(layers: dict[str, Any]) -> None:
 
 
 def _share(layers: dict[str, Any], workers: Workers | None) -> None:
+    check_workers("convert_norm", workers)
     for layer in layers.values():
         layer.workers = workers
 
@@ -166,13 +174,13 @@ def _factory(name: str, options: dict[str, Any]) -> Factory:
         ndims: tuple[int, ...] = getattr(layer, "_ndims", ())
         if len(ndims) == 1:                         # which 1d and those of any dims leave open
             settings["dims"] = ndims[0] - 2
-        if name == "group":
-            settings |= _scaling(layer)
         new = create_norm(name, channels, **{**settings, **options})
-        if isinstance(new, BatchNorm):              # a name does not tell: ask what it makes
-            settings |= _kept(layer, options)
-            new = create_norm(name, channels, **{**settings, **options})
-            new._thawed = getattr(layer, "_thawed", None)
+        same = isinstance(new, BatchNorm)           # a name does not tell: ask what it makes
+        more = _kept(layer, options) if same else _fitting(layer, new)
+        if more:
+            new = create_norm(name, channels, **{**settings, **more, **options})
+        if same:
+            vars(new)["_thawed"] = getattr(layer, "_thawed", None)
         return new
     return make
 
@@ -190,12 +198,24 @@ def _scaling(layer: Any) -> dict[str, Any]:
     return found if eps is None else {**found, "eps": eps}
 
 
+def _fitting(layer: Any, new: Module) -> dict[str, Any]:
+    """The settings of a layer that another norm in its place has, too."""
+    found = _scaling(layer)
+    found["elementwise_affine"] = found["affine"]
+    if getattr(layer, "average", None) is None and getattr(layer, "momentum", None) is not None:
+        found["momentum"] = layer.momentum           # None means different things
+    known = inspect.signature(type(new)).parameters
+    return {name: value for name, value in found.items() if name in known}
+
+
 def _kept(layer: Any, options: dict[str, Any]) -> dict[str, Any]:
     """The settings of a layer that a batch norm in its place gets."""
     kept = _scaling(layer)
     if isinstance(layer, BatchNorm):
         kept |= {name: getattr(layer, name) for name in _POLICY}
     said = {"average"} if "momentum" in options else set()      # by an option of another name
+    if kept.get("average") is not None:              # then the momentum is one that nobody gave
+        kept["momentum"] = Unsaid(layer.momentum or 0.0)
     if options.get("like") is not None:
         said |= {"momentum", *PRESETS["torch"]}
     return {name: value for name, value in kept.items() if name not in said}

@@ -25,6 +25,7 @@ from .group_norm import (
 from .linear import Identity
 from .module import Module
 from .norm import LayerNorm
+from .parameter import check_sizes
 from .response_norm import EvoNormB0, EvoNormS0, FilterResponseNorm, GlobalResponseNorm
 from .switchable_norm import SwitchableNorm
 from .whitening import DecorrelatedBatchNorm
@@ -71,7 +72,8 @@ def create_norm(name: str | None, channels: int, *, dims: int | None = None,
     channels alone: "ghost", "split", "renorm", "frozen", "sync", "lp", "mean_only", "noisy",
     "decorrelated", "switchable", "filter_response", "global_response", "evonorm_b0".
 
-    Raises ValueError for an unknown name, or where the norm does not fit the dims.
+    Raises ValueError for an unknown name, channels that are no int of at least 0, or where
+    the norm does not fit the dims.
 
     >>> create_norm("group", 64, groups=8)
     GroupNorm(8, 64, eps=1e-05, affine=True, bias=True)
@@ -83,6 +85,7 @@ def create_norm(name: str | None, channels: int, *, dims: int | None = None,
     if name not in _BUILDERS:
         raise ValueError(f"create_norm: expected None or one of {', '.join(sorted(_BUILDERS))}, "
                          f"got {name!r}")
+    check_sizes("create_norm", channels=channels)
     lengths = (size,) if isinstance(size, int) else None if size is None else tuple(size)
     if dims is None:
         dims = 2 if lengths is None else len(lengths)

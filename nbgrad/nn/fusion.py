@@ -98,8 +98,9 @@ def fuse(model: Module, *example: Tensor) -> Module:
     which norms). The folded model is for inference: training it would train other parameters.
 
     Raises ValueError if a batch norm is in training mode and not frozen, has no running statistics
-    or does not use them, or if they are not finite or var + eps is not positive; RuntimeError if
-    the example's output changes (a layer whose output has a second use).
+    or does not use them, or if they are not finite or var + eps is not positive, or the output on
+    the example is empty or not finite; RuntimeError if the example's output
+    changes (a layer whose output has a second use).
 
     >>> from nbgrad import nn
     >>> nn.fuse(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU()).eval())
@@ -281,7 +282,10 @@ def _compare(model: Module, fused: Module, example: tuple[Tensor, ...]) -> float
     """The outputs agree to 1e-3 of their size: rounding stays far below, a wrong pair does not.
     Returns the largest difference."""
     with no_grad():
-        pairs = zip(_arrays(model(*example)), _arrays(fused(*example)))
+        pairs = list(zip(_arrays(model(*example)), _arrays(fused(*example))))
+    if not sum(y.size for y, _ in pairs) or not all(np.isfinite(y).all() for y, _ in pairs):
+        raise ValueError("fuse: the model's output on the example is empty, holds no floating "
+                         "numbers, or some that are not finite: it shows nothing")
     worst = 0.0
     for y, new in pairs:
         off = float(np.abs(y - new).max(initial=0))

@@ -15,7 +15,7 @@ from nbgrad.autograd import Tensor, as_tensor
 
 from . import init
 from .module import Module
-from .norm import Normalization, check_eps
+from .norm import Normalization, check_eps, check_momentum
 from .parameter import Parameter, check_sizes
 
 __all__ = ["GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "LocalResponseNorm",
@@ -104,6 +104,7 @@ class _InstanceNorm(_Affine):
         super().__init__()
         check_sizes(type(self).__name__, num_features=num_features)
         check_eps(self, eps)
+        check_momentum(self, momentum)
         self.num_features, self.eps, self.momentum = num_features, eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         self._gains((num_features,), dtype, affine, affine and bias)
@@ -220,11 +221,14 @@ class LocalResponseNorm(Module):
     """y = x / (k + alpha/size Σ x²)^beta, the sum over ``size`` neighbouring channels.
     Krizhevsky, Sutskever & Hinton 2012, with alpha divided by the size as in PyTorch
 
-    x: (N, C, *), at least 3 dimensions. No parameters.
+    x: (N, C, *), at least 3 dimensions. No parameters. Raises ValueError for a size below 1.
     """
 
     def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
         super().__init__()
+        check_sizes("LocalResponseNorm", size=size)
+        if not size:
+            raise ValueError("LocalResponseNorm: size must be at least 1, got 0")
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, x: Tensor) -> Tensor:

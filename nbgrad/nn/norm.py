@@ -29,6 +29,19 @@ def check_eps(owner: Normalization, eps: Any) -> None:
         raise ValueError(f"{type(owner).__name__}: eps must not be negative, got {eps}")
 
 
+class Unsaid(float):
+    """A default, which can be told from the same number given by the caller."""
+
+
+MOMENTUM = Unsaid(0.1)
+
+
+def check_momentum(owner: Normalization, momentum: Any) -> None:
+    if momentum is not None and not (isinstance(momentum, Real) and 0 <= float(momentum) <= 1):
+        raise ValueError(f"{type(owner).__name__}: momentum must be from 0 to 1, or None, got "
+                         f"{momentum!r}")
+
+
 class LayerNorm(Normalization):
     """y = gamma (x − mean) / √(var + eps) + beta, statistics over the last dimensions of each
     sample. Ba, Kiros & Hinton 2016

@@ -13,7 +13,7 @@ from nbgrad.ops.norm import batch_norm_inference
 from nbgrad.ops.norm.channels import check_channels, check_count
 
 from . import init
-from .norm import Normalization, check_eps
+from .norm import Normalization, check_eps, check_momentum
 from .parameter import Parameter, check_sizes
 
 __all__ = ["ChannelNorm", "RunningNorm", "is_tracked_instance_norm"]
@@ -74,9 +74,7 @@ class RunningNorm(ChannelNorm):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
                  affine: bool = True, *, dtype: Any = np.float32, **statistics: Any) -> None:
         super().__init__(num_features, eps, affine, dtype=dtype)
-        if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"{type(self).__name__}: momentum must be from 0 to 1, or None, got "
-                             f"{momentum}")
+        check_momentum(self, momentum)
         self.momentum, self._starts = momentum, statistics
         for name, start in statistics.items():         # a number: one such per channel
             shape = np.shape(start) or (num_features,)
@@ -103,9 +101,9 @@ class RunningNorm(ChannelNorm):
 
     def _move(self, x: Tensor, **found: Any) -> None:
         """Towards what was found in x, if there was anything in it."""
-        self.num_batches_tracked.data += 1
         if not x.data.size:
             return
+        self.num_batches_tracked.data += 1
         m = self.momentum
         m = 1 / int(self.num_batches_tracked.data) if m is None else m
         for name, value in found.items():

@@ -299,8 +299,12 @@ def _in_order_of_use(model: Module, loader: Iterable[Any],
 
 def first_input(batch: Any) -> Tensor:
     """The model's input of a batch: itself, or the first of a tuple or list."""
-    x: Tensor = batch[0] if isinstance(batch, Sequence) else batch
-    return x
+    first = batch[0] if isinstance(batch, Sequence) and len(batch) else batch
+    if not isinstance(first, Tensor):
+        raise TypeError("expected batches that are a Tensor, or a tuple or list whose first is the "
+                        f"model's input, got {type(batch).__name__}"
+                        + ("" if first is batch else f" of {type(first).__name__}"))
+    return first
 
 
 def _first(loader: Iterable[Any]) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 from nbgrad.autograd import Tensor, composition, op
 from nbgrad.backend import kernels, writable
 from nbgrad.ops.elementwise import rsqrt
+from nbgrad.ops.moments import moments
 from nbgrad.ops.reduce import mean as mean_of, sum
 from nbgrad.ops.shape import checked, reshape
 
@@ -30,17 +31,17 @@ def _group_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, /, *, grou
     y, mean, invstd = kernels(x).group_norm(x.data, data(gamma), data(beta), groups=groups, eps=eps,
                                             center=center)
     if running is not None:
-        _move(mean, invstd, eps, math.prod(x.shape[2:]), *running)
+        _move(x, *running)
     return y, lambda dy: group_norm_backward(dy, x, gamma, mean=mean, invstd=invstd, groups=groups,
                                              eps=eps, center=center)
 
 
-def _move(mean: Any, invstd: Any, eps: float, n: int, running_mean: Any, running_var: Any,
-          momentum: float) -> None:
-    """The running statistics of channels towards the mean over samples of theirs."""
+def _move(x: Tensor, running_mean: Any, running_var: Any, momentum: float) -> None:
+    """The running statistics of channels towards the mean over samples of theirs. x is read again:
+    of 1/√(σ² + ε), a σ² far below ε does not come back."""
+    found = moments(x, groups=x.shape[1])
     with np.errstate(all="ignore"):
-        var = np.maximum(1 / (invstd * invstd) - eps, 0) * (n / (n - 1))
-        for running, new in ((running_mean, mean), (running_var, var)):
+        for running, new in ((running_mean, found.mean), (running_var, found.var(1))):
             running[...] = (1 - momentum) * running + momentum * new.mean(0)
 
 

@@ -10,7 +10,17 @@ import numpy as np
 
 from .channels import used_twice
 from .examination import Examination, Layer, distance
-from .findings import OFF, Finding, Hits, evaluated_by_running, found, momentum, tracked, upper
+from .findings import (
+    OFF,
+    Finding,
+    Hits,
+    evaluated_by_running,
+    found,
+    momentum,
+    some,
+    tracked,
+    upper,
+)
 
 __all__ = ["CHECKS", "gap"]
 
@@ -91,6 +101,8 @@ def running_off(e: Examination) -> Iterator[Finding]:
         if off > OFF and layer.name not in named:
             start = _start(layer)
             reason = _reason(e, layer, i, off, start)
+            if reason is _other_data and not some(e, layer):
+                continue
             hit = {"off by": off, "batches tracked": tracked(layer)}
             if reason is _remembers_start:
                 hit["share of the start"] = start

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
 from .examination import Array, Examination, Layer, distance
-from .findings import DEAD, SHARE, Finding, Hits, found, graded, share, upper
+from .findings import DEAD, SHARE, Finding, Hits, found, graded, share, some, tracked, upper
 
 __all__ = ["CHECKS", "used_twice"]
 
@@ -115,20 +116,34 @@ def dropout_before(e: Examination) -> Iterator[Finding]:
 
 def decayed_gamma(e: Examination) -> Iterator[Finding]:
     """Decay of gamma is common and mostly harmless; that it wins over the loss is not: gammas start
-    at 1 (healthy: 0.5 at least, in the median far more) and below 0.1 the layer is fading."""
-    decay = {id(p): group["weight_decay"] for group in getattr(e.optimizer, "param_groups", ())
+    at 1 (healthy: 0.5 at least, in the median far more) and below 0.1 the layer is fading. So is
+    one that started at 0, unless decay alone would by now have halved it."""
+    decay = {id(p): group for group in getattr(e.optimizer, "param_groups", ())
              for p in group["params"] if group.get("weight_decay")}
     hits: Hits = {}
+    small: set[str] = set()                          # from the start
     for layer in e.layers:
         gamma = layer.norm.weight
         if gamma is not None and id(gamma) in decay:
             middle = float(np.median(np.abs(gamma.data)))
-            hits[layer.name] = {"weight decay": decay[id(gamma)], "median |gamma|": middle,
+            group = decay[id(gamma)]
+            hits[layer.name] = {"weight decay": group["weight_decay"], "median |gamma|": middle,
                                 "lost": 1 - middle}
+            if _decay_alone(group, tracked(layer)) > 0.5:
+                small.add(layer.name)
     yield from graded("weight-decay-on-gamma", hits, 0.9, "lost", "The optimizer decays gamma "
                       "towards 0, which shrinks the layer's output; the weights before a norm "
                       "gain nothing from it, their scale does not matter.",
-                      "nbgrad.optim.param_groups(model, weight_decay) leaves norms and biases out")
+                      "nbgrad.optim.param_groups(model, weight_decay) leaves norms and biases out",
+                      small)
+
+
+def _decay_alone(group: dict[str, Any], steps: int) -> float:
+    """What it leaves of 1 after so many steps without a gradient of the loss."""
+    lr = max(group.get(name) or 0.0 for name in ("lr", "initial_lr", "max_lr"))   # of a schedule
+    rate = lr * group["weight_decay"]
+    momentum = group.get("momentum") or 0.0
+    return float(max(1 - rate / max(1 - momentum, rate), 0.0) ** steps)
 
 
 def batch_at_evaluation(e: Examination) -> Iterator[Finding]:
@@ -154,7 +169,7 @@ def constant(layer: Layer) -> Array:
 def constant_channels(e: Examination) -> Iterator[Finding]:
     hits: Hits = {}
     for layer in e.layers:
-        if layer.inputs and constant(layer).any():
+        if some(e, layer) and constant(layer).any():
             hits[layer.name] = {"share of channels": share(constant(layer)),
                                 "channels": int(constant(layer).sum())}
     yield from graded("constant-channels", hits, DEAD, "share of channels", "Channels that have "

@@ -7,7 +7,7 @@ learning rate and batch size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from .examination import Array, Examination, Layer
 
 __all__ = ["DEAD", "OFF", "SHARE", "Finding", "Hits", "evaluated_by_running", "found", "graded",
-           "momentum", "share", "tracked", "upper"]
+           "momentum", "share", "some", "tracked", "upper"]
 
 # Output standard deviations by which a quarter of the channels is off. Healthy: 0.41 at most, most
 # of them below 0.2, unless the weights still move fast (0.97), which is told apart as lagging.
@@ -59,9 +59,9 @@ def found(code: str, hits: Hits, cause: str, advice: str, problem: bool = True,
 
 
 def graded(code: str, hits: Hits, limit: float, by: str, cause: str,
-           advice: str) -> Iterator[Finding]:
-    """A problem where evidence ``by`` is at least ``limit``, else a note."""
-    bad = {name: h for name, h in hits.items() if h[by] >= limit}
+           advice: str, excused: Container[str] = ()) -> Iterator[Finding]:
+    """A problem where evidence ``by`` is at least ``limit``, else, or if excused, a note."""
+    bad = {name: h for name, h in hits.items() if h[by] >= limit and name not in excused}
     yield from found(code, bad, cause, advice, True, by)
     mild = {name: h for name, h in hits.items() if name not in bad}
     yield from found(code, mild, cause, advice, False, by)
@@ -90,6 +90,11 @@ def momentum(norm: Any, t: int = LATE) -> float:
     if norm.average is not None:
         return float(norm.average.momentum(t))
     return 1 / t if norm.momentum is None else float(norm.momentum)
+
+
+def some(e: Examination, layer: Layer) -> bool:
+    """Whether it got batches that say what data vary: of one sample each, nothing does."""
+    return max(e.sizes) > 1 and any((found.count > 1).any() for found in layer.inputs)
 
 
 def tracked(layer: Layer) -> int:

@@ -49,11 +49,13 @@ def non_finite(e: Examination) -> Iterator[Finding]:
 
 
 def never_updated(e: Examination) -> Iterator[Finding]:
-    hits: Hits = {name: {"momentum": float("nan") if layer.momentum is None else layer.momentum}
+    hits: Hits = {name: {"batches tracked": int(layer.num_batches_tracked.data)}
+                  | ({} if layer.momentum is None else {"momentum": layer.momentum})
                   for name, layer in other_norms(e.model).items() if _untouched(layer)}
     yield from found("never-updated", hits, "The running statistics are what a new layer has: no "
-                     "batch in training mode moved them (momentum=0, the state was loaded without "
-                     "them, or training ran in evaluation mode).",
+                     "batch in training mode moved them (momentum=0, or None in an instance "
+                     "norm, the state was loaded without them, or training ran in evaluation "
+                     "mode).",
                      "let batches through in training mode, with momentum above 0")
 
 
