@@ -89,7 +89,7 @@ def _best(arms: dict[Any, list[Record]], network: str, norm: str) -> float:
 STUDY = Study(
     name="cnn",
     question="Does batch norm help a convolutional network?",
-    claim="A convolutional network trains faster and better with batch normalization.",
+    claim="A convolutional network trains faster, or ends better, with batch normalization.",
     source="Ioffe & Szegedy 2015, section 4.2, and every tutorial since",
     published="Inception on ImageNet reaches the accuracy of the plain network (72.2 %) in 13.3 "
               "million steps instead of 31.0 at the same learning rate, and in 2.1 million at five "
