@@ -2,11 +2,14 @@
 
     python -m bench.fuzz                 100,000 calls, some with bounds checks; docs/fuzzing.md
     python -m bench.fuzz --page          write the page from the results that are there
+    python -m bench.fuzz --count 2500 --only whiten layers
+                                         as many of these alone, beside the others' results
 
 Calls run in a process of their own, so that a crash is seen as what it is.
 """
 
 import argparse
+import inspect
 import json
 import os
 import resource
@@ -18,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 import nbgrad
-from nbgrad import ops
+from nbgrad import nn, ops
 from nbgrad.nn import functional as F
 
 from . import measure
@@ -165,17 +168,66 @@ def whiten(d):
     return ops.whiten(d.x(), d.number(1), d.number(1e-3))[0]
 
 
+def evonorm_b0(d):
+    std = d.tensor((1, *d.shape[1:2], *[1] * (len(d.shape) - 2)))
+    return ops.evonorm_b0(d.x(), d.channels(), d.channels(), d.channels(), std, d.number(1e-5))
+
+
+def switchable_norm(d):
+    return ops.switchable_norm(d.x(), d.tensor((3,)), d.tensor((3,)), d.channels(), d.channels(),
+                               d.number(1e-5))[0]
+
+
+def weight_norm(d):
+    dim = int(d.rng.integers(0, 3))
+    g = tuple(n if i == dim else 1 for i, n in enumerate(d.shape))
+    return ops.weight_norm(d.x(), d.tensor(g), d.number(dim))
+
+
+def inverse_sqrt(d):
+    n = int(d.rng.integers(0, 5))
+    a = d.tensor((n, n))
+    if isinstance(a, nbgrad.Tensor) and a.shape == (n, n) and not d.odd():
+        a = a @ a.T
+    return ops.inverse_sqrt(a)
+
+
+LAYERS = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GhostBatchNorm, nn.SplitBatchNorm,
+          nn.SyncBatchNorm, nn.BatchRenorm, nn.FrozenBatchNorm, nn.NoisyBatchNorm, nn.LpBatchNorm,
+          nn.MeanOnlyBatchNorm, nn.DecorrelatedBatchNorm, nn.SwitchableNorm, nn.EvoNormB0,
+          nn.EvoNormS0, nn.FilterResponseNorm, nn.GlobalResponseNorm, nn.LayerNorm, nn.RMSNorm,
+          nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm]
+
+
+def layers(d):
+    kind = LAYERS[d.rng.integers(len(LAYERS))]
+    at = -1 if kind in (nn.LayerNorm, nn.RMSNorm) else 1
+    size = d.shape[at] if len(d.shape) > 1 else 1
+    usual = {"eps": 1e-5, "momentum": 0.1, "affine": d.flag(), "track_running_stats": d.flag(),
+             "ghost_size": 2, "num_splits": 2, "p": 2, "groups": 1, "group_size": 1, "r_max": 3.0,
+             "d_max": 5.0, "correction": 0, "statistics": "batch", "like": None, "workers": None,
+             "average": None, "generator": None, "mean_range": 0.5, "alpha": 1e-4}
+    known = inspect.signature(kind).parameters
+    own = {name: d.number(value) for name, value in usual.items()
+           if name in known and (not d.odd(0.5) or name in ("groups", "group_size"))}
+    size = d.number(size)
+    size = -3 if size == 10**9 else size             # which is right, and takes 4 GB
+    return kind(size, **own).train(d.flag())(d.x())
+
+
 FUNCTIONS = [batch_norm, weighted_batch_norm, moments, layer_norm, rms_norm, group_norm,
              instance_norm, local_response_norm, filter_response_norm, ghost_batch_norm, normalize,
-             global_response_norm, evonorm_s0, weight_standardization, lp_deviation, whiten]
+             global_response_norm, evonorm_s0, weight_standardization, lp_deviation, whiten,
+             evonorm_b0, switchable_norm, weight_norm, inverse_sqrt, layers]
 
 
-def fuzz(count, seed=0):
+def fuzz(count, seed=0, only=()):
     """How many results and how many documented exceptions there were, by function. Any other
     exception, and one that says nothing, is raised."""
     rng, found = np.random.default_rng(seed), {}
+    functions = [f for f in FUNCTIONS if not only or f.__name__ in only]
     for i in range(count):
-        f = FUNCTIONS[i % len(FUNCTIONS)]
+        f = functions[i % len(functions)]
         results, errors = found.get(f.__name__, (0, 0))
         try:
             y = f(Draw(rng))
@@ -189,10 +241,11 @@ def fuzz(count, seed=0):
     return found
 
 
-def apart(count, seed, bounds):
+def apart(count, seed, bounds, only=()):
     """``fuzz`` in a process of its own, with or without bounds checks in the kernels."""
     env = {**os.environ, "NUMBA_BOUNDSCHECK": "1" if bounds else "0"}
-    done = subprocess.run([sys.executable, "-m", "bench.fuzz", "--run", str(count), str(seed)],
+    done = subprocess.run([sys.executable, "-m", "bench.fuzz", "--run", str(count), str(seed),
+                           "--only", *only],
                           capture_output=True, text=True, env=env, check=False)
     if done.returncode:
         raise RuntimeError(f"status {done.returncode} (negative: a signal)\n{done.stderr[-2000:]}")
@@ -238,18 +291,23 @@ def main(argv=None):
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--bounds", type=int, default=20_000, help="calls with bounds checks")
     parser.add_argument("--page", action="store_true", help="only write the page again")
+    parser.add_argument("--only", nargs="*", default=[], choices=[f.__name__ for f in FUNCTIONS],
+                        help="these functions; the others' results stay")
     parser.add_argument("--run", nargs=2, type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.run:
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))      # a MemoryError, not the end
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            print(json.dumps(fuzz(*args.run)))
+            print(json.dumps(fuzz(*args.run, args.only)))
         return
     if not args.page:
-        run, rows = measure.where_and_when(1, ("nbgrad", "numpy", "numba")), []
+        run = measure.where_and_when(1, ("nbgrad", "numpy", "numba"))
+        rows = [row for row in measure.read(RESULTS) if row["function"] not in args.only
+                ] if args.only else []
         for bounds, count, seed in (("no", args.count, 0), ("yes", args.bounds, 1)):
-            for name, (results, errors) in apart(count, seed, bounds == "yes").items():
+            found = apart(count, seed, bounds == "yes", args.only)
+            for name, (results, errors) in found.items():
                 rows.append(dict(zip(FIELDS, (run["date"], run["versions"], bounds, seed, name,
                                               results, errors))))
         measure.write(RESULTS, rows)

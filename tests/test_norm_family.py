@@ -558,3 +558,28 @@ def test_it_trains(name):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("call", [
+    lambda x, w, eps: ops.evonorm_b0(x, None, None, w, nbgrad.ones(1, 4, 1), eps),
+    lambda x, w, eps: ops.evonorm_s0(x, 2, eps=eps),
+    lambda x, w, eps: ops.global_response_norm(x, w, w, eps),
+    lambda x, w, eps: ops.switchable_norm(x, w[:3], w[:3], eps=eps)])
+@pytest.mark.parametrize("eps", [-1.0, float("nan"), None, "1"])
+def test_a_negative_eps_is_refused(call, eps):
+    with pytest.raises(ValueError, match="eps must not be negative, got"):
+        call(nbgrad.randn(2, 4, 3), nbgrad.ones(4), eps)
+
+
+@pytest.mark.parametrize(("call", "error", "said"), [
+    (lambda x: ops.evonorm_b0(x, None, None, None, None), TypeError, "expected std to be a Tensor"),
+    (lambda x: ops.evonorm_b0(x, None, None, None, nbgrad.ones(4)), ValueError, "std of shape"),
+    (lambda x: ops.switchable_norm(x, None, nbgrad.ones(3)), TypeError, "expected mean_weight to"),
+    (lambda x: ops.switchable_norm(x, nbgrad.ones(3), 2.0), TypeError, "expected var_weight to be"),
+    (lambda x: ops.weight_norm(x, None), TypeError, "expected g to be a Tensor, got NoneType"),
+    (lambda x: ops.weight_norm(None, x), TypeError, "expected v to be a Tensor, got NoneType"),
+    (lambda x: ops.weight_norm(x, nbgrad.ones(2, 1, 1, dtype=np.float64)), TypeError, "one float"),
+    (lambda x: ops.inverse_sqrt(None), TypeError, "expected matrix to be a Tensor, got NoneType")])
+def test_what_is_no_tensor_is_refused(call, error, said):
+    with pytest.raises(error, match=said):
+        call(nbgrad.randn(2, 4, 3))

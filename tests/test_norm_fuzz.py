@@ -12,7 +12,7 @@ from bench import fuzz, measure
 COUNT = int(os.environ.get("NBGRAD_FUZZ", "16000"))
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:input.s size at dim:UserWarning")
 def test_random_arguments_give_a_result_or_a_documented_exception():
     found = fuzz.fuzz(COUNT)
     assert sum(map(sum, found.values())) == COUNT

@@ -48,12 +48,15 @@ def check_workers(owner: str, workers: Any) -> None:
 
 
 class SyncBatchNorm(BatchNorm):
-    """Batch norm over the batches of all workers together; gradients are of the sum of their
-    losses.
+    """y = gamma (x − mean) / √(var + eps) + beta, mean and var of each channel over the batches of
+    all workers together; gradients are of the sum of their losses.      Peng et al. 2018 (MegDet)
 
+    x: (N, C, *S), N and S the worker's own; gamma, beta and the running statistics: (C,).
     ``workers`` (see ``nbgrad.ops.Workers``) merges (count, mean, M2) in the order of ranks in
     float64, and sums Σ∂y and Σ∂y x̂ in backward, so that unequal and empty parts are right. All
     workers must call forward and backward in the same order. Without workers: batch norm.
+    Raises TypeError for workers without ``merge`` and ``sum``, ValueError for one value per channel
+    over all workers and for what batch norm refuses.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
@@ -65,9 +68,11 @@ class SyncBatchNorm(BatchNorm):
 
 
 class GhostBatchNorm(BatchNorm):
-    """In training, batch norm of each ``ghost_size`` samples for themselves (the last may be
-    fewer).      Hoffer, Hubara & Soudry 2017
+    """y = gamma (x − mean_g) / √(var_g + eps) + beta in training, mean and biased var of each
+    channel over the ``ghost_size`` samples of x's ghost g (the last may be fewer).      Hoffer,
+    Hubara & Soudry 2017
 
+    x: (N, C, *S); gamma, beta and the running statistics: (C,).
     The running statistics move, once a batch, towards the moments of the whole batch, merged from
     the ghosts'. Evaluation as in batch norm. Raises ValueError for a ghost of one value per
     channel.
@@ -98,9 +103,11 @@ class GhostBatchNorm(BatchNorm):
 
 
 class SplitBatchNorm(BatchNorm):
-    """``num_splits`` batch norms, one for each equal part of the batch in training; evaluation is
-    by the first, whose keys are those of batch norm.      Xie et al. 2020 (auxiliary batch norms)
+    """y_i = gamma_i (x_i − mean_i) / √(var_i + eps) + beta_i in training, x_i the i-th of
+    ``num_splits`` equal parts of the batch, mean_i and var_i its own; evaluation is by the first
+    batch norm, whose keys are those of ``BatchNorm``.      Xie et al. 2020 (auxiliary batch norms)
 
+    x: (N, C, *S); gamma_i, beta_i and the running statistics: (C,), from i = 1 on in ``aux_bn``.
     For batches of parts from different distributions, such as clean and augmented samples. Raises
     ValueError for a batch that does not split evenly.
     """

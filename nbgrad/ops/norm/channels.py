@@ -8,6 +8,7 @@ sample and channel, or group of channels, are those of ``rows(x, n)``.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,17 @@ def check_channels(name: str, x: Any, *sized: Tensor | None, least: int = 2) -> 
         if t is not None and (t.shape != x.shape[1:2] or t.dtype != x.dtype):
             raise ValueError(f"{name}: expected parameters of shape {x.shape[1:2]} and {x.dtype}, "
                              f"one value per channel of x, got {t.shape} and {t.dtype}")
+
+
+def check_tensors(name: str, **given: Any) -> None:
+    for what, t in given.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name}: expected {what} to be a Tensor, got {type(t).__name__}")
+
+
+def check_eps(name: str, eps: Any) -> None:
+    if not isinstance(eps, Real) or not float(eps) >= 0:
+        raise ValueError(f"{name}: eps must not be negative, got {eps!r}")
 
 
 def check_count(name: str, x: Tensor) -> None:

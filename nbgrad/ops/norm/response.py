@@ -20,6 +20,8 @@ from nbgrad.ops.norm.channels import (
     channel_rms,
     channel_std,
     check_channels,
+    check_eps,
+    check_tensors,
     divide_channels,
     per_channel,
     rows,
@@ -169,9 +171,15 @@ def evonorm_b0(input: Tensor, weight: Tensor | None, bias: Tensor | None, v: Ten
     Liu, Brock, Simonyan & Le 2020
 
     x: (N, C, *S)   γ, β, v: (C,)   std: s, √(var + ε) of each channel over the batch (training), or
-    the running one; (1, C, 1, …). Without v: y = γ x / s + β.
+    the running one; (1, C, 1, …). Without v: y = γ x / s + β. Raises ValueError for sizes
+    that do not fit and a negative ε, TypeError for an s that is no Tensor.
     """
     check_channels("evonorm_b0", input, weight, bias, v)
+    check_eps("evonorm_b0", eps)
+    check_tensors("evonorm_b0", std=std)
+    if std.shape != (1, *input.shape[1:2], *[1] * (input.ndim - 2)) or std.dtype != input.dtype:
+        raise ValueError(f"evonorm_b0: expected std of shape (1, C, 1, …) and {input.dtype}, got "
+                         f"{std.shape} and {std.dtype} for an input of size {list(input.shape)}")
     if v is None:
         return divide_channels(input, std, _channel(weight, input), _channel(bias, input))
     if input.dtype == np.float32 and _large(input):  # v x may be no float32 where y is one
@@ -191,9 +199,10 @@ def evonorm_s0(input: Tensor, groups: int, weight: Tensor | None = None, bias: T
     Liu, Brock, Simonyan & Le 2020
 
     x: (N, C, *S)   γ, β, v: (C,). Without v: y = γ x / √(σ² + ε) + β. Raises ValueError for groups
-    that do not divide C.
+    that do not divide C and for a negative ε.
     """
     check_channels("evonorm_s0", input, weight, bias, v)
+    check_eps("evonorm_s0", eps)
     C = input.shape[1]
     if not isinstance(groups, int) or groups < 1 or C % groups or groups > max(C, 1):
         raise ValueError(f"evonorm_s0: groups must divide the {C} channels, got {groups!r}")
@@ -213,11 +222,13 @@ def global_response_norm(input: Tensor, weight: Tensor, bias: Tensor,
     """y = γ x n + β + x,  n_c = g_c / (mean over c of g + ε),  g_c = ‖x_c‖₂ over S, per sample.
     Woo et al. 2023
 
-    x: (N, C, *S)   γ, β: (C,). The gradient of the norm of zeros is taken to be 0.
+    x: (N, C, *S)   γ, β: (C,). The gradient of the norm of zeros is taken to be 0. Raises TypeError
+    without γ and β, ValueError for sizes that do not fit and a negative ε.
     """
     check_channels("global_response_norm", input, weight, bias, least=3)
     if weight is None or bias is None:
         raise TypeError("global_response_norm: expected weight and bias, got None")
+    check_eps("global_response_norm", eps)
     C, area = input.shape[1], max(math.prod(input.shape[2:]), 1)
     norm = _per_sample(channel_rms(rows(input, C)), input, C)    # ‖x‖ / √area ≤ the largest |x|
     top = float(norm.data.max(initial=0.0)) * math.sqrt(area)

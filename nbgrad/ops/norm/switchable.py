@@ -9,7 +9,7 @@ import numpy as np
 from nbgrad.autograd import Tensor
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.loss import softmax
-from nbgrad.ops.norm.channels import affine, check_channels
+from nbgrad.ops.norm.channels import affine, check_channels, check_eps, check_tensors
 from nbgrad.ops.reduce import mean
 
 __all__ = ["switchable_norm"]
@@ -25,9 +25,12 @@ def switchable_norm(input: Tensor, mean_weight: Tensor, var_weight: Tensor,
     x: (N, C, *S)   mean_weight, var_weight: (3,)   γ, β: (C,)   batch: μ and σ² of the channels,
     (1, C, 1, …), in place of the batch's own, in evaluation. The means and variances of the layer
     and the batch are merged from the instances'. In float64, rounded once; keeps x and some copies
-    of it in float64.
+    of it in float64. Raises ValueError for sizes that do not fit and a negative ε, TypeError for
+    weights that are no Tensors.
     """
     check_channels("switchable_norm", input, weight, bias, least=3)
+    check_eps("switchable_norm", eps)
+    check_tensors("switchable_norm", mean_weight=mean_weight, var_weight=var_weight)
     for t in (mean_weight, var_weight):
         if t.shape != (3,):
             raise ValueError("switchable_norm: expected weights of shape (3,), of instance, "

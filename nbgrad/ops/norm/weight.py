@@ -10,6 +10,7 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor
 from nbgrad.ops.elementwise import sqrt, where
+from nbgrad.ops.norm.channels import check_tensors
 from nbgrad.ops.norm.layer import layer_norm
 from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import _axis, checked, permute, reshape
@@ -23,12 +24,17 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
 
     v: any shape   g: v's shape with 1 for every other axis, or () with None. Where v = 0, which
     has no direction, w = 0 and its gradient is that of w = g v (PyTorch: NaN). The norm of what
-    would overflow or underflow when squared is right.
+    would overflow or underflow when squared is right. Raises ValueError for a g of another
+    shape, TypeError for what are no floating Tensors of one dtype.
 
     >>> import nbgrad
     >>> weight_norm(nbgrad.tensor([[3.0, 4.0]]), nbgrad.tensor([[10.0]])).tolist()
     [[6.0, 8.0]]
     """
+    check_tensors("weight_norm", v=v, g=g)
+    if v.dtype.kind != "f" or g.dtype != v.dtype:
+        raise TypeError(f"weight_norm: expected v and g of one floating dtype, got {v.dtype} and "
+                        f"{g.dtype}")
     axes = norm_axes(v, dim)
     shape = tuple(1 if i in axes else n for i, n in enumerate(v.shape))
     if g.shape != (shape if len(axes) < v.ndim else ()):

@@ -9,7 +9,7 @@ import numpy as np
 from nbgrad.autograd import Tensor, as_tensor
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.matmul import matmul
-from nbgrad.ops.norm.channels import center, check_channels, check_count
+from nbgrad.ops.norm.channels import center, check_channels, check_count, check_tensors
 from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import broadcast_to, mT, permute, reshape
 
@@ -32,6 +32,7 @@ def inverse_sqrt(matrix: Tensor) -> Tensor:
     >>> [[round(v, 6) for v in row] for row in root.tolist()]
     [[0.5, 0.0], [0.0, 0.25]]
     """
+    check_tensors("inverse_sqrt", matrix=matrix)
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] or matrix.dtype.kind != "f":
         raise ValueError("inverse_sqrt: expected floating square matrices, got "
                          f"{matrix.dtype} of size {list(matrix.shape)}")
