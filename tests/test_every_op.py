@@ -205,6 +205,7 @@ SAMPLES = {
     "norm": [(op("norm", dim=1, keepdim=False), (real(3, 4),))],
     "cumsum": [(op("cumsum", dim=1), (real(3, 4),))],
     "cast": [(lambda x: OPS["cast"](x, dtype=np.float64) * x, (real(3),))],
+    "to_device": [(lambda x: OPS["to_device"](x, device="cpu") * x, (real(3),))],
     "reshape": [(op("reshape", shape=(3, 2)), (real(2, 3),))],
     "permute": [(op("permute", dims=(2, 0, 1)), (real(2, 3, 4),))],
     "transpose": [(op("transpose", dim0=0, dim1=-1), (real(2, 3, 4),))],
