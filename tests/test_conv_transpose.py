@@ -122,3 +122,27 @@ def test_spectral_norm_takes_the_outputs_axis():
     theirs = torch.nn.utils.parametrizations.spectral_norm(torch.nn.ConvTranspose2d(4, 6, 3))
     assert ({k: v.shape for k, v in ours.state_dict().items()}
             == {k: tuple(v.shape) for k, v in theirs.state_dict().items()})
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("layer", "norm", "shape"), [
+    ("ConvTranspose2d", nn.BatchNorm2d, (3, 4, 3, 3)), ("Conv1d", nn.BatchNorm1d, (3, 4, 5)),
+    ("ConvTranspose1d", nn.BatchNorm1d, (3, 4, 5))])
+def test_batch_norm_folds_into_it(layer, norm, shape, groups):
+    model = nn.Sequential(getattr(nn, layer)(4, 6, 3, 2, groups=groups), norm(6)).double()
+    x = normal(*shape)
+    model(x)
+    model.eval()
+    model[1].weight.data[...] = rng.standard_normal(6)
+    model[1].bias.data[...] = rng.standard_normal(6)
+    for folded in (nn.fold(model, x), nn.fold(model, x)._replace(model=nn.fuse(model))):
+        assert (folded.layers, folded.left) == (("1",), ())
+        assert folded.deviation < 1e-12
+        np.testing.assert_allclose(folded.model(x).data, model(x).data, rtol=1e-10, atol=1e-12)
+        assert type(folded.model[1]) is nn.Identity
+
+
+def test_a_norm_that_takes_positions_for_channels_is_not_folded():
+    """A single (C, L) is a batch of C for batch norm."""
+    model = nn.Sequential(nn.Conv1d(2, 3, 1), nn.BatchNorm1d(3)).eval()
+    assert nn.fold(model, nbgrad.randn(2, 3)).left == ("1",)
