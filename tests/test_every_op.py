@@ -345,6 +345,14 @@ SAMPLES = {
     "normalize": [(F.normalize, (real(3, 4),)), (lambda x: F.normalize(x, 1, 0), (kinked(3, 4),))],
     "nll_loss": [(lambda x: F.nll_loss(x, as_tensor(TARGET), as_tensor(CLASS_WEIGHT)),
                   (real(4, 3),))],
+    "conv1d": [(lambda *xs: F.conv1d(*xs, 2, 1, 2, 2),
+                (real(2, 4, 6), real(2, 2, 2), real(2)))],
+    "conv_transpose2d": [(lambda *xs: F.conv_transpose2d(*xs, (2, 1), (1, 0), (1, 0), 2, (1, 2)),
+                          (real(2, 4, 3, 2), real(4, 1, 3, 2), real(2))),
+                         (lambda *xs: F.conv_transpose2d(*xs, output_padding=1, dilation=3),
+                          (real(2, 2, 3), real(2, 3, 2, 1)))],
+    "conv_transpose1d": [(lambda *xs: F.conv_transpose1d(*xs, 2, output_padding=1),
+                          (real(3, 4), real(3, 2, 3), real(2)))],
     "mse_loss": [(F.mse_loss, (real(3, 2), real(3, 2)))],
     "soft_cross_entropy": [(lambda x, q: F.cross_entropy(x, q, label_smoothing=0.1),
                             (real(3, 4), real(3, 4)))],
@@ -383,7 +391,8 @@ def test_what_is_not_differentiated_is_not_recorded(name):
 
 @pytest.mark.parametrize("name", ["batch_norm", "layer_norm", "batch_norm_inference", "group_norm",
                                   "rms_norm", "softmax", "log_softmax", "cross_entropy",
-                                  "sigmoid", "tanh", "gelu", "conv2d", "linear"])
+                                  "sigmoid", "tanh", "gelu", "conv2d", "linear",
+                                  "conv_transpose2d"])
 def test_gradients_to_third_order(name):
     check(name, mode="fast", order=3)
 

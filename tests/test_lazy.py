@@ -19,7 +19,10 @@ LAYERS = [(lambda lib: lib.LazyBatchNorm1d(), (4, 3)),
           (lambda lib: lib.LazyInstanceNorm3d(), (4, 3, 5, 2, 1)),
           (lambda lib: lib.LazyLinear(2), (4, 3)),
           (lambda lib: lib.LazyLinear(2, bias=False), (4, 3)),
-          (lambda lib: lib.LazyConv2d(6, 3, padding=1, groups=3), (2, 3, 4, 4))]
+          (lambda lib: lib.LazyConv2d(6, 3, padding=1, groups=3), (2, 3, 4, 4)),
+          (lambda lib: lib.LazyConv1d(6, 3, padding=1, groups=3), (2, 3, 4)),
+          (lambda lib: lib.LazyConvTranspose2d(6, 3, 2, groups=3), (2, 3, 4, 4)),
+          (lambda lib: lib.LazyConvTranspose1d(2, 3, bias=False), (2, 3, 4))]
 
 
 @pytest.mark.parametrize(("make", "shape"), LAYERS)

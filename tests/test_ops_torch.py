@@ -210,6 +210,12 @@ WINDOWS = {
                          normal(4, 1, 3, 3)),
     "conv2d even same": (lambda F, x, w: F.conv2d(x, w, padding="same"), normal(2, 3, 5, 5),
                          normal(4, 3, 2, 4)),
+    **{f"conv_transpose2d {how}": (
+        lambda F, x, w, b, how=how: F.conv_transpose2d(x, w, b, *how), normal(2, 4, 4, 3),
+        normal(4, 3, *kernel), normal(3 * how[3]))
+       for kernel, how in (              # stride, padding, output_padding, groups, dilation
+        ((3, 3), (1, 0, 0, 1, 1)), ((3, 2), (2, 1, 1, 1, 1)), ((2, 3), ((3, 1), (0, 2), 0, 2, 1)),
+        ((3, 3), (1, 1, 2, 1, 3)), ((2, 2), (2, 1, (2, 1), 2, (3, 1))), ((1, 1), (3, 0, 2, 4, 1)))},
     **{f"max_pool2d {how}": (lambda F, x, how=how: F.max_pool2d(x, **how), normal(*P)) for how in (
         {"kernel_size": 2}, {"kernel_size": (3, 2), "stride": 1, "padding": 1},
         {"kernel_size": 3, "stride": 2, "ceil_mode": True},

@@ -23,7 +23,7 @@ from .batch_variants import (
     SyncBatchNorm,
 )
 from .container import ModuleDict, ModuleList, ParameterList, Sequential
-from .conv import Conv2d
+from .conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from .conversion import convert_norm, freeze_batch_norm, unfreeze_batch_norm
 from .create_norm import create_norm, register_norm
 from .dropout import Dropout
@@ -40,7 +40,10 @@ from .lazy import (
     LazyBatchNorm1d,
     LazyBatchNorm2d,
     LazyBatchNorm3d,
+    LazyConv1d,
     LazyConv2d,
+    LazyConvTranspose1d,
+    LazyConvTranspose2d,
     LazyInstanceNorm1d,
     LazyInstanceNorm2d,
     LazyInstanceNorm3d,
@@ -60,8 +63,10 @@ from .whitening import DecorrelatedBatchNorm
 
 __all__ = [
     "Module", "Parameter", "Sequential", "ModuleList", "ModuleDict", "ParameterList",
-    "Linear", "Identity", "Flatten", "Unflatten", "Conv2d",
-    "LazyBatchNorm1d", "LazyBatchNorm2d", "LazyBatchNorm3d", "LazyConv2d", "LazyInstanceNorm1d",
+    "Linear", "Identity", "Flatten", "Unflatten",
+    "Conv1d", "Conv2d", "ConvTranspose1d", "ConvTranspose2d",
+    "LazyBatchNorm1d", "LazyBatchNorm2d", "LazyBatchNorm3d", "LazyConv1d", "LazyConv2d",
+    "LazyConvTranspose1d", "LazyConvTranspose2d", "LazyInstanceNorm1d",
     "LazyInstanceNorm2d", "LazyInstanceNorm3d", "LazyLinear",
     "MaxPool2d", "AvgPool2d", "AdaptiveAvgPool2d",
     "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "Normalization",

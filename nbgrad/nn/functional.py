@@ -9,7 +9,10 @@ from nbgrad.ops import (
     adaptive_avg_pool2d,
     avg_pool2d,
     batch_norm,
+    conv1d,
     conv2d,
+    conv_transpose1d,
+    conv_transpose2d,
     cross_entropy,
     dropout,
     elu,
@@ -35,8 +38,9 @@ from nbgrad.ops import (
     tanh,
 )
 
-__all__ = ["adaptive_avg_pool2d", "avg_pool2d", "batch_norm", "conv2d", "cross_entropy", "dropout",
-           "elu", "gelu", "group_norm", "instance_norm", "layer_norm", "leaky_relu", "linear",
+__all__ = ["adaptive_avg_pool2d", "avg_pool2d", "batch_norm", "conv1d", "conv2d",
+           "conv_transpose1d", "conv_transpose2d", "cross_entropy", "dropout", "elu", "gelu",
+           "group_norm", "instance_norm", "layer_norm", "leaky_relu", "linear",
            "local_response_norm", "log_softmax", "max_pool2d", "mse_loss", "nll_loss", "normalize",
            "one_hot", "pad", "relu", "rms_norm", "sigmoid", "silu", "softmax", "softplus", "tanh"]
 

@@ -23,7 +23,7 @@ from .batch_variants import (
     SplitBatchNorm,
     SyncBatchNorm,
 )
-from .conv import Conv2d
+from .conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from .group_norm import InstanceNorm2d
 from .linear import Identity, Linear
 from .module import Module
@@ -38,6 +38,7 @@ _BY_MODE = (NoisyBatchNorm, SplitBatchNorm)      # in training something else, f
 # whose evaluation is γ (x − μ)/σ + β; classes derived from them may do anything
 _AFFINE = (*_NORMS, BatchNorm, BatchRenorm, FrozenBatchNorm, GhostBatchNorm, SyncBatchNorm,
            *_BY_MODE)
+_CONVOLUTIONS = (Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d)
 _OTHERS = (LpBatchNorm, MeanOnlyBatchNorm)       # by other statistics
 
 
@@ -86,10 +87,10 @@ def _step(modules: Sequence[Any], i: int, x: Any) -> tuple[int, Any]:
 
 
 def fuse(model: Module, *example: Tensor) -> Module:
-    """A copy of a model in evaluation mode, with each batch norm folded into the Conv2d or Linear
-    that feeds it: w' = w γ/σ, b' = (b − μ) γ/σ + β, in float64, rounded once. It may be of any kind
-    whose evaluation is γ (x − μ)/σ + β, as ℓp and mean-only batch norm and, behind a Conv2d, an
-    InstanceNorm2d that tracks are.
+    """A copy of a model in evaluation mode, with each batch norm folded into the Linear or
+    convolution (transposed or not) that feeds it: w' = w γ/σ, b' = (b − μ) γ/σ + β, in float64,
+    rounded once. It may be of any kind whose evaluation is γ (x − μ)/σ + β, as ℓp and mean-only
+    batch norm and, behind a convolution over two dimensions, an InstanceNorm2d that tracks are.
 
     Pairs are neighbours in a Sequential (a Linear's norm is taken to see (N, C)); with ``example``
     inputs, the model is run on them, and the pairs are those where a batch norm's input is the
@@ -222,11 +223,19 @@ def _neighbours(model: Module) -> Iterator[tuple[Any, Any]]:
 
 def _foldable(layer: Any, norm: Any) -> bool:
     """Whether both are just what they are called, unwatched, and of one number of channels."""
-    if type(layer) not in (Conv2d, Linear) or not _is_affine(norm):
+    if not _is_affine(norm) or not _by_channel(layer, norm):
         return False
-    if type(layer) is Linear and type(norm) is InstanceNorm2d:
-        return False
-    return _plain(layer) and _plain(norm) and layer.weight.shape[0] == norm.num_features
+    size = layer.out_features if type(layer) is Linear else layer.out_channels
+    return _plain(layer) and _plain(norm) and size == norm.num_features
+
+
+def _by_channel(layer: Any, norm: Any, ndim: int | None = None) -> bool:
+    """Whether the norm's channels are the layer's outputs; ndim is that of its value, if known."""
+    if type(norm) is InstanceNorm2d:                # which takes (C, H, W), too
+        return type(layer) in _CONVOLUTIONS and layer.dims == 2
+    if type(layer) is Linear:
+        return ndim in (None, 2)
+    return type(layer) in _CONVOLUTIONS and ndim in (None, layer.dims + 2)
 
 
 def _observed(model: Module, example: tuple[Tensor, ...]) -> dict[Any, Any]:
@@ -239,8 +248,10 @@ def _observed(model: Module, example: tuple[Tensor, ...]) -> dict[Any, Any]:
     def watch(module: Any, args: Any, y: Any) -> None:
         calls[module] = calls.get(module, 0) + 1
         if _is_affine(module) and id(args[0]) in made:
-            pairs[module] = made[id(args[0])][0]
-        elif type(module) is Conv2d or (type(module) is Linear and y.ndim == 2):
+            layer, x = made[id(args[0])]
+            if _by_channel(layer, module, x.ndim):
+                pairs[module] = layer
+        elif type(module) in (*_CONVOLUTIONS, Linear):
             made[id(y)] = module, y                 # y stays alive, so that its id stays its own
 
     handles = [m.register_forward_hook(watch) for m in model.modules()]
@@ -262,9 +273,18 @@ def _fold(layer: Any, norm: Any) -> float:
     w, dtype = layer.weight.data, layer.weight.dtype
     shift = (0.0 if layer.bias is None else layer.bias.data) - mean
     shift = shift * scale + (0.0 if norm.bias is None else norm.bias.data)
-    layer.weight = Parameter((w * scale.reshape(-1, *[1] * (w.ndim - 1))).astype(dtype))
+    layer.weight = Parameter((w * _by_output(layer, scale)).astype(dtype))
     layer.bias = Parameter(shift.astype(dtype))
     return float(np.abs(scale).max(initial=0.0))
+
+
+def _by_output(layer: Any, scale: Any) -> Any:
+    """A number for each output, shaped as its weights are."""
+    ones = [1] * (layer.weight.ndim - 2)
+    if not getattr(layer, "transposed", False):
+        return scale.reshape(-1, 1, *ones)
+    own = scale.reshape(layer.groups, -1, *ones)    # weight: (in, out / groups, …), group by group
+    return np.repeat(own, layer.in_channels // layer.groups, axis=0)
 
 
 def _constants(norm: Any) -> tuple[Any, Any]:

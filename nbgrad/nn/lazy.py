@@ -10,15 +10,16 @@ from typing import Any
 from nbgrad.autograd import Tensor
 
 from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from .conv import Conv2d
+from .conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from .group_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .linear import Linear
 from .module import Module
 from .parameter import Parameter, Uninitialized
 from .tree import BUFFER, PARAMETER
 
-__all__ = ["Lazy", "LazyBatchNorm1d", "LazyBatchNorm2d", "LazyBatchNorm3d", "LazyConv2d",
-           "LazyInstanceNorm1d", "LazyInstanceNorm2d", "LazyInstanceNorm3d", "LazyLinear"]
+__all__ = ["Lazy", "LazyBatchNorm1d", "LazyBatchNorm2d", "LazyBatchNorm3d", "LazyConv1d",
+           "LazyConv2d", "LazyConvTranspose1d", "LazyConvTranspose2d", "LazyInstanceNorm1d",
+           "LazyInstanceNorm2d", "LazyInstanceNorm3d", "LazyLinear"]
 
 
 class _UninitializedBuffer(Uninitialized, Tensor):  # type: ignore[override]  # none yet
@@ -193,21 +194,42 @@ class LazyLinear(_LazyLinear, Linear):
 
 
 class _LazyConv(Lazy):
-    _sized, _telling, _rank = "in_channels", ("weight",), 4
+    _sized, _telling = "in_channels", ("weight",)
     groups: int
+    dims: int
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._rank = cls.dims + 2
 
     def reset_parameters(self) -> None:
         """Nothing: the first batch draws."""
 
     def _size(self, x: Tensor) -> int:
-        if x.ndim not in (3, 4):
-            raise ValueError(f"expected 3D or 4D input (got {x.ndim}D input)")
-        return x.shape[-3]
+        if x.ndim not in (self.dims + 1, self.dims + 2):
+            raise ValueError(f"expected {self.dims + 1}D or {self.dims + 2}D input (got {x.ndim}D "
+                             "input)")
+        return x.shape[-self.dims - 1]
 
     def _size_of(self, shape: tuple[int, ...]) -> int:
-        return shape[1] * self.groups
+        made: Any = self._becomes
+        return shape[0] if made.transposed else shape[1] * self.groups
+
+
+class LazyConv1d(_LazyConv, Conv1d):
+    """Conv1d whose in_channels is that of the first batch: LazyConv1d(out_channels, kernel_size,
+    …)."""
 
 
 class LazyConv2d(_LazyConv, Conv2d):
     """Conv2d whose in_channels is that of the first batch: LazyConv2d(out_channels, kernel_size,
     …)."""
+
+
+class LazyConvTranspose1d(_LazyConv, ConvTranspose1d):
+    """ConvTranspose1d whose in_channels is that of the first batch."""
+
+
+class LazyConvTranspose2d(_LazyConv, ConvTranspose2d):
+    """ConvTranspose2d whose in_channels is that of the first batch:
+    LazyConvTranspose2d(out_channels, kernel_size, …)."""

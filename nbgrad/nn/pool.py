@@ -9,10 +9,11 @@ from typing import Any
 from nbgrad import ops
 from nbgrad.autograd import Tensor
 
-from .conv import Pair
 from .module import Module
 
 __all__ = ["AdaptiveAvgPool2d", "AvgPool2d", "MaxPool2d"]
+
+Pair = int | tuple[int, int]
 
 
 class MaxPool2d(Module):

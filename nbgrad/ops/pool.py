@@ -6,7 +6,7 @@ from typing import Any
 
 from nbgrad.autograd import Tensor, op
 from nbgrad.backend import kernels
-from nbgrad.ops.conv import Pair, pair
+from nbgrad.ops.conv import Pair, ints
 from nbgrad.ops.shape import checked, squeeze, unsqueeze
 
 
@@ -15,9 +15,9 @@ def _geometry(x: Tensor, name: str, kernel_size: Any, stride: Any, padding: Any,
     if x.ndim != 4 or x.dtype.kind != "f":
         raise RuntimeError(f"{name}: Expected a floating 4D (N, C, H, W) or 3D (C, H, W) input, "
                            f"got {x.dtype} of size {x.shape}")
-    k, d = pair(kernel_size, "kernel_size", name), pair(dilation, "dilation", name)
-    s = k if stride is None or stride == () else pair(stride, "stride", name)
-    p = pair(padding, "padding", name, 0)
+    k, d = ints(kernel_size, "kernel_size", name), ints(dilation, "dilation", name)
+    s = k if stride is None or stride == () else ints(stride, "stride", name)
+    p = ints(padding, "padding", name, 0)
     if any(2 * pi > ki for pi, ki in zip(p, k)):
         raise RuntimeError(f"{name}: pad should be at most half of effective kernel size, but got "
                            f"pad={p} and kernel_size={k}")
@@ -133,7 +133,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Any:
                            f"{input.shape}")
     sizes = output_size if isinstance(output_size, (tuple, list)) else (output_size, output_size)
     sizes = tuple(n if s is None else s for s, n in zip(sizes, x.shape[2:]))
-    y = _adaptive_avg_pool2d(x, output_size=pair(sizes, "output_size", "adaptive_avg_pool2d", 0))
+    y = _adaptive_avg_pool2d(x, output_size=ints(sizes, "output_size", "adaptive_avg_pool2d", 0))
     return squeeze(y, 0) if input.ndim == 3 else y
 
 

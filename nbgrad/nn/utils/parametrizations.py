@@ -14,6 +14,7 @@ import numpy as np
 
 from nbgrad import ops
 from nbgrad.autograd import Tensor, as_tensor, bump
+from nbgrad.nn.conv import ConvTranspose
 from nbgrad.nn.module import Module
 from nbgrad.ops.norm.weight import norm_axes
 
@@ -114,8 +115,8 @@ class _SpectralNorm(Module):
 
 def spectral_norm(module: Module, name: str = "weight", n_power_iterations: int = 1,
                   eps: float = 1e-12, dim: int | None = None) -> Module:
-    """w = v / σ(v), σ the largest singular value of v as a matrix (``dim``, 0 by default, × the
-    rest).      Miyato et al. 2018
+    """w = v / σ(v), σ the largest singular value of v as a matrix (``dim``, by default that of
+    the outputs: 0, and 1 of a transposed convolution, × the rest).      Miyato et al. 2018
 
     σ = uᵀ v_matrix v with singular vectors u, v that follow by ``n_power_iterations`` steps of the
     power method whenever the weight is read in training mode, after 15 at first; in evaluation they
@@ -134,7 +135,7 @@ def spectral_norm(module: Module, name: str = "weight", n_power_iterations: int 
     True
     """
     weight = _weight(module, name, "spectral_norm")
-    dim = 0 if dim is None else dim
+    dim = int(isinstance(module, ConvTranspose)) if dim is None else dim
     if not -weight.ndim <= dim < weight.ndim:
         raise IndexError("spectral_norm: Dimension out of range (expected to be in range of "
                          f"[{-weight.ndim}, {weight.ndim - 1}], but got {dim})")
