@@ -19,7 +19,7 @@ __all__ = ["empty_cache", "get_num_threads", "set_num_threads",      # what `imp
 _collects = gc.isenabled()
 gc.disable()              # looking for garbage among all that Numba imports takes 25 ms
 try:
-    from nbgrad.kernels import cpu
+    from nbgrad.kernels import cpu, half
 except ModuleNotFoundError as e:  # the checkout's kernels/ folder becomes nbgrad.kernels on install
     if e.name is None or not e.name.startswith("nbgrad.kernels"):
         raise
@@ -35,12 +35,14 @@ finally:
 _serving: dict[type, ModuleType] = {np.ndarray: cpu}       # the types of arrays that there are
 _cuda: Any = None            # nbgrad.kernels.cuda, once a device has been asked for
 several: list[str] = []      # device types other than "cpu" in use: empty costs ops nothing
+_halves: set[np.dtype[Any]] = set()          # of float16 and bfloat16, those in use; as above
 
 
 def kernels(x: Any) -> Any:
     """The kernel module for where the tensor ``x`` lives."""
     try:
-        return _serving[type(x.data)]
+        module = _serving[type(x.data)]
+        return half.through(module) if _halves and x.data.dtype in _halves else module
     except KeyError:
         raise TypeError(f"Tensor.data must be a NumPy array, got {type(x.data).__name__}: assign "
                         "other.data, or use x.copy_(other) under no_grad()") from None
@@ -63,6 +65,19 @@ def use(name: str) -> Iterator[None]:
         yield
     finally:
         _serving[np.ndarray] = before
+
+
+def half_dtype(name: str) -> np.dtype[Any]:
+    """"float16" or "bfloat16", which ops take from now on. Raises TypeError where bfloat16 needs
+    ml_dtypes."""
+    if name == "bfloat16":
+        try:
+            import_module("ml_dtypes")                     # tells NumPy of it
+        except ImportError:
+            raise TypeError("bfloat16 needs ml_dtypes: run `pip install ml_dtypes`") from None
+    dtype = np.dtype(name)
+    _halves.add(dtype)
+    return dtype
 
 
 # ------------------------------------------------------------------------------------------ devices

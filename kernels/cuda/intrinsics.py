@@ -1,7 +1,7 @@
 """All that is no plain arithmetic: threads, warps, vectors of memory, the machine's functions.
 
-The only module with LLVM or PTX in it, so that another compiler changes this one. Each has a plain
-form for the simulator. ``cuda`` is numba.cuda, or the simulator's.
+The only module with LLVM or PTX in it, beside halves.py, so that another compiler changes these.
+Each has a plain form for the simulator. ``cuda`` is numba.cuda, or the simulator's.
 """
 
 import numpy as np
@@ -9,8 +9,8 @@ import numpy as np
 from .memory import SIMULATED
 from .simulator import Pointer, pause
 
-__all__ = ["FULL", "address", "arrive", "cuda", "device", "libm", "load", "mma", "multiply_add",
-           "outer", "quotient", "store", "tf32", "wait_for", "width"]
+__all__ = ["FULL", "HALVES", "address", "arrive", "cuda", "device", "libm", "load", "mma",
+           "multiply_add", "outer", "quotient", "store", "tf32", "wait_for", "width"]
 
 FULL = 0xFFFFFFFF            # every lane of a warp
 WARP = 32
@@ -25,6 +25,8 @@ def width(dtype):
 if SIMULATED:
     from .simulator import cuda, exchange
 
+    HALVES = {"f2": None, "bf": None}
+
     def device(function):
         return function
 
@@ -34,7 +36,8 @@ if SIMULATED:
     def load(p, i):
         n = VECTOR // p.step
         first = p.at(i, n)
-        return tuple(p.memory[first:first + n])
+        values = p.memory[first:first + n]
+        return tuple(values.astype(np.float32) if p.half else values)
 
     def store(p, i, values):
         first = p.at(i, len(values))
@@ -81,14 +84,17 @@ else:
     from numba.cuda import libdevice
     from numba.cuda.extending import intrinsic
 
+    from .halves import HALVES, HalfPointer, pair, split
+
     def device(function):
         return cuda.jit(device=True, forceinline=True)(function)
 
     def _vector(context, builder, pointer, p, i):
-        """The address of element i, as that of a vector; its length."""
-        n = VECTOR * 8 // pointer.dtype.bitwidth
-        element = context.get_value_type(pointer.dtype)
-        at = builder.gep(p, [i])
+        """The address of element i, as that of a vector; its length. Halves by twos, in words."""
+        at, element = builder.gep(p, [i]), p.type.pointee
+        if isinstance(pointer, HalfPointer):
+            element = ir.IntType(32)
+        n = VECTOR // context.get_abi_sizeof(element)
         return builder.bitcast(at, ir.VectorType(element, n).as_pointer()), n
 
     @intrinsic
@@ -100,25 +106,31 @@ else:
 
     @intrinsic
     def load(typingctx, p, i):
-        """16 bytes from element i on, as a tuple; i is a multiple of their number."""
-        kind = types.UniTuple(p.dtype, VECTOR * 8 // p.dtype.bitwidth)
+        """16 bytes from element i on, as a tuple; i is a multiple of their number. Halves become
+        eight numbers of float32."""
+        half = isinstance(p, HalfPointer)
+        kind = types.UniTuple(p.dtype, VECTOR * 8 // (16 if half else p.dtype.bitwidth))
 
         def codegen(context, builder, sig, args):
             at, n = _vector(context, builder, sig.args[0], *args)
             v = builder.load(at, align=VECTOR)
-            return context.make_tuple(builder, kind, [
-                builder.extract_element(v, ir.Constant(ir.IntType(32), k)) for k in range(n)])
+            values = [builder.extract_element(v, ir.Constant(ir.IntType(32), k)) for k in range(n)]
+            if half:
+                values = [x for word in values for x in split(builder, p, word)]
+            return context.make_tuple(builder, kind, values)
         return kind(p, i), codegen
 
     @intrinsic
     def store(typingctx, p, i, values):
-        """Write 16 bytes from element i on."""
+        """Write 16 bytes from element i on; numbers of float32 are rounded to halves."""
         def codegen(context, builder, sig, args):
-            at, n = _vector(context, builder, sig.args[0], *args[:2])
+            at, _ = _vector(context, builder, sig.args[0], *args[:2])
             v = ir.Constant(at.type.pointee, ir.Undefined)
-            for k in range(n):
-                v = builder.insert_element(v, builder.extract_value(args[2], k),
-                                           ir.Constant(ir.IntType(32), k))
+            xs = [builder.extract_value(args[2], k) for k in range(len(values))]
+            if isinstance(p, HalfPointer):
+                xs = [pair(builder, p, *xs[k:k + 2]) for k in range(0, len(xs), 2)]
+            for k, x in enumerate(xs):
+                v = builder.insert_element(v, x, ir.Constant(ir.IntType(32), k))
             builder.store(v, at, align=VECTOR)
             return context.get_dummy_value()
         return types.void(p, i, values), codegen

@@ -90,7 +90,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> None:
                            f"1-dimensional with {O} elements, but got bias of size {bias.shape} "
                            "instead")
     others = weight.dtype, weight.dtype if bias is None else bias.dtype
-    if x.dtype.kind != "f" or others != (x.dtype, x.dtype):
+    if x.dtype.kind not in "fV" or others != (x.dtype, x.dtype):
         raise RuntimeError("conv2d: expected one floating dtype, got input "
                            f"{x.dtype}, weight {weight.dtype}"
                            + ("" if bias is None else f", bias {bias.dtype}"))
