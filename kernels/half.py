@@ -10,7 +10,7 @@ import numpy as np
 
 from .quiet import quiet
 
-__all__ = ["is_half", "kind", "real", "through", "wide"]
+__all__ = ["is_half", "kind", "named", "real", "through", "wide"]
 
 # of what these return, only the first is a tensor; the rest are statistics, which stay float32
 _STATISTICS = {"batch_norm", "ghost_batch_norm", "group_norm", "layer_norm", "linear_batch_norm",
@@ -27,6 +27,11 @@ def is_half(dtype):
 def kind(dtype):
     """The name that kernels have for a dtype: "f4", "f2" …, "bf" for bfloat16."""
     return "bf" if dtype.kind == "V" else dtype.str[1:]
+
+
+def named(name):
+    """The half by the name that kernels have for it."""
+    return np.dtype("float16" if name == "f2" else "bfloat16")
 
 
 def real(dtype):

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["empty_cache", "get_num_threads", "set_num_threads",      # what `import nbgrad` shows
-           "set_winograd"]
+__all__ = ["empty_cache", "get_float32_matmul_precision",            # what `import nbgrad` shows
+           "get_num_threads", "set_float32_matmul_precision", "set_num_threads", "set_winograd"]
 
 _collects = gc.isenabled()
 gc.disable()              # looking for garbage among all that Numba imports takes 25 ms
@@ -35,6 +35,8 @@ finally:
 _serving: dict[type, ModuleType] = {np.ndarray: cpu}       # the types of arrays that there are
 _cuda: Any = None            # nbgrad.kernels.cuda, once a device has been asked for
 several: list[str] = []      # device types other than "cpu" in use: empty costs ops nothing
+_WAYS = {"highest": "fma", "high": "tf32", "medium": "tf32"}         # kernels.cuda.precision's
+_precision = "highest"       # what was asked for, maybe before there was a device
 _halves: set[np.dtype[Any]] = set()          # of float16 and bfloat16, those in use; as above
 
 
@@ -123,6 +125,8 @@ def _enable_cuda(device: Any) -> None:
     problem = cuda.memory.problem()
     if problem:
         raise RuntimeError(f"device {device!r} is not there: {problem}")
+    if _precision != "highest":
+        cuda.precision.use(_WAYS[_precision])
     _cuda = cuda
     _serving[cuda.memory.Array] = cuda
     several.append("cuda")
@@ -189,6 +193,36 @@ def set_winograd(on: bool) -> None:
     results that they are part of, either way.
     """
     cpu.winograd.enabled = bool(on)
+
+
+def set_float32_matmul_precision(precision: str) -> None:
+    """How CUDA devices multiply float32 in matrix products and convolutions, forward and backward.
+
+    ``"highest"`` (the default): on the CUDA cores, each product and sum rounded to float32's 24
+    bits. ``"high"``: on the tensor cores in TF32, whose numbers are rounded to 11 bits before they
+    are multiplied and added up in float32: a relative error of up to 2⁻¹⁰ of the sum of the
+    products' sizes. ``"medium"``: here the same (PyTorch may take bfloat16). Devices below compute
+    capability 8.0 stay with the CUDA cores. The CPU, float64, float16 and bfloat16 are not
+    concerned. May be said before a device is used. Raises ValueError for other names.
+
+    >>> import nbgrad
+    >>> nbgrad.set_float32_matmul_precision("high")
+    >>> nbgrad.get_float32_matmul_precision()
+    'high'
+    >>> nbgrad.set_float32_matmul_precision("highest")
+    """
+    global _precision
+    if precision not in _WAYS:
+        raise ValueError("set_float32_matmul_precision: expected 'highest', 'high' or 'medium', "
+                         f"got {precision!r}")
+    _precision = precision
+    if _cuda is not None:
+        _cuda.precision.use(_WAYS[precision])
+
+
+def get_float32_matmul_precision() -> str:
+    """What ``set_float32_matmul_precision`` has been given last; "highest" at first."""
+    return _precision
 
 
 def notify(on: bool = True) -> None:

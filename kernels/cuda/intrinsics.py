@@ -6,11 +6,13 @@ Each has a plain form for the simulator. ``cuda`` is numba.cuda, or the simulato
 
 import numpy as np
 
+from ..half import named as half_of
 from .memory import SIMULATED
 from .simulator import Pointer, pause
 
 __all__ = ["FULL", "HALVES", "address", "arrive", "cuda", "device", "libm", "load", "mma",
-           "multiply_add", "outer", "quotient", "store", "tf32", "wait_for", "width"]
+           "mma_of_halves", "multiply_add", "outer", "quotient", "store", "tf32", "wait_for",
+           "width"]
 
 FULL = 0xFFFFFFFF            # every lane of a warp
 WARP = 32
@@ -68,6 +70,24 @@ if SIMULATED:
         right = [[lanes[4 * n + k % 4][1][k // 4] for k in range(8)] for n in (2 * t, 2 * t + 1)]
         products = np.array(left) @ np.array(right).T
         return tuple(np.float32(s + p) for s, p in zip(sums, products.ravel()))
+
+    def mma_of_halves(name):
+        dtype = half_of(name)
+
+        def multiply(sums, a, b):
+            lanes = [v for _, v in sorted(exchange((a, b), None).items())]
+            lane = next(i for i, v in enumerate(lanes) if v[0] is a)
+            group, t = lane // 4, lane % 4
+
+            def line(words):
+                return np.array(words, np.uint32).view(dtype).astype(np.float32)
+            left = [line([lanes[4 * group + k % 4][0][2 * (k // 4) + h] for k in range(8)])
+                    for h in (0, 1)]
+            right = [line([lanes[4 * n + k % 4][1][k // 4] for k in range(8)])
+                     for n in (2 * t, 2 * t + 1)]
+            products = np.array(left) @ np.array(right).T
+            return tuple(np.float32(s + p) for s, p in zip(sums, products.ravel()))
+        return multiply
 
     def outer(sums, a, b):
         return np.asarray(sums) + np.multiply.outer(np.asarray(a), np.asarray(b))
@@ -191,6 +211,27 @@ else:
             result = builder.call(multiply, inputs)
             return context.make_tuple(builder, sums, [part(result, i) for i in range(4)])
         return sums(sums, a, b), codegen
+
+    def mma_of_halves(name):
+        """As ``mma``, (16, 16) (16, 8) of halves, "f2" or "bf": a word is two of neighbouring k,
+        else lanes have what they have there. Products are exact, sums float32. Needs 8.0."""
+        kind = {"f2": "f16", "bf": "bf16"}[name]
+
+        @intrinsic
+        def multiply(typingctx, sums, a, b):
+            def codegen(context, builder, sig, args):
+                single, word, part = ir.FloatType(), ir.IntType(32), builder.extract_value
+                inputs = [part(v, i) for v, n in zip((*args[1:], args[0]), (4, 2, 4))
+                          for i in range(n)]
+                code = ir.InlineAsm(
+                    ir.FunctionType(ir.LiteralStructType([single] * 4), [word] * 6 + [single] * 4),
+                    f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 {{$0, $1, $2, $3}}, "
+                    "{$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
+                    "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", side_effect=True)
+                result = builder.call(code, inputs)
+                return context.make_tuple(builder, sums, [part(result, i) for i in range(4)])
+            return sums(sums, a, b), codegen
+        return multiply
 
     @intrinsic
     def outer(typingctx, sums, a, b):
