@@ -120,14 +120,16 @@ def test_products_of_halves_use_the_tensor_cores(half, kind):
     from nbgrad.kernels.cuda import offline
     from nbgrad.kernels.cuda.matmul import WORD, _products
     from nbgrad.kernels.cuda.tile import LARGE
+    from nbgrad.kernels.cuda.windows import convolution
 
     by_k = ("k", True)
-    kernel = _products(WORD, LARGE, by_k, by_k, half, half)
-    r = offline.report(kernel, (8, 0))
-    assert (r.spilled, r.local) == (0, 0), r
-    assert r.wide_loads == 8, r                 # two of each operand, ahead of and in the loop
-    assert r.registers <= 128, r
     name = f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32"
-    count = kernel.ptx((8, 0)).count(name)
-    assert count > 0
-    assert count % 16 == 0
+    for kernel in (_products(WORD, LARGE, by_k, by_k, half, half),
+                   convolution(WORD, LARGE, True, True, half, half)):
+        r = offline.report(kernel, (8, 0))
+        assert (r.spilled, r.local) == (0, 0), r
+        assert r.wide_loads == 8, r             # two of each operand, ahead of and in the loop
+        assert r.registers <= 128, r
+        count = kernel.ptx((8, 0)).count(name)
+        assert count > 0
+        assert count % 16 == 0

@@ -12,4 +12,4 @@ from .pool import *  # noqa: F403
 from .random import *  # noqa: F403
 from .reduce import *  # noqa: F403
 
-HALF = {"linear", "linear_backward", "matmul"}       # what takes halves as they are
+HALF = {"conv2d", "conv2d_input", "linear", "linear_backward", "matmul"}   # take halves as such

@@ -141,7 +141,7 @@ def _launch(a, b, c, bias, p, sizes, s, t, dtype):
            N, K, am, ak, bn, bk, sizes[1], sizes[0], *s, *t, p.down, p.tiles, p.splits, p.length)
 
 
-def _words(x):
+def words(x):
     """(…, R, K) of halves as words (…, R, K / 2): x itself if each row begins on 16 bytes, else a
     copy, with 0 behind K."""
     W, (*steps, last), K = width(x.dtype), (s // x.itemsize for s in x.strides), x.shape[-1]
@@ -160,7 +160,7 @@ def _product(a, b, bias=None):
     if not precision.multiplies_halves():
         bias = None if bias is None else widened(bias)
         return _tiled(widened(a), widened(b), bias, np.dtype(np.float32)).astype(dtype)
-    return _tiled(_words(a), _words(b.swapaxes(-1, -2)).swapaxes(-1, -2), bias, dtype)
+    return _tiled(words(a), words(b.swapaxes(-1, -2)).swapaxes(-1, -2), bias, dtype)
 
 
 def _tiled(a, b, bias, dtype):
