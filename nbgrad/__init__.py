@@ -10,7 +10,8 @@ __version__ = "0.1.0"
 
 _PACKAGES = ("autograd", "backend", "data", "graph", "models", "nn", "ops", "optim", "testing",
              "train", "viz")
-_DTYPES = ("float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
+_DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64",
+           "uint8", "bool")
 _HOMES = ("autograd", "ops", "backend", "nn.fusion")
 
 
@@ -18,6 +19,8 @@ def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return import_module(f"nbgrad.{name}")
     if name in _DTYPES:
+        if name.endswith("float16"):
+            return import_module("nbgrad.backend").half_dtype(name)
         import numpy as np
 
         return np.dtype(name)

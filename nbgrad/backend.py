@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["empty_cache", "get_num_threads", "set_num_threads",      # what `import nbgrad` shows
-           "set_winograd"]
+__all__ = ["empty_cache", "get_float32_matmul_precision",            # what `import nbgrad` shows
+           "get_num_threads", "set_float32_matmul_precision", "set_num_threads", "set_winograd"]
 
 _collects = gc.isenabled()
 gc.disable()              # looking for garbage among all that Numba imports takes 25 ms
 try:
-    from nbgrad.kernels import cpu
+    from nbgrad.kernels import cpu, half
 except ModuleNotFoundError as e:  # the checkout's kernels/ folder becomes nbgrad.kernels on install
     if e.name is None or not e.name.startswith("nbgrad.kernels"):
         raise
@@ -35,12 +35,16 @@ finally:
 _serving: dict[type, ModuleType] = {np.ndarray: cpu}       # the types of arrays that there are
 _cuda: Any = None            # nbgrad.kernels.cuda, once a device has been asked for
 several: list[str] = []      # device types other than "cpu" in use: empty costs ops nothing
+_WAYS = {"highest": "fma", "high": "tf32", "medium": "tf32"}         # kernels.cuda.precision's
+_precision = "highest"       # what was asked for, maybe before there was a device
+_halves: set[np.dtype[Any]] = set()          # of float16 and bfloat16, those in use; as above
 
 
 def kernels(x: Any) -> Any:
     """The kernel module for where the tensor ``x`` lives."""
     try:
-        return _serving[type(x.data)]
+        module = _serving[type(x.data)]
+        return half.through(module) if _halves and x.data.dtype in _halves else module
     except KeyError:
         raise TypeError(f"Tensor.data must be a NumPy array, got {type(x.data).__name__}: assign "
                         "other.data, or use x.copy_(other) under no_grad()") from None
@@ -63,6 +67,19 @@ def use(name: str) -> Iterator[None]:
         yield
     finally:
         _serving[np.ndarray] = before
+
+
+def half_dtype(name: str) -> np.dtype[Any]:
+    """"float16" or "bfloat16", which ops take from now on. Raises TypeError where bfloat16 needs
+    ml_dtypes."""
+    if name == "bfloat16":
+        try:
+            import_module("ml_dtypes")                     # tells NumPy of it
+        except ImportError:
+            raise TypeError("bfloat16 needs ml_dtypes: run `pip install ml_dtypes`") from None
+    dtype = np.dtype(name)
+    _halves.add(dtype)
+    return dtype
 
 
 # ------------------------------------------------------------------------------------------ devices
@@ -108,6 +125,8 @@ def _enable_cuda(device: Any) -> None:
     problem = cuda.memory.problem()
     if problem:
         raise RuntimeError(f"device {device!r} is not there: {problem}")
+    if _precision != "highest":
+        cuda.precision.use(_WAYS[_precision])
     _cuda = cuda
     _serving[cuda.memory.Array] = cuda
     several.append("cuda")
@@ -174,6 +193,36 @@ def set_winograd(on: bool) -> None:
     results that they are part of, either way.
     """
     cpu.winograd.enabled = bool(on)
+
+
+def set_float32_matmul_precision(precision: str) -> None:
+    """How CUDA devices multiply float32 in matrix products and convolutions, forward and backward.
+
+    ``"highest"`` (the default): on the CUDA cores, each product and sum rounded to float32's 24
+    bits. ``"high"``: on the tensor cores in TF32, whose numbers are rounded to 11 bits before they
+    are multiplied and added up in float32: a relative error of up to 2⁻¹⁰ of the sum of the
+    products' sizes. ``"medium"``: here the same (PyTorch may take bfloat16). Devices below compute
+    capability 8.0 stay with the CUDA cores. The CPU, float64, float16 and bfloat16 are not
+    concerned. May be said before a device is used. Raises ValueError for other names.
+
+    >>> import nbgrad
+    >>> nbgrad.set_float32_matmul_precision("high")
+    >>> nbgrad.get_float32_matmul_precision()
+    'high'
+    >>> nbgrad.set_float32_matmul_precision("highest")
+    """
+    global _precision
+    if precision not in _WAYS:
+        raise ValueError("set_float32_matmul_precision: expected 'highest', 'high' or 'medium', "
+                         f"got {precision!r}")
+    _precision = precision
+    if _cuda is not None:
+        _cuda.precision.use(_WAYS[precision])
+
+
+def get_float32_matmul_precision() -> str:
+    """What ``set_float32_matmul_precision`` has been given last; "highest" at first."""
+    return _precision
 
 
 def notify(on: bool = True) -> None:

@@ -110,3 +110,26 @@ def test_products_keep_their_sums_in_registers():
             assert r.wide_loads == 8, r         # two of each operand, ahead of and in the loop
             assert r.wide_stores == 16, r
             assert r.registers <= 128, r
+
+
+@wheels
+@pytest.mark.slow
+@pytest.mark.parametrize(("half", "kind"), [("f2", "f16"), ("bf", "bf16")])
+def test_products_of_halves_use_the_tensor_cores(half, kind):
+    """16 products of fragments for 16 k, as often as the loop is written out; sums in registers."""
+    from nbgrad.kernels.cuda import offline
+    from nbgrad.kernels.cuda.matmul import WORD, _products
+    from nbgrad.kernels.cuda.tile import LARGE
+    from nbgrad.kernels.cuda.windows import convolution
+
+    by_k = ("k", True)
+    name = f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32"
+    for kernel in (_products(WORD, LARGE, by_k, by_k, half, half),
+                   convolution(WORD, LARGE, True, True, half, half)):
+        r = offline.report(kernel, (8, 0))
+        assert (r.spilled, r.local) == (0, 0), r
+        assert r.wide_loads == 8, r             # two of each operand, ahead of and in the loop
+        assert r.registers <= 128, r
+        count = kernel.ptx((8, 0)).count(name)
+        assert count > 0
+        assert count % 16 == 0

@@ -1,6 +1,6 @@
 """Kernels for CUDA devices, in Numba CUDA; arrays are CuPy's."""
 
-from . import launch, memory  # noqa: F401
+from . import launch, memory, precision  # noqa: F401
 from .conv import *  # noqa: F403
 from .elementwise import *  # noqa: F403
 from .group_norm import *  # noqa: F403
@@ -11,3 +11,5 @@ from .optim import *  # noqa: F403
 from .pool import *  # noqa: F403
 from .random import *  # noqa: F403
 from .reduce import *  # noqa: F403
+
+HALF = {"conv2d", "conv2d_input", "linear", "linear_backward", "matmul"}   # take halves as such

@@ -9,11 +9,13 @@ import math
 
 import numpy as np
 
+from ..half import is_half, kind, wide
 from ..shapes import Conv
 from . import precision, reduce, windows
 from .elementwise import add
 from .intrinsics import width
 from .layout import aligned
+from .matmul import WORD, words
 from .memory import SIMULATED, empty, xp
 from .tile import plan
 
@@ -36,9 +38,38 @@ def _in_vectors(dtype, *numbers):
     return all(n % width(dtype) == 0 for n in numbers)
 
 
+def _through_float32(g, dtype):
+    """Whether halves are converted: without tensor cores, and where a group's channels are few or
+    do not begin on 16 bytes."""
+    inner = g.C // g.G, g.O // g.G
+    return is_half(dtype) and (not precision.multiplies_halves() or (
+        g.G > 1 and (any(n % width(dtype) for n in inner) or math.prod(inner) < FEW)))
+
+
+def _convolve_halves(x, w, bias, y, grid, place, groups):
+    """As ``_convolve``, in words of two channels."""
+    (I, J, _, O), dtype = w.shape, x.dtype
+    x, w = words(x), words(xp.ascontiguousarray(w.transpose(3, 0, 1, 2)))
+    depth, columns, M = w.shape[-1], O // groups, grid.N * grid.A * grid.B
+    K = I * J * depth
+    p = plan(M, columns, K if y.size == M * O else 0, groups, WORD)
+    whole = p.splits == 1
+    parts = y if whole else empty((p.splits, *y.shape), np.float32)
+    kernel = windows.convolution(WORD, p.shape, True, True, kind(dtype), kind(parts.dtype))
+    kernel(p.tiles * groups * p.splits, x, w, parts, bias, whole and bias is not None, False,
+           *grid._replace(C=x.shape[-1]), depth, columns, O, *place, groups, p.down, p.tiles,
+           K if whole else p.length)
+    if whole:
+        return y
+    y = reduce.sum(parts, axes=(0,), keepdims=False)
+    return (y if bias is None else add(y, wide(bias))).astype(dtype)
+
+
 def _convolve(x, w, bias, y, grid, place, groups):
     """y at ``place`` (first, image, row, pixel) = windows of x, channels-last, times w
     (I, J, C/G, O). Returns y, or, where that is all of it, a sum of parts instead."""
+    if is_half(x.dtype):
+        return _convolve_halves(x, w, bias, y, grid, place, groups)
     depth, O, dtype = w.shape[2], w.shape[3], x.dtype
     columns, M, K = O // groups, grid.N * grid.A * grid.B, w.size // O
     if groups > 1 and depth * columns < FEW:
@@ -65,6 +96,9 @@ def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
     """y[n,o,p,q] = b[o] + Σ_{c,i,j} w[o,c,i,j] x[n, c, p·s + i·d − pad, q·s + j·d − pad]."""
     g, dtype = Conv.of(x.shape, weight.shape, stride, padding, dilation, groups), (
         np.result_type(x, weight))
+    if _through_float32(g, dtype):
+        return conv2d(wide(x), wide(weight), wide(bias), stride=stride, padding=padding,
+                      dilation=dilation, groups=groups).astype(dtype)
     y = empty((g.N, g.P, g.Q, g.O), dtype)
     if y.size and not g.depth:
         y[...] = 0 if bias is None else bias
@@ -92,6 +126,9 @@ def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
     """dx[n, c, p·s + i·d − pad, …] = Σ_{o,i,j} w[o,c,i,j] dy[n,o,p,q]: conv2d's transpose in x."""
     g = Conv.of(input_size, weight.shape, stride, padding, dilation, groups)
     dtype = np.result_type(dy, weight)
+    if _through_float32(g, dtype):
+        return conv2d_input(wide(dy), wide(weight), input_size=input_size, stride=stride,
+                            padding=padding, dilation=dilation, groups=groups).astype(dtype)
     dx, dy = empty((g.N, g.H, g.W, g.C), dtype), _last(dy, dtype)
     grouped = weight.reshape(g.G, g.O // g.G, g.C // g.G, g.I, g.J)
     for a in range(min(g.sh, g.H) if dx.size else 0):

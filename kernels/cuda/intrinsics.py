@@ -1,16 +1,18 @@
 """All that is no plain arithmetic: threads, warps, vectors of memory, the machine's functions.
 
-The only module with LLVM or PTX in it, so that another compiler changes this one. Each has a plain
-form for the simulator. ``cuda`` is numba.cuda, or the simulator's.
+The only module with LLVM or PTX in it, beside halves.py, so that another compiler changes these.
+Each has a plain form for the simulator. ``cuda`` is numba.cuda, or the simulator's.
 """
 
 import numpy as np
 
+from ..half import named as half_of
 from .memory import SIMULATED
 from .simulator import Pointer, pause
 
-__all__ = ["FULL", "address", "arrive", "cuda", "device", "libm", "load", "mma", "multiply_add",
-           "outer", "quotient", "store", "tf32", "wait_for", "width"]
+__all__ = ["FULL", "HALVES", "address", "arrive", "cuda", "device", "libm", "load", "mma",
+           "mma_of_halves", "multiply_add", "outer", "quotient", "store", "tf32", "wait_for",
+           "width"]
 
 FULL = 0xFFFFFFFF            # every lane of a warp
 WARP = 32
@@ -25,6 +27,8 @@ def width(dtype):
 if SIMULATED:
     from .simulator import cuda, exchange
 
+    HALVES = {"f2": None, "bf": None}
+
     def device(function):
         return function
 
@@ -34,7 +38,8 @@ if SIMULATED:
     def load(p, i):
         n = VECTOR // p.step
         first = p.at(i, n)
-        return tuple(p.memory[first:first + n])
+        values = p.memory[first:first + n]
+        return tuple(values.astype(np.float32) if p.half else values)
 
     def store(p, i, values):
         first = p.at(i, len(values))
@@ -66,6 +71,24 @@ if SIMULATED:
         products = np.array(left) @ np.array(right).T
         return tuple(np.float32(s + p) for s, p in zip(sums, products.ravel()))
 
+    def mma_of_halves(name):
+        dtype = half_of(name)
+
+        def multiply(sums, a, b):
+            lanes = [v for _, v in sorted(exchange((a, b), None).items())]
+            lane = next(i for i, v in enumerate(lanes) if v[0] is a)
+            group, t = lane // 4, lane % 4
+
+            def line(words):
+                return np.array(words, np.uint32).view(dtype).astype(np.float32)
+            left = [line([lanes[4 * group + k % 4][0][2 * (k // 4) + h] for k in range(8)])
+                    for h in (0, 1)]
+            right = [line([lanes[4 * n + k % 4][1][k // 4] for k in range(8)])
+                     for n in (2 * t, 2 * t + 1)]
+            products = np.array(left) @ np.array(right).T
+            return tuple(np.float32(s + p) for s, p in zip(sums, products.ravel()))
+        return multiply
+
     def outer(sums, a, b):
         return np.asarray(sums) + np.multiply.outer(np.asarray(a), np.asarray(b))
 
@@ -81,14 +104,17 @@ else:
     from numba.cuda import libdevice
     from numba.cuda.extending import intrinsic
 
+    from .halves import HALVES, HalfPointer, pair, split
+
     def device(function):
         return cuda.jit(device=True, forceinline=True)(function)
 
     def _vector(context, builder, pointer, p, i):
-        """The address of element i, as that of a vector; its length."""
-        n = VECTOR * 8 // pointer.dtype.bitwidth
-        element = context.get_value_type(pointer.dtype)
-        at = builder.gep(p, [i])
+        """The address of element i, as that of a vector; its length. Halves by twos, in words."""
+        at, element = builder.gep(p, [i]), p.type.pointee
+        if isinstance(pointer, HalfPointer):
+            element = ir.IntType(32)
+        n = VECTOR // context.get_abi_sizeof(element)
         return builder.bitcast(at, ir.VectorType(element, n).as_pointer()), n
 
     @intrinsic
@@ -100,25 +126,31 @@ else:
 
     @intrinsic
     def load(typingctx, p, i):
-        """16 bytes from element i on, as a tuple; i is a multiple of their number."""
-        kind = types.UniTuple(p.dtype, VECTOR * 8 // p.dtype.bitwidth)
+        """16 bytes from element i on, as a tuple; i is a multiple of their number. Halves become
+        eight numbers of float32."""
+        half = isinstance(p, HalfPointer)
+        kind = types.UniTuple(p.dtype, VECTOR * 8 // (16 if half else p.dtype.bitwidth))
 
         def codegen(context, builder, sig, args):
             at, n = _vector(context, builder, sig.args[0], *args)
             v = builder.load(at, align=VECTOR)
-            return context.make_tuple(builder, kind, [
-                builder.extract_element(v, ir.Constant(ir.IntType(32), k)) for k in range(n)])
+            values = [builder.extract_element(v, ir.Constant(ir.IntType(32), k)) for k in range(n)]
+            if half:
+                values = [x for word in values for x in split(builder, p, word)]
+            return context.make_tuple(builder, kind, values)
         return kind(p, i), codegen
 
     @intrinsic
     def store(typingctx, p, i, values):
-        """Write 16 bytes from element i on."""
+        """Write 16 bytes from element i on; numbers of float32 are rounded to halves."""
         def codegen(context, builder, sig, args):
-            at, n = _vector(context, builder, sig.args[0], *args[:2])
+            at, _ = _vector(context, builder, sig.args[0], *args[:2])
             v = ir.Constant(at.type.pointee, ir.Undefined)
-            for k in range(n):
-                v = builder.insert_element(v, builder.extract_value(args[2], k),
-                                           ir.Constant(ir.IntType(32), k))
+            xs = [builder.extract_value(args[2], k) for k in range(len(values))]
+            if isinstance(p, HalfPointer):
+                xs = [pair(builder, p, *xs[k:k + 2]) for k in range(0, len(xs), 2)]
+            for k, x in enumerate(xs):
+                v = builder.insert_element(v, x, ir.Constant(ir.IntType(32), k))
             builder.store(v, at, align=VECTOR)
             return context.get_dummy_value()
         return types.void(p, i, values), codegen
@@ -179,6 +211,27 @@ else:
             result = builder.call(multiply, inputs)
             return context.make_tuple(builder, sums, [part(result, i) for i in range(4)])
         return sums(sums, a, b), codegen
+
+    def mma_of_halves(name):
+        """As ``mma``, (16, 16) (16, 8) of halves, "f2" or "bf": a word is two of neighbouring k,
+        else lanes have what they have there. Products are exact, sums float32. Needs 8.0."""
+        kind = {"f2": "f16", "bf": "bf16"}[name]
+
+        @intrinsic
+        def multiply(typingctx, sums, a, b):
+            def codegen(context, builder, sig, args):
+                single, word, part = ir.FloatType(), ir.IntType(32), builder.extract_value
+                inputs = [part(v, i) for v, n in zip((*args[1:], args[0]), (4, 2, 4))
+                          for i in range(n)]
+                code = ir.InlineAsm(
+                    ir.FunctionType(ir.LiteralStructType([single] * 4), [word] * 6 + [single] * 4),
+                    f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 {{$0, $1, $2, $3}}, "
+                    "{$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
+                    "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", side_effect=True)
+                result = builder.call(code, inputs)
+                return context.make_tuple(builder, sums, [part(result, i) for i in range(4)])
+            return sums(sums, a, b), codegen
+        return multiply
 
     @intrinsic
     def outer(typingctx, sums, a, b):

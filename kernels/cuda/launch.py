@@ -19,22 +19,27 @@ import numpy as np
 from numba import types
 
 from ..cpu.jit import cache_dir
+from ..half import kind as kind_of
 from . import simulator
+from .intrinsics import HALVES
 from .memory import SIMULATED, synchronize, xp
 
 __all__ = ["KERNELS", "Kernel", "debug", "processors"]
 
-# Per type of a parameter: Numba's type, struct's letter; "*" before it is an address.
+# Per type of a parameter: Numba's type, struct's letter; "*" before it is an address, which may
+# also be one of halves, "*f2" and "*bf": they are read and written as float32.
 _NUMBERS = {"f4": (types.float32, "f"), "f8": (types.float64, "d"), "i4": (types.int32, "i"),
             "i8": (types.int64, "q"), "u4": (types.uint32, "I"), "u8": (types.uint64, "Q"),
-            "u1": (types.uint8, "B"), "b1": (types.boolean, "?"), "f2": (types.float16, "e")}
+            "u1": (types.uint8, "B"), "b1": (types.boolean, "?")}
 KERNELS = {}                 # by name: what offline.py compiles
 DEFAULT_SHARED = 48 << 10    # bytes; beyond, a kernel must be told once what it may use
 debug = bool(os.environ.get("NBGRAD_CUDA_DEBUG"))      # look for errors after each launch
 
 
 def _numba(kind):
-    return types.CPointer(_NUMBERS[kind[1:]][0]) if kind[0] == "*" else _NUMBERS[kind][0]
+    if kind[0] != "*":
+        return _NUMBERS[kind][0]
+    return HALVES[kind[1:]] if kind[1:] in HALVES else types.CPointer(_NUMBERS[kind[1:]][0])
 
 
 class Kernel:
@@ -43,14 +48,14 @@ class Kernel:
     ``parameters`` is a type for each: "*f4 *f4 i8". Arrays are given for addresses (None: null).
     ``minimum`` blocks of it must fit on a multiprocessor, which bounds its registers.
     ``together``: all blocks must be there at once, since they wait for each other.
-    ``least``: the compute capability that it needs.
+    ``least``: the compute capability that it needs; with bfloat16 at least 8.0.
     """
 
     def __init__(self, body, parameters, *, name, threads=256, shared=0, minimum=None,
                  together=False, least=(0, 0)):
         self.body, self.kinds, self.name = body, parameters.split(), name
         self.threads, self.shared, self.minimum = threads, shared, minimum
-        self.together, self.least = together, least
+        self.together, self.least = together, max(least, (8, 0) if "*bf" in self.kinds else (0, 0))
         layout = "".join("P" if k[0] == "*" else _NUMBERS[k][1] for k in self.kinds)
         self._struct = struct.Struct("@" + layout)
         self._offsets = [struct.calcsize("@" + layout[:i + 1]) - struct.calcsize("@" + c)
@@ -78,7 +83,7 @@ class Kernel:
 
     def _simulated(self, args):
         for kind, a in zip(self.kinds, args):
-            if kind[0] == "*" and a is not None and a.dtype != np.dtype(kind[1:]):
+            if kind[0] == "*" and a is not None and kind_of(a.dtype) != kind[1:]:
                 raise TypeError(f"{self.name}: expected an array of {kind[1:]}, got {a.dtype}")
         return [simulator.Pointer.of(a) if k[0] == "*" else
                 np.dtype(k).type(a) if k[0] == "f" else a for k, a in zip(self.kinds, args)]

@@ -1,6 +1,6 @@
 """How arrays lie in memory: what is dense, in which order, and which axes can be walked as one."""
 
-from .memory import empty, in_order, order_of, xp
+from .memory import SIMULATED, empty, in_order, order_of, xp
 
 __all__ = ["MISSING", "aligned", "alike", "collapsed", "dense", "ordered", "padded",
            "spread"]
@@ -35,8 +35,7 @@ def alike(x, like):
 
 def aligned(*arrays):
     """Whether vectors can be read from their first elements on."""
-    return all(a.data.ptr % VECTOR == 0 if hasattr(a.data, "ptr") else
-               a.ctypes.data % VECTOR == 0 for a in arrays)
+    return all((a.ctypes.data if SIMULATED else a.data.ptr) % VECTOR == 0 for a in arrays)
 
 
 def collapsed(shape, order, arrays):

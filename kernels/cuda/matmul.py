@@ -1,8 +1,10 @@
-"""Matrix products on the CUDA cores, of any strides: float32 and float64, rounded as they add up.
+"""Matrix products of any strides: float32 and float64 on the CUDA cores, rounded as they add up,
+float16 and bfloat16 on the tensor cores, added up in float32 and rounded once.
 
 Each operand is read along the axis that is contiguous, in vectors where its sizes and steps allow.
 Where tiles are too few for the device, parts of k go to blocks of their own and are added up
-afterwards, in their order.
+afterwards, in their order. Halves are multiplied as words of two of neighbouring k: operands that
+do not lie so, 16 bytes by 16 bytes, are copied first.
 """
 
 import math
@@ -10,6 +12,7 @@ from functools import cache
 
 import numpy as np
 
+from ..half import is_half, kind as kind_of, real, wide as widened
 from ..quiet import quiet
 from . import precision, reduce
 from .elementwise import add
@@ -31,6 +34,7 @@ from .tile import (
 
 __all__ = ["linear", "linear_backward", "matmul"]
 
+WORD = np.dtype(np.uint32)   # two halves
 AXES = 2                     # of batches that a launch walks; more are launched one by one
 
 
@@ -67,10 +71,11 @@ def _line(g, m):
 
 
 @cache
-def _products(dtype, shape, by_a, by_b, way="fma"):
+def _products(dtype, shape, by_a, by_b, way="fma", out=None):
     """c[z, x, y] = a[x, y] b[x, y] + bias over the z-th part of k; x and y: axes of batches.
-    by: ("k" or "row", in vectors or not)."""
-    kind, (arithmetic, pad, least, suffix) = dtype.str[1:], precision.WAYS[way]
+    by: ("k" or "row", in vectors or not). Of words of halves, c is of them or float32: ``out``."""
+    kind, half = dtype.str[1:], way in precision.HALVES
+    arithmetic, pad, least, suffix = (precision.HALVES if half else precision.WAYS)[way]
     body = multiplier(Operand(_row, _row_k, _sum, *by_a), Operand(_column, _column_k, _sum, *by_b),
                       _line, shape, dtype, arithmetic, pad)
 
@@ -88,9 +93,10 @@ def _products(dtype, shape, by_a, by_b, way="fma"):
         begin = z * length
         body(a, b, c, bias, first, g, i, j, begin, min(begin + length, K), N, wide)
     name = "_".join(by + ("s" if vectors else "1") for by, vectors in (by_a, by_b))
-    return Kernel(run, f"*{kind} *{kind} *{kind} *{kind} i4 i4 " + "i8 " * 17,
+    results = f"*{out} *{way}" if half else f"*{kind} *{kind}"
+    return Kernel(run, f"*{kind} *{kind} {results} i4 i4 " + "i8 " * 17,
                   threads=threads(shape), minimum=together(shape, dtype, way), least=least,
-                  name=f"matmul_{kind}_{shape[0]}_{name}{suffix}")
+                  name=f"matmul_{kind}_{shape[0]}_{name}{suffix}" + (f"_{out}" if half else ""))
 
 
 def every():
@@ -102,6 +108,9 @@ def every():
         yield _products(dtype, SMALL, single, single)
     for a, b in ((by_k, by_k), (by_row, by_row)):
         yield _products(np.dtype(np.float32), LARGE, a, b)
+    for half in precision.HALVES:
+        yield _products(WORD, LARGE, by_k, by_k, half, half)
+        yield _products(WORD, SMALL, by_k, by_k, half, "f4")
     for way in ("tf32", "3xtf32"):
         yield _products(np.dtype(np.float32), LARGE, by_k, by_row, way)
 
@@ -119,44 +128,68 @@ def _steps(x):
     return [s // x.itemsize for s in x.strides[-2:]]
 
 
-def _launch(a, b, c, bias, p, sizes, s, t):
-    """c (splits, …, M, N): parts of a b; s, t: steps of a and b over two axes of batches."""
+def _launch(a, b, c, bias, p, sizes, s, t, dtype):
+    """c (splits, …, M, N): parts of a b, of ``dtype``; s, t: steps of a and b over two axes of
+    batches."""
     (M, K), N = a.shape[-2:], b.shape[-1]
     kernel = _products(a.dtype, p.shape, _reading(a, -2, -1, s), _reading(b, -1, -2, t),
-                       precision.way(a.dtype))
+                       kind_of(dtype) if a.dtype == WORD else precision.way(a.dtype),
+                       kind_of(c.dtype) if a.dtype == WORD else None)
     (am, ak), (bk, bn) = _steps(a), _steps(b)
     wide = N % width(c.dtype) == 0
     kernel(p.tiles * p.splits * math.prod(sizes), a, b, c, bias, -1 if bias is None else 0, wide, M,
            N, K, am, ak, bn, bk, sizes[1], sizes[0], *s, *t, p.down, p.tiles, p.splits, p.length)
 
 
+def words(x):
+    """(…, R, K) of halves as words (…, R, K / 2): x itself if each row begins on 16 bytes, else a
+    copy, with 0 behind K."""
+    W, (*steps, last), K = width(x.dtype), (s // x.itemsize for s in x.strides), x.shape[-1]
+    if last != 1 or K % W or not aligned(x) or any(s % W for s in steps):
+        bits, x = x.view(np.uint16), empty((*x.shape[:-1], -(-K // W) * W), np.uint16)
+        x[..., :K] = bits
+        x[..., K:] = 0
+    return x.view(WORD)
+
+
 def _product(a, b, bias=None):
     """a b + bias for (…, M, K) and (…, K, N) of one dtype, C-ordered."""
+    dtype = a.dtype
+    if not is_half(dtype) or not a.shape[-1] or not a.size or not b.size:
+        return _tiled(a, b, bias, dtype)
+    if not precision.multiplies_halves():
+        bias = None if bias is None else widened(bias)
+        return _tiled(widened(a), widened(b), bias, np.dtype(np.float32)).astype(dtype)
+    return _tiled(words(a), words(b.swapaxes(-1, -2)).swapaxes(-1, -2), bias, dtype)
+
+
+def _tiled(a, b, bias, dtype):
+    """``_product`` of that dtype, which a and b have or are words of."""
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     (M, K), N = a.shape[-2:], b.shape[-1]
     a, b = spread(a, (*batch, M, K)), spread(b, (*batch, K, N))
     if not math.prod((*batch, M, N)) or not K:
-        out = empty((*batch, M, N), a.dtype)
+        out = empty((*batch, M, N), dtype)
         out[...] = 0 if bias is None else bias
         return out
     sizes, (s, t) = collapsed(batch, list(range(len(batch))), (a, b))
     if len(sizes) > AXES:
-        return xp.stack([_product(x, y, bias) for x, y in zip(a, b)])
+        return xp.stack([_tiled(x, y, bias, dtype) for x, y in zip(a, b)])
     sizes, s, t = [1] * (2 - len(sizes)) + sizes, [0] * (2 - len(s)) + s, [0] * (2 - len(t)) + t
     p = plan(M, N, K, math.prod(batch), a.dtype)
-    parts = empty((p.splits, *batch, M, N), a.dtype)
-    _launch(a, b, parts, bias if p.splits == 1 else None, p, sizes, s, t)
+    parts = empty((p.splits, *batch, M, N), dtype if p.splits == 1 else real(dtype))
+    _launch(a, b, parts, bias if p.splits == 1 else None, p, sizes, s, t, dtype)
     if p.splits == 1:
         return parts[0]
     out = reduce.sum(parts, axes=(0,), keepdims=False)
-    return out if bias is None else add(out, bias)
+    return (out if bias is None else add(out, widened(bias))).astype(dtype, copy=False)
 
 
 @quiet
 def matmul(a, b):
     """y = a b for (…, M, K) and (…, K, N); leading axes broadcast."""
     dtype = np.result_type(a, b)
-    if dtype not in (np.float32, np.float64):
+    if dtype not in (np.float32, np.float64) and not is_half(dtype):
         return xp.matmul(a, b)
     a, b = a.astype(dtype, copy=False), b.astype(dtype, copy=False)
     y = _product(a[None] if a.ndim == 1 else a, b[:, None] if b.ndim == 1 else b)
@@ -167,7 +200,8 @@ def matmul(a, b):
 @quiet
 def linear(x, weight, bias=None):
     """y = x wᵀ + b for x (…, K), weight (N, K), bias (N,)."""
-    if x.dtype not in (np.float32, np.float64) or x.dtype != weight.dtype or (
+    ours = x.dtype in (np.float32, np.float64) or is_half(x.dtype)
+    if not ours or x.dtype != weight.dtype or (
             bias is not None and bias.dtype != x.dtype):
         y = matmul(x, weight.T)
         return y if bias is None else add(y, bias)
@@ -184,4 +218,5 @@ def linear_backward(dy, x, weight, *, input_gradient):
     dx = matmul(rows, weight).reshape(x.shape) if input_gradient else xp.zeros_like(
         x, shape=())
     dweight = matmul(rows.T, x.reshape(M, x.shape[-1]))
-    return dx, dweight, reduce.sum(rows, axes=(0,), keepdims=False)
+    db = reduce.sum(widened(rows), axes=(0,), keepdims=False)
+    return dx, dweight, db.astype(dy.dtype, copy=False)

@@ -8,7 +8,7 @@ import numpy as np
 from . import fma, tensor
 from .memory import SIMULATED, xp
 
-__all__ = ["WAYS", "Way", "use", "way"]
+__all__ = ["HALVES", "WAYS", "Way", "multiplies_halves", "use", "way"]
 
 
 class Way(NamedTuple):
@@ -23,6 +23,8 @@ class Way(NamedTuple):
 WAYS = {"fma": Way(fma.arithmetic, 4, (0, 0), ""),
         "tf32": Way(tensor.fast, tensor.PAD, (8, 0), "_tf32"),
         "3xtf32": Way(tensor.exact, tensor.PAD, (8, 0), "_3xtf32")}
+HALVES = {kind: Way(arithmetic, tensor.PAD, (8, 0), f"_{kind}")         # words of two of them
+          for kind, arithmetic in tensor.halves.items()}
 _chosen = "fma"
 
 
@@ -41,6 +43,12 @@ def way(dtype):
         return "fma"
     number = 0 if SIMULATED else xp.cuda.runtime.getDevice()
     return _chosen if _capability(number) >= WAYS[_chosen].least else "fma"
+
+
+def multiplies_halves():
+    """Whether the current device has tensor cores for float16 and bfloat16."""
+    number = 0 if SIMULATED else xp.cuda.runtime.getDevice()
+    return _capability(number) >= HALVES["bf"].least
 
 
 @cache

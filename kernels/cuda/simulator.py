@@ -10,6 +10,7 @@ from types import CodeType, FunctionType, SimpleNamespace
 
 import numpy as np
 
+from ..half import is_half
 from ..quiet import quiet
 
 __all__ = ["Pointer", "cuda", "fresh", "run"]
@@ -22,16 +23,18 @@ _running = SimpleNamespace(thread=None)
 def fresh(shape, dtype):
     """Memory whose every value shows where it is used unwritten."""
     out = np.empty(shape, dtype)
-    out.fill({"f": np.nan, "i": -1}.get(out.dtype.kind, 1))
+    out.fill({"f": np.nan, "V": np.nan, "i": -1}.get(out.dtype.kind, 1))
     return out
 
 
 class Pointer:
-    """An address inside an array's memory, as kernels get it."""
+    """An address inside an array's memory, as kernels get it. Halves are read as float32, and
+    rounded when they are written."""
 
     def __init__(self, array, origin=0):
         self.memory, self.origin, self.size = array, origin, array.size
         self.address, self.step = array.ctypes.data, array.itemsize   # once: it takes 2 us
+        self.half = is_half(array.dtype)
 
     @classmethod
     def of(cls, x):
@@ -56,7 +59,8 @@ class Pointer:
         return i
 
     def __getitem__(self, i):
-        return self.memory[self.at(i)]
+        value = self.memory[self.at(i)]
+        return np.float32(value) if self.half else value
 
     def __setitem__(self, i, value):
         self.memory[self.at(i)] = value

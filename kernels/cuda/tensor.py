@@ -1,20 +1,22 @@
-"""A tile's product on the tensor cores, in TF32: float32 with 11 bits of fraction, added up in
-float32. ``exact``: a number is the sum of two of TF32, of whose products the least is left out,
-which keeps float32's accuracy at a third of the speed. Needs compute capability 8.0.
+"""A tile's product on the tensor cores, added up in float32: of halves (``halves``), two of
+neighbouring k to a word, or in TF32, float32 with 11 bits of fraction (``fast``). ``exact``: a
+number is the sum of two of TF32, of whose products the least is left out, which keeps float32's
+accuracy at a third of the speed. Needs compute capability 8.0.
 
-A warp computes 64 × 32 results, as 4 × 4 products of (16, 8) and (8, 8) for 8 k at once. A row of
-shared memory has 8 elements more than the tile: the 4 k by 8 rows of a fragment lie in 32 banks.
+A warp computes 64 × 32 results, as 4 × 4 products of (16, 8) and (8, 8) for 8 k at once; of halves
+for 16, with words in the places of numbers. A row of shared memory has 8 elements more than the
+tile: the 4 k by 8 rows of a fragment lie in 32 banks.
 """
 
 from functools import partial
 
 import numpy as np
 
-from .intrinsics import device, mma, tf32
+from .intrinsics import device, mma, mma_of_halves, tf32
 from .layout import MISSING
 from .tile import Arithmetic
 
-__all__ = ["PAD", "exact", "fast"]
+__all__ = ["PAD", "exact", "fast", "halves"]
 
 PAD = 8
 
@@ -36,6 +38,11 @@ def _places(shape):
 @device
 def _rounded(v):
     return tf32(v)
+
+
+@device
+def _same(v):
+    return v
 
 
 @device
@@ -71,6 +78,8 @@ def _line_of(left, right, multiply):
 
 
 def _step(precise, high, broad):
+    if isinstance(precise, str):
+        return _line_of(*_fragments(_same, high, broad), mma_of_halves(precise))
     left, right = _fragments(_rounded, high, broad)
     if not precise:
         return _line_of(left, right, mma)
@@ -132,3 +141,4 @@ def _arithmetic(precise, dtype, shape, line, pitches):
 
 
 fast, exact = partial(_arithmetic, False), partial(_arithmetic, True)
+halves = {kind: partial(_arithmetic, kind) for kind in ("f2", "bf")}

@@ -73,9 +73,9 @@ def threads(shape):
 
 
 def together(shape, dtype, way):
-    """Blocks that a multiprocessor must have room for: large tiles of float32 take half of it. Two
+    """Blocks that a multiprocessor must have room for: large tiles of 32 bits take half of it. Two
     fragments for one, as 3xtf32 has them, would then lie in memory."""
-    return 2 if shape == LARGE and dtype == np.float32 and way != "3xtf32" else None
+    return 2 if shape == LARGE and dtype.itemsize == 4 and way != "3xtf32" else None
 
 
 def plan(M, N, K, batches, dtype):

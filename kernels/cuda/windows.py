@@ -94,6 +94,16 @@ def _filter_k(g, k):
 
 
 @device
+def _filter_row(g, n):
+    return (g[20] + n) * g[18] if n < g[17] else MISSING
+
+
+@device
+def _word_k(g, k):
+    return k if k < g[18] else MISSING
+
+
+@device
 def _sum(g, u, v):
     return u + v
 
@@ -109,12 +119,14 @@ def _line(g, m):
 
 
 @cache
-def convolution(dtype, shape, vectors_a, vectors_b, way="fma"):
+def convolution(dtype, shape, vectors_a, vectors_b, way="fma", out=None):
     """y[z, pixel, o] = Σ over the z-th part of the taps and a group's channels of x's windows times
-    w (I, J, C/G, O)."""
-    kind, (arithmetic, pad, least, suffix) = dtype.str[1:], precision.WAYS[way]
-    body = multiplier(Operand(_row, _tap_k, _window, "k", vectors_a),
-                      Operand(_filter, _filter_k, _sum, "row", vectors_b), _line, shape, dtype,
+    w (I, J, C/G, O). Of words of halves, w is (O, I, J, C/G), and y of them or float32: ``out``."""
+    kind, half = dtype.str[1:], way in precision.HALVES
+    arithmetic, pad, least, suffix = (precision.HALVES if half else precision.WAYS)[way]
+    filters = (Operand(_filter_row, _word_k, _sum, "k", vectors_b) if half else
+               Operand(_filter, _filter_k, _sum, "row", vectors_b))
+    body = multiplier(Operand(_row, _tap_k, _window, "k", vectors_a), filters, _line, shape, dtype,
                       arithmetic, pad)
 
     def run(x, w, y, bias, biased, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw,
@@ -127,9 +139,11 @@ def convolution(dtype, shape, vectors_a, vectors_b, way="fma"):
              columns, K, O, group * columns, first + z * N * A * B * O, image, row, pixel)
         body(x, w, y, bias, group * columns if biased else -1, g, i, j, begin,
              min(begin + length, K), columns, wide)
-    return Kernel(run, f"*{kind} *{kind} *{kind} *{kind} i4 i4 " + FIELDS + "i8 " * 11,
+    results = f"*{out} *{way}" if half else f"*{kind} *{kind}"
+    return Kernel(run, f"*{kind} *{kind} {results} i4 i4 " + FIELDS + "i8 " * 11,
                   threads=threads(shape), minimum=together(shape, dtype, way), least=least,
-                  name=f"conv_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}{suffix}")
+                  name=f"conv_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}{suffix}"
+                  + (f"_{out}" if half else ""))
 
 
 @device
@@ -256,6 +270,8 @@ def every():
         yield weights(dtype, SMALL, True, False)
         yield direct(dtype)
         yield direct_weights(dtype)
+    for half in precision.HALVES:
+        yield convolution(np.dtype(np.uint32), LARGE, True, True, half, half)
     for way in ("tf32", "3xtf32"):
         yield convolution(np.dtype(np.float32), LARGE, True, True, way)
         yield weights(np.dtype(np.float32), LARGE, True, True, way)

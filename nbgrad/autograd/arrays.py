@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from nbgrad.backend import is_array
+from nbgrad.backend import half_dtype, is_array
 
 __all__ = ["Array", "checked_dtype", "to_array"]
 
@@ -19,11 +19,22 @@ _DTYPES = {d: d for d in map(np.dtype, ["f4", "f8", "i1", "i2", "i4", "i8", "u1"
 
 
 def checked_dtype(dtype: Any) -> np.dtype[Any]:
-    """A supported dtype; Python's float is float32 and int is int64, as in PyTorch."""
+    """A supported dtype; Python's float is float32 and int is int64, as in PyTorch. The kind of
+    floating dtypes is "f", that of bfloat16 "V"."""
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        return _half(dtype)
     dtype = np.dtype(np.float32) if dtype is float else np.dtype(dtype).newbyteorder("=")
-    if dtype not in _DTYPES:
-        raise TypeError(f"dtype {dtype} is not supported: use float32, float64, an integer or bool")
-    return _DTYPES[dtype]
+    if dtype in _DTYPES:
+        return _DTYPES[dtype]
+    if dtype.name not in ("float16", "bfloat16"):
+        raise TypeError(f"dtype {dtype} is not supported: use float32, float64, float16, bfloat16, "
+                        "an integer or bool")
+    return _half(dtype.name)
+
+
+def _half(name: str) -> np.dtype[Any]:
+    dtype = half_dtype(name)
+    return _DTYPES.setdefault(dtype, dtype)
 
 
 def to_array(data: Any, dtype: Any = None, copy: bool | None = None) -> Array:
@@ -36,7 +47,7 @@ def to_array(data: Any, dtype: Any = None, copy: bool | None = None) -> Array:
         raise ValueError(f"tensor: expected a rectangular array of numbers: {e}") from None
     if dtype is None:
         dtype = np.float32 if array.dtype == np.float64 and not typed else array.dtype
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
         raise TypeError(f"tensor: expected numbers or bools, got {type(data).__name__} of dtype "
                         f"{array.dtype}")
     dtype = checked_dtype(dtype)

@@ -19,7 +19,7 @@ def constant(x: Any, like: Tensor | None, op_name: str) -> Tensor:
     """A Python number takes the dtype of its neighbour where its kind allows, as in PyTorch."""
     if isinstance(x, (bool, int, float)) and like is not None:
         dtype = like.data.dtype
-        if isinstance(x, float) and dtype.kind != "f":
+        if isinstance(x, float) and dtype.kind not in "fV":
             dtype = np.dtype(np.float32)
         elif not isinstance(x, bool) and dtype.kind == "b":
             dtype = np.dtype(np.int64)
@@ -32,16 +32,19 @@ def constant(x: Any, like: Tensor | None, op_name: str) -> Tensor:
 
 def promoted(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both in the dtype of their result, by PyTorch's rule: a float beats an int whatever its
-    width, and within a kind a 0-d tensor does not widen one that has dimensions."""
+    width, and within a kind a 0-d tensor does not widen one that has dimensions. float16 and
+    bfloat16 give float32."""
     p, q = a.data.dtype, b.data.dtype
     if p == q:
         return a, b
     rank = "biuf".replace("u", "")
-    kinds = [rank.index(d.kind.replace("u", "i")) for d in (p, q)]
+    kinds = [rank.index(d.kind.replace("u", "i").replace("V", "f")) for d in (p, q)]
     if kinds[0] != kinds[1]:
         dtype = p if kinds[0] > kinds[1] else q
     elif bool(a.data.ndim) != bool(b.data.ndim):
         dtype = p if a.data.ndim else q
+    elif p.itemsize == q.itemsize == 2 and kinds == [2, 2]:
+        dtype = np.dtype(np.float32)
     else:
         dtype = np.promote_types(p, q)
     return a.to(dtype), b.to(dtype)

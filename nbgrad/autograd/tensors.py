@@ -123,7 +123,7 @@ class Tensor:
         return self.data.size
 
     def is_floating_point(self) -> bool:
-        return self.data.dtype.kind == "f"
+        return self.data.dtype.kind in "fV"
 
     def __len__(self) -> int:
         if not self.data.ndim:
@@ -223,7 +223,7 @@ class Tensor:
     # the graph
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Ask for gradients of this leaf, in place."""
-        if requires_grad and self.dtype.kind != "f":
+        if requires_grad and self.dtype.kind not in "fV":
             raise RuntimeError("only Tensors of floating point dtype can require gradients, got "
                                f"{self.dtype}")
         if not requires_grad and not self.is_leaf:
@@ -264,7 +264,7 @@ class Tensor:
         for arg in args:
             if isinstance(arg, Tensor):
                 dtype, device = arg.dtype, arg.device
-            elif isinstance(arg, str) and not hasattr(np, arg):
+            elif isinstance(arg, str) and not hasattr(np, arg) and arg != "bfloat16":
                 device = arg
             else:
                 dtype = arg
@@ -285,6 +285,14 @@ class Tensor:
 
     def float(self) -> Tensor:
         return self.to(np.float32)
+
+    def half(self) -> Tensor:
+        """This tensor as float16."""
+        return self.to(np.float16)
+
+    def bfloat16(self) -> Tensor:
+        """This tensor as bfloat16, which needs ml_dtypes."""
+        return self.to("bfloat16")
 
     def double(self) -> Tensor:
         return self.to(np.float64)

@@ -320,6 +320,6 @@ def _compare(model: Module, fused: Module, example: tuple[Tensor, ...]) -> float
 def _arrays(y: Any) -> list[Any]:
     """The floating arrays in what a model returns."""
     if isinstance(y, Tensor):
-        return [y.data] if y.dtype.kind == "f" else []
+        return [y.data] if y.dtype.kind in "fV" else []
     values = y.values() if isinstance(y, dict) else y if isinstance(y, (tuple, list)) else ()
     return [a for value in values for a in _arrays(value)]

@@ -156,7 +156,7 @@ def _rng(generator: Generator | None) -> np.random.Generator:
 
 
 def _write(name: str, tensor: Tensor, values: Array) -> Tensor:
-    if tensor.dtype.kind != "f" and values.ndim:
+    if tensor.dtype.kind not in "fV" and values.ndim:
         raise TypeError(f"{name}: expected a floating point tensor, got {tensor.dtype}")
     tensor.data[...] = move(values, tensor.device)
     bump(tensor)

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from nbgrad.autograd import Tensor, no_grad
+from nbgrad.backend import half_dtype
 
 from . import hooks, state
 from .parameter import Uninitialized
@@ -81,7 +82,9 @@ class Module(Tree):
         not there; then nothing has changed."""
         for target in args:
             device, dtype = (target, dtype) if _is_device(target) else (device, target)
-        if dtype is not None and (dtype := np.dtype(dtype)).kind != "f":
+        if isinstance(dtype, str) and dtype == "bfloat16":
+            dtype = half_dtype(dtype)
+        if dtype is not None and (dtype := np.dtype(dtype)).kind not in "fV":
             raise TypeError("nn.Module.to only accepts floating point dtypes, "
                             f"but got desired dtype={dtype}")
         tensors: list[Tensor] = [*self.parameters(), *self.buffers()]
@@ -90,7 +93,7 @@ class Module(Tree):
         tensors = [t for t in tensors if not isinstance(t, Uninitialized)]
         tensors += [t.grad for t in tensors if t.grad is not None]
         with no_grad():
-            arrays = [t.detach().to(dtype=dtype if t.dtype.kind == "f" else None,
+            arrays = [t.detach().to(dtype=dtype if t.dtype.kind in "fV" else None,
                                     device=device).data for t in tensors]
         for t, array in zip(tensors, arrays):
             t.data = array
@@ -109,6 +112,12 @@ class Module(Tree):
 
     def double(self) -> Self:
         return self.to(np.float64)
+
+    def half(self) -> Self:
+        return self.to(np.float16)
+
+    def bfloat16(self) -> Self:
+        return self.to("bfloat16")
 
     # --------------------------------------------------------------------------------------- mode
 
@@ -180,7 +189,7 @@ def _indent(text: str) -> str:
 
 def _is_device(target: Any) -> bool:
     """A string that is no dtype's name: "cpu", "cuda:0"."""
-    if not isinstance(target, str):
+    if not isinstance(target, str) or target == "bfloat16":
         return False
     try:
         np.dtype(target)

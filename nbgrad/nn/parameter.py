@@ -23,7 +23,7 @@ class Parameter(Tensor):
 
     def __init__(self, data: Any, requires_grad: bool = True) -> None:
         array = as_tensor(data).data
-        if requires_grad and array.dtype.kind != "f":
+        if requires_grad and array.dtype.kind not in "fV":
             raise TypeError("Parameter: only floating point tensors can require gradients, "
                             f"got {array.dtype}")
         self.data = array

@@ -187,7 +187,7 @@ def _check(name: str, dims: int, x: Tensor, weight: Tensor, bias: Tensor | None,
                            f"1-dimensional with {O} elements, but got bias of size {bias.shape} "
                            "instead")
     dtypes = weight.dtype, weight.dtype if bias is None else bias.dtype
-    if x.dtype.kind != "f" or dtypes != (x.dtype, x.dtype):
+    if x.dtype.kind not in "fV" or dtypes != (x.dtype, x.dtype):
         raise RuntimeError(f"{name}: expected one floating dtype, got input "
                            f"{x.dtype}, weight {weight.dtype}"
                            + ("" if bias is None else f", bias {bias.dtype}"))

@@ -27,7 +27,7 @@ def _neg(dy: Tensor) -> Any:
 
 def real(x: Tensor) -> Any:
     """x's array, integers as float32, as PyTorch's float functions take them."""
-    return x.data if x.data.dtype.kind == "f" else x.data.astype(np.float32)
+    return x.data if x.data.dtype.kind in "fV" else x.data.astype(np.float32)
 
 
 # --------------------------------------------------------------------------------------- arithmetic
@@ -52,7 +52,7 @@ def sub(a: Tensor, b: Tensor, /, alpha: Any = 1) -> Any:
 
 
 def _times(b: Tensor, alpha: Any) -> Any:
-    if b.dtype.kind != "f" and isinstance(alpha, float):
+    if b.dtype.kind not in "fV" and isinstance(alpha, float):
         raise TypeError(f"add, sub: integer tensors need an integer alpha, got {alpha}")
     return kernels(b).mul(b.data, constant(alpha, b.dtype, b.data))
 
@@ -84,7 +84,7 @@ def _rounded(a: Any, b: Any, mode: str) -> Any:
     if mode not in ("trunc", "floor"):
         raise RuntimeError("div expected rounding_mode to be one of None, 'trunc', or 'floor' but "
                            f"found {mode!r}")
-    if mode == "trunc" and a.dtype.kind == "f":
+    if mode == "trunc" and a.dtype.kind in "fV":
         with np.errstate(all="ignore"):
             return np.trunc(a / b)
     down = _divided(np.floor_divide)(a, b)
@@ -250,7 +250,7 @@ bitwise_xor = _compare("bitwise_xor", np.bitwise_xor, promote=True)
 
 def _divided(ufunc: Any) -> Any:
     def f(a: Any, b: Any) -> Any:
-        if np.result_type(a, b).kind != "f" and not np.all(b):
+        if np.result_type(a, b).kind not in "fV" and not np.all(b):
             raise ZeroDivisionError(f"{ufunc.__name__}: integer division by zero")
         with np.errstate(all="ignore"):
             return ufunc(a, b)

@@ -32,7 +32,7 @@ def masked_fill_(self: Tensor, mask: Any, value: Any) -> Tensor:
 
 
 def _drawn(self: Tensor, name: str, draw: Callable[..., Tensor], *settings: Any) -> Tensor:
-    if self.dtype.kind != "f":
+    if self.dtype.kind not in "fV":
         raise TypeError(f"{name}: expected a floating tensor, got {self.dtype}")
     self._writable(name)
     np.copyto(self.data, draw(*settings, dtype=self.dtype).data)

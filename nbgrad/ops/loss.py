@@ -47,7 +47,7 @@ def log_softmax_backward(dy: Tensor, y: Tensor, /, axis: int) -> Any:
 
 
 def _axis(x: Any, dim: Any, name: str) -> int:
-    if dim is None or x.dtype.kind != "f":
+    if dim is None or x.dtype.kind not in "fV":
         raise ValueError(f"{name}: expected a floating input and a dim, got {x.dtype} and "
                          f"dim={dim}")
     return axis_of(dim, x.ndim, name)
@@ -102,7 +102,7 @@ def _target_weights(x: Tensor, target: Any, weight: Any, ignore_index: int,
 def _classes(x: Tensor, target: Tensor, weight: Tensor | None, name: str) -> Any:
     """The target as an array of integers of the right shape, which may yet be no classes."""
     shape, dtype = x.data.shape, target.data.dtype
-    if not shape or x.data.dtype.kind != "f":
+    if not shape or x.data.dtype.kind not in "fV":
         raise ValueError(f"{name}: expected a floating input (N, C, *), got {x.dtype} of size "
                          f"{x.shape}")
     if dtype.kind not in "iu":
@@ -149,7 +149,7 @@ def cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None = None,
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be between 0.0 and 1.0. Got: {label_smoothing}")
     input, target = checked(input, "cross_entropy"), checked(target, "cross_entropy")
-    if target.data.dtype.kind == "f":
+    if target.data.dtype.kind in "fV":
         return _soft_cross_entropy(input, target, weight, reduction, label_smoothing)
     t = _classes(input, target, weight, "cross_entropy")
     w = None if weight is None else weight.data.astype(input.dtype)

@@ -113,7 +113,7 @@ def moments(x: Tensor | Array, *, mask: Tensor | Array | None = None, groups: in
     array([2.])
     """
     array = x.data if isinstance(x, Tensor) else x if is_array(x) else np.asarray(x)
-    if array.ndim < 2 or array.dtype.kind != "f":
+    if array.ndim < 2 or array.dtype.kind not in "fV":
         raise ValueError(f"moments: expected a floating (N, C, *) input, got {array.dtype} of size "
                          f"{list(array.shape)}")
     w = None if mask is None else weights(mask, array.shape)

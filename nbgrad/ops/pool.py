@@ -12,7 +12,7 @@ from nbgrad.ops.shape import checked, squeeze, unsqueeze
 
 def _geometry(x: Tensor, name: str, kernel_size: Any, stride: Any, padding: Any,
               dilation: Any = 1) -> dict[str, Pair]:
-    if x.ndim != 4 or x.dtype.kind != "f":
+    if x.ndim != 4 or x.dtype.kind not in "fV":
         raise RuntimeError(f"{name}: Expected a floating 4D (N, C, H, W) or 3D (C, H, W) input, "
                            f"got {x.dtype} of size {x.shape}")
     k, d = ints(kernel_size, "kernel_size", name), ints(dilation, "dilation", name)
@@ -127,7 +127,7 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Any) -> Any:
     """y: (N, C, P, Q), each the mean of x over rows ⌊pH/P⌋ … ⌈(p+1)H/P⌉ and columns likewise.
     A size of None keeps the input's."""
     x = _batched(input, "adaptive_avg_pool2d")
-    if x.ndim != 4 or x.dtype.kind != "f" or 0 in x.shape[2:]:
+    if x.ndim != 4 or x.dtype.kind not in "fV" or 0 in x.shape[2:]:
         raise RuntimeError("adaptive_avg_pool2d: Expected a floating 4D (N, C, H, W) or 3D "
                            f"(C, H, W) input with non-zero H and W, got {x.dtype} of size "
                            f"{input.shape}")

@@ -93,14 +93,17 @@ def mean(x: Tensor, /, dim: Any = None, keepdim: bool = False, *, dtype: Any = N
     data, before = taken(x, dtype), x.data.dtype
     _floating(data, "mean")
     axes, shape = axes_of(_dims(dim, axis, "mean"), x.ndim, "mean"), x.shape
-    n = _count(shape, axes)
+    n, result = _count(shape, axes), data.dtype
+    if result.itemsize == 2:                         # of halves the sum may be none
+        data = data.astype(np.float32)
     with np.errstate(all="ignore"):
         y = kernels(x).sum(data, axes=axes, keepdims=keepdim) / data.dtype.type(n)
+    y = y.astype(result, copy=False)
     return y, (lambda dy: _spread(given_back(dy, before) / n, shape, axes, keepdim),)
 
 
 def _floating(x: Any, name: str) -> None:
-    if x.dtype.kind != "f":
+    if x.dtype.kind not in "fV":
         raise RuntimeError(f"{name}(): could not infer output dtype. Input dtype must be either a "
                            f"floating point or complex dtype. Got: {x.dtype}")
 
@@ -284,7 +287,7 @@ def cumsum(x: Tensor, /, dim: Any) -> Any:
     """yᵢ = Σ_{j ≤ i} xⱼ along dim.   ∂xᵢ = Σ_{j ≥ i} ∂yⱼ."""
     axis = axis_of(dim, x.ndim, "cumsum")
     with np.errstate(all="ignore"):
-        y = np.cumsum(x.data, axis=axis, dtype=x.dtype if x.dtype.kind == "f" else np.int64)
+        y = np.cumsum(x.data, axis=axis, dtype=x.dtype if x.dtype.kind in "fV" else np.int64)
 
     def vjp(dy: Tensor) -> Tensor:
         return flip(cumsum(flip(dy, (axis,)), axis), (axis,)) if dy.ndim else dy

@@ -50,7 +50,7 @@ def clone(x: Tensor, /) -> Any:
 def cast(x: Tensor, /, dtype: Any) -> Any:
     """y = x in another dtype.   ∂x = ∂y in x's dtype; not differentiated into integers."""
     before = x.dtype
-    smooth = np.dtype(dtype).kind == "f" == before.kind
+    smooth = np.dtype(dtype).kind in "fV" and before.kind in "fV"
     vjp = (lambda dy: cast(dy, dtype=before),) if smooth else None
     with np.errstate(all="ignore"):
         return x.data.astype(dtype), vjp

@@ -199,7 +199,7 @@ def _check_parameter(p: Any) -> None:
                         f"{type(p).__name__}")
     if not p.is_leaf:
         raise ValueError("can't optimize a non-leaf Tensor")
-    if p.dtype.kind != "f":
+    if p.dtype.kind not in "fV":
         raise ValueError(f"can't optimize a Tensor of dtype {p.dtype}")
     if hasattr(p, "materialize"):                # of a lazy layer: it is filled by the first batch
         return

@@ -108,3 +108,30 @@ def test_tensor_cores(monkeypatch):
     """Two numbers of TF32 each: float32's tolerance."""
     monkeypatch.setattr(precision, "_chosen", "3xtf32")
     all_three(((1, 4, 4, 4), (8, 4, 3, 3), (2, 1), (1, 1), (1, 1), 1), np.float32)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+@pytest.mark.parametrize("case", [
+    *CASES[:3], ((1, 16, 4, 3), (16, 8, 2, 2), (1, 2), (1, 0), (1, 1), 2)])
+def test_halves(name, case, monkeypatch):
+    """Exact products, sums in float32, in parts or not, and one rounding."""
+    pytest.importorskip("ml_dtypes")
+    size, weight, stride, padding, dilation, groups = case
+    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    g, rng = Conv.of(size, weight, stride, padding, dilation, groups), np.random.default_rng(0)
+    arrays = [rng.standard_normal(s).astype(np.float32).astype(name) for s in (
+        size, weight, (g.O,), (g.N, g.O, g.P, g.Q))]
+    x, w, b, dy = (a.astype(np.float64) for a in arrays)
+    unit = 2.0**-11 if name == "float16" else 2.0**-8
+
+    def check(got, f, *operands, **how):
+        want, sizes = f(*operands, **how), f(*map(np.abs, operands), **how)
+        bound = unit * np.abs(want) + (g.depth * w.size + 2) * 2.0**-23 * sizes + 2.0**-25
+        assert got.dtype == np.dtype(name)
+        assert (np.abs(to_host(got).astype(np.float64) - want) <= bound).all()
+    dx, dw, db, ddy = map(to_device, arrays)
+    for deep in (tile.DEEP, 4):
+        monkeypatch.setattr(tile, "DEEP", deep)
+        check(cuda.conv2d(dx, dw, db, **settings), reference.conv2d, x, w, b, **settings)
+        check(cuda.conv2d_input(ddy, dw, input_size=size, **settings), reference.conv2d_input, dy,
+              w, input_size=size, **settings)

@@ -127,3 +127,68 @@ def test_what_multiplies_is_asked_for():
         assert precision.way(np.dtype(np.float64)) == "fma"
     finally:
         precision.use("fma")
+
+
+def test_float32s_precision_by_pytorchs_name(monkeypatch):
+    """Remembered until there is a device, and then what multiplies."""
+    import nbgrad
+    from nbgrad import backend
+
+    monkeypatch.setattr(precision, "_chosen", "fma")
+    monkeypatch.setattr(backend, "_precision", "highest")
+    monkeypatch.setattr(backend, "_cuda", None)
+    single = np.dtype(np.float32)
+    assert nbgrad.get_float32_matmul_precision() == "highest"
+    nbgrad.set_float32_matmul_precision("high")
+    assert precision.way(single) == "fma"
+    nbgrad.ones(1, device="cuda")
+    assert precision.way(single) == "tf32"
+    for name, way in (("highest", "fma"), ("medium", "tf32")):
+        nbgrad.set_float32_matmul_precision(name)
+        assert (precision.way(single), nbgrad.get_float32_matmul_precision()) == (way, name)
+    with pytest.raises(ValueError, match="expected 'highest', 'high' or 'medium', got 'low'"):
+        nbgrad.set_float32_matmul_precision("low")
+    assert nbgrad.get_float32_matmul_precision() == "medium"
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (5, 7, 3), (66, 3, 40)])
+def test_halves(name, sizes, normal, monkeypatch, either_order):
+    """Products of halves are exact in float32; K sums of it, in parts or not, and one rounding."""
+    pytest.importorskip("ml_dtypes")
+    dtype, (M, N, K) = np.dtype(name), sizes
+    unit = 2.0**-11 if name == "float16" else 2.0**-8
+    a, b, bias = (normal(np.float32, *s).astype(dtype) for s in ((M, K), (N, K), (N,)))
+    d = [*map(to_device, (a, b, bias))]
+    wide = [x.astype(np.float64) for x in (a, b, bias)]
+    want = wide[0] @ wide[1].T + wide[2]
+    size = np.abs(wide[0]) @ np.abs(wide[1]).T + np.abs(wide[2])
+    bound = unit * np.abs(want) + (K + 2) * 2.0**-23 * size + 2.0**-25
+    for deep in (tile.DEEP, 4):
+        monkeypatch.setattr(tile, "DEEP", deep)
+        y = to_host(cuda.linear(*d))
+        assert y.dtype == dtype
+        assert (np.abs(y.astype(np.float64) - want) <= bound).all()
+        z = to_host(cuda.matmul(to_device(np.asfortranarray(a)), d[1].T)).astype(np.float64)
+        assert (np.abs(z - want + wide[2]) <= bound + unit * np.abs(wide[2])).all()
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_halves_in_batches_and_gradients(name, normal, monkeypatch):
+    """As float32's of the same numbers, rounded; and so it is without tensor cores."""
+    pytest.importorskip("ml_dtypes")
+    unit = 2.0**-10 if name == "float16" else 2.0**-7
+    x, w, dy = (normal(np.float32, *s).astype(name) for s in ((2, 3, 5), (4, 5), (2, 3, 4)))
+    wide = [v.astype(np.float64) for v in (dy, x, w)]
+    for tensor_cores in (True, False):
+        monkeypatch.setattr(precision, "multiplies_halves", lambda on=tensor_cores: on)
+        got = cuda.linear_backward(*map(to_device, (dy, x, w)), input_gradient=True)
+        for g, y in zip(got, reference.linear_backward(*wide, input_gradient=True)):
+            assert g.dtype == x.dtype
+            np.testing.assert_allclose(to_host(g).astype(np.float64), y, rtol=unit, atol=1e-5)
+        b = normal(np.float32, 3, 1, 5, 9).astype(name)
+        y = to_host(cuda.matmul(to_device(x), to_device(b)))
+        want = x.astype(np.float64) @ b.astype(np.float64)
+        assert y.shape == want.shape == (3, 2, 3, 9)
+        np.testing.assert_allclose(y.astype(np.float64), want, rtol=unit, atol=1e-5)
+    assert to_host(cuda.matmul(to_device(x[:, :, :0]), to_device(b[0, 0, :0]))).sum() == 0

@@ -207,7 +207,7 @@ def check_fused(x: Tensor, residual: Tensor | None, activation: str | None) -> N
 def check_batch(shape: tuple[int, ...], dtype: Any, mean: Tensor | None, var: Tensor | None,
                 weight: Tensor | None, bias: Tensor | None, training: bool, eps: float) -> None:
     """Raise what batch_norm raises for an input of this shape and dtype."""
-    if len(shape) < 2 or dtype.kind != "f":
+    if len(shape) < 2 or dtype.kind not in "fV":
         raise ValueError(f"batch_norm: expected a floating (N, C, *) input, got {dtype} of size "
                          f"{list(shape)}")
     if (mean is None) != (var is None) or (mean is None and not training):

@@ -164,7 +164,7 @@ def check_channels(name: str, x: Any, *sized: Tensor | None, least: int = 2) -> 
     """Raise unless x is a floating (N, C, *S) with C that of the given vectors."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
-    if x.ndim < least or x.dtype.kind != "f":
+    if x.ndim < least or x.dtype.kind not in "fV":
         shape = "(N, C, *S)" if least == 2 else "(N, C, *S) input with at least one S"
         raise ValueError(f"{name}: expected a floating {shape}, got {x.dtype} of size "
                          f"{list(x.shape)}")

@@ -104,7 +104,7 @@ def group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None,
 
 
 def _check(name: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
-    if x.dtype.kind != "f":
+    if x.dtype.kind not in "fV":
         raise RuntimeError(f"{name}: expected a floating input, got {x.dtype}")
     if not eps >= 0:
         raise ValueError(f"{name}: eps must not be negative, got {eps}")

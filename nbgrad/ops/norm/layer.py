@@ -57,7 +57,7 @@ def check_rows(name: str, x: Any, normalized_shape: Any, eps: float,
     x = checked(x, name)
     one = isinstance(normalized_shape, (int, np.integer))
     shape = (normalized_shape,) if one else tuple(normalized_shape)
-    if not 0 < len(shape) <= x.ndim or x.shape[-len(shape):] != shape or x.dtype.kind != "f":
+    if not 0 < len(shape) <= x.ndim or x.shape[-len(shape):] != shape or x.dtype.kind not in "fV":
         raise RuntimeError(f"Given normalized_shape={list(shape)}, expected a floating input with "
                            f"shape [*, {', '.join(map(str, shape))}], but got {x.dtype} input "
                            f"of size {list(x.shape)}")

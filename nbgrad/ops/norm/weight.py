@@ -32,7 +32,7 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
     [[6.0, 8.0]]
     """
     check_tensors("weight_norm", v=v, g=g)
-    if v.dtype.kind != "f" or g.dtype != v.dtype:
+    if v.dtype.kind not in "fV" or g.dtype != v.dtype:
         raise TypeError(f"weight_norm: expected v and g of one floating dtype, got {v.dtype} and "
                         f"{g.dtype}")
     axes = norm_axes(v, dim)
@@ -73,7 +73,7 @@ def weight_standardization(weight: Tensor, eps: float = 1e-5, dim: int = 0) -> T
     [[-1.0, 1.0]]
     """
     weight = checked(weight, "weight_standardization")
-    if weight.dtype.kind != "f":
+    if weight.dtype.kind not in "fV":
         raise TypeError(f"weight_standardization: expected a floating weight, got {weight.dtype}")
     dim = _axis(dim, weight.ndim, "weight_standardization")
     if weight.ndim < 2 or math.prod(weight.shape) == weight.shape[dim] > 0:

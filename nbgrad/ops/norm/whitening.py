@@ -33,7 +33,7 @@ def inverse_sqrt(matrix: Tensor) -> Tensor:
     [[0.5, 0.0], [0.0, 0.25]]
     """
     check_tensors("inverse_sqrt", matrix=matrix)
-    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] or matrix.dtype.kind != "f":
+    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] or matrix.dtype.kind not in "fV":
         raise ValueError("inverse_sqrt: expected floating square matrices, got "
                          f"{matrix.dtype} of size {list(matrix.shape)}")
     eye = as_tensor(np.eye(matrix.shape[-1], dtype=matrix.dtype))

@@ -1,0 +1,66 @@
+"""Halves on CUDA: read as float32, rounded to nearest even when written; engine and kernels."""
+
+import numpy as np
+import pytest
+from nbgrad.kernels import half
+from nbgrad.kernels.cuda import launch
+from nbgrad.kernels.cuda.intrinsics import cuda, load, store, width
+from nbgrad.kernels.cuda.launch import Kernel
+from nbgrad.kernels.cuda.memory import empty, to_device, to_host
+
+ml_dtypes = pytest.importorskip("ml_dtypes")
+HALVES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
+dtypes = pytest.mark.parametrize("dtype", HALVES, ids=["float16", "bfloat16"])
+
+
+@dtypes
+def test_vectors_and_single_ones(dtype, monkeypatch):
+    """x / 3 of every finite half: eight by vectors, the last ones one by one."""
+    monkeypatch.setattr(launch, "KERNELS", {})
+    three = np.float32(3)
+
+    def body(x, y, n):
+        i = cuda.threadIdx.x * 8
+        if i + 8 <= n:
+            a = load(x, i)
+            store(y, i, (a[0] / three, a[1] / three, a[2] / three, a[3] / three, a[4] / three,
+                         a[5] / three, a[6] / three, a[7] / three))
+        else:
+            for k in range(i, n):
+                y[k] = x[k] / three
+    kind = half.kind(dtype)
+    x = np.arange(0, 1 << 16, 7, np.uint16).view(dtype)
+    with np.errstate(invalid="ignore"):
+        x = x[np.isfinite(x)]
+    x = x[:x.size // 8 * 8 - 3]
+    y = empty(x.shape, dtype)
+    assert width(dtype) == 8
+    assert np.isnan(to_host(y)).all()                        # unwritten memory shows
+    Kernel(body, f"*{kind} *{kind} i4", name="thirds", threads=-(-x.size // 8))(
+        1, to_device(x), y, x.size)
+    np.testing.assert_array_equal(to_host(y), (x.astype(np.float32) / three).astype(dtype))
+    with pytest.raises(TypeError, match="expected an array of"):
+        Kernel(body, f"*{kind} *{kind} i4", name="other")(1, y, to_device(np.zeros(8, "f4")), 8)
+
+
+@dtypes
+def test_the_engine(dtype):
+    """What has no kernel for halves goes through float32, on the device."""
+    import nbgrad
+    from nbgrad import nn, tensor
+
+    x = tensor([[1.0, -2.5, 3.0]] * 2, device="cuda").to(dtype)
+    assert (x.device, x.dtype) == ("cuda", dtype)
+    y = nbgrad.softmax(x * 2 + 1, 1).sum(0).cpu()
+    want = nbgrad.softmax(x.cpu() * 2 + 1, 1).sum(0)
+    np.testing.assert_allclose(y.float().data, want.float().data, rtol=2.0**-7)
+    layer = nn.Linear(3, 2).to("cuda").to(dtype=dtype)
+    layer(x).sum().backward()
+    assert layer.weight.grad.dtype == dtype
+    assert layer.weight.grad.cpu().tolist() == [[2.0, -5.0, 6.0]] * 2
+
+
+def test_bfloat16_needs_ampere(monkeypatch):
+    monkeypatch.setattr(launch, "KERNELS", {})
+    assert Kernel(None, "*bf f4", name="a").least == (8, 0)
+    assert Kernel(None, "*f2 f4", name="b").least == (0, 0)
