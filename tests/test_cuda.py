@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbgrad import backend, nn, tensor
+from nbgrad import backend, cuda, nn, tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 SIMULATED = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"}
@@ -110,3 +110,15 @@ def test_products_keep_their_sums_in_registers():
             assert r.wide_loads == 8, r         # two of each operand, ahead of and in the loop
             assert r.wide_stores == 16, r
             assert r.registers <= 128, r
+
+
+@pytest.mark.skipif(find_spec("cupy") is not None and cuda.is_available(), reason="a GPU is there")
+def test_the_benchmark_says_that_there_is_no_gpu(capsys, tmp_path):
+    from bench.cuda import main
+
+    assert main(["--out", str(tmp_path / "rows.csv")]) == 2
+    assert capsys.readouterr().out.startswith("bench.cuda: device 'cuda' ")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(RuntimeError, match="device 'cuda' "):
+        cuda.graph(lambda: None)
+    assert cuda.device_count() == 0

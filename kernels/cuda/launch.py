@@ -13,13 +13,13 @@ import struct
 import tempfile
 import threading
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from numba import types
 
 from ..cpu.jit import cache_dir
-from . import simulator
+from . import graphs, simulator
 from .memory import SIMULATED, synchronize, xp
 
 __all__ = ["KERNELS", "Kernel", "debug", "processors"]
@@ -70,9 +70,12 @@ class Kernel:
         if len(args) != len(self.kinds):
             raise TypeError(f"{self.name}: {len(self.kinds)} parameters, got {len(args)}")
         if SIMULATED:
-            simulator.run(self.body, blocks, self.threads, self._simulated(args), self.shared,
-                          self.together)
+            call = partial(simulator.run, self.body, blocks, self.threads, self._simulated(args),
+                           self.shared, self.together)
+            call() if graphs.state.capture is None else graphs.state.capture.launch(call)
             return
+        if graphs.state.capture is not None:
+            graphs.state.capture.hold(args)
         self._start(blocks, [(0 if a is None else a.data.ptr) if p else a
                              for p, a in zip(self._pointers, args)])
 
@@ -166,7 +169,7 @@ class Kernel:
         else:
             driver.launchKernel(f, blocks, 1, 1, self.threads, 1, 1, self.shared, stream,
                                 addresses, 0)
-        if debug:
+        if debug and graphs.state.capture is None:
             try:
                 synchronize()
             except Exception as e:
