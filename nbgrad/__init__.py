@@ -8,8 +8,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PACKAGES = ("autograd", "backend", "data", "graph", "models", "nn", "ops", "optim", "testing",
-             "train", "viz")
+_PACKAGES = ("autograd", "backend", "cuda", "data", "graph", "models", "nn", "ops", "optim",
+             "testing", "train", "viz")
 _DTYPES = ("float16", "bfloat16", "float32", "float64", "int8", "int16", "int32", "int64",
            "uint8", "bool")
 _HOMES = ("autograd", "ops", "backend", "nn.fusion")

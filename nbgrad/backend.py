@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
@@ -142,6 +142,29 @@ def move(array: Any, device: str) -> Any:
     if device != "cpu":
         array = _cuda.memory.to_device(array, int(device.partition(":")[2] or 0))
     return array
+
+
+def capturing() -> bool:
+    """Whether a step is being captured for ``nbgrad.cuda.graph``."""
+    return _cuda is not None and _cuda.graphs.state.capture is not None
+
+
+def refuse_captured(what: str) -> None:
+    """Raise RuntimeError if a step is being captured, of which ``what`` cannot be a part."""
+    if _cuda is not None:
+        _cuda.graphs.refuse(what)
+
+
+def watch_captured(get: Callable[[], Any]) -> None:
+    """While a step is captured: what ``get()`` returns is part of it."""
+    if _cuda is not None:
+        _cuda.graphs.watch(get)
+
+
+def cuda_kernels() -> Any:
+    """nbgrad.kernels.cuda. Raises RuntimeError with what is missing."""
+    checked_device("cuda")
+    return _cuda
 
 
 def constant(value: Any, dtype: np.dtype[Any], like: Any) -> Any:

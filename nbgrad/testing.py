@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor, enable_grad, grad
+from nbgrad.backend import move, writable
 
 __all__ = ["GradcheckError", "gradcheck", "gradgradcheck"]
 
@@ -79,7 +80,7 @@ def _leaves(fn: Callable[..., Any], args: Sequence[Any]) -> tuple[list[str], lis
         if x.dtype != np.float64:
             raise TypeError(f"gradcheck: expected float64, got {x.dtype} of shape {x.shape}: "
                             "finite differences of float32 are noise")
-        if not x.data.flags.writeable:
+        if not writable(x.data):
             raise TypeError(f"gradcheck: an input of shape {x.shape} is read-only")
     return [f"{n} of shape {x.shape}" for n, x in found.items()], leaves
 
@@ -91,6 +92,14 @@ def _differentiable(out: Any) -> tuple[Tensor, ...]:
         raise GradcheckError("gradcheck: no output requires grad: the graph is cut between inputs "
                              "and outputs")
     return ys
+
+
+def _host(x: Tensor) -> Any:
+    return move(x.data, "cpu")
+
+
+def _put(x: Tensor, at: Any, value: Any) -> None:
+    x.data[at] = move(np.asarray(value), x.device)
 
 
 class _Check:
@@ -117,7 +126,7 @@ class _Check:
             self._not_vacuous(dxs)
         # what a projection is rounded to, over 2 eps: a difference quotient knows no better. Of a
         # value that cancelled to zero, the terms are unknown: taken to be of order 1
-        size = sum(float(np.sum(np.abs(u.data * y.data))) for u, y in zip(us, f()))
+        size = sum(float(np.sum(np.abs(_host(u) * _host(y)))) for u, y in zip(us, f()))
         noise = 1e-9 * (max(size, 1.0) if self.allow_zero else size)
         quotients = self._full if self.mode == "full" else self._fast
         for name, x, dx in zip(self.names, leaves, dxs):
@@ -128,7 +137,7 @@ class _Check:
             self.check(*self._derivative(f, us, leaves), order + 1)
 
     def _random(self, y: Tensor) -> Tensor:
-        return as_tensor(self.rng.standard_normal(y.shape))
+        return as_tensor(move(np.asarray(self.rng.standard_normal(y.shape)), y.device))
 
     def _gradients(self, f: Outputs, us: list[Tensor], leaves: list[Tensor],
                    order: int) -> list[Any]:
@@ -138,7 +147,7 @@ class _Check:
                 raise GradcheckError(
                     f"{name} has no gradient: it is not used, or a vjp on the way returned None. "
                     "Pass allow_zero=True if that is right")
-        return [np.zeros(x.shape) if d is None else d.data for d, x in zip(found, leaves)]
+        return [np.zeros(x.shape) if d is None else _host(d) for d, x in zip(found, leaves)]
 
     @staticmethod
     def _derivative(f: Outputs, us: list[Tensor],
@@ -152,18 +161,18 @@ class _Check:
         return g, leaves + us
 
     def _projected(self, f: Outputs, us: list[Tensor]) -> float:
-        return sum(float(np.vdot(u.data, y.data)) for u, y in zip(us, f(), strict=True))
+        return sum(float(np.vdot(_host(u), _host(y))) for u, y in zip(us, f(), strict=True))
 
     def _difference(self, f: Outputs, us: list[Tensor], x: Tensor, at: Any, step: Any) -> float:
         """Central difference along ``step`` at elements ``at``; x comes back whatever f does."""
-        before = np.array(x.data[at])
+        before = np.array(move(x.data[at], "cpu"))
         try:
-            x.data[at] = before + self.eps * step
+            _put(x, at, before + self.eps * step)
             up = self._projected(f, us)
-            x.data[at] = before - self.eps * step
+            _put(x, at, before - self.eps * step)
             return (up - self._projected(f, us)) / (2 * self.eps)
         finally:
-            x.data[at] = before
+            _put(x, at, before)
 
     def _full(self, f: Outputs, us: list[Tensor], x: Tensor, dx: Any, noise: float,
               what: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbgrad import backend, nn, tensor
+from nbgrad import backend, cuda, nn, tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 SIMULATED = {**os.environ, "NUMBA_ENABLE_CUDASIM": "1", "NUMBA_DISABLE_JIT": "1"}
@@ -133,3 +133,15 @@ def test_products_of_halves_use_the_tensor_cores(half, kind):
         count = kernel.ptx((8, 0)).count(name)
         assert count > 0
         assert count % 16 == 0
+
+
+@pytest.mark.skipif(find_spec("cupy") is not None and cuda.is_available(), reason="a GPU is there")
+def test_the_benchmark_says_that_there_is_no_gpu(capsys, tmp_path):
+    from bench.cuda import main
+
+    assert main(["--out", str(tmp_path / "rows.csv")]) == 2
+    assert capsys.readouterr().out.startswith("bench.cuda: device 'cuda' ")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(RuntimeError, match="device 'cuda' "):
+        cuda.graph(lambda: None)
+    assert cuda.device_count() == 0

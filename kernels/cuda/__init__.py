@@ -1,8 +1,9 @@
 """Kernels for CUDA devices, in Numba CUDA; arrays are CuPy's."""
 
-from . import launch, memory, precision  # noqa: F401
+from . import graphs, launch, memory, precision  # noqa: F401
 from .conv import *  # noqa: F403
 from .elementwise import *  # noqa: F403
+from .fused import *  # noqa: F403
 from .group_norm import *  # noqa: F403
 from .loss import *  # noqa: F403
 from .matmul import *  # noqa: F403

@@ -13,14 +13,14 @@ import struct
 import tempfile
 import threading
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from numba import types
 
 from ..cpu.jit import cache_dir
 from ..half import kind as kind_of
-from . import simulator
+from . import graphs, simulator
 from .intrinsics import HALVES
 from .memory import SIMULATED, synchronize, xp
 
@@ -75,9 +75,12 @@ class Kernel:
         if len(args) != len(self.kinds):
             raise TypeError(f"{self.name}: {len(self.kinds)} parameters, got {len(args)}")
         if SIMULATED:
-            simulator.run(self.body, blocks, self.threads, self._simulated(args), self.shared,
-                          self.together)
+            call = partial(simulator.run, self.body, blocks, self.threads, self._simulated(args),
+                           self.shared, self.together)
+            call() if graphs.state.capture is None else graphs.state.capture.launch(call)
             return
+        if graphs.state.capture is not None:
+            graphs.state.capture.hold(args)
         self._start(blocks, [(0 if a is None else a.data.ptr) if p else a
                              for p, a in zip(self._pointers, args)])
 
@@ -171,7 +174,7 @@ class Kernel:
         else:
             driver.launchKernel(f, blocks, 1, 1, self.threads, 1, 1, self.shared, stream,
                                 addresses, 0)
-        if debug:
+        if debug and graphs.state.capture is None:
             try:
                 synchronize()
             except Exception as e:

@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 
 from ..polynomials import exp
+from . import graphs
 from .intrinsics import cuda, device, libm, width
 from .launch import Kernel
 from .layout import dense
@@ -161,7 +162,7 @@ def cross_entropy(x, target, weight, *, ignore_index, label_smoothing):
 
     Returns the losses, of the target's shape; their sum; the sum of the targets' weights; whether
     each target is a class or ignored. The last three are numbers, for which the device is waited
-    for."""
+    for; while a step is captured they are device arrays, and targets are not looked at."""
     if not x.size:
         bad = bool(target.size) and bool((target != ignore_index).any())
         losses = empty(target.shape, x.dtype)
@@ -172,7 +173,8 @@ def cross_entropy(x, target, weight, *, ignore_index, label_smoothing):
     losses, found = empty((rows.size,), x.dtype), empty((3, rows.size), np.float64)
     forward(x.dtype, W, T)(-(-A * B // rows_of(T)), x, rows, weight, losses, found, A * B, C, B,
                            ignore_index, float(label_smoothing), weight is not None)
-    total, weights, bad = to_host(reduced("sum", found, {1}, found.dtype)).tolist()
+    sums = reduced("sum", found, {1}, found.dtype)
+    total, weights, bad = (sums[0], sums[1], 0) if graphs.state.capture else to_host(sums).tolist()
     axes = [i - (i > 1) for i in order if i != 1]
     losses = losses.reshape([target.shape[i] for i in axes]).transpose(np.argsort(axes).tolist())
     return losses, total, weights, bad == 0

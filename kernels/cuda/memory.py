@@ -9,6 +9,7 @@ import math
 import numpy as np
 from numba import config
 
+from . import graphs
 from .simulator import fresh
 
 __all__ = ["Array", "SIMULATED", "empty", "empty_like", "in_order", "order_of", "to_device",
@@ -17,36 +18,7 @@ __all__ = ["Array", "SIMULATED", "empty", "empty_like", "in_order", "order_of", 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
 if SIMULATED:
-    xp = np
-
-    class Array(np.ndarray):
-        """A simulated device array, as strict as CuPy's: results stay on the device, also those
-        without axes, and it does not mix with an array of NumPy's."""
-
-        def __array_ufunc__(self, ufunc, method, *inputs, out=None, **settings):
-            if any(type(x) is np.ndarray for x in inputs):
-                raise TypeError(f"{ufunc.__name__}: an array on the device and one of NumPy's")
-            if out is not None:
-                settings["out"] = tuple(map(_bare, out))
-            return _wrapped(getattr(ufunc, method)(*map(_bare, inputs), **settings))
-
-        def __array_function__(self, function, types, args, settings):
-            return _wrapped(super().__array_function__(function, types, args, settings))
-
-        def __getitem__(self, index):
-            out = super().__getitem__(index)
-            if isinstance(out, np.ndarray):
-                return out
-            index = index if isinstance(index, tuple) else (index,)
-            return super().__getitem__((*index, ...))        # one element, too, is a view
-
-    def _bare(x):
-        return x.view(np.ndarray) if isinstance(x, Array) else x
-
-    def _wrapped(y):
-        if isinstance(y, (tuple, list)):
-            return type(y)(map(_wrapped, y))
-        return np.asarray(y).view(Array) if isinstance(y, (np.ndarray, np.generic)) else y
+    from .simulated import Array, _wrapped, xp  # noqa: F401
 else:
     import cupy as xp
 
@@ -118,6 +90,7 @@ def device_of(x):
 
 def to_device(x, number=0):
     """A copy of a NumPy array on a device."""
+    graphs.refuse("a transfer to the device")
     if SIMULATED:
         return np.array(x, order="K").view(Array)
     with xp.cuda.Device(number):
@@ -129,17 +102,29 @@ def to_device(x, number=0):
 
 def to_host(x):
     """A copy of a device array as NumPy's."""
+    graphs.refuse("a transfer from the device (.item(), .cpu(), a printed loss)")
     return np.array(x.view(np.ndarray), order="K") if SIMULATED else xp.asnumpy(x, order="A")
 
 
 def synchronize():
     """Wait for all that the device has been asked for; errors of kernels are raised here."""
+    graphs.refuse("synchronize()")
     if not SIMULATED:
         xp.cuda.Device().synchronize()
 
 
 def empty_cache():
-    """Give the pool's idle blocks back to the device."""
-    if not SIMULATED:
+    """Give the pool's idle blocks back to the device; not while a step is captured."""
+    if not SIMULATED and graphs.state.capture is None:
         xp.get_default_memory_pool().free_all_blocks()
         xp.get_default_pinned_memory_pool().free_all_blocks()
+
+
+def used():
+    """Bytes of the pool that arrays take; the simulator has none."""
+    return 0 if SIMULATED else xp.get_default_memory_pool().used_bytes()
+
+
+def reserved():
+    """Bytes that the pool has from the device."""
+    return 0 if SIMULATED else xp.get_default_memory_pool().total_bytes()

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from nbgrad.backend import is_array
+import numpy as np
+
+from nbgrad.backend import capturing, is_array
 
 from . import versions
 from .mode import state
@@ -210,5 +212,8 @@ def accumulate(leaf: Tensor, dy: Tensor, record: bool) -> None:
     elif record:
         leaf.grad = leaf.grad + dy
     else:
-        leaf.grad.data = leaf.grad.data + dy.data
+        if capturing():              # a graph has one address for it
+            np.add(leaf.grad.data, dy.data, leaf.grad.data)
+        else:
+            leaf.grad.data = leaf.grad.data + dy.data
         versions.bump(leaf.grad)

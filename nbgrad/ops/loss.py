@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor, composition, op
-from nbgrad.backend import device_of, full, kernels, move
+from nbgrad.backend import device_of, full, is_array, kernels, move
 from nbgrad.ops.elementwise import exp, neg
 from nbgrad.ops.reduce import given_back, mean, sum, taken
 from nbgrad.ops.shape import _axis as axis_of, checked, unsqueeze
@@ -63,13 +63,23 @@ def _cross_entropy(x: Tensor, /, target: Any, weight: Any, ignore_index: int, re
     losses, total, weights, valid = kernels(x).cross_entropy(x.data, target, weight, **how)
     if not valid:
         raise IndexError("cross_entropy" + _out_of_bounds(target, x.shape[1], ignore_index))
-    y, share = losses, 1.0
+    y: Any = losses
+    share: Any = 1.0
     if reduction == "mean":
-        share = 1 / weights if weights else math.nan             # PyTorch's mean of nothing
+        share = _share(weights)
     if reduction != "none":
-        y = full((), total * share, x.data.dtype, x.data)
+        y = total * share
+        y = y.astype(x.dtype) if is_array(y) else full((), y, x.data.dtype, x.data)
+        share = share.astype(x.dtype) if is_array(share) else share
     return y, (lambda dy: cross_entropy_backward(dy, x, target=target, weight=weight, share=share,
                                                  **how),)
+
+
+def _share(weights: Any) -> Any:
+    """1 / weights, NaN for a mean of nothing (PyTorch's); an array's where a step is captured."""
+    if is_array(weights):
+        return np.where(weights == 0, math.nan, 1 / weights)
+    return 1 / weights if weights else math.nan
 
 
 @op(method=False)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor, checked_dtype, op
-from nbgrad.backend import checked_device, kernels, move
+from nbgrad.backend import checked_device, kernels, move, refuse_captured
 from nbgrad.ops.shape import checked
 
 
@@ -62,6 +62,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def _rng(generator: Generator | None) -> np.random.Generator:
+    refuse_captured("drawing random numbers (dropout, rand), whose generator is on the host,")
     return (generator or default_generator).numpy
 
 

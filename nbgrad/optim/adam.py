@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import bump
-from nbgrad.backend import kernels
+from nbgrad.backend import kernels, refuse_captured
 
 from .optimizer import Optimizer, Params
 
@@ -44,6 +44,8 @@ class Adam(Optimizer):
         params = [p for p in group["params"] if p.grad is not None]
         if not params:
             return
+        refuse_captured(f"{type(self).__name__}.step(), whose step count is on the host (call it "
+                        "after the graph: gradients stay where they are),")
         for p in params:
             if p not in self.state:
                 self.state[p] = {"step": 0, "exp_avg": np.zeros_like(p.data),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, enable_grad
-from nbgrad.backend import is_array, move, writable
+from nbgrad.backend import is_array, move, watch_captured, writable
 from nbgrad.nn.statistics import step_taken
 
 __all__ = ["Optimizer", "Params"]
@@ -82,6 +82,9 @@ class Optimizer:
         gs = [p.grad.data for p in params if p.grad is not None]
         return [np.negative(g, np.empty_like(g)) for g in gs] if group["maximize"] else gs
 
+    def _options(self) -> list[dict[str, Any]]:
+        return [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
+
     def _plans_of(self, group: dict[str, Any]) -> dict[Any, Any]:
         return self._plans.setdefault(id(group), {})
 
@@ -96,6 +99,7 @@ class Optimizer:
             with enable_grad():
                 loss = closure()
         self._check_step()
+        watch_captured(self._options)
         for group in self.param_groups:
             self._update(group)
         step_taken()

@@ -1,0 +1,139 @@
+"""``python -m bench.cuda``: is what the CUDA kernels compute right, and how fast are they?
+
+Parts: verify (each function against the reference), gradcheck, train (loss curves beside the
+CPU's), measure (times by device events, beside PyTorch's where it has CUDA), sanitize
+(compute-sanitizer on small shapes). Each row goes to a CSV file when it is known, so the command
+may be stopped at any time. Failures are listed at the end and set the exit status, and hide no
+later part. Without a GPU it exits with 2; ``--simulate`` runs the first three parts in the
+simulator at tiny sizes, for which NUMBA_ENABLE_CUDASIM=1 and NUMBA_DISABLE_JIT=1 must be set.
+"""
+
+import argparse
+import csv
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from time import monotonic
+
+from . import measure
+
+PARTS = ("verify", "gradcheck", "train", "measure", "sanitize")
+FIELDS = ["date", "device", "driver", "versions", "part", "case", "status", "value", "unit",
+          "of_copy", "of_torch", "note"]
+PACKAGES = ("nbgrad", "numpy", "numba", "numba-cuda", "cupy-cuda13x", "cupy-cuda12x", "torch")
+
+
+class Report:
+    """Rows of one run: written when they come, and what of them failed."""
+
+    def __init__(self, path, about, deadline):
+        self.path, self.about, self.deadline, self.rows = Path(path), about, deadline, []
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w", newline="", encoding="utf-8") as f:
+            csv.DictWriter(f, FIELDS, lineterminator="\n").writeheader()
+
+    def add(self, part, case, status="ok", value="", unit="", **more):
+        """One finding: on the screen, in the file."""
+        text = f"{value:.4g}" if isinstance(value, float) else str(value)
+        row = {**dict.fromkeys(FIELDS, ""), **self.about, "part": part, "case": case,
+               "status": status, "value": text, "unit": unit,
+               **{k: f"{v:.3g}" if isinstance(v, float) else v for k, v in more.items()}}
+        self.rows.append(row)
+        with self.path.open("a", newline="", encoding="utf-8") as f:
+            csv.DictWriter(f, FIELDS, lineterminator="\n").writerow(row)
+        share = f"{100 * float(row['of_copy']):5.0f} %" if row["of_copy"] else ""
+        ratio = f"{row['of_torch']:>6s} x" if row["of_torch"] else ""
+        print(f"{part:9s} {status:7s} {case:52s} {text:>10s} {unit:5s} {share:>7s} {ratio:>8s} "
+              f"{row['note']}".rstrip(), flush=True)
+
+    def attempt(self, part, case, f):
+        """``f()``, which adds its row; what it raises is a failure of that case alone."""
+        if monotonic() > self.deadline:
+            self.add(part, case, "skipped", note="out of time")
+            return
+        try:
+            f()
+        except Exception as e:
+            where = traceback.extract_tb(e.__traceback__)[-1]
+            said = " ".join(f"{type(e).__name__}: {e}".split())[:300]
+            self.add(part, case, "failed", note=f"{said} ({Path(where.filename).name}:"
+                                                f"{where.lineno})")
+
+    def failures(self):
+        """Rows of what went wrong."""
+        return [row for row in self.rows if row["status"] == "failed"]
+
+
+def about():
+    """What the rows have in common: date, device, driver, versions."""
+    from nbgrad.kernels.cuda.memory import SIMULATED, xp
+
+    found = measure.where_and_when(1, PACKAGES)
+    found = {"date": found["date"], "versions": found["versions"]}
+    if SIMULATED:
+        return {**found, "device": "simulator", "driver": ""}
+    runtime = xp.cuda.runtime
+    name = runtime.getDeviceProperties(runtime.getDevice())["name"]
+    return {**found, "device": name.decode() if isinstance(name, bytes) else str(name),
+            "driver": f"CUDA {runtime.driverGetVersion()}"}
+
+
+def missing(simulate):
+    """Why nothing can be run here; "" if it can."""
+    from numba import config
+
+    if simulate and not config.ENABLE_CUDASIM:
+        return "--simulate needs NUMBA_ENABLE_CUDASIM=1 and NUMBA_DISABLE_JIT=1"
+    try:
+        importlib.import_module("nbgrad").backend.checked_device("cuda")
+    except RuntimeError as e:
+        return str(e)
+    return "" if simulate or not config.ENABLE_CUDASIM else "in the simulator: add --simulate"
+
+
+def arguments(argv):
+    parser = argparse.ArgumentParser(prog="python -m bench.cuda", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas between")
+    parser.add_argument("--case", default="", help="cases whose names contain this")
+    parser.add_argument("--seconds", type=float, default=450, help="for all parts (450)")
+    parser.add_argument("--out", default=measure.RESULTS / "cuda.csv", type=Path)
+    parser.add_argument("--simulate", action="store_true", help="tiny sizes in the simulator")
+    args = parser.parse_args(argv)
+    args.only = args.only.split(",")
+    if wrong := set(args.only) - set(PARTS):
+        parser.error(f"--only: no part called {', '.join(sorted(wrong))}; there are "
+                     f"{', '.join(PARTS)}")
+    if args.simulate:
+        args.only = [p for p in args.only if p not in ("measure", "sanitize")]
+    return args
+
+
+def main(argv=None):
+    """Run the parts; 0, 1 where something failed, 2 where nothing could run."""
+    args = arguments(argv)
+    if problem := missing(args.simulate):
+        print(f"bench.cuda: {problem}")
+        return 2
+    report = Report(args.out, about(), monotonic() + args.seconds)
+    for part in args.only:
+        module = importlib.import_module(f"{__package__}.cuda_{part}")
+        try:
+            for case, f in module.cases(report, args.simulate):
+                if args.case in case:
+                    report.attempt(part, case, f)
+        except KeyboardInterrupt:
+            print("stopped")
+            break
+        except Exception as e:
+            report.add(part, "its cases", "failed", note=f"{type(e).__name__}: {e}")
+    failed = report.failures()
+    print(f"{len(report.rows)} rows in {report.path}; {len(failed)} failed")
+    for row in failed:
+        print(f"  {row['part']} {row['case']}: {row['note']}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""Devices, and steps that run as one: what PyTorch has under ``torch.cuda``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from nbgrad.backend import checked_device, cuda_kernels
+
+__all__ = ["Graph", "device_count", "empty_cache", "graph", "is_available", "memory_allocated",
+           "memory_reserved", "synchronize"]
+
+
+def is_available() -> bool:
+    """Whether there is a GPU and what it takes to use it.
+
+    >>> from nbgrad import cuda
+    >>> cuda.is_available() == (cuda.device_count() > 0)
+    True
+    """
+    try:
+        checked_device("cuda")
+    except RuntimeError:
+        return False
+    return True
+
+
+def device_count() -> int:
+    """Number of GPUs; 0 where none can be used."""
+    return int(cuda_kernels().memory.count()) if is_available() else 0
+
+
+def synchronize() -> None:
+    """Wait until the GPU has done all that it was asked for. Raises what its kernels failed with,
+    RuntimeError where there is no GPU."""
+    cuda_kernels().memory.synchronize()
+
+
+def memory_allocated() -> int:
+    """Bytes of the pool that arrays take."""
+    return int(cuda_kernels().memory.used())
+
+
+def memory_reserved() -> int:
+    """Bytes that the pool has from the device, idle ones with them."""
+    return int(cuda_kernels().memory.reserved())
+
+
+def empty_cache() -> None:
+    """Give the pool's idle blocks back to the device."""
+    cuda_kernels().memory.empty_cache()
+
+
+class Graph:
+    """A step that is captured and replayed; made by ``graph``."""
+
+    def __init__(self, step: Callable[[], Any], warmup: int) -> None:
+        if not callable(step):
+            raise TypeError(f"graph: expected a function without arguments, got {step!r}")
+        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 1:
+            raise ValueError(f"graph: expected warmup of at least 1, got {warmup!r}")
+        self._step, self._left, self._kernels = step, warmup, cuda_kernels()
+        self._recording: Any = None
+        self._result: Any = None
+
+    @property
+    def captured(self) -> bool:
+        """Whether the next call is a replay, if no setting has changed."""
+        return self._recording is not None
+
+    def __call__(self) -> Any:
+        """One step. Returns what the step returned: the same tensors at every replay."""
+        if self._left:
+            result = self._step()
+            self._left -= 1
+            return result
+        if self._recording is None or not self._recording.unchanged():
+            self.reset()
+            memory = self._kernels.memory
+            self._recording, self._result = self._kernels.graphs.capture(
+                self._step, memory.xp, memory.SIMULATED)
+        self._recording.replay()
+        return self._result
+
+    def reset(self) -> None:
+        """Forget the captured step and its memory; the next call captures anew."""
+        self._recording = self._result = None
+
+
+def graph(step: Callable[[], Any], warmup: int = 3) -> Graph:
+    """``step`` (forward, loss, backward, optimizer) as one launch: every call is one step.
+
+    The first ``warmup`` calls run as they are, which compiles kernels and makes the optimizer's
+    buffers; the next one captures the step in a CUDA graph, and from then on it is replayed,
+    without Python and with one launch. As with PyTorch's ``torch.cuda.graph``:
+
+    - inputs are tensors that stay: fill them with ``copy_`` before the call;
+    - what it returns, and gradients, are the same memory at every replay, overwritten by the next;
+    - only what runs on the device is repeated. Python code, hooks and attributes that the step
+      rebinds are not, and sizes, modes (``train``/``eval``) and branches stay as captured;
+    - gradients are either forgotten in the step (``zero_grad()``) or added up over steps.
+
+    Memory comes from a pool of the graph's own, which is freed with it. Options of an optimizer, as
+    the learning rate, are part of the graph: after they have changed, the next call captures anew.
+
+    Raises RuntimeError that names it for what cannot be captured: ``.item()`` and other transfers,
+    random numbers (dropout), Adam's step (its step count is on the host: call ``step()`` behind the
+    graph), and averages that depend on the number of batches. Nothing has run then, and eager
+    calls go on working. Targets of ``cross_entropy`` are not checked in a captured step.
+
+    >>> def train(step, batches, x, t):                     # doctest: +SKIP
+    ...     step = nbgrad.cuda.graph(step)
+    ...     for images, labels in batches:
+    ...         x.copy_(images), t.copy_(labels)
+    ...         loss = step()
+    """
+    return Graph(step, warmup)

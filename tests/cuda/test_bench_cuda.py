@@ -1,0 +1,200 @@
+"""``python -m bench.cuda`` without a GPU: its parts in the simulator, and what measures on a
+clock and arrays that stand in for a device's."""
+
+import csv
+from functools import partial
+
+import numpy as np
+import pytest
+
+from bench import cuda, cuda_measure, cuda_sanitize, cuda_verify
+from bench.cuda_clock import Clock, rotating
+
+
+class Device:
+    """A device that takes a millisecond for whatever is between two events."""
+
+    def __init__(self):
+        self.time, self.waits = 0, 0
+
+    def record(self, event):
+        self.time += 1
+        event.at = self.time
+
+    def event(self):
+        device = self
+
+        class Event:
+            def record(self):
+                device.record(self)
+        return Event()
+
+    def wait(self):
+        self.waits += 1
+
+    def clock(self):
+        ticks = iter(range(10**6))
+        return Clock(self.event, lambda a, b: float(b.at - a.at), self.wait, lambda: next(ticks), 1)
+
+
+@pytest.fixture
+def report(tmp_path):
+    return cuda.Report(tmp_path / "rows.csv", cuda.about(), float("inf"))
+
+
+def rows(path):
+    with path.open(newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def test_the_command_in_the_simulator(tmp_path, capsys):
+    """A part of each; rows are in the file, and nothing fails."""
+    out = tmp_path / "rows.csv"
+    for part, case in (("verify", "batch_norm (3, 4, 3, 3)"), ("verify", "matmul"),
+                       ("verify", "sgd_step"), ("gradcheck", "softmax"), ("train", "lenet")):
+        assert cuda.main(["--simulate", "--only", part, "--case", case, "--out", str(out)]) == 0
+        found = rows(out)
+        assert found
+        assert {(r["part"], r["status"], r["device"]) for r in found} == {(part, "ok", "simulator")}
+    assert "0 failed" in capsys.readouterr().out
+
+
+def test_every_function_is_verified():
+    """The names of the cases say all functions that the reference and the kernels share."""
+    from nbgrad.kernels import cuda as kernels, reference
+
+    named = " ".join(name for name, _ in cuda_verify.cases(None, True))
+    within = {"batch_norm_backward_elemt", "batch_norm_backward_reduce", "batch_norm_elemt",
+              "batch_norm_stats", "batch_norm_update", "max_pool2d_gather", "linear_backward",
+              "adaptive_avg_pool2d", "adaptive_avg_pool2d_backward"}     # tests/cuda alone has them
+    for name in dir(reference):
+        if callable(getattr(reference, name)) and hasattr(kernels, name) and name not in within:
+            assert name.removesuffix("_backward") in named, name
+
+
+def test_what_is_wrong_is_found_and_hides_nothing(tmp_path, monkeypatch, capsys):
+    from nbgrad.kernels import cuda as kernels
+
+    right = kernels.sub
+    monkeypatch.setattr(kernels, "sub", lambda a, b: right(right(a, b), b * 0 + 1e-3))
+    monkeypatch.setattr(kernels, "sin", lambda a: a[:1])
+    out = tmp_path / "rows.csv"
+    assert cuda.main(["--simulate", "--only", "verify", "--case", "s", "--seconds", "60",
+                      "--out", str(out)]) == 1
+    status = {r["case"]: r["status"] for r in rows(out)}
+    assert {c for c, s in status.items() if s == "failed"} == {
+        "sub 37 f4", "sub 37 f8", "sin 37 f4", "sin 37 f8"}
+    assert "ok" in status.values()
+    assert "times as far off" in capsys.readouterr().out.rpartition("4 failed")[2]
+
+
+def test_out_of_time_is_said(tmp_path):
+    out = tmp_path / "rows.csv"
+    assert cuda.main(["--simulate", "--only", "verify", "--case", "sgd", "--seconds", "0",
+                      "--out", str(out)]) == 0
+    assert {r["note"] for r in rows(out)} == {"out of time"}
+
+
+def test_the_median_of_calls_that_take_turns():
+    device, asked = Device(), []
+    seconds = device.clock()([partial(asked.append, i) for i in range(3)], seconds=4)
+    assert seconds == 1e-3
+    assert asked == [0, 1, 2] * (len(asked) // 3)
+    assert device.waits == len(asked) // 3                       # one for each turn and the first
+    assert [rotating(n, 1000) for n in (100, 1000, 1 << 20)] == [8, 3, 2]
+
+
+SMALL = {"images": [(2, 3, 2, 2)], "rows": ([2], [20]), "convolutions": [(2, 3, 4, 3, 2)],
+         "batch": 1, "side": 4}
+
+
+class Torch:
+    """Records that it was asked."""
+
+    class no_grad:
+        def __enter__(self): ...
+        def __exit__(self, *error): ...
+
+    def from_numpy(self, a):
+        assert isinstance(a, np.ndarray)
+        return self
+
+    def cuda(self):
+        return self
+
+
+def test_measuring_on_a_stand_in(report):
+    """Every case runs once with small arrays; each takes a millisecond, torch's 2."""
+    from nbgrad.kernels.cuda.memory import empty, to_device, xp
+
+    def once(calls):
+        return Device().clock()(calls[:1], seconds=0)
+    b = cuda_measure.Bench(report, once, 1, to_device, Torch(), lambda calls: 2e-3)
+    b.copies(lambda n: empty((n // 4,), np.float32), xp.copyto, 1 << 10)
+    assert report.rows[-1]["value"] == f"{2 * 1024 / 1e-3 / 1e9:.4g}"
+    for make in cuda_measure.table(**SMALL):
+        case = make()
+        b.measure(case)
+        row = report.rows[-1]
+        assert (row["case"], float(row["value"])) == (case.name, 1.0)
+        assert row["of_torch"] == ("2" if case.torch else "")
+        assert bool(row["of_copy"]) == bool(case.nbytes)
+    names = {r["case"] for r in rows(report.path)}
+    assert {n.split()[0] for n in names} == {"copy", "batch_norm", "layer_norm", "rms_norm",
+                                             "softmax", "matmul", "conv2d", "conv2d_input",
+                                             "conv2d_weight"}
+    assert not report.failures()
+
+
+def test_a_step_on_a_stand_in(report):
+    b = cuda_measure.Bench(report, Device().clock(), 1, None)
+    for captured in (False, True):
+        b.clock = lambda calls: Device().clock()(calls, seconds=0)
+        cuda_measure.step(b, f"step {captured}", captured, "mlp", (2, 1, 2, 2), in_features=4,
+                          hidden=[3])
+    assert [r["value"] for r in report.rows] == ["1", "1"]
+
+
+def test_peers_get_the_same_values():
+    """torch, on the CPU here, and the kernels agree on what each case means."""
+    torch = pytest.importorskip("torch")
+    from nbgrad.kernels.cuda.memory import to_device, to_host
+
+    for make in cuda_measure.table(**SMALL):
+        case = make()
+        if case.torch is None or "backward" in case.name:        # whose native form is CUDA's
+            continue
+        got = case.call(*map(to_device, case.arrays))
+        want = case.torch(torch, *map(torch.from_numpy, case.arrays))
+        got = got[0] if isinstance(got, tuple) else got
+        want = next(w for w in want if w is not None) if isinstance(want, tuple) else want
+        np.testing.assert_allclose(to_host(got), want.numpy(), rtol=2e-2 if "tf32" in case.name
+                                   else 1e-4, atol=2e-2 if "tf32" in case.name else 1e-5)
+
+
+def test_without_the_sanitizer_it_says_so(report, monkeypatch):
+    monkeypatch.setattr(cuda_sanitize.shutil, "which", lambda name: None)
+    assert list(cuda_sanitize.cases(report, False)) == []
+    assert report.rows[0]["note"] == "that program is not installed"
+
+
+def test_the_sanitizers_findings_fail(report, monkeypatch, tmp_path):
+    tool = tmp_path / "compute-sanitizer"
+    monkeypatch.setattr(cuda_sanitize.shutil, "which", lambda name: str(tool))
+    for text, status in (("echo ===== ERROR SUMMARY: 0 errors", "ok"),
+                         ("echo '===== Invalid write'; exit 9", "failed")):
+        tool.write_text(f"#!/bin/sh\n{text}\n")
+        tool.chmod(0o755)
+        name, f = next(iter(cuda_sanitize.cases(report, False)))
+        report.deadline = float("inf")
+        report.attempt("sanitize", name, f)
+        assert report.rows[-1]["status"] == status
+    assert "Invalid write" in report.rows[-1]["note"]
+
+
+def test_arguments(capsys):
+    with pytest.raises(SystemExit):
+        cuda.main(["--only", "verfy"])
+    assert "no part called verfy" in capsys.readouterr().err
+    assert cuda.main([]) == 2
+    assert "add --simulate" in capsys.readouterr().out
