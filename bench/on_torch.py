@@ -142,6 +142,13 @@ def batch_norm_forward(last, shape, layout):
     return lambda: aten.native_batch_norm(x, gamma, beta, None, None, True, 0.1, EPS)[0]
 
 
+def batch_norm_evaluation(last, shape, layout):
+    """With running statistics."""
+    x, _, _, gamma, beta = _norm(last, shape)
+    var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    return lambda: aten.native_batch_norm(x, gamma, beta, mean, var, False, 0.1, EPS)[0]
+
+
 def _norm_gradients(dy, x, gamma, mean, invstd):
     return aten.native_batch_norm_backward(dy, x, gamma, None, None, mean, invstd, True, EPS,
                                            [True] * 3)

@@ -3,6 +3,8 @@
 Each takes x and three vectors of one number per channel, and is timed with all its gradients.
 """
 
+import numpy as np
+
 import nbgrad
 from nbgrad import nn, ops
 
@@ -83,6 +85,53 @@ def _absolute_composed(x, gamma, beta, _):
     return _affine(xc / scale, gamma, beta)
 
 
+def _mask(x):
+    """Padded sequences: rows of each sample are there from none, then one, to all of them."""
+    N, _, H, W = x.shape
+    there = (np.arange(H) < np.arange(N)[:, None] % (H + 1)).reshape(N, 1, H, 1)
+    return np.broadcast_to(there, (N, 1, H, W))
+
+
+def _masked_composed(x, gamma, beta, _):
+    mask = _mask(x)
+    there = nbgrad.as_tensor(mask.astype(np.float32))
+    share = there / float(mask.sum())
+    xc = x - (x * share).sum((0, 2, 3), True)
+    var = (xc * xc * share).sum((0, 2, 3), True)
+    return _affine(xc * ops.rsqrt(var + EPS), gamma, beta) * there
+
+
+def _switchable(x, gamma, beta, v):
+    return ops.switchable_norm(x, v[:3], v[3:6], gamma, beta, EPS)[0]
+
+
+def _switchable_composed(x, gamma, beta, v):
+    """Instance, layer and batch statistics, each of x."""
+    means, variances = [], []
+    for axes in ((2, 3), (1, 2, 3), (0, 2, 3)):
+        mean = x.mean(axes, True)
+        means.append(mean)
+        variances.append(((x - mean) * (x - mean)).mean(axes, True))
+    a, b = ops.softmax(v[:3], 0), ops.softmax(v[3:6], 0)
+    mean = a[0] * means[0] + a[1] * means[1] + a[2] * means[2]
+    var = b[0] * variances[0] + b[1] * variances[1] + b[2] * variances[2]
+    return _affine((x - mean) * ops.rsqrt(var + EPS), gamma, beta)
+
+
+def _decorrelated(x, gamma, beta, _):
+    return _affine(ops.whiten(x, GROUPS, EPS)[0], gamma, beta)
+
+
+def _decorrelated_composed(x, gamma, beta, _):
+    """In float32, and with covariances by elementary ops, too."""
+    N, C, H, W = x.shape
+    xc = _moments(x, (0, 2, 3))[0].permute(1, 0, 2, 3).reshape((C // GROUPS, GROUPS, N * H * W))
+    cov = ops.matmul(xc, xc.mT) / float(N * H * W)
+    root = ops.inverse_sqrt(cov + nbgrad.as_tensor(EPS * np.eye(GROUPS, dtype=np.float32)))
+    y = ops.matmul(root, xc).reshape((C, N, H, W)).permute(1, 0, 2, 3)
+    return _affine(y, gamma, beta)
+
+
 def _standardized_composed(w, *_):
     wc, var = _moments(w, (1, 2, 3))
     return wc * ops.rsqrt(var + EPS)
@@ -103,6 +152,10 @@ OTHERS = {
     "EvoNorm S0": (lambda x, g, b, v: ops.evonorm_s0(x, GROUPS, g, b, v, EPS), _s0_composed),
     "global response": (lambda x, g, b, _: ops.global_response_norm(x, g, b, EPS),
                         _global_composed),
+    "masked": (lambda x, g, b, _: ops.weighted_batch_norm(x, g, b, EPS, mask=_mask(x))[0],
+               _masked_composed),
+    "switchable": (_switchable, _switchable_composed),
+    "decorrelated": (_decorrelated, _decorrelated_composed),
     "absolute deviation": (_absolute, _absolute_composed),
 }
 

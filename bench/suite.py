@@ -95,6 +95,8 @@ def _norm(limit):
                 yield Case("norm", f"{way} {layout}", name, f"batch_norm_{way}", both, sides,
                            flops * n, 4 * moved * n)
             if images:
+                yield Case("norm", f"evaluation {layout}", name, "batch_norm_evaluation", both,
+                           sides, 2 * n, 8 * n)
                 # forward: x, r, y. backward: dy, x, the sign of y (a byte would do), dx, dr
                 yield Case("norm", f"+ add + relu, both ways, {layout}", name,
                            "batch_norm_add_relu", both, sides, 22 * n, (12 + 17) * n)
@@ -132,7 +134,8 @@ def _sample_norms(limit):
 # {name: (settings, operations per element)}
 FUNCTIONS = {"local_response_norm": ({"size": 5}, 20), "normalize": ({}, 8)}
 BOTH = ("ghost", "filter response", "filter response, TLU", "weight standardization")
-ONCE = ("renorm", "EvoNorm B0", "EvoNorm S0", "global response", "absolute deviation")
+ONCE = ("renorm", "EvoNorm B0", "EvoNorm S0", "global response", "absolute deviation",
+        "masked", "switchable", "decorrelated")
 
 
 def _other_norms(limit):

@@ -10,26 +10,34 @@ import math
 
 import numpy as np
 
-from .columns import inner
+from .columns import inlined, inner
+from .group_lines import INVSTD, LOW, WIDE, statistics_of_groups, width
 from .jit import kernel, prange
 from .layer_norm import unfit
-from .planes import low_word
 from .simd import (
+    absolute,
+    after,
     fill,
     fma,
+    greater,
     high,
     keep,
     lanes,
     load,
+    load_or,
     load_part,
     low,
     maximum,
+    narrow,
     number,
     pointer,
     prefetch,
     put,
+    splat,
     store,
     store_part,
+    total,
+    where,
 )
 
 __all__ = ["RUN", "add", "constants", "forward_pixels"]
@@ -70,12 +78,24 @@ def _squares(x, at, rows, C, pivot, sums, squares):
 @inner
 def _first_pivots(x, at, rows, C, pivot):
     """The mean of four pixels: within half a standard deviation of the mean as a rule."""
-    step = rows // 4 * C
-    for c in range(C):
-        i = at + c
-        v = (np.float64(x[i]) + x[i + step] + x[i + 2 * step] + x[i + 3 * step]) * 0.25
-        v = number(x, v)
-        pivot[c] = v if abs(v) < math.inf else 0.0
+    step, L = rows // 4 * C, lanes(x)
+    quarter, zero, inf = fill(x, 0.25), fill(x, 0), fill(x, math.inf)
+    for c in range(0, C, L):
+        i, k = at + c, min(L, C - c)
+        v = load_part(x, i, k) * quarter + load_part(x, i + step, k) * quarter
+        v = v + load_part(x, i + 2 * step, k) * quarter + load_part(x, i + 3 * step, k) * quarter
+        store(pivot, c, where(greater(inf, absolute(v)), v, zero))
+
+
+@inlined
+def _settle(sums, squares, j, pivot, inverse, rows, zero, far, mean, m2, to, k):
+    """Mean and squares about it of columns from j on, and where their pivots are too far."""
+    d = load(sums, j) * inverse
+    own = d * d * rows
+    q = load(squares, j) - own
+    store_part(mean, to + j, pivot + d, k)
+    store_part(m2, to + j, where(greater(zero, q), zero, q), k)
+    return where(greater(own, fill(sums, 4) * q), rows, far)
 
 
 @inner
@@ -83,19 +103,22 @@ def _statistics(x, at, rows, C, W, pivot, sums, squares, mean, m2, to):
     """Mean, and sum of squares about it, of each column. Where a pivot lies more than 2 standard
     deviations from the mean, pixels are read again about the means."""
     _first_pivots(x, at, rows, C, pivot)
-    inverse = 1.0 / rows
+    L, half, zero = lanes(x), lanes(sums), fill(sums, 0)
+    inverse, n = fill(sums, 1.0 / rows), fill(sums, rows)
     for final in range(2):
-        for c in range(W):
-            sums[c] = squares[c] = 0.0
+        for c in range(0, W, half):
+            store(sums, c, zero)
+            store(squares, c, zero)
         _squares(x, at, rows, C, pivot, sums, squares)
-        far = False
-        for c in range(C):
-            d = sums[c] * inverse
-            q = squares[c] - d * d * rows
-            far |= d * d * rows > 4.0 * q
-            mean[to + c] = pivot[c] + d
-            m2[to + c] = 0.0 if q < 0.0 else q
-        if not far or final == 1:
+        far = zero
+        for c in range(0, C, L):
+            p = load(pivot, c)
+            far = _settle(sums, squares, c, low(p), inverse, n, zero, far, mean, m2, to,
+                          min(half, C - c))
+            if half < L:
+                far = _settle(sums, squares, c + half, high(p), inverse, n, zero, far, mean, m2, to,
+                              min(half, C - c - half))
+        if final == 1 or total(far) == 0:
             break
         for c in range(C):
             pivot[c] = number(x, mean[to + c])
@@ -104,21 +127,24 @@ def _statistics(x, at, rows, C, W, pivot, sums, squares, mean, m2, to):
 @inner
 def _merge(block_mean, block_m2, n, B, rows, S, C, G, eps, center, mean, invstd, bad, size):
     """Statistics of the groups of sample n from those of its channels, block by block."""
-    D = C // G
+    D, L, zero = C // G, lanes(block_mean), fill(block_mean, 0)
     inverse = 1.0 / (D * S)
     for g in range(G):
-        at, d, q = n * B * C + g * D, 0.0, 0.0
+        at, d, q = n * B * C + g * D, zero, zero
         pivot = block_mean[at]
+        p = splat(pivot)
         for b in range(B):
-            k = min(rows, S - b * rows) * inverse
-            for c in range(at + b * C, at + b * C + D):
-                d += k * (block_mean[c] - pivot)
-        m = pivot + d
+            k = fill(block_mean, min(rows, S - b * rows) * inverse)
+            for c in range(0, D, L):
+                d = d + k * (load_or(block_mean, at + b * C + c, min(L, D - c), p) - p)
+        m = pivot + total(d)
+        p = splat(m)
         for b in range(B):
-            k = min(rows, S - b * rows)
-            for c in range(at + b * C, at + b * C + D):
-                q += block_m2[c] + k * (block_mean[c] - m) ** 2
-        v = q * inverse
+            k = fill(block_mean, min(rows, S - b * rows))
+            for c in range(0, D, L):
+                e = load_or(block_mean, at + b * C + c, min(L, D - c), p) - p
+                q = q + load_part(block_m2, at + b * C + c, min(L, D - c)) + k * e * e
+        v = total(q) * inverse
         if not center:
             m, v = 0.0, v + m * m
         s = 1.0 / np.sqrt(v + eps)
@@ -126,20 +152,26 @@ def _merge(block_mean, block_m2, n, B, rows, S, C, G, eps, center, mean, invstd,
         mean[n * G + g], invstd[n * G + g], bad[n * G + g] = m, s, lost
 
 
+@inlined
+def _line(gamma, beta, c, W, wide):
+    scale = gamma * load(wide, INVSTD * W + c)
+    return scale, beta - load(wide, LOW * W + c) * scale
+
+
 @inner
-def constants(x, gamma, beta, floor, floored, mean, invstd, n, G, C, W, table):
+def constants(x, gamma, beta, floor, floored, mean, invstd, n, G, C, W, wide, table):
     """Lines of W constants: the mean's first word, scale, shift and floor of each column."""
-    D = C // G
-    for g in range(G):
-        m, s = mean[n * G + g], invstd[n * G + g]
-        word = number(x, m)
-        lo = low_word(word, m)
-        for c in range(g * D, (g + 1) * D):
-            v = gamma[c] * s
-            table[c], table[W + c] = word, number(x, v)
-            table[2 * W + c] = number(x, beta[c] - lo * v)
-    for c in range(C if floored else 0):
-        table[3 * W + c] = floor[c]
+    statistics_of_groups(x, mean, invstd, n, G, C // G, W, wide, table)
+    L = lanes(x)
+    for c in range(0, C, L):
+        k = min(L, C - c)
+        g, b = load_part(gamma, c, k), load_part(beta, c, k)
+        scale, shift = _line(low(g), low(b), c, W, wide)
+        scale_2, shift_2 = _line(high(g), high(b), c + lanes(wide), W, wide)
+        store(table, W + c, narrow(scale, scale_2, x))
+        store(table, 2 * W + c, narrow(shift, shift_2, x))
+        if floored:
+            store(table, 3 * W + c, load_part(floor, c, k))
 
 
 @inner
@@ -169,10 +201,9 @@ def _normalize(x, at, rows, C, W, table, floored, past, y):
 
 @inner
 def _forward(x, gamma, beta, floor, floored, eps, center, first, last, collect, B, rows, S, C, G,
-             past, y, mean, invstd, bad, block_mean, block_m2, size, W, room, sums):
+             past, y, mean, invstd, bad, block_mean, block_m2, size, W, table, wide):
     """Statistics of the channels in blocks first … last, and y if those of the groups are known."""
-    table = pointer(room)
-    s, q = pointer(sums), pointer(sums[W:])
+    s, q = after(wide, WIDE * W), after(wide, (WIDE + 1) * W)
     for u in range(first, last):
         n, b = u // B, u % B * rows
         m, at = min(rows, S - b), (n * S + b) * C
@@ -181,21 +212,21 @@ def _forward(x, gamma, beta, floor, floored, eps, center, first, last, collect, 
             if B > 1:
                 continue
             _merge(block_mean, block_m2, n, B, rows, S, C, G, eps, center, mean, invstd, bad, size)
-        constants(x, gamma, beta, floor, floored, mean, invstd, n, G, C, W, table)
+        constants(x, gamma, beta, floor, floored, mean, invstd, n, G, C, W, wide, table)
         _normalize(x, at, m, C, W, table, floored, past, y)
-    keep(room)
-    keep(sums)
 
 
 @inner
 def _forward_task(x, gamma, beta, floor, eps, center, first, last, collect, B, rows, S, G, past, y,
                   mean, invstd, bad, block_mean, block_m2):
-    C = gamma.size
-    W = (C + 31) // 16 * 16
+    C, W = gamma.size, width(gamma.size)
+    table, wide = np.zeros(4 * W, x.dtype), np.zeros((WIDE + 2) * W)
     _forward(pointer(x), pointer(gamma), pointer(beta), pointer(floor), floor.size > 0, eps, center,
              first, last, collect, B, rows, S, C, G, past, pointer(y), pointer(mean),
              pointer(invstd), pointer(bad), pointer(block_mean), pointer(block_m2), x.itemsize, W,
-             np.zeros(4 * W, x.dtype), np.empty(2 * W))
+             pointer(table), pointer(wide))
+    keep(table)
+    keep(wide)
 
 
 @kernel

@@ -3,20 +3,35 @@
 import numpy as np
 
 from .columns import inner
+from .group_lines import (
+    GAMMA,
+    INVSTD,
+    LOW,
+    MEAN_G,
+    MEAN_P,
+    WIDE,
+    gammas,
+    parts,
+    slopes,
+    spread,
+    statistics_of_groups,
+    width,
+)
 from .jit import kernel, prange
 from .pixels import RUN, add, constants
-from .planes import above, add_up_all, inverses, low_word, slopes, unfit_gradients
+from .planes import above, add_up_all, unfit_gradients
 from .simd import (
+    after,
     fill,
     fma,
     keep,
     lanes,
     load,
     load_part,
-    number,
     pointer,
     prefetch,
     put,
+    store,
     store_part,
 )
 
@@ -72,42 +87,40 @@ def _floored_products(x, dy, at, rows, C, W, table, sums):
 
 
 @inner
-def _sums(x, dy, mean, invstd, n, at, rows, C, G, W, table, floored, sums, sum_p, sum_dy, rest, to):
+def _sums(x, dy, at, rows, C, W, table, wide, floored, sums, sum_p, sum_dy, rest, to):
     """Σ dy x̂, Σ dy and the rest of dy of each column."""
-    D = C // G
-    for c in range(3 * W if floored else 2 * W):
-        sums[c] = 0.0
+    L, zero = lanes(wide), fill(wide, 0)
+    for c in range(0, 3 * W if floored else 2 * W, L):
+        store(sums, c, zero)
     if floored:
         _floored_products(x, dy, at, rows, C, W, table, sums)
-        for c in range(C):
-            rest[to + c] = sums[2 * W + c]
     else:
         _products(x, dy, at, rows, C, W, table, sums)
-    for g in range(G):
-        s, lo = invstd[n * G + g], low_word(table[g * D], mean[n * G + g])
-        for c in range(g * D, (g + 1) * D):
-            sum_dy[to + c], sum_p[to + c] = sums[c], (sums[W + c] - lo * sums[c]) * s
+    for c in range(0, C, L):
+        k, a = min(L, C - c), load(sums, c)
+        p = load(sums, W + c) - load(wide, LOW * W + c) * a
+        store_part(sum_dy, to + c, a, k)
+        store_part(sum_p, to + c, p * load(wide, INVSTD * W + c), k)
+        if floored:
+            store_part(rest, to + c, load(sums, 2 * W + c), k)
 
 
 @inner
-def _all_slopes(x, gamma, mean, invstd, n, B, C, G, inverse, center, sum_p, sum_dy, bad, size, W,
-                table, inverse_gamma):
-    """Lines 4 … 7 of W constants: pivot, scale, slope and rest of each column."""
-    D = C // G
+def _means(invstd, n, B, C, G, inverse, center, sum_p, sum_dy, bad, size, W, wide, sums):
+    """Lines MEAN_G and MEAN_P: sums of the channels, weighted by γ, then of the groups."""
+    D, L = C // G, lanes(wide)
+    for c in range(0, C, L):
+        k, a, q = min(L, C - c), fill(wide, 0), fill(wide, 0)
+        for b in range(n * B * C, (n + 1) * B * C, C):
+            a, q = a + load_part(sum_dy, b + c, k), q + load_part(sum_p, b + c, k)
+        g = load(wide, GAMMA * W + c)
+        store(sums, c, a * g)
+        store(sums, W + c, q * g)
     for g in range(G):
-        a = q = 0.0
-        for b in range(n * B, (n + 1) * B):
-            for c in range(g * D, (g + 1) * D):
-                a += gamma[c] * sum_dy[b * C + c]
-                q += gamma[c] * sum_p[b * C + c]
-        s, lo = invstd[n * G + g], low_word(table[g * D], mean[n * G + g])
-        bad[n * G + g] = unfit_gradients(size, a, q, s)
-        a, q = a * inverse if center else 0.0, q * inverse
-        for c in range(g * D, (g + 1) * D):
-            pivot, scale, slope, rest = slopes(x, np.float64(gamma[c]), inverse_gamma[c], s, lo,
-                                               a, q)
-            table[4 * W + c], table[5 * W + c] = number(x, pivot), number(x, scale)
-            table[6 * W + c], table[7 * W + c] = number(x, slope), number(x, rest)
+        a, q = parts(sums, g * D, D), parts(sums, W + g * D, D)
+        bad[n * G + g] = unfit_gradients(size, a, q, invstd[n * G + g])
+        spread(wide, MEAN_G * W + g * D, D, a * inverse if center else 0.0)
+        spread(wide, MEAN_P * W + g * D, D, q * inverse)
 
 
 @inner
@@ -139,40 +152,38 @@ def _slope(x, dy, at, rows, C, W, table, floored, past, dx):
 
 @inner
 def _backward(x, dy, gamma, beta, floor, floored, mean, invstd, center, first, last, collect, B,
-              rows, S, C, G, past, dx, sum_p, sum_dy, rest, bad, size, W, room, sums):
+              rows, S, C, G, past, dx, sum_p, sum_dy, rest, bad, size, W, table, wide):
     """Sums of the channels in blocks first … last, and dx if those of the groups are known."""
-    table, s, inverse = pointer(room), pointer(sums), pointer(sums[3 * W:])
-    inverses(gamma, C, inverse)
+    sums = after(wide, WIDE * W)
+    gammas(gamma, C, W, wide)
     for u in range(first, last):
         n, b = u // B, u % B * rows
         m, at = min(rows, S - b), (n * S + b) * C
         if floored:
-            constants(x, gamma, beta, floor, floored, mean, invstd, n, G, C, W, table)
+            constants(x, gamma, beta, floor, floored, mean, invstd, n, G, C, W, wide, table)
         else:
-            for g in range(G):
-                for c in range(g * (C // G), (g + 1) * (C // G)):
-                    table[c] = number(x, mean[n * G + g])
+            statistics_of_groups(x, mean, invstd, n, G, C // G, W, wide, table)
         if collect:
-            _sums(x, dy, mean, invstd, n, at, m, C, G, W, table, floored, s, sum_p, sum_dy, rest,
-                  u * C)
+            _sums(x, dy, at, m, C, W, table, wide, floored, sums, sum_p, sum_dy, rest, u * C)
             if B > 1:
                 continue
-        _all_slopes(x, gamma, mean, invstd, n, B, C, G, 1.0 / (C // G * S), center, sum_p, sum_dy,
-                    bad, size, W, table, inverse)
+        _means(invstd, n, B, C, G, 1.0 / (C // G * S), center, sum_p, sum_dy, bad, size, W, wide,
+               sums)
+        slopes(x, 0, C, W, wide, after(table, 4 * W))
         _slope(x, dy, at, m, C, W, table, floored, past, dx)
-    keep(room)
-    keep(sums)
 
 
 @inner
 def _backward_task(x, dy, gamma, beta, floor, mean, invstd, center, first, last, collect, B, rows,
                    S, G, past, dx, sum_p, sum_dy, rest, bad):
-    C = gamma.size
-    W = (C + 31) // 16 * 16
+    C, W = gamma.size, width(gamma.size)
+    table, wide = np.zeros(8 * W, x.dtype), np.zeros((WIDE + 3) * W)
     _backward(pointer(x), pointer(dy), pointer(gamma), pointer(beta), pointer(floor),
               floor.size > 0, pointer(mean), pointer(invstd), center, first, last, collect, B, rows,
               S, C, G, past, pointer(dx), pointer(sum_p), pointer(sum_dy), pointer(rest),
-              pointer(bad), x.itemsize, W, np.zeros(8 * W, x.dtype), np.empty(4 * W))
+              pointer(bad), x.itemsize, W, pointer(table), pointer(wide))
+    keep(table)
+    keep(wide)
 
 
 @kernel

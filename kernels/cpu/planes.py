@@ -14,6 +14,18 @@ import math
 import numpy as np
 
 from .columns import inlined, inner
+from .group_lines import (
+    INVSTD,
+    LOW,
+    MEAN_G,
+    MEAN_P,
+    WIDE,
+    gammas,
+    low_word,
+    slopes,
+    spread,
+    width,
+)
 from .jit import kernel, prange
 from .layer_norm import CHUNK, about, square, statistics, unfit
 from .simd import (
@@ -35,18 +47,11 @@ from .simd import (
     where,
 )
 
-__all__ = ["above", "add_up_all", "backward_planes", "forward_planes", "inverses", "low_word",
-           "slopes", "unfit_gradients"]
+__all__ = ["above", "add_up_all", "backward_planes", "forward_planes", "unfit_gradients"]
 
 AHEAD = 1024
 SIDE, TOGETHER = 16, 1 << 12    # rows, and values of them, between two steps of the same row
 u = np.uintp                    # an index that is not negative
-
-
-@inner
-def low_word(hi, mean):
-    """What hi leaves of the mean."""
-    return mean - hi if abs(hi) < math.inf else 0.0
 
 
 @inner
@@ -202,31 +207,12 @@ def _row_sums(x, dy, gamma, beta, floor, floored, r, c, D, S, mean, invstd, sum_
 
 
 @inner
-def inverses(gamma, C, out):
-    """1 / γ, or 0 for 0."""
-    for c in range(C):
-        out[c] = 1.0 / gamma[c] if gamma[c] != 0.0 else 0.0
-
-
-@inner
-def slopes(x, gamma, inverse, invstd, lo, mean_g, mean_p):
-    """dx = (dy − pivot) scale + (x − hi) slope + rest. The pivot cancels in exact arithmetic; it
-    keeps the digits of a dy that is large against its spread."""
-    scale, slope = gamma * invstd, -invstd * mean_p * invstd
-    pivot = np.float64(number(x, mean_g * inverse))
-    pivot = pivot if abs(pivot) < 1e30 else 0.0
-    return pivot, scale, slope, scale * pivot - invstd * mean_g - lo * slope
-
-
-@inner
-def _row_slope(x, dy, gamma, beta, floor, floored, inverse, r, c, D, S, mean, invstd, mean_g,
-               mean_p, past, dx):
+def _row_slope(x, dy, gamma, beta, floor, floored, r, c, D, S, mean, invstd, W, table, past, dx):
     L, hi, n, at = lanes(x), number(x, mean), S % lanes(x), r * D * S
     lo, center, zero = low_word(hi, mean), splat(hi), fill(x, 0)
     for k in range(c, c + D):
-        pivot, scale, slope, rest = slopes(x, np.float64(gamma[k]), inverse[k], invstd, lo, mean_g,
-                                           mean_p)
-        p, a, b, e = fill(x, pivot), fill(x, scale), fill(x, slope), fill(x, rest)
+        p, a = splat(table[k]), splat(table[W + k])
+        b, e = splat(table[2 * W + k]), splat(table[3 * W + k])
         end, v, w, t = at + S // L * L, zero, zero, zero
         if floored:                              # else there is no β
             v, w = _line(x, gamma[k] * invstd, beta[k], lo)
@@ -253,7 +239,7 @@ def unfit_gradients(size, sum_g, sum_p, invstd):
 
 @inner
 def _backward(x, dy, gamma, beta, floor, floored, mean, invstd, center, first, last, G, D, S, past,
-              dx, sum_p, sum_dy, rest, bad, size, means, gamma_inverse):
+              dx, sum_p, sum_dy, rest, bad, size, means, W, wide, table):
     """dx of rows, and Σ dy x̂ and Σ dy of their planes."""
     inverse, together = 1.0 / (D * S), max(1, min(SIDE, TOGETHER // (D * S)))
     for start in range(first, last, together):
@@ -265,21 +251,29 @@ def _backward(x, dy, gamma, beta, floor, floored, mean, invstd, center, first, l
             means[r - start] = g * inverse if center else 0.0
             means[SIDE + r - start] = p * inverse
         for r in range(start, end):
-            _row_slope(x, dy, gamma, beta, floor, floored, gamma_inverse, r, r % G * D, D, S,
-                       mean[r], invstd[r], means[r - start], means[SIDE + r - start], past, dx)
+            c = r % G * D
+            spread(wide, INVSTD * W + c, D, invstd[r])
+            spread(wide, LOW * W + c, D, low_word(number(x, mean[r]), mean[r]))
+            spread(wide, MEAN_G * W + c, D, means[r - start])
+            spread(wide, MEAN_P * W + c, D, means[SIDE + r - start])
+            slopes(x, c, c + D, W, wide, table)
+            _row_slope(x, dy, gamma, beta, floor, floored, r, c, D, S, mean[r], invstd[r], W, table,
+                       past, dx)
 
 
 @inner
 def _backward_task(x, dy, gamma, beta, floor, mean, invstd, center, first, last, G, D, S, past, dx,
                    sum_p, sum_dy, rest, bad):
-    means, inverse = np.empty(2 * SIDE), np.empty(gamma.size)
-    inverses(pointer(gamma), gamma.size, pointer(inverse))
+    W = width(gamma.size)
+    means, wide, table = np.empty(2 * SIDE), np.zeros(WIDE * W), np.empty(4 * W, x.dtype)
+    gammas(pointer(gamma), gamma.size, W, pointer(wide))
     _backward(pointer(x), pointer(dy), pointer(gamma), pointer(beta), pointer(floor),
               floor.size > 0, pointer(mean), pointer(invstd), center, first, last, G, D, S, past,
               pointer(dx), pointer(sum_p), pointer(sum_dy), pointer(rest), pointer(bad), x.itemsize,
-              pointer(means), pointer(inverse))
+              pointer(means), W, pointer(wide), pointer(table))
     keep(means)
-    keep(inverse)
+    keep(wide)
+    keep(table)
 
 
 @inner

@@ -53,9 +53,10 @@ def weighted_batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /,
     k, d, at = kernels(dy), _there(dy.data, w), _there(x.data, w)
     own = k.batch_norm_backward_reduce(d, at, mean, invstd)
     s, sx = own if workers is None else workers.sum(*own)
-    if w is None:
+    if w is None or ((w == 0) | (w == 1)).all():     # of all that is there, the same share
         share = x.data.size / max(x.data.shape[1], 1) / np.where(count > 0, count, 1.0)
-        dx = k.batch_norm_backward_elemt(d, at, data(gamma), mean, invstd, s * share, sx * share)
+        dx = _there(k.batch_norm_backward_elemt(d, at, data(gamma), mean, invstd, s * share,
+                                                sx * share), w)
     else:
         dx = _there(_dx(d, at, gamma, count, mean, invstd, w, s, sx), w)
 
