@@ -183,7 +183,7 @@ def empty_like(x, dtype=None):
 def _as_it_lies(shape, strides):
     """The shape in the order of memory, and the axes that put it back."""
     order = sorted(range(len(shape)), key=lambda i: -abs(strides[i]) if shape[i] > 1 else 0)
-    return [shape[i] for i in order], [order.index(i) for i in range(len(shape))]
+    return tuple(shape[i] for i in order), tuple(order.index(i) for i in range(len(shape)))
 
 
 def channels_last(x):
