@@ -208,8 +208,10 @@ def test_a_thread_keeps_no_batch_alive():
 @pytest.mark.parametrize("seconds", [0.01, 60])
 def test_ctrl_c_ends_the_process_even_if_a_sample_hangs(seconds):
     code = f"""if True:
-        import time
+        import signal, time
         from nbgrad.data import DataLoader
+
+        signal.signal(signal.SIGINT, signal.default_int_handler)   # ignored in the background
 
         class Slow:
             def __len__(self): return 10**6
