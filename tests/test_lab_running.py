@@ -210,11 +210,11 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(made, tmp_path):
 
 
 def test_seeds_and_data_of_a_plan(made, tmp_path):
-    study = made(None, None, options=("mnist",))
+    study = made(None, None)
     cells = running.cells_of(study, plan(tmp_path, seeds=3, data="mnist", root="/there"))
     assert [(c["seed"], c["data"], c["root"]) for c in cells] == [
         (s, "mnist", "/there") for s in range(3)]
-    cells = running.cells_of(made(None), plan(tmp_path, data="mnist", root="/there"))
+    cells = running.cells_of(made(None, data=()), plan(tmp_path, data="mnist", root="/there"))
     assert "data" not in cells[0]
     cells = [{"arm": "alone"}, {"seed": 4, "arm": "a"}, {"seed": 4, "arm": "b"}, {"seed": 5}]
     mixed = running.cells_of(made_of(study, cells), plan(tmp_path, seeds=2))
