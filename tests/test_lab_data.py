@@ -67,5 +67,5 @@ def test_real_mnist_is_learned(tmp_path):
     cell = {**running.cells_of(study, plan)[5], "steps": 200, "every": 100}
     assert (cell["norm"], cell["lr"], cell["data"]) == ("batch", 1.0, "mnist")
     record = study.run(cell)
-    assert record["final_accuracy"] > 0.8               # guessing has 0.1; seeds 0 to 2 had 0.88 to 0.9
+    assert record["final_accuracy"] > 0.8       # guessing has 0.1; seeds 0 to 2 had 0.88 to 0.9
     assert np.isfinite(record["p50"]).all()
