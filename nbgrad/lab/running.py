@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -232,22 +234,36 @@ def _has_finding(folder: Path, name: str) -> bool:
 
 def _compile(runs: Iterable[_Run], bar: Silent, stopped: Callable[[], bool],
              processes: int) -> None:
-    """Compile what cells need, once, before several processes would do so at the same time: the
-    study's smallest cells, and a mark beside the compiled kernels that this has been done.
+    """Compile what cells need before they run: each study's smallest cells, and a mark beside the
+    compiled kernels that this has been done.
 
+    Studies from the front and from the middle of the list, whose networks differ most, take turns,
+    so that processes compile different kernels; one that two need, the first compiles.
     What goes wrong here goes wrong again, and is then said, when the cell itself runs.
     """
     cache = Path(backend.info()["kernel cache"])
     if processes < 2 or not cache.is_dir():
         return
-    for one in runs:
-        mark = cache / f"lab-{one.study.name}-{one.plan.data_of(one.study)}-{one.kept.code}"
-        cells = cells_of(one.study, Plan("tiny", one.plan.data, one.plan.root))
-        if one.missing and not mark.exists() and not stopped():
-            bar.update(0, f"compiling kernels (once): {one.study.name}")
-            if pool.run_all([(one.study.run, cell) for cell in cells], 1,
-                            lambda i, answer: None, stopped):
-                mark.touch()
+    cells = [(mark, one.study.run, cell) for one in runs
+             if one.missing and not (mark := _mark(cache, one)).exists()
+             for cell in cells_of(one.study, Plan("tiny", one.plan.data, one.plan.root, seeds=1))]
+    half = (len(cells) + 1) // 2
+    mixed = [c for pair in zip_longest(cells[:half], cells[half:]) for c in pair if c is not None]
+    left = Counter(mark for mark, *_ in cells)
+
+    def answered(i: int, answer: pool.Answer) -> None:
+        mark = mixed[i][0]
+        left[mark] -= 1
+        if not left[mark]:
+            mark.touch()
+        bar.update(0, f"compiling kernels, once: {len(cells) - left.total()} of {len(cells)} runs")
+    if mixed:
+        bar.say("compiling kernels for this CPU, once")
+        pool.run_all([(run, cell) for _, run, cell in mixed], processes, answered, stopped)
+
+
+def _mark(cache: Path, one: _Run) -> Path:
+    return cache / f"lab-{one.study.name}-{one.plan.data_of(one.study)}-{one.kept.code}"
 
 
 def _command(study: Study, plan: Plan) -> str:
