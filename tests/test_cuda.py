@@ -75,12 +75,14 @@ def test_hot_norms_spill_nothing_and_use_vectors():
     from nbgrad.kernels.cuda.passes import gradient, normalize, sums
     from nbgrad.kernels.cuda.rows import forward as rows
     from nbgrad.kernels.cuda.single import single
+    from nbgrad.kernels.cuda.single_backward import gradients
     from nbgrad.kernels.cuda.softmax import forward as softmax
 
     f4 = np.dtype(np.float32)
     how = (f4, 4, True, "u4"), (f4, 4, False, "u4")
     hot = [(statistics(*how[0]), 8, 0), (statistics(*how[1]), 8, 0), (normalize(*how[0]), 8, 4),
            (normalize(*how[1]), 8, 4), (single(*how[0]), 8, 1), (single(*how[1]), 8, 1),
+           (gradients(*how[0]), 12, 1), (gradients(*how[1]), 12, 1),    # of y, too
            (sums(*how[1]), 8, 0), (gradient(*how[0]), 8, 4),
            (rows(f4, 4, 256, True, False), 8, 8), (softmax("softmax", f4, 4, 32, True), 8, 8),
            (cross_entropy_backward(f4, 4, 32), 2, 1)]
