@@ -67,6 +67,25 @@ def test_a_place_that_is_better_in_half_of_the_cases_is_not_the_right_one():
     assert study.judge([record(cell) for cell in cells], cells).verdict == "depends"
 
 
+@pytest.mark.parametrize("name", ["convergence-speed", "higher-learning-rates", "initialisation"])
+def test_where_nobody_arrives_there_is_no_verdict(name):
+    """What counts as arrived is other on other data: CIFAR-10's 30 % are enough there."""
+    study = find(name)
+    for data, verdict in (("digits", "depends"), ("cifar10", "supported")):
+        cells = [{**cell, "data": data} for cell in study.cells("quick")]
+        records = [scaled(RECORDS[name]["supported"](cell), 0.5) for cell in cells]
+        finding = study.judge(clean(records), cells)
+        assert finding.verdict == verdict
+        assert ("No run" in finding.sentence or "no run" in finding.sentence
+                or "at 0 without" in finding.sentence) == (data == "digits")
+
+
+def scaled(record, factor):
+    """The record of a run half as accurate."""
+    return {k: [factor * v for v in r] if k == "test_accuracy" else factor * r
+            if k == "final_accuracy" else r for k, r in record.items()}
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_diverged_runs_are_results(name):
     """Runs without batch norm, or half of the arms, that end at once with a loss that is not finite
