@@ -114,8 +114,10 @@ def test_kernels_are_compiled_before_and_once(made, tmp_path):
     first, again = Heard(), Heard()
     running.run(studies, plan(tmp_path, processes=2), first)
     assert first.lines == ["compiling kernels for this CPU, once"]
-    assert first.texts[:3] == [(0, f"compiling kernels, once: {i} of 3 runs") for i in (1, 2, 3)]
-    assert first.texts[-1][0] == 3
+    assert first.texts[:3] == [(0, f"compiling kernels {i}/3") for i in (1, 2, 3)]
+    assert [done for done, _ in first.texts[3:]] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+    assert {text for _, text in first.texts[3:]} == {
+        f"{name} {i}/2" for name in ("one", "two", "three") for i in (1, 2)}
     assert sorted(p.name[:10] for p in (tmp_path / "cache").iterdir()) == [
         "lab-one-di", "lab-three-", "lab-two-di"]
     running.run(studies, plan(tmp_path, processes=2, again=True), again)

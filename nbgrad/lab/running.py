@@ -165,8 +165,9 @@ class _Session:
         one, cell = self.requests[i]
         one.answered(cell, answer)
         self.left[one.study.name] -= 1
+        done = len(one.cells) - self.left[one.study.name]
         self.bar.update(sum(1 - self.left[r.study.name] / len(r.cells) for r in self.runs),
-                        one.study.name)
+                        f"{one.study.name} {done}/{len(one.cells)}")
         if not self.left[one.study.name]:
             self._finish(one)
 
@@ -256,7 +257,7 @@ def _compile(runs: Iterable[_Run], bar: Silent, stopped: Callable[[], bool],
         left[mark] -= 1
         if not left[mark]:
             mark.touch()
-        bar.update(0, f"compiling kernels, once: {len(cells) - left.total()} of {len(cells)} runs")
+        bar.update(0, f"compiling kernels {len(cells) - left.total()}/{len(cells)}")
     if mixed:
         bar.say("compiling kernels for this CPU, once")
         pool.run_all([(run, cell) for _, run, cell in mixed], processes, answered, stopped)
