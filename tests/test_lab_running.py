@@ -252,6 +252,11 @@ def test_seeds_and_data_of_a_plan(made, tmp_path):
                      {"seed": 1, "arm": "a"}, {"seed": 1, "arm": "b"}]
     outcome, = running.run([made(None)], plan(tmp_path, processes=0, seeds=2))
     assert outcome.command == "nbgrad lab run made-up --seeds 2"
+    assert outcome.study["setup"] == "Here with 2 seeds, 2 runs; otherwise: -"
+    full, = running.run([made(None)], plan(tmp_path, processes=0, scale="full"))
+    assert full.study["setup"] == "Here with 1 seed, 1 run; otherwise: -"
+    quick, = running.run([made(None)], plan(tmp_path, processes=0))
+    assert quick.study["setup"] == "-"
 
 
 def test_what_cannot_be_run(made, tmp_path):

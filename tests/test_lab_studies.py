@@ -128,6 +128,34 @@ def test_studies_that_were_changed_after_a_first_run_say_so():
         "noisy-batch-norm", "statistics-at-inference", "batch-renorm"}
 
 
+# Steps of `--full`, where the paper counts steps of a network that is not larger than a laptop's.
+PAPERS = {"convergence-speed": {50_000},        # Ioffe & Szegedy 2015, section 4.1
+          "covariate-shift": {15_000, 10_000}, "landscape-smoothness": {15_000, 10_000},
+          "noisy-batch-norm": {15_000},         # Santurkar et al. 2018: VGG, linear network
+          "hessian-eigenvalue": {15_000}}
+
+
+@pytest.mark.parametrize("name", names())
+def test_full_has_the_papers_steps_and_five_seeds(name):
+    """Where the paper's steps are those of ImageNet's epochs, ten times as many as the default."""
+    study = find(name)
+    quick, full = study.cells("quick"), study.cells("full")
+    assert len({cell["seed"] for cell in full}) >= 5
+    steps, few = ({cell["steps"] for cell in cells if "steps" in cell} for cells in (full, quick))
+    if name in PAPERS:
+        assert steps == PAPERS[name]
+    elif steps:
+        assert min(steps) >= 10 * min(few)
+        assert max(steps) >= 10 * max(few)
+    else:
+        assert any(max(cell[size] for cell in full) > max(cell[size] for cell in quick)
+                   for size in ("images", "depth", "width") if size in full[0])
+    if name == "gradient-growth":               # Yang et al. 2019
+        assert {cell["width"] for cell in full} == {1000}
+    if name == "batch-size":                    # as many as 67 epochs of the digits
+        assert {cell["images"] for cell in full} == {20 * cell["images"] for cell in quick}
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_arms_are_paired_and_full_has_more_of_all(name):
     """Every seed has the same arms, and there are at least five."""
