@@ -23,7 +23,7 @@ from typing import Any
 
 from nbgrad import nn, ops
 from nbgrad.autograd import Tensor
-from nbgrad.nn.fusion import normalized
+from nbgrad.nn.fusion import convolved, led, normalized
 
 __all__ = ["BasicBlock", "ResNet", "cnn", "create", "lenet", "mlp", "resnet20"]
 
@@ -167,12 +167,12 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         short, act = self.shortcut(x), self.act
         if self.placement == "preact":
-            h = self.conv1(normalized(self.norm1, act, x))
-            return short + self.conv2(normalized(self.norm2, act, h))
+            h = convolved(self.conv1, self.norm2, act, normalized(self.norm1, act, x))
+            return short + self.conv2(h)
         if self.placement == "after":
             return self.norm2(act(short + self.conv2(self.norm1(act(self.conv1(x))))))
-        h = normalized(self.norm1, act, self.conv1(x))
-        return normalized(self.norm2, act, self.conv2(h), short)
+        h = convolved(self.conv1, self.norm1, act, x)
+        return convolved(self.conv2, self.norm2, act, h, short)
 
 
 class ResNet(nn.Module):
@@ -203,7 +203,7 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(last, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.head(self.stages(self.stem(self.conv1(x))))
+        x = self.head(self.stages(led(self.conv1, self.stem, x)))
         return self.fc(self.dropout(ops.flatten(self.pool(x), 1)))
 
 

@@ -15,6 +15,7 @@ import threading
 import numpy as np
 import pytest
 from nbgrad.kernels import cpu
+from nbgrad.kernels.cpu import epilogue
 
 LAYERS = ["omp", "workqueue"]
 THREADS = [8, 3, 2, 1]
@@ -60,6 +61,9 @@ def products():
             normal(60, 100), some, layer, normal(100), normal(60, 100), normal(60, 100), ones, ones,
             activation=f, input_gradient=True)
     yield "conv2d", lambda: cpu.conv2d(x, w, normal(40), **PLAIN)
+    for name, weight, how in (("", w, PLAIN), (" 1x1", normal(40, 20, 1, 1), strided),
+                              (" depthwise", each, grouped)):
+        yield f"conv2d moments{name}", lambda weight=weight, how=how: moments(x, weight, how)
     yield "conv2d 1x1", lambda: cpu.conv2d(x, normal(40, 20, 1, 1), None, **strided)
     yield "conv2d depthwise", lambda: cpu.conv2d(x, each, None, **grouped)
     yield "conv2d_input", lambda: cpu.conv2d_input(y, w, input_size=x.shape, **PLAIN)
@@ -69,6 +73,14 @@ def products():
     yield "conv2d_weight", lambda: cpu.conv2d_weight(y, x, kernel_size=(3, 3), **PLAIN)
     yield "conv2d_weight depthwise", lambda: cpu.conv2d_weight(
         x, x, kernel_size=(3, 3), **grouped)
+
+
+def moments(x, weight, how):
+    """Statistics that a convolution takes of its output."""
+    found = []
+    cpu.conv2d(x, weight, None, moments=found, **how)
+    assert len(found) == 3
+    return tuple(found)
 
 
 def statistics():
@@ -185,6 +197,7 @@ def of_one_call(name):
 
 
 def report():
+    epilogue.LEAST_BYTES = epilogue.SHARE = 0      # moments of outputs of any size
     work, entries, found = calls(), Entries(), {}
     for n in THREADS:
         cpu.jit.set_num_threads(n)

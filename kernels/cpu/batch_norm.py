@@ -108,18 +108,20 @@ def move(running_mean, running_var, momentum, n, mean, var):
 
 @kernel
 def forward(x, residual, gamma, beta, running_mean, running_var, momentum, eps, packed, collect,
-            option, y, mean, var, invstd):
-    """mean, var and invstd of x (if ``collect``), then y where it is not empty. True if float32 is
-    not enough: nothing holds then."""
+            known, option, y, mean, var, invstd):
+    """mean, var and invstd of x (if ``collect``; invstd from the others if ``known``), then y where
+    it is not empty. True if float32 is not enough: nothing holds then."""
     plan = unpack(packed)               # a prange takes the array: it cannot rebuild the tuple
-    if not collect and lost(x, invstd, invstd, 1.0):
+    for c in range(invstd.size if known else 0):
+        invstd[c] = 1.0 / np.sqrt(var[c] + eps)
+    if not collect and lost(x, var if known else invstd, invstd, eps if known else 1.0):
         return True
     tasks, blocks, back = plan.tiles * plan.blocks, plan.blocks if collect else 0, plan.back
     block_mean, block_m2 = np.empty(blocks * plan.C), np.empty(blocks * plan.C)
     for phase in range(2 if blocks > 1 else 1):
         for t in prange(tasks):
             u = np.int64(t)              # a prange counts in uint64, which with int64 gives float64
-            if phase == 1 and back:
+            if back and (phase == 1 or not collect):
                 u = tasks - 1 - u
             _forward_task(x, residual, gamma, beta, eps, packed, u, collect and phase == 0, option,
                           y, mean, var, invstd, block_mean, block_m2)

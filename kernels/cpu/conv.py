@@ -43,14 +43,14 @@ def _windows_of(g, itemsize):
     return s, rows, columns, suits(s, (g.I, g.J), itemsize)
 
 
-def _forward(x, weight, bias, g, y):
+def _forward(x, weight, bias, g, y, moments=None):
     """y (N, P, Q, O), direct."""
     s, rows, columns, few = _windows_of(g, x.itemsize)
     if few and _finite(weight):
         folded(x, weight, bias, rows, columns, s, y)
     else:
         windows(x, packed(weight, range(g.I * g.J), g.G), shifts(bias, g.G, s.n_o, x.dtype),
-                tuple(product(rows, columns)), s, y)
+                tuple(product(rows, columns)), s, y, moments=moments)
 
 
 def _dense(g):
@@ -63,20 +63,23 @@ def _dense(g):
     return g
 
 
-def _fastest(direct, x, weight, bias, g, tiles, y):
+def _fastest(direct, x, weight, bias, g, tiles, y, moments=None):
     """y (N, …) by Winograd's products or groups together where they are faster. Both spread NaN
-    and Inf to other results: images in which a result is not finite are computed directly."""
+    and Inf to other results: images in which a result is not finite are computed directly, and
+    there are no moments."""
     plain = g.G == g.sh == g.sw == g.dh == g.dw == 1 and g.I == g.J == 3
     together = groups_together(g, VECTOR // x.itemsize)
     if plain and winograd.suits(tiles):
-        spoiled = winograd.winograd(x, weight, bias, tiles, y, direct is _input)
+        spoiled = winograd.winograd(x, weight, bias, tiles, y, direct is _input, moments)
     elif together > 1:
-        direct(x, joined(weight, g, together), bias, g._replace(G=g.G // together), y)
+        direct(x, joined(weight, g, together), bias, g._replace(G=g.G // together), y, moments)
         spoiled = spoiled_images(y)
     else:
-        direct(x, weight, bias, _dense(g), y)
+        direct(x, weight, bias, _dense(g), y, moments)
         return
     if spoiled.size:
+        if moments:
+            moments.clear()
         some = np.empty((spoiled.size, *y.shape[1:]), y.dtype)
         direct(x[spoiled], weight, bias, g._replace(N=spoiled.size), some)
         y[spoiled] = some
@@ -94,10 +97,10 @@ def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups, moments=N
         y[...] = 0 if bias is None else bias
     elif g.G == g.C > 1:
         shift = np.zeros(g.O, x.dtype) if bias is None else np.ascontiguousarray(bias, x.dtype)
-        depthwise(channels_last(x), _taps(weight, g), shift, g, y, work=x.nbytes + y.nbytes)
+        depthwise(channels_last(x), _taps(weight, g), shift, g, y, x.nbytes + y.nbytes, moments)
     else:
         tiles = Tiles(g.N, g.H, g.W, g.C, g.P, g.Q, g.O, g.ph, g.pw)
-        _fastest(_forward, channels_last(x), weight, bias, g, tiles, y)
+        _fastest(_forward, channels_last(x), weight, bias, g, tiles, y, moments)
     return channels_first(y)
 
 
@@ -138,8 +141,8 @@ def _phases(g, itemsize):
     return few, direct, None in every
 
 
-def _input(dy, weight, bias, g, dx):
-    """dx (N, H, W, C), direct."""
+def _input(dy, weight, bias, g, dx, moments=None):
+    """dx (N, H, W, C), direct; no moments."""
     few, direct, gaps = _phases(g, dy.itemsize)
     if gaps:
         dx[...] = 0

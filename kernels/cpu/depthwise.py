@@ -13,13 +13,17 @@ from typing import NamedTuple
 import numpy as np
 
 from .depthtile import ROWS, rows_of
+from .epilogue import collect, merge, room_for
 from .jit import device
 from .memory import empty
 from .padded import zeros as clear
-from .simd import pointer
+from .simd import keep, pointer
 from .tasks import share, tasks
 
 __all__ = ["axes_of", "axis", "depthwise", "depthwise_input", "line_of", "repeated", "shapes_of"]
+
+
+BLOCK_BYTES = 1 << 17      # of rows whose statistics are taken together: in an L2 still
 
 
 class _Axis(NamedTuple):
@@ -118,7 +122,7 @@ def _kernel_of(shapes):
     line = line_of(shapes)
 
     @device
-    def task(t, x, weight, bias, J, downs, rights, zeros, y):
+    def whole(t, x, weight, bias, J, downs, rights, zeros, y):
         """A row of y."""
         P, Q, C = y.shape[1:]
         H, W = x.shape[1], x.shape[2]
@@ -135,16 +139,34 @@ def _kernel_of(shapes):
                 line(pointer(x), image * H * W * C, h, (H, W), down, right, pointer(weight), J,
                      C, C, pointer(bias), pointer(y), (to, out, count), pointer(zeros))
 
-    def loop(run, x, weight, bias, J, downs, rights, zeros, y):
+    @device
+    def task(t, x, weight, bias, J, downs, rights, zeros, block, y, table):
+        """``block`` rows."""
+        rows, (Q, C) = y.shape[0] * y.shape[1], y.shape[2:]
+        first, last = t * block, min((t + 1) * block, rows)
+        for row in range(first, last):
+            whole(row, x, weight, bias, J, downs, rights, zeros, y)
+        if table.size:
+            numbers = np.arange(first * Q * C, last * Q * C, C)
+            collect(pointer(y), pointer(numbers), numbers.size, C, table, t, 0)
+            keep(numbers)
+
+    def loop(run, x, weight, bias, J, downs, rights, zeros, block, y, room):
         """y (N, P, Q, C)."""
-        share(task, y.shape[0] * y.shape[1], run, (x, weight, bias, J, downs, rights, zeros, y))
+        share(task, -(-y.shape[0] * y.shape[1] // block), run,
+              (x, weight, bias, J, downs, rights, zeros, block, y, room.table))
+        if room.table.size:
+            merge(run, room.table, room.mean, room.m2)
     return tasks(loop, "rows " + " ".join(map(str, shapes)))
 
 
-def _sums(x, weight, bias, J, downs, rights, y, work=0):
-    shapes = shapes_of(downs, rights)
-    _kernel_of(shapes)(x, weight, bias, J, downs, rights, np.zeros(x.shape[3], x.dtype), y,
-                       work=work)
+def _sums(x, weight, bias, J, downs, rights, y, work=0, moments=None):
+    N, P, Q, C = y.shape
+    shapes, zeros = shapes_of(downs, rights), np.zeros(x.shape[3], x.dtype)
+    block = max(1, BLOCK_BYTES // (Q * C * x.itemsize))
+    room = room_for(y, -(-N * P // block), moments)
+    _kernel_of(shapes)(x, weight, bias, J, downs, rights, zeros,
+                       block if room.table.size else 1, y, room, work=work)
 
 
 @device
@@ -187,10 +209,10 @@ def repeated(x, times):
     return out
 
 
-def depthwise(x, weight, bias, g, y, work=0):
-    """y (N, P, Q, O)."""
+def depthwise(x, weight, bias, g, y, work=0, moments=None):
+    """y (N, P, Q, O). Moments as of conv2d."""
     _sums(repeated(x, g.O // g.C), weight, bias, g.J, axes_of(g.I, g.sh, g.ph, g.dh),
-          axes_of(g.J, g.sw, g.pw, g.dw), y, work=work)
+          axes_of(g.J, g.sw, g.pw, g.dw), y, work, moments)
 
 
 def depthwise_input(dy, weight, g, dx, work=0):

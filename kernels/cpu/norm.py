@@ -127,9 +127,9 @@ def _put(bad, whole, part):
 
 
 def _run_forward(x, gamma, beta, residual, stats, eps=1.0, relu=False, running=None, *, collect,
-                 apply=True):
-    """y (None unless apply), and stats, if collect. Channels that overflow float32 are done in
-    float64."""
+                 known=False, apply=True):
+    """y (None unless apply), and stats, if collect; the last from the others, if known. Channels
+    that overflow float32 are done in float64."""
     x, (axes, how, past) = _dense(x)
     dtype, none = x.dtype, _NONE[x.dtype]
     y = empty_like(x) if apply else none
@@ -140,8 +140,8 @@ def _run_forward(x, gamma, beta, residual, stats, eps=1.0, relu=False, running=N
     mean, var, momentum = (none, none, 0.0) if running is None else running
     if forward(_flat(x, axes), none if residual is None else _flat_as(residual, x, axes),
                _vector(gamma, dtype), _vector(beta, dtype), mean, var, momentum, eps, how, collect,
-               option, _flat(y, axes) if apply else y, *stats, work=3 * x.nbytes):
-        y = _forward_apart(x, gamma, beta, residual, stats, eps, relu, collect, apply)
+               known, option, _flat(y, axes) if apply else y, *stats, work=3 * x.nbytes):
+        y = _forward_apart(x, gamma, beta, residual, stats, eps, relu, collect or known, apply)
         _run_update(running, stats, x)
     return y
 
@@ -192,19 +192,23 @@ def batch_norm_elemt(x, gamma, beta, mean, invstd, residual=None, *, relu=False)
     return _run_forward(x, gamma, beta, residual, stats, relu=relu, collect=False)
 
 
-def batch_norm(x, gamma, beta, residual=None, *, eps, relu=False, running=None):
+def batch_norm(x, gamma, beta, residual=None, *, eps, relu=False, running=None, known=None):
     """y, mean, var, invstd = 1 / √(var + eps), from the statistics of x; y = x̂ γ + β [+ residual],
     not below 0 with relu. ``running`` = (mean, var, momentum): see batch_norm_update.
 
-    Reads x twice; the second time from a cache, if a channel or all of x fits."""
+    Reads x twice; the second time from a cache, if a channel or all of x fits. Once with ``known``
+    = (mean, var) of x, float64 (C,)."""
     eps, stats = float(eps), _new_stats(x, eps)           # one type: kernels are compiled once
+    if known is not None and x.size:
+        stats = *(a.copy() for a in known), stats[2]
+    how = {"collect": known is None, "known": known is not None}
     if running is not None:
         running = *running[:2], float(running[2])
     if running is not None and not (running[0].flags.carray and running[1].flags.carray):
-        y = _run_forward(x, gamma, beta, residual, stats, eps, relu, collect=True)
+        y = _run_forward(x, gamma, beta, residual, stats, eps, relu, **how)
         _run_update(running, stats, x)
     else:
-        y = _run_forward(x, gamma, beta, residual, stats, eps, relu, running, collect=True)
+        y = _run_forward(x, gamma, beta, residual, stats, eps, relu, running, **how)
     return y, *stats
 
 

@@ -40,7 +40,7 @@ from .simd import (
     where,
 )
 
-__all__ = ["RUN", "add", "constants", "forward_pixels"]
+__all__ = ["RUN", "add", "constants", "forward_pixels", "middle", "settle"]
 
 RUN = 64                   # pixels
 
@@ -77,25 +77,32 @@ def _squares(x, at, rows, C, pivot, sums, squares):
 
 @inner
 def _first_pivots(x, at, rows, C, pivot):
-    """The mean of four pixels: within half a standard deviation of the mean as a rule."""
     step, L = rows // 4 * C, lanes(x)
-    quarter, zero, inf = fill(x, 0.25), fill(x, 0), fill(x, math.inf)
     for c in range(0, C, L):
         i, k = at + c, min(L, C - c)
-        v = load_part(x, i, k) * quarter + load_part(x, i + step, k) * quarter
-        v = v + load_part(x, i + 2 * step, k) * quarter + load_part(x, i + 3 * step, k) * quarter
-        store(pivot, c, where(greater(inf, absolute(v)), v, zero))
+        store(pivot, c, middle(x, load_part(x, i, k), load_part(x, i + step, k),
+                               load_part(x, i + 2 * step, k), load_part(x, i + 3 * step, k)))
 
 
 @inlined
-def _settle(sums, squares, j, pivot, inverse, rows, zero, far, mean, m2, to, k):
-    """Mean and squares about it of columns from j on, and where their pivots are too far."""
-    d = load(sums, j) * inverse
+def middle(x, a, b, c, d):
+    """The mean of four pixels: within half a standard deviation of the mean as a rule. 0 where it
+    is not finite."""
+    quarter, zero, inf = fill(x, 0.25), fill(x, 0), fill(x, math.inf)
+    v = a * quarter + b * quarter + c * quarter + d * quarter
+    return where(greater(inf, absolute(v)), v, zero)
+
+
+@inlined
+def settle(s, q, pivot, inverse, rows, zero, far, mean, m2, to, k):
+    """Mean and squares about it of k columns whose rows, taken about the pivot, add up to s and
+    their squares to q; ``far``, or more where a pivot is too far from its mean."""
+    d = s * inverse
     own = d * d * rows
-    q = load(squares, j) - own
-    store_part(mean, to + j, pivot + d, k)
-    store_part(m2, to + j, where(greater(zero, q), zero, q), k)
-    return where(greater(own, fill(sums, 4) * q), rows, far)
+    rest = q - own
+    store_part(mean, to, pivot + d, k)
+    store_part(m2, to, where(greater(zero, rest), zero, rest), k)
+    return where(greater(own, 4.0 * rest), rows, far)
 
 
 @inner
@@ -113,11 +120,12 @@ def _statistics(x, at, rows, C, W, pivot, sums, squares, mean, m2, to):
         far = zero
         for c in range(0, C, L):
             p = load(pivot, c)
-            far = _settle(sums, squares, c, low(p), inverse, n, zero, far, mean, m2, to,
-                          min(half, C - c))
+            far = settle(load(sums, c), load(squares, c), low(p), inverse, n, zero, far, mean, m2,
+                         to + c, min(half, C - c))
             if half < L:
-                far = _settle(sums, squares, c + half, high(p), inverse, n, zero, far, mean, m2, to,
-                              min(half, C - c - half))
+                d = c + half
+                far = settle(load(sums, d), load(squares, d), high(p), inverse, n, zero, far, mean,
+                             m2, to + d, min(half, C - d))
         if final == 1 or total(far) == 0:
             break
         for c in range(C):

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .convkernel import FEW, PIXELS, few, few_half, tile, tile_half
+from .epilogue import collect, merge, room_for
 from .jit import device
 from .memory import empty
 from .microkernel import transpose
@@ -27,6 +28,7 @@ from .simd import (
     load,
     load_part,
     pointer,
+    put,
     store,
     store_part,
 )
@@ -157,15 +159,16 @@ def packed(weight, taps, groups, transposed=False):
 
 
 @device
-def _copy(aside, W, count, n, y, ct):
+def _copy(aside, W, count, n, y, ct, past):
     """n values of each pixel, from tiles of their own to y."""
     L = W // 2
     for r in range(count):
         at, to = r * W, ct[r]
-        if n >= L:
-            store(y, to, load(aside, at))
-            at, to = at + L, to + L
-        store_part(y, to, load_part(aside, at, n % L), n % L)
+        for j in range(0, n - L + 1, L):
+            put(y, to + j, load(aside, at + j), past)
+        if n % L:
+            j = n - n % L
+            store_part(y, to + j, load_part(aside, at + j, n % L), n % L)
 
 
 @device
@@ -204,7 +207,7 @@ def _places(s, rows, room, first, width, pitch, yt, at, ct):
 
 
 @device
-def _task(task, x, weight, step, shift, taps, run, s, pitch, block, parts, bare, past, y):
+def _task(task, x, weight, step, shift, taps, run, s, pitch, block, parts, bare, past, y, table):
     """``block`` rows of an image × 1/parts of the panels."""
     G, P, W = shift.shape
     L, C, blocks, shared = lanes(x), G * s.n_c, -(-s.P // block), -(-P // parts)
@@ -216,7 +219,7 @@ def _task(task, x, weight, step, shift, taps, run, s, pitch, block, parts, bare,
     room = -(-rows * s.Q // FEW) * FEW
     first = ((image * s.H + top) * width - s.left) * C if bare else 0
     buffer = 0 if bare else -(-tall * width * pitch // L) * L
-    beside = 0 if s.n_o % L == 0 else room
+    beside = room if s.n_o % L or (past and table.size) else 0
     own, numbers = aligned(buffer + beside * W, y), np.empty(2 * room + beside, np.int64)
     a, at = pointer(own), pointer(numbers)
     aside, ct, tight = after(a, buffer), after(at, room), after(at, 2 * room)
@@ -231,22 +234,28 @@ def _task(task, x, weight, step, shift, taps, run, s, pitch, block, parts, bare,
     for e in range(G):
         for p in range(part * shared, min((part + 1) * shared, P)):
             n, i = min(W, s.n_o - p * W), e * P + p
-            whole, out = n % L == 0, after(pointer(y), e * s.n_o + p * W)
+            whole, out = n % L == 0 and beside == 0, after(pointer(y), e * s.n_o + p * W)
+            made, places = out if whole else aside, ct if whole else tight
             panel(n, after(a, e * s.n_c), at, room, pointer(taps), taps.size, run,
-                  after(pointer(weight), i * step), after(pointer(shift), i * W),
-                  out if whole else aside, ct if whole else tight, past)
+                  after(pointer(weight), i * step), after(pointer(shift), i * W), made, places,
+                  past and whole)
+            if table.size:
+                collect(made, places, rows * s.Q, n, table, task % (s.N * blocks),
+                        e * s.n_o + p * W)
             if not whole:
-                _copy(aside, W, rows * s.Q, n, out, ct)
+                _copy(aside, W, rows * s.Q, n, out, ct, past)
     keep(own)
     keep(numbers)
 
 
 @tasks
-def _windows(way, x, weight, step, shift, taps, run, s, pitch, block, parts, bare, past, y):
+def _windows(way, x, weight, step, shift, taps, run, s, pitch, block, parts, bare, past, y, room):
     """y from weight panels that lie ``step`` apart and shifts (G, panels, W); taps are places in
     the buffer, whose pixels are ``pitch`` apart; run values are contiguous there."""
     share(_task, parts * s.N * -(-s.P // block), way,
-          (x, weight, step, shift, taps, run, s, pitch, block, parts, bare, past, y))
+          (x, weight, step, shift, taps, run, s, pitch, block, parts, bare, past, y, room.table))
+    if room.table.size:
+        merge(way, room.table, room.mean, room.m2)
 
 
 def shifts(bias, groups, n, dtype):
@@ -280,16 +289,18 @@ def _plan(s, places, panels, itemsize):
     return np.array(taps, np.int64), run, pitch, block, parts, bare
 
 
-def windows(x, weight, shift, places, s, y, t0=0):
-    """y for taps t0 … of weight panels (G, panels, T, K, W); places are the taps' (i, j)."""
+def windows(x, weight, shift, places, s, y, t0=0, moments=None):
+    """y for taps t0 … of weight panels (G, panels, T, K, W); places are the taps' (i, j). Moments
+    as of conv2d."""
     _, P, T, n_c, W = weight.shape
     step, first = T * n_c * W, t0 * n_c * W
     taps, run, pitch, block, parts, bare = _plan(s, places, P, x.itemsize)
     # 32 → 64 channels of 112×112 pixels, 1×1: 4.7 ms through the caches, 2.6 past them
     past = (y.nbytes > PAST_BYTES and s.n_o * y.itemsize % VECTOR == 0
             and y.ctypes.data % VECTOR == 0)
+    room = room_for(y, s.N * -(-s.P // block), moments)
     _windows(x, weight.reshape(-1)[first:], step, shift, taps, run, s, pitch, block, parts, bare,
-             past, y, work=2 * y.size * len(places) * n_c)
+             past, y, room, work=2 * y.size * len(places) * n_c)
 
 
 def _lines(places, taps):

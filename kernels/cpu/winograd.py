@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .convkernel import FEW
+from .epilogue import collect, merge, room_for
 from .jit import device
 from .memory import empty
 from .padded import zeros
@@ -227,7 +228,21 @@ def _put_tile(m, at, size, shift, s, n, p, q, count, own, y, o):
 
 
 @device
-def _task(task, x, u, shift, s, pitch, block, parts, y, spoiled):
+def _collect(s, first, some, numbers, y, channels, table, row, c):
+    """Statistics of so many channels from c on of some tiles."""
+    (n, p, q), count = first, 0
+    for _ in range(some):
+        for i in range(p, min(p + 4, s.P)):
+            at = ((n * s.P + i) * s.Q + q) * s.O
+            for j in range(4):                   # of known length: one vector
+                numbers[count + j] = at + j * s.O
+            count += min(4, s.Q - q)
+        n, p, q = next_tile(s, n, p, q)
+    collect(after(pointer(y), c), pointer(numbers), count, channels, table, row, c)
+
+
+@device
+def _task(task, x, u, shift, s, pitch, block, parts, y, spoiled, table):
     """``block`` tiles × 1/parts of the panels of u."""
     W, L = shift.size // shift.shape[0], lanes(x)
     P, down, across = shift.shape[0], -(-s.P // 4), -(-s.Q // 4)
@@ -268,19 +283,25 @@ def _task(task, x, u, shift, s, pitch, block, parts, y, spoiled):
         n, p, q = next_tile(s, n, p, q)
     keep(values)
     keep(numbers)
+    if table.size:
+        _collect(s, first, some, np.empty(16 * some + 4, np.int64), y, min(p1 * W, s.O) - p0 * W,
+                 table, task % blocks, p0 * W)
 
 
 @tasks
-def _winograd(run, x, u, shift, s, pitch, block, parts, y, spoiled):
+def _winograd(run, x, u, shift, s, pitch, block, parts, y, spoiled, room):
     """y by products with u (36, panels · C · W + W). spoiled[n] is set where a value of image n is
     not finite."""
     tiles = s.N * -(-s.P // 4) * -(-s.Q // 4)
     share(_task, parts * -(-tiles // block), run,
-          (x, u, shift, s, pitch, block, parts, y, spoiled))
+          (x, u, shift, s, pitch, block, parts, y, spoiled, room.table))
+    if room.table.size:
+        merge(run, room.table, room.mean, room.m2)
 
 
-def winograd(x, weight, bias, s, y, transposed=False):
-    """y (N, P, Q, O), or the numbers of the images in which a value is not finite.
+def winograd(x, weight, bias, s, y, transposed=False, moments=None):
+    """y (N, P, Q, O), or the numbers of the images in which a value is not finite. Moments as of
+    conv2d.
 
     weight is (O, C, 3, 3); ``transposed``: (C, O, 3, 3), read backwards.
     """
@@ -294,7 +315,7 @@ def winograd(x, weight, bias, s, y, transposed=False):
     block = -(-s.count // (blocks * FEW)) * FEW
     each = -(-P // min(P, -(-TASKS // blocks)))
     spoiled = np.zeros(s.N, np.bool_)
+    room = room_for(y, -(-s.count // block), moments)
     _winograd(x, u, shifts(bias, 1, s.O, x.dtype)[0], s, spread(s.C, 1, x.itemsize),
-              block, -(-P // each), y, spoiled,
-              work=2 * y.size * s.C * 9)
+              block, -(-P // each), y, spoiled, room, work=2 * y.size * s.C * 9)
     return np.flatnonzero(spoiled)

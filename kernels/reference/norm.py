@@ -74,10 +74,11 @@ def batch_norm_backward_elemt(dy, x, gamma, mean, invstd, sum_dy, sum_dy_xhat):
         return (d * scale).astype(x.dtype)
 
 
-def batch_norm(x, gamma, beta, residual=None, *, eps, relu=False, running=None):
-    """y, mean, var, invstd = 1 / √(var + eps), from the statistics of x; y = x̂ γ + β [+ residual],
-    not below 0 with relu. ``running`` = (mean, var, momentum): see batch_norm_update."""
-    mean, var = batch_norm_stats(x)
+def batch_norm(x, gamma, beta, residual=None, *, eps, relu=False, running=None, known=None):
+    """y, mean, var, invstd = 1 / √(var + eps), from the statistics of x, or ``known`` = (mean, var)
+    that are; y = x̂ γ + β [+ residual], not below 0 with relu. ``running`` = (mean, var, momentum):
+    see batch_norm_update."""
+    mean, var = batch_norm_stats(x) if known is None else known
     with np.errstate(all="ignore"):
         invstd = 1 / np.sqrt(var + eps)
     if running is not None:

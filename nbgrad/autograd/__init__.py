@@ -16,7 +16,7 @@ from .gradients import composition, grad
 from .mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from .node import OPS, Node, Part as Part
 from .promotion import constant as constant, promoted
-from .recording import Op, op
+from .recording import Op, op, transient as transient
 from .saved import Remade as Remade, kept as kept, saved_tensors as saved_tensors
 from .tensors import Tensor, as_tensor, tensor
 from .versions import bump

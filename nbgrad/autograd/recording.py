@@ -28,7 +28,7 @@ from .node import OPS, Node, Part
 from .promotion import constant, promoted
 from .tensors import Tensor, new, wrap
 
-__all__ = ["Op", "op"]
+__all__ = ["Op", "op", "transient"]
 
 
 class Op:
@@ -159,6 +159,17 @@ def op(fn: Callable[..., Any] | None = None, /, name: str | None = None, **optio
     if fn is None:
         return lambda f: Op(f, name, **options)
     return Op(fn, name)
+
+
+def transient(op: Any, inputs: Iterable[Any], *names: str, **settings: Any) -> Any:
+    """op(*inputs, **settings), of which the settings ``names`` are for this run alone: what the
+    graph keeps and shows is the function."""
+    out = op(*inputs, **settings)
+    node = (out[0] if type(out) is tuple else out).grad_fn
+    if node is not None:
+        for name in names:
+            node.settings.pop(name, None)
+    return out
 
 
 def _parts(outs: tuple[Tensor, ...], node: Node) -> None:

@@ -171,10 +171,16 @@ class BatchNorm(Normalization):
             raise ValueError(f"expected {expected} input (got {x.ndim}D input)")
         if mask is not None or not self._is_plain():
             return self._forward(x, residual, activation, mask)
+        return self._plain(x, residual, activation)
+
+    def _plain(self, x: Tensor, residual: Tensor | None, activation: str | None,
+               moments: Moments | None = None) -> Tensor:
+        """By one kernel; ``moments``: x's, if they are known."""
         mean, var = self._running()
         y = ops.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps,
                            training=self.training or self.running_mean is None,
-                           momentum=self._momentum(), residual=residual, activation=activation)
+                           momentum=self._momentum(), residual=residual, activation=activation,
+                           moments=moments)
         self._count(y)
         return y
 
@@ -318,6 +324,17 @@ class BatchNorm(Normalization):
                                   self._momentum(), self.eps, activation)
         self._count(y)
         return y
+
+    def of_conv(self, x: Tensor, conv: Any, residual: Tensor | None = None,
+                activation: str | None = None) -> Tensor:
+        """activation(self(conv(x)) + residual) of a Conv2d. In training the statistics are taken by
+        the convolution's kernel from its own output, where that costs less than to read it again.
+        """
+        if not (self.training and isinstance(x, Tensor) and x.ndim == 4
+                and 4 in self._ndims and self._is_plain()):
+            return self.forward(conv.forward(x), residual=residual, activation=activation)
+        y, moments = conv.with_moments(x)
+        return self._plain(y, residual, activation, moments)
 
     def extra_repr(self) -> str:
         rule = "momentum" if self.average is None else "average"

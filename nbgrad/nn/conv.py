@@ -11,6 +11,7 @@ import numpy as np
 
 from nbgrad import ops
 from nbgrad.autograd import Tensor
+from nbgrad.ops import Moments
 
 from .linear import init_weight_and_bias
 from .module import Module
@@ -107,6 +108,11 @@ class Conv2d(Conv):
     def forward(self, x: Tensor) -> Tensor:
         return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation,
                           self.groups)
+
+    def with_moments(self, x: Tensor) -> tuple[Tensor, Moments | None]:
+        """forward(x), and what ``ops.conv2d`` knows of its statistics."""
+        return ops.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation,
+                          self.groups, return_moments=True)
 
 
 class Conv1d(Conv):

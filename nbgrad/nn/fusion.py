@@ -39,6 +39,7 @@ _BY_MODE = (NoisyBatchNorm, SplitBatchNorm)      # in training something else, f
 _AFFINE = (*_NORMS, BatchNorm, BatchRenorm, FrozenBatchNorm, GhostBatchNorm, SyncBatchNorm,
            *_BY_MODE)
 _CONVOLUTIONS = (Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d)
+_FUSED = (Linear, Conv2d)
 _OTHERS = (LpBatchNorm, MeanOnlyBatchNorm)       # by other statistics
 
 
@@ -54,14 +55,20 @@ def activation_of(module: Any) -> str | None:
 
 
 def run(modules: Sequence[Any], x: Any) -> Any:
-    """modules in turn. A batch norm takes the ReLU that follows into its kernel, and in training a
-    linear layer the batch norm and the activation: the same numbers with fewer passes and nodes.
-    Modules with hooks are called one by one."""
+    """modules in turn. A batch norm takes the ReLU that follows into its kernel, in training a
+    linear layer the batch norm and the activation, and a convolution takes the statistics of its
+    output for the batch norm: the same numbers with fewer passes and nodes. Modules with hooks are
+    called one by one."""
     i = 0
     while i < len(modules):
         used, x = _step(modules, i, x)
         i += used
     return x
+
+
+def led(first: Any, rest: Any, x: Any) -> Any:
+    """rest(first(x)) of a Sequential, as if ``first`` were its first module."""
+    return run([first, *rest], x) if _plain(rest) else rest(first(x))
 
 
 def normalized(norm: Any, act: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -72,12 +79,27 @@ def normalized(norm: Any, act: Any, x: Tensor, residual: Tensor | None = None) -
     return act(y if residual is None else y + residual)
 
 
+def convolved(conv: Any, norm: Any, act: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """act(norm(conv(x)) + residual), in as few passes over memory as there are kernels for."""
+    if type(norm) in _NORMS and type(conv) is Conv2d and _plain(norm) and _plain(conv):
+        if activation_of(act) == "relu":
+            return norm.of_conv(x, conv, residual, "relu")
+        y = norm.of_conv(x, conv)
+        return act(y if residual is None else y + residual)
+    return normalized(norm, act, conv(x), residual)
+
+
 def _step(modules: Sequence[Any], i: int, x: Any) -> tuple[int, Any]:
     """How many modules from the i-th on were run as one, and their value."""
     module, kind = modules[i], type(modules[i])
-    if i + 1 < len(modules) and (kind is Linear or kind in _NORMS) and _plain(module):
+    if i + 1 < len(modules) and (kind in _FUSED or kind in _NORMS) and _plain(module):
         following = modules[i + 1]
-        if kind is not Linear:
+        if kind is Conv2d:
+            if type(following) in _NORMS and _plain(following):
+                act = activation_of(modules[i + 2]) if i + 2 < len(modules) else None
+                relu = act if act == "relu" else None
+                return 2 + (relu is not None), following.of_conv(x, module, activation=relu)
+        elif kind is not Linear:
             if activation_of(following) == "relu":
                 return 2, module.forward(x, activation="relu")
         elif type(following) is BatchNorm1d and _plain(following) and following.follows(x, module):

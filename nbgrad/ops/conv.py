@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, kept, op
+from nbgrad.autograd import Tensor, kept, op, transient
 from nbgrad.backend import kernels
 from nbgrad.ops.indexing import pad
+from nbgrad.ops.moments import Moments
 from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import checked, reshape, squeeze, unsqueeze
 
@@ -31,16 +32,21 @@ def ints(value: Any, name: str, op_name: str, low: int = 1, n: int = 2) -> Any:
 
 
 def conv2d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1,
-           padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Any:
+           padding: Any = 0, dilation: Any = 1, groups: int = 1, *,
+           return_moments: bool = False) -> Any:
     """y[n, o, p, q] = b[o] + Σ_{c,i,j} x[n, c, p·s + i·d − pad, q·s + j·d − pad] w[o, c, i, j]
 
     x: (N, C, H, W) or (C, H, W)  weight: (O, C/groups, I, J)  bias: (O,)  y: (N, O, P, Q),
     P = ⌊(H + 2 padding − dilation (I − 1) − 1) / stride⌋ + 1. ``padding`` may be "valid" (none) or
     "same" (P = H; an odd zero goes below and right). Keeps x (or what makes it again, see
-    ``autograd.kept``) and weight. y has channels-last memory.
+    ``autograd.kept``) and weight. y has channels-last memory. Beyond PyTorch's arguments:
+    ``return_moments``: also y's ``Moments`` per channel, for ``batch_norm``, if the kernel can take
+    them for less than a pass over y, else None.
     Raises RuntimeError where sizes do not fit.
     """
-    return _convolve("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
+    moments: list[Any] | None = [] if return_moments else None
+    y = _convolve("conv2d", 2, input, weight, bias, stride, padding, dilation, groups, moments)
+    return (y, Moments(*moments) if moments else None) if return_moments else y
 
 
 def conv1d(input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1,
@@ -86,11 +92,11 @@ def conv_transpose1d(input: Tensor, weight: Tensor, bias: Tensor | None = None, 
 
 
 def _convolve(name: str, dims: int, x: Any, weight: Any, bias: Any, stride: Any, padding: Any,
-              dilation: Any, groups: int) -> Any:
+              dilation: Any, groups: int, moments: list[Any] | None = None) -> Any:
     x, weight = checked(x, name), checked(weight, name)
     if x.ndim == dims + 1:
         return squeeze(_convolve(name, dims, unsqueeze(x, 0), weight, bias, stride, padding,
-                                 dilation, groups), 0)
+                                 dilation, groups, moments), 0)
     _check(name, dims, x, weight, bias, groups)
     stride = ints(stride, "stride", name, n=dims)
     dilation = ints(dilation, "dilation", name, n=dims)
@@ -108,6 +114,8 @@ def _convolve(name: str, dims: int, x: Any, weight: Any, bias: Any, stride: Any,
             f"{name}: Calculated padded input size per channel: {padded}. Kernel size: "
             f"{weight.shape[2:]}. Kernel size can't be greater than actual input size")
     how = _plane_settings(stride, padding, dilation, groups)
+    if dims == 2 and moments is not None and type(x.data) is np.ndarray:
+        return transient(_conv2d, (x, weight, bias), "moments", **how, moments=moments)
     if dims == 2:
         return _conv2d(x, weight, bias, **how)
     return squeeze(_conv2d(unsqueeze(x, 2), unsqueeze(weight, 2), bias, **how), 2)
@@ -157,9 +165,12 @@ def _longer(x: Tensor, by: list[int]) -> Any:
 
 @op(name="conv2d", method=False)
 def _conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, /, stride: Pair = (1, 1),
-            padding: Pair = (0, 0), dilation: Pair = (1, 1), groups: int = 1) -> Any:
-    how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    y = kernels(x).conv2d(x.data, weight.data, None if bias is None else bias.data, **how)
+            padding: Pair = (0, 0), dilation: Pair = (1, 1), groups: int = 1,
+            moments: list[Any] | None = None) -> Any:
+    how: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation,
+                           "groups": groups}
+    more = {} if moments is None else {"moments": moments}
+    y = kernels(x).conv2d(x.data, weight.data, None if bias is None else bias.data, **how, **more)
     input_size, kernel_size, x = x.shape, weight.shape[2:], kept(x)
     return y, (lambda dy: conv2d_input(dy, weight, input_size=input_size, **how),
                lambda dy: conv2d_weight(dy, x, kernel_size=kernel_size, **how),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, bump, composition, op
+from nbgrad.autograd import Tensor, bump, composition, op, transient
 from nbgrad.backend import full, kernels, writable
 from nbgrad.ops.activation import relu_backward
 from nbgrad.ops.elementwise import rsqrt
@@ -28,15 +28,16 @@ def _per_channel(t: Any, x: Tensor) -> Any:
 
 def _batch_formula(x: Tensor, gamma: Tensor | None, beta: Tensor | None,
                    residual: Tensor | None = None, /, *, eps: float, relu: bool = False,
-                   running: Any = None, statistics: bool = False) -> Any:
+                   running: Any = None, statistics: bool = False, known: Any = None) -> Any:
     """y = γ x̂ + β [+ residual], not below 0 with relu;  x̂ = (x − μ) / √(σ² + ε);  μ and σ² of x
     over every axis but 1.
 
     ∂β = Σ g      ∂γ = Σ g x̂      ∂x = γ/σ (g − ∂β/m − x̂ ∂γ/m)      ∂residual = g,
     g = ∂y, with relu where y > 0;   m = N·|S|.      Ioffe & Szegedy 2015
     """
+    more = {} if known is None else {"known": known}
     y, mean, var, invstd = kernels(x).batch_norm(x.data, data(gamma), data(beta), data(residual),
-                                                 eps=eps, relu=relu, running=running)
+                                                 eps=eps, relu=relu, running=running, **more)
     told = (mean, var) if statistics else ()
     if relu and residual is not None:
         return y, lambda dy, y: batch_norm_backward(dy, x, gamma, None, y, mean=mean, invstd=invstd,
@@ -134,14 +135,16 @@ def batch_norm_inference_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /
 def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
                weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
                momentum: float = 0.1, eps: float = 1e-5, *, residual: Tensor | None = None,
-               activation: str | None = None, return_moments: bool = False) -> Any:
+               activation: str | None = None, return_moments: bool = False,
+               moments: Moments | None = None) -> Any:
     """y = γ (x − μ) / √(σ² + ε) + β per channel.      x: (N, C, *)   weight γ, bias β: (C,)
 
     Training: μ and (biased) σ² of this batch; the running arrays, where given, move in place by
     ``momentum`` towards μ and the unbiased variance. Evaluation: the running arrays. Beyond
     PyTorch's arguments: ``residual``, of x's shape and dtype, is added, and ``activation="relu"``
     clips the sum at 0, both in the same pass over memory; ``return_moments`` (training only): also
-    the batch's ``Moments``.
+    the batch's ``Moments``; ``moments``: those of x, where a convolution on the CPU has returned
+    them: they are not taken again.
 
     Keeps x, γ, μ, 1/σ; with relu also β, or with both y. Raises ValueError for one value per
     channel in training and for sizes that do not fit.
@@ -152,7 +155,7 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
                 training, eps)
     if residual is not None or activation is not None:
         check_fused(input, residual, activation)
-    settings = {} if activation is None else {"relu": True}
+    settings: dict[str, Any] = {} if activation is None else {"relu": True}
     if return_moments:
         if not training:
             raise ValueError("batch_norm: return_moments needs training=True")
@@ -168,6 +171,8 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
     train = _batch_norm_add_relu if settings and residual is not None else _batch_norm
     if not input.data.size:
         running_mean = running_var = None
+    if moments is not None:
+        settings["known"] = moments.mean, moments.var()
     out = moving(train, (input, weight, bias, residual), running_mean, running_var, momentum,
                  eps=eps, **settings)
     if not return_moments:
@@ -181,11 +186,9 @@ def moving(train: Any, inputs: Any, mean: Tensor | None, var: Tensor | None, mom
            **settings: Any) -> Any:
     """train(*inputs), whose kernel also moves the running arrays, where there are any."""
     if mean is None or var is None:
-        return train(*inputs, **settings)
-    out = train(*inputs, running=(mean.data, var.data, momentum), **settings)
-    node = (out[0] if type(out) is tuple else out).grad_fn
-    if node is not None:
-        del node.settings["running"]             # what the graph keeps and shows is the function
+        return transient(train, inputs, "known", **settings)
+    out = transient(train, inputs, "running", "known", running=(mean.data, var.data, momentum),
+                    **settings)
     bump(mean)
     bump(var)
     return out
