@@ -374,7 +374,7 @@ def _lab_commands(commands: Any) -> None:
     p.add_argument("--data", choices=CHOICES["data"], help="what to train on (digits); studies "
                    "that train on no images say so, and run as ever")
     p.add_argument("--root", help="folder of the data set's files; digits needs none")
-    p.add_argument("--seeds", type=int, help="repetitions (5; with --full, 10)")
+    p.add_argument("--seeds", type=int, help="repetitions (each study's own: 5 or more)")
     p.add_argument("--jobs", type=int, help="processes at a time (one per core)")
     p.add_argument("--again", action="store_true", help="run finished parts, too")
     p.add_argument("--out", metavar="FOLDER", default="runs/lab",
