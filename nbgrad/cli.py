@@ -253,7 +253,11 @@ def _lab_run(args: argparse.Namespace) -> None:
 def _lab_report(args: argparse.Namespace) -> None:
     from nbgrad.viz.report import write
 
-    paths = write(args.folder, args.out)
+    folder = args.folder
+    if folder is None:                  # `lab run --out DIR && lab report --out DIR`
+        there = args.out is not None and any(Path(args.out).glob("*/finding.json"))
+        folder = args.out if there else "runs/lab"
+    paths = write(folder, args.out)
     for path in paths[:3]:
         print(path)
     if len(paths) > 3:
@@ -370,15 +374,15 @@ def _lab_commands(commands: Any) -> None:
     p.add_argument("--data", choices=CHOICES["data"], help="what to train on (digits); studies "
                    "that train on no images say so, and run as ever")
     p.add_argument("--root", help="folder of the data set's files; digits needs none")
-    p.add_argument("--seeds", type=int, help="repetitions (5; with --full, 10)")
+    p.add_argument("--seeds", type=int, help="repetitions (each study's own: 5 or more)")
     p.add_argument("--jobs", type=int, help="processes at a time (one per core)")
     p.add_argument("--again", action="store_true", help="run finished parts, too")
     p.add_argument("--out", metavar="FOLDER", default="runs/lab",
                    help="for the results (runs/lab)")
     p.add_argument("--quiet", action="store_true", help="no progress")
     p = _command(commands, "report", _lab_report, "write one page of all results, without network")
-    p.add_argument("folder", metavar="FOLDER", nargs="?", default="runs/lab",
-                   help="with the results of lab run (runs/lab)")
+    p.add_argument("folder", metavar="FOLDER", nargs="?", help="with the results of lab run (that "
+                   "of --out if it has some, else runs/lab)")
     p.add_argument("--out", metavar="FILE|FOLDER", help="an .html file for the page alone, or "
                    "where page, Markdown and CSV go (beside the results)")
 

@@ -120,6 +120,18 @@ def test_names_too_long_to_stand_below_stand_beside_their_bars():
             for a, b in zip(dots[:4], dots[4:])] == [True, False, False, True]
 
 
+@pytest.mark.parametrize("found", [
+    ("all parameters", "gamma and beta", "two weights per channel"), ("a", "b" * 30),
+    ("a" * 20,) * 3, ("none", "before", "after", "before and after", "each"), tuple("abcdefgh")])
+def test_every_bar_has_its_name(found):
+    """Names of neighbours do not touch, so none is left out."""
+    found = [f"{name}{i}" for i, name in enumerate(found)]
+    figure = Figure("t", "x", "y", [Series("s", found, [1.0 + i for i in range(len(found))])],
+                    kind="bar")
+    texts = re.findall(r'class="tick (?:mid|end)" [^>]*>([^<]*)<', svg(figure, "k"))
+    assert " ".join(found) in " ".join(texts)
+
+
 def test_a_bar_without_a_value_is_a_dash():
     assert len(shapes(findings.bars(), "bar")) == 5
     assert [e.text for e in tree(findings.bars()).iter("text")].count("–") == 1

@@ -123,6 +123,8 @@ def test_the_command_writes_it_and_says_where(tmp_path, made, capsys):
                      f"{tmp_path / 'lab' / 'tables'} (6 tables)"]
     assert main(["lab", "report", str(tmp_path / "lab"), "--out", str(tmp_path / "a.html")]) == 0
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / "a.html")]
+    assert main(["lab", "report", "--out", str(tmp_path / "lab")]) == 0
+    assert capsys.readouterr().out.splitlines() == lines
     assert main(["lab", "report", str(tmp_path / "none")]) == 2
     assert "no such folder" in capsys.readouterr().err
     (tmp_path / "file").write_text("")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Interval", "bootstrap", "paired", "paired_ratio", "share"]
+__all__ = ["Interval", "bootstrap", "paired", "paired_ratio", "plainly", "share"]
 
 Array = npt.NDArray[np.float64]
 Statistic = Callable[..., Any]          # of an array, along an axis: np.median, np.mean, ...
@@ -46,7 +47,7 @@ class Interval:
 
     def text(self, form: str = ".3g", scale: float = 1.0) -> str:
         """``estimate [low, high]``, each times ``scale``, in this format."""
-        a, low, high = (format(scale * v, form) for v in (self.estimate, self.low, self.high))
+        a, low, high = (plainly(scale * v, form) for v in (self.estimate, self.low, self.high))
         return f"{a} [{low}, {high}]"
 
     def above(self, limit: float) -> bool:
@@ -55,6 +56,18 @@ class Interval:
 
     def below(self, limit: float) -> bool:
         return self.high < limit
+
+
+def plainly(value: float, form: str = ".3g") -> str:
+    """The number in this format, below a million without an exponent.
+
+    >>> plainly(3531.2), plainly(6.52e6), plainly(2e-5), plainly(0.25, "+.1f")
+    ('3,530', '6.52e6', '2e-5', '+0.2')
+    """
+    text = format(value, form)
+    if "e+" in text and abs(value) < 1e6:
+        return format(float(text), "+,.0f" if "+" in form else ",.0f")
+    return re.sub(r"e([+-])0?(\d)", lambda m: "e" + m[1].strip("+") + m[2], text)
 
 
 def bootstrap(values: Sequence[float] | Array, statistic: Statistic = np.median, *,

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nbgrad.lab.intervals import Interval, bootstrap, paired, paired_ratio
+from nbgrad.lab.intervals import Interval, bootstrap, paired, paired_ratio, plainly
 from nbgrad.lab.study import Cell, Finding, Verdict
 
 __all__ = ["NOBODY_ARRIVED", "SEEDS", "Pairs", "difference", "differs", "enough", "few", "ratio",
@@ -32,7 +32,7 @@ class Pairs(Interval):
 
     def text(self, form: str = ".3g", scale: float = 1.0) -> str:
         """As an interval's, a lone value as itself; with the number of seeds that are left out."""
-        found = (format(scale * self.estimate, form) if self.pairs == 1 else
+        found = (plainly(scale * self.estimate, form) if self.pairs == 1 else
                  super().text(form, scale))
         return found + _left_out(self.seeds - self.pairs, self.seeds)
 

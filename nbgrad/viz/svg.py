@@ -8,7 +8,7 @@ the text in both.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 
 from nbgrad.lab.study import Figure
@@ -77,8 +77,7 @@ def layout(figure: Figure) -> Layout:
     y = axis(_extent(figure), log=figure.log_y, zero=zero and not figure.log_y, margin=0.05)
     x = _named(names(xs)) if named else axis(xs, log=figure.log_x, at=8)
     room = _WIDTH - _RIGHT - _widest(y.ticks) - 12
-    across = (named and figure.kind != "line"
-              and sum(_letters(name) + 12 for name in x.names) > room)
+    across = named and figure.kind != "line" and not _fit(x.names, room)
     if across:
         step = max(20.0, 13.0 * len(figure.series) + 9)
         depth = step * len(x.names)
@@ -87,6 +86,14 @@ def layout(figure: Figure) -> Layout:
                       _WIDTH - _RIGHT, _TOP + depth, True, dots, _TOP + depth + 38)
     return Layout(x, y, _widest(y.ticks) + 12, _TOP, _WIDTH - _RIGHT, _TOP + _HEIGHT, False,
                   dots, _TOP + _HEIGHT + 38)
+
+
+def _fit(found: Sequence[str], room: float) -> bool:
+    """Whether names stand beside each other: all of them, and any two neighbours in their places,
+    which are of one width."""
+    widths, slot = [_letters(name) for name in found], room / max(len(found), 1)
+    return (sum(widths) + 12 * len(widths) <= room
+            and all((a + b) / 2 + 6 <= slot for a, b in itertools.pairwise(widths)))
 
 
 def _named(found: tuple[str, ...], lines: bool = False) -> Axis:

@@ -14,7 +14,7 @@ __all__ = ["cell", "csv_text", "figure_table", "is_value", "markdown", "markdown
 
 Value = str | float | int | None
 _VALUE = re.compile(r"[−–+<>≤≥≈~]?\s*[\d.,]+(e[+-]?\d+)?\s*(%|×|s|ms|pt)?"
-                    r"(\s*[\[(±].*[\])\d%])?|\d+ ?/ ?\d+(, \d+ ?/ ?\d+)*|never|–|")
+                    r"(\s*[\[(±].*[\])\d%])?|\d+ ?/ ?\d+(, \d+ ?/ ?\d+)*|\d+, \d+ of \d+|never|–|")
 
 
 def cell(value: Value) -> str:

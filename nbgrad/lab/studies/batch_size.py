@@ -72,9 +72,9 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     return Finding(verdict, sentence, Table(["size", *labels.values()], rows), [figure], [
         *differs(verdict, "supported", "there, the error grows from 23.6 to 34.7 % with batch "
                                        "norm, and not with group norm"),
-        ("Statistics are of images and positions: 2 digits have 128 values per channel in the "
-         "first two layers and 32 in the others. Where a layer sees one value per image, as in "
-         "MLPs, they have 2: see layer-norm-small-batch.")])
+        ("Statistics are of images and positions, so that 2 images have many values per channel (2 "
+         "digits 128 in the first two layers and 32 in the others). Where a layer sees one value "
+         "per image, as in MLPs, they have 2: see layer-norm-small-batch.")])
 
 
 STUDY = Study(

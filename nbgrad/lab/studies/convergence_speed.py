@@ -73,9 +73,9 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
              (f"A run that never reaches {100 * level:g} % counts as if it had after its last "
               "step: where it is the plain run that never arrives, the ratio is a lower bound; "
               "where it is the one with batch norm, an upper one."),
-             (f"The percentiles of one unit's input travel {drift[0]} times their "
-             f"distance with batch norm and {drift[1]} without, at learning rate "
-             f"{best['batch']:g}, from evaluation to evaluation.")]
+             (f"The percentiles of one unit's input, steadier with batch norm in the paper, travel "
+              f"{drift[0]} times their distance with it and {drift[1]} without, at learning rate "
+              f"{best['batch']:g}, from evaluation to evaluation.")]
     return Finding(verdict, sentence, table, _figures(arms, best), notes)
 
 

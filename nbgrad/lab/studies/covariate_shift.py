@@ -70,7 +70,8 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         f"{text(ratios[key, network])} times that of the plain {name}"
         for network, name in NETWORKS.items()) for key, what in MEASURES.items()]
     return Finding(
-        verdict, f"With batch norm {'; '.join(parts)}.",
+        verdict, f"Clearly less shift with batch norm in {sum(lower)} of {len(lower)} comparisons: "
+        f"with it {'; '.join(parts)}.",
         Table(["network", "measure", "plain", "batch norm", "batch norm / plain"], rows),
         [_figure(arms, network, x) for x in ("step", "layer") for network in NETWORKS],
         [*_notes(ratios), *shorter(cells)])

@@ -81,7 +81,8 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         f"{text(ratios[network, key])} (over all steps {text(throughout[network, key])}; {name})"
         for network, name in NETWORKS.items()) for key in JUDGED]
     return Finding(
-        verdict, "Along the gradient, without batch norm, in the first fifth of training, "
+        verdict, f"Clearly smoother with batch norm in {sum(smoother)} of {len(smoother)} "
+        "comparisons: along the gradient, without batch norm, in the first fifth of training, "
         + ", ".join(parts) + " times that with it.",
         Table(["network", "measure", "steps", "plain", "batch norm", "plain / batch norm"], rows),
         [_figure(arms, network, key) for network in NETWORKS for key in JUDGED],
