@@ -96,6 +96,7 @@ def _products(dtype, shape, by_a, by_b, way="fma", out=None):
     results = f"*{out} *{way}" if half else f"*{kind} *{kind}"
     return Kernel(run, f"*{kind} *{kind} {results} i4 i4 " + "i8 " * 17,
                   threads=threads(shape), minimum=together(shape, dtype, way), least=least,
+                  strided=True,
                   name=f"matmul_{kind}_{shape[0]}_{name}{suffix}" + (f"_{out}" if half else ""))
 
 
