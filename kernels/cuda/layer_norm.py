@@ -12,8 +12,8 @@ from .launch import Kernel
 from .layout import aligned
 from .memory import empty, empty_like, xp
 from .moments import THREADS, add_trees, cut, parts, tickets
-from .passes import BETA, CENTER, GAMMA
-from .vectors import each, filled, gather, reader, scatter
+from .passes import BETA, CENTER, GAMMA, add_parts
+from .vectors import each, filled, reader, scatter
 
 __all__ = ["layer_norm", "layer_norm_backward", "rms_norm", "rms_norm_backward"]
 
@@ -24,7 +24,7 @@ _min = min
 @cache
 def column_sums(dtype, W):
     """dγ = Σ dy x̂ and dβ = Σ dy of columns, with the statistics of each row."""
-    read, put, take, wide = reader(W), scatter(W), gather(W), np.float64
+    read, put, wide = reader(W), scatter(W), np.float64
     same, real, kind, CELLS = filled(W), dtype.type, dtype.str[1:], W * THREADS
     zero = real(0)
     times = each(device(lambda g, x, c: g * (((x - c[0]) - c[1]) * c[2])), 3, W)
@@ -81,14 +81,8 @@ def column_sums(dtype, W):
             if t == 0:
                 counters[tile] = 0
             cuda.threadfence()
-            p, s, sx = t >> shift, none, none
-            while p < P and q < B:
-                s = plus(s, take(parts_dy, p * B + q))
-                sx = plus(sx, take(parts_dyx, p * B + q))
-                p += lanes
-            put(first, t * W, s)
-            put(second, t * W, sx)
-            add_trees(first, second, CELLS, line)
+            at = tile * line
+            add_parts(parts_dy, parts_dyx, at, B - at, B, line, P, first, second)
         c = tile * line + t
         if t < line and c < B:
             dgamma[c] = real(second[t])

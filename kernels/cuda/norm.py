@@ -1,16 +1,17 @@
 """Batch and layer normalization; x of batch_norm is (N, C, *S), statistics are float64.
 
 Where what is read can stay on the chip until the statistics are known, batch_norm reads it once
-(single.py). Otherwise, and for any shape, it takes two passes over memory. The first finds the
-statistics, and its last blocks merge them; the second, backwards, takes from the caches what they
-still hold. No sum depends on the order in which blocks run.
+(single.py), and so does its backward (single_backward.py). Otherwise, and for any shape, it takes
+two passes over memory. The first finds the statistics, and its last blocks merge them; the second,
+backwards, takes from the caches what they still hold. No sum depends on the order in which blocks
+run.
 """
 
 import math
 
 import numpy as np
 
-from . import passes, single
+from . import passes, single, single_backward
 from .layer_norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from .layout import alike, ordered
 from .memory import empty, empty_like, order_of, xp
@@ -197,7 +198,12 @@ def batch_norm_backward(dy, x, gamma, mean, invstd, *, beta=None, y=None, relu=F
     gamma, beta = _vectors(x, gamma, beta)
     mean, invstd = vector(mean, np.float64), vector(invstd, np.float64)
     option = _option(gamma, beta, y, relu)
-    *sums, dgamma, dbeta = _sums(dy, x, y, c, gamma, beta, mean, invstd, option)
     dz = empty_like(x) if residual and relu else None
-    dx = _gradient(dy, x, y, c, gamma, beta, mean, invstd, sums, dz, option)
+    found = single_backward.run(dy, x, y, c, gamma, beta, mean, invstd, dz,
+                                option | CENTER | WRITE * (dz is not None))
+    if found is None:
+        *sums, dgamma, dbeta = _sums(dy, x, y, c, gamma, beta, mean, invstd, option)
+        dx = _gradient(dy, x, y, c, gamma, beta, mean, invstd, sums, dz, option)
+    else:
+        dx, dgamma, dbeta = found
     return dx, dgamma, dbeta, given if residual and not relu else dz

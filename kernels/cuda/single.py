@@ -1,5 +1,5 @@
 """Batch normalization that reads memory once: blocks that are all there keep what they read in
-shared memory until their channels' statistics are known.
+shared memory until their channels' statistics are known. Its backward is in single_backward.py.
 
 P blocks take a tile of channels, a group; groups take tiles in turn, so that one writes while
 another waits. A launch is cooperative: where not all blocks can be there at once, it is refused
@@ -14,10 +14,10 @@ from .intrinsics import address, arrive, cuda, device, libm, wait_for, width
 from .launch import Kernel
 from .memory import SIMULATED, device_of, empty, empty_like, xp
 from .moments import LOG, THREADS, line_at, merge_trees, of_lines, of_parts, to_cells
-from .passes import ADD, BETA, GAMMA, RELU, normalized
-from .vectors import filled, reader, writer
+from .passes import ADD, BETA, GAMMA, RELU, normalized, words
+from .vectors import filled, of_lanes, reader, writer
 
-__all__ = ["enabled", "plan", "run", "single"]
+__all__ = ["SHARED", "enabled", "leave", "meet", "plan", "planned", "run", "single", "two_per_tile"]
 
 SHARED = 80 << 10 if not SIMULATED else 16 << 10      # bytes: two blocks on a multiprocessor
 STATIC = 25 << 10                                     # that merging takes, at most
@@ -27,25 +27,15 @@ enabled = True
 
 @cache
 def _constants(dtype, W, columns):
-    """As ``passes.constants``, from the cells in which a block has merged its channels."""
-    real, sqrt, wide = dtype.type, libm("sqrt", np.float64), np.float64
-    one, zero = real(1), real(0)
+    """``words`` for each number of a line, from the cells in which a block has merged its channels.
+    """
+    of, sqrt = words(dtype), libm("sqrt", np.float64)
 
     @device
-    def f(i, c, means, squares, counts, gamma, beta, eps, option):
-        high = real(means[i])
-        low = real(means[i] - wide(high)) if high - high == zero else zero
-        return (high, low, real(1.0 / sqrt(squares[i] / counts[i] + eps)),
-                gamma[c] if option & GAMMA else one, beta[c] if option & BETA else zero)
-    if not columns or W == 1:
-        same = filled(W)
-        return device(lambda i, c, m, s, n, g, b, e, o: same(f(i, c, m, s, n, g, b, e, o)))
-    if W == 2:
-        return device(lambda i, c, m, s, n, g, b, e, o: (
-            f(i, c, m, s, n, g, b, e, o), f(i + 1, c + 1, m, s, n, g, b, e, o)))
-    return device(lambda i, c, m, s, n, g, b, e, o: (
-        f(i, c, m, s, n, g, b, e, o), f(i + 1, c + 1, m, s, n, g, b, e, o),
-        f(i + 2, c + 2, m, s, n, g, b, e, o), f(i + 3, c + 3, m, s, n, g, b, e, o)))
+    def f(k, i, c, means, squares, counts, gamma, beta, eps, option):
+        i += k
+        return of(means[i], 1.0 / sqrt(squares[i] / counts[i] + eps), c + k, gamma, beta, option)
+    return of_lanes(f, W, not columns)
 
 
 @cache
@@ -87,6 +77,26 @@ def _keep(W, columns, index):
     return f
 
 
+@device
+def meet(counters, tile, P):
+    """Wait for the other blocks of the tile."""
+    cuda.threadfence()
+    cuda.syncthreads()
+    if cuda.threadIdx.x == 0:
+        arrive(counters, 2 * tile)
+        wait_for(counters, 2 * tile, P)
+    cuda.syncthreads()
+    cuda.threadfence()
+
+
+@device
+def leave(counters, tile, P):
+    """The last to leave makes the counters 0 again."""
+    if cuda.threadIdx.x == 0 and arrive(counters, 2 * tile + 1) == P - 1:
+        counters[2 * tile] = 0
+        counters[2 * tile + 1] = 0
+
+
 @cache
 def single(dtype, W, columns, index):
     """y, mean, var and invstd of channels; the running ones move."""
@@ -115,24 +125,6 @@ def single(dtype, W, columns, index):
         if moving:
             running_mean[c] = (1.0 - momentum) * running_mean[c] + momentum * mean_of
             running_var[c] = (1.0 - momentum) * running_var[c] + momentum * (v * (n / (n - 1.0)))
-
-    @device
-    def meet(counters, tile, P):
-        """Wait for the other blocks of the tile."""
-        cuda.threadfence()
-        cuda.syncthreads()
-        if cuda.threadIdx.x == 0:
-            arrive(counters, 2 * tile)
-            wait_for(counters, 2 * tile, P)
-        cuda.syncthreads()
-        cuda.threadfence()
-
-    @device
-    def leave(counters, tile, P):
-        """The last to leave makes the counters 0 again."""
-        if cuda.threadIdx.x == 0 and arrive(counters, 2 * tile + 1) == P - 1:
-            counters[2 * tile] = 0
-            counters[2 * tile + 1] = 0
 
     def body(x, z, gamma, beta, y, mean, var, invstd, parts_mean, parts_m2, counters, running_mean,
              running_var, R, B, S, shift, segment, P, tiles, groups, eps, momentum, moving, option):
@@ -214,30 +206,38 @@ def _counters(number, stream, count):
     return xp.zeros(count, np.int32)
 
 
-def _two_per_tile(tiles):
+def two_per_tile(tiles):
     count = 1 << _max(10, (2 * tiles - 1).bit_length())
     if SIMULATED:
         return _counters(0, 0, count)
     return _counters(xp.cuda.runtime.getDevice(), xp.cuda.get_current_stream().ptr, count)
 
 
+def planned(kernel, c, x, kept=1):
+    """``plan``, and two arrays for what blocks find, for a kernel that keeps so many arrays like x;
+    None where this is not the way."""
+    if not enabled or not _fits(device_of(x)):
+        return None
+    how = plan(c, kept * x.itemsize, _resident(kernel, device_of(x)))
+    if how is None:
+        return None
+    alone = how[1] == 1
+    return *how, [None if alone else empty((how[1], x.shape[1]), np.float64) for _ in range(2)]
+
+
 def run(x, z, gamma, beta, c, eps, relu, running):
     """y, mean, var and invstd of dense x, cut as c says, all of one memory order; None where this
     is not the way."""
-    if not enabled or not _fits(device_of(x)):
-        return None
     kernel = single(x.dtype, *c.kind)
-    how = plan(c, x.itemsize, _resident(kernel, device_of(x)))
+    how = planned(kernel, c, x)
     if how is None:
         return None
-    lines, P, groups = how
-    C, y = x.shape[1], empty_like(x)
-    stats = [empty((C,), np.float64) for _ in range(3)]
-    parts = [empty((P, C), np.float64) for _ in range(2)] if P > 1 else (None, None)
+    lines, P, groups, parts = how
+    y, stats = empty_like(x), [empty(x.shape[1:2], np.float64) for _ in range(3)]
     mean, var, momentum = (None, None, 0.0) if running is None else running
     option = (GAMMA * (gamma is not None) | BETA * (beta is not None) | ADD * (z is not None)
               | RELU * bool(relu))
-    kernel(groups * P, x, z, gamma, beta, y, *stats, *parts, _two_per_tile(c.tiles), mean, var,
+    kernel(groups * P, x, z, gamma, beta, y, *stats, *parts, two_per_tile(c.tiles), mean, var,
            c.R, c.B, c.S, c.shift, lines, P, c.tiles, groups, eps, momentum, running is not None,
            option)
     return y, *stats

@@ -4,7 +4,7 @@ from functools import cache
 
 from .intrinsics import device, load, store
 
-__all__ = ["each", "filled", "gather", "reader", "scatter", "writer"]
+__all__ = ["each", "filled", "gather", "of_lanes", "reader", "scatter", "writer"]
 
 _EACH = {
     (1, 1): lambda f: lambda a: (f(a[0]),),
@@ -34,6 +34,16 @@ def each(f, arrays, W):
 def filled(W):
     """W times the same."""
     return device({1: lambda v: (v,), 2: lambda v: (v, v), 4: lambda v: (v, v, v, v)}[W])
+
+
+@cache
+def of_lanes(f, W, same=False):
+    """(f(0, *args), …, f(W − 1, *args)); ``same``: the first of them W times."""
+    if same:
+        whole = filled(W)
+        return device(lambda *a: whole(f(0, *a)))
+    return device({1: lambda *a: (f(0, *a),), 2: lambda *a: (f(0, *a), f(1, *a)),
+                   4: lambda *a: (f(0, *a), f(1, *a), f(2, *a), f(3, *a))}[W])
 
 
 @cache

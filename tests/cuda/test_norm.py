@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from nbgrad.kernels import cuda, reference
-from nbgrad.kernels.cuda import moments, single
+from nbgrad.kernels.cuda import moments, single, single_backward
 from nbgrad.kernels.cuda.memory import to_device, to_host
 
 # Rounding of y is that of one float32 (or float64) value of size 5; sums are of float64.
@@ -110,7 +110,29 @@ def test_groups_of_blocks_that_wait_for_each_other(shape, want, either_order, mo
     d, want = on_device(x, gamma), reference.batch_norm(x, gamma, None, eps=1e-5, relu=True)
     for _ in range(2):
         same(cuda.batch_norm(*d, None, eps=1e-5, relu=True), want, **CLOSE[np.float32])
-    assert not to_host(single._two_per_tile(c.tiles)).any()
+    assert not to_host(single.two_per_tile(c.tiles)).any()
+    single.plan.cache_clear()
+
+
+@pytest.mark.parametrize(("shape", "want"), GROUPS)
+def test_groups_of_blocks_take_the_backward(shape, want, either_order, monkeypatch):
+    """All masks; the residual's gradient, too. What does not fit is left to two passes."""
+    monkeypatch.setattr(single, "SHARED", 1 << 13)
+    single.plan.cache_clear()
+    C, ways = shape[1], []
+    x, dy, y = (drawn(np.float32, *shape, seed=i, offset=i / 2) for i in range(3))
+    gamma, beta = drawn(np.float32, C, seed=3), drawn(np.float32, C, seed=4)
+    mean, var = reference.batch_norm_stats(x)
+    given = dy, x, gamma, mean, 1 / np.sqrt(var + 1e-5)
+    run = single_backward.run
+    monkeypatch.setattr(single_backward, "run", lambda *a: ways.append(run(*a)) or ways[-1])
+    for settings in ({}, {"relu": True, "beta": beta}, {"relu": True, "residual": True, "y": y}):
+        d = {k: to_device(v) if isinstance(v, np.ndarray) else v for k, v in settings.items()}
+        same(cuda.batch_norm_backward(*on_device(*given), **d),
+             reference.batch_norm_backward(*given, **settings), rtol=1e-5, atol=4e-5)
+    assert len(ways) == 3
+    assert all((way is None) == (want is None) for way in ways)
+    assert want is None or not to_host(single.two_per_tile(want[2])).any()
     single.plan.cache_clear()
 
 
@@ -118,11 +140,29 @@ def test_groups_of_blocks_that_wait_for_each_other(shape, want, either_order, mo
 def test_the_same_bits_in_every_order_of_threads(monkeypatch, way):
     from nbgrad.kernels.cuda import simulator
 
-    x, found = to_device(drawn(np.float32, 100, 12)), []
+    x, dy = on_device(drawn(np.float32, 100, 12), drawn(np.float32, 100, 12, seed=1))
+    found = []
     for order in (1, -1):
         monkeypatch.setattr(simulator, "order", order)
-        found.append([to_host(a).tobytes() for a in cuda.batch_norm(x, None, None, eps=1e-5)])
+        y, mean, var, invstd = cuda.batch_norm(x, None, None, eps=1e-5)
+        back = cuda.batch_norm_backward(dy, x, None, mean, invstd)[:3]
+        found.append([to_host(a).tobytes() for a in (y, mean, var, invstd, *back)])
     assert found[0] == found[1]
+
+
+@ways
+@pytest.mark.parametrize("shape", [(64, 4), (4, 2, 40)])
+def test_large_offsets_of_the_backward(shape, way):
+    """x̂ of two words of the mean is right to the rounding of float32 whatever x is about."""
+    dy = drawn(np.float32, *shape, seed=1)
+    for offset in (1e4, 1e6):
+        x = drawn(np.float32, *shape, offset=offset)
+        mean, var = reference.batch_norm_stats(x)
+        given = dy, x, None, mean, 1 / np.sqrt(var)
+        exact = reference.batch_norm_backward(dy.astype(float), x.astype(float), *given[2:])
+        got = cuda.batch_norm_backward(*on_device(*given))
+        for a, b in zip(got[:3], exact[:3]):
+            np.testing.assert_allclose(to_host(a), b, rtol=1e-5, atol=1e-5)
 
 
 @ways

@@ -106,5 +106,4 @@ STUDY = Study(
     literature="Santurkar et al. 2018: VGG on CIFAR-10 83 % with and 80 % without. With careful "
                "initialisation (Zhang et al. 2019) or adaptive clipping (Brock et al. 2021) deep "
                "networks reach the same without a norm.",
-    options=("mnist",),
 )

@@ -148,5 +148,4 @@ STUDY = Study(
     literature="Santurkar et al. 2018 find the speed-up, too, and that it does not come from a "
                "steadier distribution; at equal small learning rates Bjorck et al. 2018 find "
                "hardly any gain.",
-    options=("mnist",),
 )

@@ -106,7 +106,6 @@ STUDY = Study(
     cells=cells, run=run, judge=judge,
     literature="Only the first is invariant to the scale of its input, on which the claims about "
                "initialisation and learning rates rest.",
-    options=("mnist",),
     changed="After a first run, the claim, which had read \"Batch normalization divides by the "
             "variance\", got the words that the rule tests.",
 )

@@ -141,7 +141,6 @@ STUDY = Study(
          "chance and (b) above 0. Depends: one. Not supported: none.",
     cells=cells, run=run, judge=judge,
     literature="The effect grows with depth and width; ours is a network of 352 gammas and betas.",
-    options=("mnist",),
     changed="After a first run, the claim, which had read \"high accuracy\", got the words that "
             "the rule tests.",
 )

@@ -128,5 +128,4 @@ STUDY = Study(
                "with depth; with it, the higher rate, not the norm itself, gives the better "
                "result. Scale invariance makes the effective rate η/‖w‖² fall by itself (see "
                "scale-invariance).",
-    options=("mnist",),
 )

@@ -103,5 +103,4 @@ STUDY = Study(
                "learning rate, η/‖w‖², is not invariant, and Yang et al. 2019 show that at "
                "initialisation gradients of networks with batch norm and ReLU grow by 1.21 per "
                "layer (1.47 in the square).",
-    options=("mnist",),
 )

@@ -83,5 +83,4 @@ STUDY = Study(
     cells=cells, run=run, judge=judge,
     literature="Wu & He 2018: in convolutional networks layer norm is behind batch norm at usual "
                "batch sizes (25.3 % against 23.6 % error), group norm is not.",
-    options=("mnist",),
 )

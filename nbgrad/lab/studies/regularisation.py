@@ -90,7 +90,6 @@ STUDY = Study(
     literature="Mishkin et al. 2016: batch norm with a little dropout (0.2) beat batch norm alone "
                "and with 0.5; Luo et al. 2019 and Hoffer et al. 2017 tie the effect to the noise "
                "of small batches.",
-    options=("mnist",),
     changed="After a first run, \"and can replace dropout\" was cut from the claim, because the "
             "rule does not test it; a note compares the two.",
 )
