@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from nbgrad.backend import checked_device, cuda_kernels
 
-__all__ = ["Graph", "device_count", "empty_cache", "graph", "is_available", "memory_allocated",
-           "memory_reserved", "synchronize"]
+__all__ = ["Graph", "current_device", "device", "device_count", "empty_cache", "graph",
+           "is_available", "memory_allocated", "memory_reserved", "synchronize"]
 
 
 def is_available() -> bool:
@@ -28,6 +29,22 @@ def is_available() -> bool:
 def device_count() -> int:
     """Number of GPUs; 0 where none can be used."""
     return int(cuda_kernels().memory.count()) if is_available() else 0
+
+
+def current_device() -> int:
+    """Number of the GPU that ops run on; their tensors must be there."""
+    return int(cuda_kernels().memory.current())
+
+
+def device(device: Any) -> AbstractContextManager[Any]:
+    """Inside the block, ops run on another GPU: ``with device("cuda:1"):`` or ``with device(1):``.
+    Raises RuntimeError where it is not there."""
+    name = checked_device(f"cuda:{device}" if isinstance(device, int) else device)
+    if name == "cpu":
+        raise RuntimeError(f"device {device!r} is no GPU")
+    context: AbstractContextManager[Any] = cuda_kernels().memory.on(
+        int(name.partition(":")[2] or 0))
+    return context
 
 
 def synchronize() -> None:

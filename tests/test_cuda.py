@@ -150,3 +150,17 @@ def test_the_benchmark_says_that_there_is_no_gpu(capsys, tmp_path):
     with pytest.raises(RuntimeError, match="device 'cuda' "):
         cuda.graph(lambda: None)
     assert cuda.device_count() == 0
+
+
+@wheels
+def test_the_hosts_share_of_a_launch_is_measured_without_a_gpu(capsys):
+    from nbgrad.kernels.cuda import launch
+
+    from bench.cuda_launch import main
+
+    before = launch.xp
+    main(number=1, repeat=1)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 14
+    assert all(float(line.split()[-2]) > 0 for line in lines)
+    assert launch.xp is before

@@ -4,7 +4,9 @@ A thread takes two vectors of 16 bytes of each array and reads all before it wri
 the compiler that an output is not an input. Integers and bools are CuPy's.
 """
 
-from functools import cache
+import math
+from functools import cache, lru_cache
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -172,7 +174,7 @@ def spread(name, dtype, index, vectors):
             store(out, i * W, g(u, v, zero, zero))
     return Kernel(body, f"*{kind} *{kind} *{kind} " + f"{index} " * 4 + "i8 " * 8,
                   name=f"{name}_{kind}_{index}_{'vectors' if vectors else 'single'}",
-                  threads=THREADS)
+                  threads=THREADS, strided=True)
 
 
 def every():
@@ -185,13 +187,14 @@ def every():
                 yield spread(name, dtype, "u4", vectors)
 
 
-def _settings(numbers):
-    return (*numbers, 0, 0)[:2]
+# ------------------------------------------------------------------------------------------ plans
+# What follows from names, dtypes, shapes and strides is found once: it takes ten times a launch.
 
-
-def _whole(n, W, *arrays):
-    """How many of n elements can be taken in vectors of W."""
-    return n // W * W if aligned(*arrays) else 0
+@lru_cache(1 << 12)
+def _along(name, dtype, arrays, n, vectors):
+    """The kernel, its blocks and numbers for n elements side by side of so many arrays."""
+    W, kernel = width(dtype), (unary if arrays == 1 else binary)(name, dtype)
+    return kernel, -(-n // (W * VECTORS * THREADS)), (n // W * W if vectors else 0, n)
 
 
 def run(name, x, *more, numbers=()):
@@ -199,34 +202,52 @@ def run(name, x, *more, numbers=()):
     x = dense(x)
     out = empty_like(x)
     if x.size:
-        arrays = (x, *(alike(y, x) for y in more), out)
-        W, kernel = width(x.dtype), (binary if more else unary)(name, x.dtype)
-        kernel(-(-x.size // (W * VECTORS * THREADS)), *arrays, _whole(x.size, W, *arrays), x.size,
-               *_settings(numbers))
+        arrays = (x, *[alike(y, x) for y in more], out)
+        kernel, blocks, counts = _along(name, x.dtype, len(arrays) - 1, x.size, aligned(*arrays))
+        kernel(blocks, *arrays, *counts, *(*numbers, 0, 0)[:2])
     return out
+
+
+def _walk(shape, strides, itemsize):
+    """What ``order_of`` and ``collapsed`` look at of an array."""
+    return SimpleNamespace(shape=shape, strides=strides, itemsize=itemsize, ndim=len(shape))
+
+
+@lru_cache(1 << 12)
+def _broadcasting(name, dtype, shape_a, strides_a, shape_b, strides_b, vectors):
+    """The output's shape and axes from the outermost in memory on, and the kernel, its blocks and
+    numbers; no kernel where arrays have too many axes to walk."""
+    shape, arrays = np.broadcast_shapes(shape_a, shape_b), []
+    for own, strides in ((shape_a, strides_a), (shape_b, strides_b)):
+        steps = [0 if n != m else s for n, m, s in zip(own, shape[len(shape) - len(own):], strides)]
+        arrays.append(_walk(shape, tuple(padded(steps, len(shape), 0)),
+                            dtype.itemsize))
+    like = _walk(shape_a, strides_a, 0) if shape_a == shape else _walk(shape_b, strides_b, 0)
+    order = order_of(like) if like.shape == shape else tuple(range(len(shape)))
+    size, (sizes, (s, t)) = math.prod(shape), collapsed(shape, order, arrays)
+    if len(sizes) > MOST:
+        return shape, order, None, 0, ()
+    sizes, s, t = padded(sizes, MOST, 1), padded(s, MOST, 0), padded(t, MOST, 0)
+    W = width(dtype)
+    vectors = (vectors and sizes[-1] % W == 0 and {s[-1], t[-1]} <= {0, 1}
+               and not any(v % W for steps in (s, t) if steps[-1] for v in steps[:-1]))
+    count = size // W if vectors else size
+    if vectors:
+        sizes[-1] //= W
+    kernel = spread(name, dtype, "u4" if size < 2**31 else "i8", vectors)
+    return shape, order, kernel, -(-count // THREADS), (count, *sizes[1:], *s, *t)
 
 
 def _broadcast(name, a, b):
     """formula(a, b) of one dtype, in the memory order of the larger."""
-    shape = np.broadcast_shapes(a.shape, b.shape)
-    like = a if a.shape == shape else b
-    x, y = spread_to(a, shape), spread_to(b, shape)
-    order = order_of(like) if like.shape == shape else list(range(len(shape)))
+    shape, order, kernel, blocks, numbers = _broadcasting(
+        name, a.dtype, a.shape, a.strides, b.shape, b.strides, aligned(a, b))
     out = ordered(shape, a.dtype, order)
     if not out.size:
         return out
-    sizes, (s, t) = collapsed(shape, order, (x, y))
-    if len(sizes) > MOST:
-        return run(name, *(alike(v, out) for v in (x, y)))
-    sizes, s, t = padded(sizes, MOST, 1), padded(s, MOST, 0), padded(t, MOST, 0)
-    W = width(a.dtype)
-    vectors = (sizes[-1] % W == 0 and {s[-1], t[-1]} <= {0, 1} and aligned(a, b)
-               and not any(v % W for steps in (s, t) if steps[-1] for v in steps[:-1]))
-    count = out.size // W if vectors else out.size
-    if vectors:
-        sizes[-1] //= W
-    kernel = spread(name, a.dtype, "u4" if out.size < 2**31 else "i8", vectors)
-    kernel(-(-count // THREADS), a, b, out, count, *sizes[1:], *s, *t)
+    if kernel is None:
+        return run(name, *(alike(spread_to(v, shape), out) for v in (a, b)))
+    kernel(blocks, a, b, out, *numbers)
     return out
 
 

@@ -3,7 +3,8 @@
 A kernel's parameters are addresses and numbers, never arrays: Numba's dispatcher takes 1.6 us per
 array and 0.7 per number, and its own 4. Here a kernel is compiled once per compute capability, to
 PTX and by nvJitLink to machine code, kept on disk and started through CuPy's driver functions with
-its parameters packed by ``struct``. Compiling needs no GPU: ``offline.py`` does all of it.
+its parameters packed by ``struct``: 1 us for two parameters, 2.3 for 25, in which each array is
+looked at. Compiling needs no GPU: ``offline.py`` does all of it.
 """
 
 import ctypes
@@ -22,7 +23,7 @@ from ..cpu.jit import cache_dir
 from ..half import kind as kind_of
 from . import graphs, simulator
 from .intrinsics import HALVES
-from .memory import SIMULATED, synchronize, xp
+from .memory import SIMULATED, Array, gapless, synchronize, xp
 
 __all__ = ["KERNELS", "Kernel", "debug", "processors"]
 
@@ -45,14 +46,15 @@ def _numba(kind):
 class Kernel:
     """``k(blocks, *args)`` runs ``body`` on so many blocks of ``threads`` threads.
 
-    ``parameters`` is a type for each: "*f4 *f4 i8". Arrays are given for addresses (None: null).
+    ``parameters`` is a type for each: "*f4 *f4 i8". Arrays are given for addresses (None: null), of
+    that dtype, on the current device and without gaps; ``strided``: they may have gaps.
     ``minimum`` blocks of it must fit on a multiprocessor, which bounds its registers.
     ``together``: all blocks must be there at once, since they wait for each other.
     ``least``: the compute capability that it needs; with bfloat16 at least 8.0.
     """
 
     def __init__(self, body, parameters, *, name, threads=256, shared=0, minimum=None,
-                 together=False, least=(0, 0)):
+                 together=False, least=(0, 0), strided=False):
         self.body, self.kinds, self.name = body, parameters.split(), name
         self.threads, self.shared, self.minimum = threads, shared, minimum
         self.together, self.least = together, max(least, (8, 0) if "*bf" in self.kinds else (0, 0))
@@ -60,8 +62,9 @@ class Kernel:
         self._struct = struct.Struct("@" + layout)
         self._offsets = [struct.calcsize("@" + layout[:i + 1]) - struct.calcsize("@" + c)
                          for i, c in enumerate(layout)]
-        self._pointers = [k[0] == "*" for k in self.kinds]
-        self._local, self._loaded = threading.local(), {}
+        # which parameters are arrays, and the dtypes as CuPy has them, once a launch has shown them
+        self._arrays = [(i, None) for i, k in enumerate(self.kinds) if k[0] == "*"]
+        self._strided, self._local, self._loaded = strided, threading.local(), {}
         if name in KERNELS:
             raise ValueError(f"there is already a kernel called {name!r}")
         KERNELS[name] = self
@@ -81,13 +84,48 @@ class Kernel:
             return
         if graphs.state.capture is not None:
             graphs.state.capture.hold(args)
-        self._start(blocks, [(0 if a is None else a.data.ptr) if p else a
-                             for p, a in zip(self._pointers, args)])
+        number = xp.cuda.runtime.getDevice()
+        self._start(number, blocks, self._numbers(number, args))
+
+    def _numbers(self, number, args):
+        """Addresses and numbers, of arrays that are as they must be."""
+        found, strided = list(args), self._strided
+        try:
+            for i, dtype in self._arrays:
+                a = args[i]
+                if a is None:
+                    found[i] = 0
+                    continue
+                memory = a.data          # what is read of an array takes 15 ns each; its flags, 300
+                if (a.dtype is not dtype or memory.device_id != number or not (
+                        a._c_contiguous or strided or gapless(a.shape, a.strides, a.itemsize))):
+                    self._check(i, a, number)
+                found[i] = memory.ptr
+        except AttributeError:
+            self._check(i, a, number)
+            raise
+        return found
+
+    def _check(self, i, a, number):
+        """Raise for an array that parameter i cannot be."""
+        who = f"{self.name}: parameter {i + 1}"
+        if type(a) is not Array:
+            raise TypeError(f"{who}: expected an array on the device, got {type(a).__name__}")
+        if kind_of(a.dtype) != self.kinds[i][1:]:
+            raise TypeError(f"{who}: expected an array of {self.kinds[i][1:]}, got {a.dtype}")
+        if not SIMULATED and a.data.device_id != number:
+            raise RuntimeError(f"{who}: the array is on device {a.data.device_id}, the kernel on "
+                               f"{number}, the current one (see nbgrad.cuda.device)")
+        if not self._strided and not gapless(a.shape, a.strides, a.itemsize):
+            raise ValueError(f"{who}: expected memory without gaps, got shape {a.shape} with "
+                             f"strides {a.strides}")
+        self._arrays = [(j, a.dtype if j == i else dtype) for j, dtype in self._arrays]
 
     def _simulated(self, args):
-        for kind, a in zip(self.kinds, args):
-            if kind[0] == "*" and a is not None and kind_of(a.dtype) != kind[1:]:
-                raise TypeError(f"{self.name}: expected an array of {kind[1:]}, got {a.dtype}")
+        for i, (kind, a) in enumerate(zip(self.kinds, args)):
+            if kind[0] == "*" and a is not None:
+                self._check(i, a, 0)
+        self._pack([a if k[0] != "*" else 0 for k, a in zip(self.kinds, args)])
         return [simulator.Pointer.of(a) if k[0] == "*" else
                 np.dtype(k).type(a) if k[0] == "f" else a for k, a in zip(self.kinds, args)]
 
@@ -126,54 +164,60 @@ class Kernel:
     # ------------------------------------------------------------------------------------ running
 
     def function(self):
-        """The kernel on the current device, and how much shared memory it uses."""
-        number = xp.cuda.runtime.getDevice()
+        """The kernel on the current device, as CuPy has it."""
+        return self._on(xp.cuda.runtime.getDevice())[0]
+
+    def _on(self, number):
+        """The kernel on a device, which is the current one; its address there, and how many blocks
+        may be there at once if they wait for each other."""
         if number not in self._loaded:
             cc = xp.cuda.Device(number).compute_capability
-            module = xp.cuda.function.Module()
+            module, driver = xp.cuda.function.Module(), xp.cuda.driver
             module.load(self.machine_code((int(cc[:-1]), int(cc[-1]))))
             f = module.get_function(self.name)
             if self.shared > DEFAULT_SHARED:
-                driver = xp.cuda.driver
                 driver.funcSetAttribute(
                     f.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, self.shared)
-            self._loaded[number] = f
+            self._loaded[number] = f, f.ptr, self._fitting(f) if self.together else None
         return self._loaded[number]
+
+    def _fitting(self, f):
+        return processors() * xp.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
+            f.ptr, self.threads, self.shared)
 
     def resident(self):
         """How many blocks the current device can hold at once."""
-        if SIMULATED:
-            return 4
-        per = xp.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
-            self.function().ptr, self.threads, self.shared)
-        return per * processors()
+        return 4 if SIMULATED else self._fitting(self.function())
 
-    def _packed(self):
-        local = self._local
+    def _pack(self, numbers):
+        """The address of the parameters' addresses, a thread's own, with these values."""
         try:
-            return local.buffer, local.addresses
+            buffer, addresses = self._local.packed
         except AttributeError:
-            local.buffer = ctypes.create_string_buffer(max(1, self._struct.size))
-            base = ctypes.addressof(local.buffer)
-            local.pointers = (ctypes.c_void_p * len(self._offsets))(
-                *[base + o for o in self._offsets])
-            local.addresses = ctypes.addressof(local.pointers)
-            return local.buffer, local.addresses
+            buffer = ctypes.create_string_buffer(max(1, self._struct.size))
+            base = ctypes.addressof(buffer)
+            pointers = (ctypes.c_void_p * len(self._offsets))(*[base + o for o in self._offsets])
+            addresses = ctypes.addressof(pointers)
+            self._local.packed, self._local.pointers = (buffer, addresses), pointers
+        try:
+            self._struct.pack_into(buffer, 0, *numbers)
+        except struct.error as e:
+            raise TypeError(f"{self.name}: parameters {' '.join(self.kinds)}, got "
+                            f"{numbers}: {e}") from None
+        return addresses
 
-    def _start(self, blocks, numbers):
-        driver, f = xp.cuda.driver, self.function().ptr
-        buffer, addresses = self._packed()
-        self._struct.pack_into(buffer, 0, *numbers)
-        stream = xp.cuda.get_current_stream().ptr
-        if self.together:
-            if blocks > self.resident():
-                raise RuntimeError(f"{self.name}: {blocks} blocks wait for each other, and the "
-                                   f"device holds {self.resident()}")
-            driver.launchCooperativeKernel(f, blocks, 1, 1, self.threads, 1, 1, self.shared,
-                                           stream, addresses)
+    def _start(self, number, blocks, numbers):
+        cuda, (_, f, most) = xp.cuda, self._on(number)
+        addresses, stream = self._pack(numbers), cuda.get_current_stream().ptr
+        if most is None:
+            cuda.driver.launchKernel(f, blocks, 1, 1, self.threads, 1, 1, self.shared, stream,
+                                     addresses, 0)
+        elif blocks > most:
+            raise RuntimeError(f"{self.name}: {blocks} blocks wait for each other, and the device "
+                               f"holds {most}")
         else:
-            driver.launchKernel(f, blocks, 1, 1, self.threads, 1, 1, self.shared, stream,
-                                addresses, 0)
+            cuda.driver.launchCooperativeKernel(f, blocks, 1, 1, self.threads, 1, 1, self.shared,
+                                                stream, addresses)
         if debug and graphs.state.capture is None:
             try:
                 synchronize()
@@ -181,12 +225,14 @@ class Kernel:
                 raise RuntimeError(f"{self.name} failed on {blocks} blocks: {e}") from e
 
 
-@cache
 def processors():
     """Multiprocessors of the current device; a few in the simulator."""
-    if SIMULATED:
-        return 2
-    return xp.cuda.Device().attributes["MultiProcessorCount"]
+    return 2 if SIMULATED else _processors(xp.cuda.runtime.getDevice())
+
+
+@cache
+def _processors(number):
+    return xp.cuda.Device(number).attributes["MultiProcessorCount"]
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """How arrays lie in memory: what is dense, in which order, and which axes can be walked as one."""
 
-from .memory import SIMULATED, empty, in_order, order_of, xp
+from .memory import SIMULATED, contiguous, empty, gapless, order_of, xp
 
 __all__ = ["MISSING", "aligned", "alike", "collapsed", "dense", "ordered", "padded",
            "spread"]
@@ -11,7 +11,7 @@ MISSING = -(1 << 62)         # where an element is that counts as 0; the sum of 
 
 def dense(x):
     """x if its elements fill its memory, in whatever order; else a copy that does."""
-    if x.flags.c_contiguous or in_order(x).flags.c_contiguous:
+    if contiguous(x) or gapless(x.shape, x.strides, x.itemsize):
         return x
     out = ordered(x.shape, x.dtype, order_of(x))
     out[...] = x
@@ -20,8 +20,14 @@ def dense(x):
 
 def ordered(shape, dtype, order):
     """A dense uninitialised array whose axes lie in memory in this order."""
+    if _straight(order):
+        return empty(shape, dtype)
     out = empty([shape[i] for i in order], dtype)
     return out.transpose([order.index(i) for i in range(len(shape))])
+
+
+def _straight(order):
+    return all(i == axis for i, axis in enumerate(order))
 
 
 def alike(x, like):
@@ -35,7 +41,10 @@ def alike(x, like):
 
 def aligned(*arrays):
     """Whether vectors can be read from their first elements on."""
-    return all((a.ctypes.data if SIMULATED else a.data.ptr) % VECTOR == 0 for a in arrays)
+    bits = 0
+    for a in arrays:
+        bits |= a.ctypes.data if SIMULATED else a.data.ptr
+    return bits % VECTOR == 0
 
 
 def collapsed(shape, order, arrays):

@@ -96,7 +96,7 @@ def _products(dtype, shape, by_a, by_b, way="fma", out=None):
     name = "_".join(by + ("s" if vectors else "1") for by, vectors in (by_a, by_b))
     results = f"*{out} *{way}" if half else f"*{kind} *{kind}"
     return Kernel(run, f"*{kind} *{kind} {results} i4 i4 " + "i8 " * 17,
-                  threads=threads(shape), shared=shared(shape, dtype, pad),
+                  threads=threads(shape), shared=shared(shape, dtype, pad), strided=True,
                   minimum=together(shape, dtype, way), least=least,
                   name=f"matmul_{kind}_{shape[0]}_{name}{suffix}" + (f"_{out}" if half else ""))
 

@@ -10,6 +10,8 @@ memory out again before.
 
 import math
 import threading
+from contextlib import nullcontext
+from functools import lru_cache
 
 import numpy as np
 from numba import config
@@ -17,8 +19,8 @@ from numba import config
 from . import graphs
 from .simulator import fresh
 
-__all__ = ["Array", "SIMULATED", "empty", "empty_like", "in_order", "is_pinned", "order_of", "pin",
-           "to_device", "to_host", "xp"]
+__all__ = ["Array", "SIMULATED", "contiguous", "empty", "empty_like", "gapless", "in_order",
+           "is_pinned", "order_of", "pin", "to_device", "to_host", "xp"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
@@ -60,14 +62,38 @@ def empty(shape, dtype):
         raise _sized(shape, dtype, e) from None
 
 
+def contiguous(x):
+    """Whether x is C-ordered and without gaps. CuPy makes flags in 0.3 us; this takes 0.05."""
+    return x.flags.c_contiguous if isinstance(x, np.ndarray) else x._c_contiguous
+
+
 def order_of(x):
     """x's axes from the outermost in memory to the innermost."""
-    return sorted(range(x.ndim), key=lambda i: -abs(x.strides[i]) if x.shape[i] > 1 else 0)
+    return _axes(x.shape, x.strides)[0]
+
+
+@lru_cache(1 << 12)
+def _axes(shape, strides):
+    """Axes from the outermost in memory to the innermost, sizes in that order, and the way back."""
+    order = tuple(sorted(range(len(shape)), key=lambda i: -abs(strides[i]) if shape[i] > 1 else 0))
+    return order, tuple(shape[i] for i in order), tuple(order.index(i) for i in range(len(shape)))
+
+
+@lru_cache(1 << 12)
+def gapless(shape, strides, itemsize):
+    """Whether elements fill their memory, in whatever order of the axes."""
+    step = itemsize
+    for n, s in sorted(zip(shape, strides), key=lambda axis: abs(axis[1])):
+        if n != 1:
+            if s != step and 0 not in shape:
+                return False
+            step *= n
+    return True
 
 
 def in_order(x):
     """x seen with its axes from the outermost in memory to the innermost."""
-    return x if x.flags.c_contiguous else x.transpose(order_of(x))
+    return x if contiguous(x) else x.transpose(order_of(x))
 
 
 def empty_like(x, dtype=None):
@@ -76,11 +102,10 @@ def empty_like(x, dtype=None):
 
 
 def _laid_out(make, x, dtype):
-    if x.flags.c_contiguous:
+    if contiguous(x):
         return make(x.shape, dtype)
-    order = order_of(x)
-    out = make([x.shape[i] for i in order], dtype)
-    return out.transpose([order.index(i) for i in range(x.ndim)])
+    _, shape, back = _axes(x.shape, x.strides)
+    return make(shape, dtype).transpose(back)
 
 
 def problem():
@@ -97,6 +122,16 @@ def problem():
 def count():
     """Number of devices."""
     return 1 if SIMULATED else xp.cuda.runtime.getDeviceCount()
+
+
+def current():
+    """Number of the device that kernels run on and arrays are made on."""
+    return 0 if SIMULATED else xp.cuda.runtime.getDevice()
+
+
+def on(number):
+    """A block of code whose current device is that one."""
+    return nullcontext() if SIMULATED else xp.cuda.Device(number)
 
 
 def device_of(x):
@@ -143,7 +178,7 @@ def to_device(x, number=0, non_blocking=False):
     graphs.refuse("a transfer to the device")
     if SIMULATED:
         return np.array(x, order="K").view(Array)
-    with xp.cuda.Device(number):
+    with on(number):
         x = x if in_order(x).flags.c_contiguous else np.ascontiguousarray(x)
         out = empty_like(x)
         in_order(out).set(in_order(x))

@@ -1,5 +1,6 @@
 """What goes wrong on a device, with stand-ins for CuPy: memory, captures, grids."""
 
+import ctypes
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -93,15 +94,148 @@ def test_more_blocks_than_fit_16_bits(kernel):
     np.testing.assert_array_equal(memory.to_host(out), np.arange(70_000))
 
 
-def test_blocks_that_wait_for_each_other_must_fit_at_once(kernel, monkeypatch):
-    asked = []
+class Driver:
+    """A device whose 2 multiprocessors hold 2 blocks each of a kernel, and notes what is asked."""
+
+    def __init__(self, monkeypatch):
+        self.asked, self.number, self.fault = [], 0, None
+        cuda = SimpleNamespace(
+            driver=self, function=SimpleNamespace(Module=lambda: self),
+            get_current_stream=lambda: SimpleNamespace(ptr=0),
+            runtime=SimpleNamespace(getDevice=lambda: self.number),
+            Device=lambda number=0: SimpleNamespace(
+                compute_capability="90", attributes={"MultiProcessorCount": 2},
+                synchronize=self.wait))
+        for module in (launch, memory):
+            monkeypatch.setattr(module, "xp", SimpleNamespace(cuda=cuda))
+            monkeypatch.setattr(module, "SIMULATED", False)
+        monkeypatch.setattr(launch, "Array", OnDevice)
+        monkeypatch.setattr(Kernel, "machine_code", lambda self, cc: b"")
+        launch._processors.cache_clear()
+
+    def load(self, code):
+        self.asked.append("loaded")
+
+    def get_function(self, name):
+        return SimpleNamespace(ptr=77)
+
+    def occupancyMaxActiveBlocksPerMultiprocessor(self, f, threads, shared):
+        return 2
+
+    def launchKernel(self, f, blocks, *rest):
+        values = (ctypes.c_void_p * 2).from_address(rest[-2])
+        self.asked.append((blocks, ctypes.c_int64.from_address(values[0]).value,
+                           ctypes.c_int32.from_address(values[1]).value))
+
+    def launchCooperativeKernel(self, f, blocks, *rest):
+        self.asked.append(f"{blocks} together")
+
+    def wait(self):
+        self.asked.append("waited")
+        if self.fault:
+            raise RuntimeError(self.fault)
+
+
+class OnDevice:
+    """What a launch reads of CuPy's arrays."""
+
+    def __init__(self, x, device=0):
+        self.shape, self.strides = x.shape, x.strides
+        self.dtype, self.itemsize = x.dtype, x.itemsize
+        self._c_contiguous = x.flags.c_contiguous
+        self.data = SimpleNamespace(ptr=x.ctypes.data, device_id=device)
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    yield Driver(monkeypatch)
+    launch._processors.cache_clear()
+
+
+def test_a_launch_loads_once_and_packs_addresses_and_numbers(kernel, driver):
+    k, x = kernel(lambda x, n: None, "*f4 i4"), np.zeros(6, np.float32)
+    k(2, OnDevice(x), 5)
+    k(3, None, -1)
+    k(0, None, 7)                                            # nothing to do
+    assert driver.asked == ["loaded", (2, x.ctypes.data, 5), (3, 0, -1)]
+    driver.number = 1
+    k(4, OnDevice(x, 1), 6)
+    assert driver.asked[3:] == ["loaded", (4, x.ctypes.data, 6)]
+
+
+F4 = np.zeros((4, 6), np.float32)
+WRONG = {"NumPy's": (F4, TypeError, "expected an array on the device, got ndarray"),
+         "number": (3, TypeError, "expected an array on the device, got int"),
+         "dtype": (OnDevice(F4.astype("f8")), TypeError, "expected an array of f4, got float64"),
+         "device": (OnDevice(F4, 1), RuntimeError, "the array is on device 1, the kernel on 0"),
+         "gaps": (OnDevice(F4[:, ::2]), ValueError, r"expected memory without gaps.*\(24, 8\)"),
+         "broadcast": (OnDevice(np.broadcast_to(F4[0], (4, 6))), ValueError, r"strides \(0, 4\)")}
+
+
+@pytest.mark.parametrize("seen", [False, True], ids=["first", "later"])
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_array_raises_before_the_launch(what, seen, kernel, driver):
+    k, (a, error, says) = kernel(lambda x, n: None, "*f4 i4"), WRONG[what]
+    if seen:
+        k(1, OnDevice(F4), 0)
+        driver.asked.clear()
+    with pytest.raises(error, match=f"test: parameter 1: .*{says}"):
+        k(1, a, 0)
+    assert driver.asked == []
+    k(1, OnDevice(F4), 0)                                    # and works as before
+    assert driver.asked[-1][0] == 1
+
+
+def test_what_needs_no_order_takes_any_dense_memory(kernel, driver):
+    k = kernel(lambda x, n: None, "*f4 i4")
+    for x in (F4.T, F4.reshape(2, 2, 6).transpose(2, 0, 1), F4[:, :1].T[:, :1], F4[:0, ::2]):
+        k(1, OnDevice(x), 0)
+    assert len(driver.asked) == 5
+
+
+def test_kernels_that_walk_strides_take_gaps(kernel, driver):
+    kernel(lambda x, n: None, "*f4 i4", strided=True)(1, OnDevice(F4[::2, ::2]), 0)
+    assert driver.asked[-1][0] == 1
+
+
+@pytest.mark.parametrize("numbers", [("3",), (2.5,), (1 << 40,), (None,)])
+def test_wrong_numbers_raise_before_the_launch(numbers, kernel, driver):
+    k = kernel(lambda x, n: None, "*f4 i4")
+    with pytest.raises(TypeError, match=r"test: parameters \*f4 i4, got "):
+        k(1, OnDevice(F4), *numbers)
+    with pytest.raises(TypeError, match="test: 2 parameters, got 1"):
+        k(1, OnDevice(F4))
+    assert not any(isinstance(a, tuple) for a in driver.asked)
+
+
+def test_the_simulator_refuses_what_a_device_refuses(kernel):
+    k = kernel(lambda x, n: None, "*f4 i4")
+    x = memory.to_device(F4)
+    for a, n, error in ((F4, 0, TypeError), (x.astype("f8"), 0, TypeError),
+                        (x[:, ::2], 0, ValueError), (x, 2.5, TypeError)):
+        with pytest.raises(error, match="test: parameter"):
+            k(1, a, n)
+    k(1, x, 0)
+
+
+def test_blocks_that_wait_for_each_other_must_fit_at_once(kernel, driver):
     k = kernel(lambda out: None, "*f4", together=True)
-    monkeypatch.setattr(k, "function", lambda: SimpleNamespace(ptr=0))
-    monkeypatch.setattr(k, "resident", lambda: 3)
-    monkeypatch.setattr(launch, "xp", SimpleNamespace(cuda=SimpleNamespace(
-        driver=SimpleNamespace(launchCooperativeKernel=lambda *a: asked.append(a[1])),
-        get_current_stream=lambda: SimpleNamespace(ptr=0))))
-    k._start(3, [0])
-    with pytest.raises(RuntimeError, match="4 blocks wait for each other, and the device holds 3"):
-        k._start(4, [0])
-    assert asked == [3]
+    assert k.resident() == 4
+    k(4, None)
+    with pytest.raises(RuntimeError, match="5 blocks wait for each other, and the device holds 4"):
+        k(5, None)
+    assert driver.asked == ["loaded", "4 together"]
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_debug_mode_looks_for_errors_after_each_launch(debug, kernel, driver, monkeypatch):
+    monkeypatch.setattr(launch, "debug", debug)
+    k, driver.fault = kernel(lambda x, n: None, "*f4 i4"), "an illegal memory access"
+    if debug:
+        with pytest.raises(RuntimeError, match="test failed on 9 blocks: an illegal memory access"):
+            k(9, None, 0)
+    else:
+        k(9, None, 0)
+        with pytest.raises(RuntimeError, match=r"^an illegal memory access"):
+            memory.synchronize()
+    assert driver.asked == ["loaded", (9, 0, 0), "waited"]

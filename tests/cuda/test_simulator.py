@@ -85,7 +85,7 @@ def test_more_blocks_than_a_grid_has_in_y(kernel):
 
 def test_kernels_are_strict_about_what_they_get(kernel):
     k = kernel(lambda x, n: None, "*f4 i8")
-    with pytest.raises(TypeError, match="test: expected an array of f4, got float64"):
+    with pytest.raises(TypeError, match="test: parameter 1: expected an array of f4, got float64"):
         k(1, memory.empty((1,), np.float64), 1)
     with pytest.raises(TypeError, match="test: 2 parameters, got 1"):
         k(1, None)

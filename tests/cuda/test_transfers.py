@@ -181,3 +181,16 @@ def test_blocking_copies_of_pinned_memory_wait(cupy):
     memory.to_device(X, 0, non_blocking=True)                # CUDA copies it aside at once
     assert cupy.asked == ["device 0", "set"]
     assert memory._flying == []
+
+
+def test_the_current_device(cupy):
+    cupy.cuda.runtime = SimpleNamespace(getDevice=lambda: 1, getDeviceCount=lambda: 2)
+    with cuda.device("cuda"), cuda.device(0):
+        pass
+    assert cupy.asked == ["device 0", "device 0"]
+    assert cuda.current_device() == 1
+    cuda.device("cuda:1")
+    assert cupy.asked[2:] == ["device 1"]
+    for device, says in (("cuda:2", "2 CUDA devices"), ("cpu", "is no GPU"), (-1, "is not there")):
+        with pytest.raises(RuntimeError, match=says):
+            cuda.device(device)
