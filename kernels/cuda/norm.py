@@ -81,6 +81,11 @@ def _of_nothing(C, eps):
     return _zeros(C), _zeros(C), _zeros(C, value=1 / math.sqrt(eps) if eps else math.inf)
 
 
+def _with_invstd(mean, var, eps):
+    mean, var = vector(mean, np.float64), vector(var, np.float64)
+    return mean, var, 1 / xp.sqrt(var + eps)
+
+
 def batch_norm_stats(x):
     """mean = Σx / n,  var = Σ(x − mean)² / n: float64 (C,); 0 and 0 of nothing. Reads x once."""
     if not x.size:
@@ -108,26 +113,29 @@ def batch_norm_elemt(x, gamma, beta, mean, invstd, residual=None, *, relu=False)
     return _normalized(x, residual, c, gamma, beta, mean, invstd, relu)
 
 
-def batch_norm(x, gamma, beta, residual=None, *, eps, relu=False, running=None):
-    """y, mean, var, invstd = 1 / √(var + eps), from the statistics of x; y = x̂ γ + β [+ residual],
-    not below 0 with relu. ``running`` = (mean, var, momentum): see batch_norm_update."""
+def batch_norm(x, gamma, beta, residual=None, *, eps, relu=False, running=None, known=None):
+    """y, mean, var, invstd = 1 / √(var + eps), from the statistics of x, or ``known`` = (mean, var)
+    that are; y = x̂ γ + β [+ residual], not below 0 with relu. ``running`` = (mean, var, momentum):
+    see batch_norm_update."""
     if not x.size:
         return empty_like(x), *_of_nothing(x.shape[1], eps)
     x, (residual,), c = _planned(x, residual)
     gamma, beta = _vectors(x, gamma, beta)
-    inside = running is None or all(a.dtype == x.dtype and a.flags.c_contiguous
-                                    for a in running[:2])
+    inside = known is None and (running is None or all(
+        a.dtype == x.dtype and a.flags.c_contiguous for a in running[:2]))
     moved = running if inside else None
-    found = single.run(x, residual, gamma, beta, c, eps, relu, moved)
-    if found is None:
-        mean, var, invstd = _statistics(x, c, eps, moved)
-        y = _normalized(x, residual, c, gamma, beta, mean, invstd, relu)
+    found = None
+    if known is None:
+        found = single.run(x, residual, gamma, beta, c, eps, relu, moved)
+        stats = _statistics(x, c, eps, moved) if found is None else found[1:]
     else:
-        y, mean, var, invstd = found
-    if not inside:
-        batch_norm_update(*running[:2], mean, var, momentum=running[2],
+        stats = _with_invstd(*known, eps)
+    y = _normalized(x, residual, c, gamma, beta, stats[0], stats[2], relu) if found is None \
+        else found[0]
+    if running is not None and not inside:
+        batch_norm_update(*running[:2], *stats[:2], momentum=running[2],
                           count=x.size // x.shape[1])
-    return y, mean, var, invstd
+    return y, *stats
 
 
 def batch_norm_update(running_mean, running_var, mean, var, *, momentum, count):
