@@ -6,6 +6,7 @@ import gc
 import importlib
 import inspect
 import types
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import nbgrad
 import nbgrad.ops as F
 from nbgrad import backend
 from nbgrad.autograd import OPS, Tensor, as_tensor, grad
+from nbgrad.ops.norm.samples import Sampled
 from nbgrad.testing import GradcheckError, gradcheck
 
 NOT_DIFFERENTIATED = {
@@ -152,6 +154,47 @@ def of_weighted(w):
             dy, x, gamma, count=found.count, mean=found.mean, eps=1e-3, w=w,
             invstd=1 / np.sqrt(found.var() + 1e-3))
     return f
+
+
+def sampled(name, *settings):
+    """One of the norms that the op sample_norm is, by its module and its functions' names."""
+    module, formula, constants, composed = {
+        "b0": ("response", "bounded", "_b0_constants", "_b0"),
+        "s0": ("response", "gated", "_s0_constants", "_s0"),
+        "s0 linear": ("response", "affine", "_s0_constants", "_s0"),
+        "global": ("response", "affine", "_global_constants", "_global"),
+        "switchable": ("switchable", "affine", "_constants", "_composed")}[name]
+    module = importlib.import_module(f"nbgrad.ops.norm.{module}")
+    first = settings[-1:] if name == "global" else settings          # _global knows the area
+    return Sampled(formula, partial(getattr(module, constants), *settings),
+                   partial(getattr(module, composed), *first))
+
+
+def of_samples(how, parameters):
+    """Of dy, x and the parameters but β, on which it does not depend; and these."""
+    (at,) = (i for i, t in enumerate(parameters) if t is BIAS)
+
+    def f(dy, x, *others):
+        parameters = (*others[:at], BIAS, *others[at:])
+        axes = tuple(range(2, x.ndim))
+        return OPS["sample_norm_backward"](dy, x, *parameters, mean=x.data.mean(axes),
+                                           var=x.data.var(axes), how=how)
+    return f, parameters[:at] + parameters[at + 1:]
+
+
+BIAS = real(4)
+
+
+def _sampled():
+    gains = real(4), BIAS
+    v, std = as_tensor(np.array([1.0, -0.5, 2.0, 0.3])), as_tensor(np.full((1, 4, 1), 1.3))
+    return [(sampled("b0", 1e-3), (v, std, *gains)), (sampled("s0", 2, 1e-3), (*gains, v)),
+            (sampled("s0 linear", 2, 1e-3), gains), (sampled("global", 3, 1e-3), gains),
+            (sampled("switchable", 1e-3), (real(3), real(3), *gains)),
+            (sampled("switchable", 1e-3), (real(3), real(3), *gains, real(1, 4, 1), std))]
+
+
+SAMPLED = _sampled()
 
 
 def softmax_of(x):
@@ -317,6 +360,9 @@ SAMPLES = {
         (op("weighted_batch_norm", eps=1e-3, w=WEIGHTS), (real(4, 3, 2), real(3), real(3)))],
     "weighted_batch_norm_backward": [(of_weighted(w), (real(4, 3, 2), real(4, 3, 2), real(3)))
                                      for w in (None, WEIGHTS)],
+    "sample_norm": [(op("sample_norm", how=how), (real(2, 4, 3), *more)) for how, more in SAMPLED],
+    "sample_norm_backward": [(f, (real(2, 4, 3), real(2, 4, 3), *more)) for f, more in
+                             (of_samples(*given) for given in SAMPLED)],
     "sum_over_workers": [(op("sum_over_workers", workers=nbgrad.nn.InProcess(1).rank(0)),
                           (real(2, 3),))],
     "softmax": [(op("softmax", dim=1), (real(3, 4),)), (op("softmax", dim=0), (real(3, 4),))],

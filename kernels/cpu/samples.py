@@ -2,7 +2,7 @@
 from a value and the constants of its channel: normalization with an activation or a mask inside it.
 
 x is (N, C, *S) in either memory format and is read in its order, in tasks of some positions of a
-sample and all channels. Arithmetic is float64, a vector of 8 numbers at a time, rounded once: no
+sample and all channels. Arithmetic is float64, in pairs of vectors, rounded once: no
 square of a float32 leaves that range, and what is constant in a channel may have any size.
 """
 
@@ -19,6 +19,8 @@ from .simd import (
     VECTOR,
     fill,
     greater,
+    high,
+    lanes,
     load_part,
     low,
     narrow,
@@ -41,13 +43,26 @@ NONE, ONES = np.empty(0), np.ones(L)
 # in memory, ``i`` the sample's place among the weights w, which are one where there are none.
 
 @inlined
-def _wide(p, i, n):
-    return low(load_part(p, i, n))
+def _pair(p, i, n):
+    """n values of any dtype, as two vectors of float64: of float64, one and zeros."""
+    v = load_part(p, i, n)
+    return low(v), high(v)
 
 
 @inlined
-def _weight(w, i, n):
-    return load_part(pointer(w), i, n) if w.size else load_part(pointer(ONES), 0, n)
+def _weights(w, i, n):
+    """Of n positions; 0 behind them."""
+    if w.size:
+        return load_part(pointer(w), i, n), load_part(pointer(w), i + L, n - L)
+    return load_part(pointer(ONES), 0, n), load_part(pointer(ONES), 0, n - L)
+
+
+@inlined
+def _deviations(p, i, n, middle, rest, here, there, zero):
+    """Two vectors less their middles, 0 where the weight is."""
+    a, b = _pair(p, i, n)
+    return (where(greater(here, zero), a - middle, zero),
+            where(greater(there, zero), b - rest, zero))
 
 
 @inner
@@ -70,44 +85,58 @@ def _present(w, i, first, last):
     return begin, count
 
 
+@inlined
+def _unmasked(w, first, last, P):
+    """Where vectors end that are whole and have no weights."""
+    return first if w.size else last - (last - first) % P
+
+
 @inner
 def _plane(x, w, at, i, first, last, begin, count):
     """Mean and M2 of one channel of a piece, from one of its values: of equal ones exactly that."""
-    p, v = pointer(x), np.float64(x[at + begin])
+    p, P, v = pointer(x), lanes(x), np.float64(x[at + begin])
     mean, m2 = v if abs(v) < math.inf else 0.0, 0.0
-    zero = fill(pointer(ONES), 0.0)
+    zero, full = fill(pointer(ONES), 0.0), _unmasked(w, first, last, P)
+    one = fill(pointer(ONES), 1.0)
+    two = one if P > L else zero
     for _ in range(2):
-        middle, sums, squares = fill(pointer(ONES), mean), zero, zero
-        for j in range(first, last, L):
-            n = min(L, last - j)
-            here = _weight(w, i + j, n)
-            d = where(greater(here, zero), _wide(p, at + j, n) - middle, zero)
-            sums = sums + here * d
-            squares = squares + here * d * d
-        s = total(sums) / count
-        mean, m2 = mean + s, total(squares) - s * s * count
+        middle, s, q, r, t = fill(pointer(ONES), mean), zero, zero, zero, zero
+        for j in range(first, full, P):
+            a, b = _deviations(p, at + j, P, middle, middle, one, two, zero)
+            s, q, r, t = s + a, q + a * a, r + b, t + b * b
+        for j in range(full, last, P):
+            n = min(P, last - j)
+            here, there = _weights(w, i + j, n)
+            a, b = _deviations(p, at + j, n, middle, middle, here, there, zero)
+            s, q = s + here * a, q + here * a * a
+            r, t = r + there * b, t + there * b * b
+        d = total(s + r) / count
+        mean, m2 = mean + d, total(q + t) - d * d * count
     return mean, m2
 
 
 @inner
 def _pixels(x, w, at, i, C, n, first, last, begin, count, mean, m2, b):
     """The same of n channels of a piece of pixels, to mean[b] and m2[b] on."""
-    p, zero = pointer(x), fill(pointer(ONES), 0.0)
-    v, inverse = _wide(p, at + begin * C, n), fill(pointer(ONES), 1.0 / count)
-    middle, square = where(v - v != zero, zero, v), zero
+    p, zero, inverse = pointer(x), fill(pointer(ONES), 0.0), fill(pointer(ONES), 1.0 / count)
+    u, v = _pair(p, at + begin * C, n)
+    u, v, q, t = where(u - u != zero, zero, u), where(v - v != zero, zero, v), zero, zero
     for _ in range(2):
-        sums, squares = zero, zero
+        s, q, r, t = zero, zero, zero, zero
         for j in range(first, last):
-            here = w[i + j] if w.size else 1.0
-            if here > 0.0:
-                d = _wide(p, at + j * C, n) - middle
-                e = d * here
-                sums = sums + e
-                squares = squares + e * d
-        s = sums * inverse
-        middle, square = middle + s, squares - s * sums
-    store_part(pointer(mean), b, middle, n)
-    store_part(pointer(m2), b, square, n)
+            here = fill(pointer(ONES), w[i + j] if w.size else 1.0)
+            if w.size and not w[i + j] > 0.0:
+                continue
+            a, d = _pair(p, at + j * C, n)
+            a, d = a - u, d - v
+            e, f = a * here, d * here
+            s, q, r, t = s + e, q + e * a, r + f, t + f * d
+        e, f = s * inverse, r * inverse
+        u, v, q, t = u + e, v + f, q - e * s, t - f * r
+    store_part(pointer(mean), b, u, n)
+    store_part(pointer(m2), b, q, n)
+    store_part(pointer(mean), b + L, v, n - L)
+    store_part(pointer(m2), b + L, t, n - L)
 
 
 @inner
@@ -118,8 +147,9 @@ def _moments_task(t, x, w, last_axis, N, C, S, pieces, counts, mean, m2):
     if not count > 0.0:
         return
     if last_axis:
-        for c in range(0, C, L):
-            _pixels(x, w, n * S * C + c, n * S, C, min(L, C - c), first, last, begin, count, mean,
+        P = lanes(x)
+        for c in range(0, C, P):
+            _pixels(x, w, n * S * C + c, n * S, C, min(P, C - c), first, last, begin, count, mean,
                     m2, t * C + c)
         return
     for c in range(C):
@@ -160,7 +190,7 @@ def _every(k, rows, r, C, c):
 
 @inlined
 def _each(k, rows, r, C, c, n):
-    """The constants of n channels."""
+    """The constants of n channels; of none if n is negative."""
     p, step, at = pointer(k), rows * C, r * C + c
     return (load_part(p, at, n), load_part(p, at + step, n), load_part(p, at + 2 * step, n),
             load_part(p, at + 3 * step, n), load_part(p, at + 4 * step, n))
@@ -168,36 +198,49 @@ def _each(k, rows, r, C, c, n):
 
 def _map(name):
     """The kernel for y, and for dx: ``(slope + w (p + q (x − mean)))``, 0 where nothing is."""
-    value, _, slope = FORMULAS[name]
+    prepare, value, _, slope = FORMULAS[name]
 
     @inlined
-    def one(x, dy, y, at, n, k, b, here, backward, one, zero):
-        v = _wide(x, at, n)
-        if backward:
-            v = slope(v, _wide(dy, at, n), k, x, zero, one) + here * (b[0] + b[1] * (v - b[2]))
+    def half(v, g, e, k, b, here, back, one, zero):
+        if back:
+            v = slope(v, g, e, k, one) + here * (b[0] + b[1] * (v - b[2]))
         else:
-            v = value(v, k, x, zero, one)
-        store_part(y, at, narrow(where(greater(here, zero), v, zero), zero, y), n)
+            v = value(v, e, k, one)
+        return where(greater(here, zero), v, zero)
+
+    @inlined
+    def vector(x, dy, y, at, n, k, l, b, d, here, there, back, one, zero):
+        u, v = _pair(x, at, n)
+        e, f = prepare(u, v, k, l, x)
+        g, h = _pair(dy, at, n)
+        u = half(u, g, e, k, b, here, back, one, zero)
+        if lanes(x) > L:
+            v = half(v, h, f, l, d, there, back, one, zero)
+        store_part(y, at, narrow(u, v, y), n)
 
     @inner
     def task(t, x, dy, w, last_axis, N, C, S, pieces, rows, table, slopes, back, y):
         n, first, last = _piece(t, N, S, pieces)
-        r, i = min(n, rows - 1), n * S
+        r, i, P = min(n, rows - 1), n * S, lanes(x)
         px, pd, py = pointer(x), pointer(dy), pointer(y)
-        zero, unit = fill(pointer(ONES), 0.0), fill(pointer(ONES), 1.0)
-        for c in range(0, C, L if last_axis else 1):
+        zero, one = fill(pointer(ONES), 0.0), fill(pointer(ONES), 1.0)
+        for c in range(0, C, P if last_axis else 1):
             if last_axis:
-                m, at = min(L, C - c), i * C + c
-                k, b = _each(table, rows, r, C, c, m), _each(slopes, rows, r, C, c, m)
+                m, at = min(P, C - c), i * C + c
+                k, l = _each(table, rows, r, C, c, m), _each(table, rows, r, C, c + L, m - L)
+                b, d = _each(slopes, rows, r, C, c, m), _each(slopes, rows, r, C, c + L, m - L)
                 for j in range(first, last):
-                    here = fill(pointer(ONES), w[i + j]) if w.size else unit
-                    one(px, pd, py, at + j * C, m, k, b, here, back, unit, zero)
+                    here = fill(pointer(ONES), w[i + j]) if w.size else one
+                    vector(px, pd, py, at + j * C, m, k, l, b, d, here, here, back, one, zero)
             else:
                 at, k = (n * C + c) * S, _every(table, rows, r, C, c)
-                b = _every(slopes, rows, r, C, c)
-                for j in range(first, last, L):
-                    m = min(L, last - j)
-                    one(px, pd, py, at + j, m, k, b, _weight(w, i + j, m), back, unit, zero)
+                b, full = _every(slopes, rows, r, C, c), _unmasked(w, first, last, P)
+                for j in range(first, full, P):
+                    vector(px, pd, py, at + j, P, k, k, b, b, one, one, back, one, zero)
+                for j in range(full, last, P):
+                    m = min(P, last - j)
+                    here, there = _weights(w, i + j, m)
+                    vector(px, pd, py, at + j, m, k, k, b, b, here, there, back, one, zero)
 
     def loop(run, x, dy, w, last_axis, N, C, S, pieces, rows, table, slopes, back, y):
         share(task, N * pieces, run, (x, dy, w, last_axis, N, C, S, pieces, rows, table, slopes,
@@ -207,42 +250,62 @@ def _map(name):
 
 def _sums(name):
     """The kernel for the gradients of the constants, of each piece: (5, pieces, C)."""
-    add = FORMULAS[name][1]
+    prepare, _, add, _ = FORMULAS[name]
 
     @inlined
-    def one(x, dy, at, n, k, here, s, one, zero):
-        v, g, there = _wide(x, at, n), _wide(dy, at, n), greater(here, zero)
-        a = add(v, g, k, x, zero, one)
+    def half(v, g, e, k, here, s, one, zero):
+        there, a = greater(here, zero), add(v, g, e, k, zero, one)
         return (s[0] + where(there, a[0], zero), s[1] + where(there, a[1], zero),
                 s[2] + where(there, a[2], zero), s[3] + where(there, a[3], zero),
                 s[4] + where(there, a[4], zero))
 
+    @inlined
+    def vector(x, dy, at, n, k, l, here, there, s, z, one, zero):
+        u, v = _pair(x, at, n)
+        e, f = prepare(u, v, k, l, x)
+        g, h = _pair(dy, at, n)
+        s = half(u, g, e, k, here, s, one, zero)
+        if lanes(x) > L:
+            z = half(v, h, f, l, there, z, one, zero)
+        return s, z
+
+    @inlined
+    def put(out, b, step, s, n):
+        store_part(out, b, s[0], n)
+        store_part(out, b + step, s[1], n)
+        store_part(out, b + 2 * step, s[2], n)
+        store_part(out, b + 3 * step, s[3], n)
+        store_part(out, b + 4 * step, s[4], n)
+
     @inner
     def task(t, x, dy, w, last_axis, N, C, S, pieces, rows, table, out):
         n, first, last = _piece(t, N, S, pieces)
-        r, i, step = min(n, rows - 1), n * S, N * pieces * C
+        r, i, P, step = min(n, rows - 1), n * S, lanes(x), N * pieces * C
         px, pd, po = pointer(x), pointer(dy), pointer(out)
-        zero, unit = fill(pointer(ONES), 0.0), fill(pointer(ONES), 1.0)
-        for c in range(0, C, L if last_axis else 1):
+        zero, one = fill(pointer(ONES), 0.0), fill(pointer(ONES), 1.0)
+        for c in range(0, C, P if last_axis else 1):
             s, b = (zero, zero, zero, zero, zero), t * C + c
+            z = s
             if last_axis:
-                m, at = min(L, C - c), i * C + c
-                k = _each(table, rows, r, C, c, m)
+                m, at = min(P, C - c), i * C + c
+                k, l = _each(table, rows, r, C, c, m), _each(table, rows, r, C, c + L, m - L)
                 for j in range(first, last):
-                    here = fill(pointer(ONES), w[i + j]) if w.size else unit
-                    s = one(px, pd, at + j * C, m, k, here, s, unit, zero)
-                store_part(po, b, s[0], m)
-                store_part(po, b + step, s[1], m)
-                store_part(po, b + 2 * step, s[2], m)
-                store_part(po, b + 3 * step, s[3], m)
-                store_part(po, b + 4 * step, s[4], m)
+                    here = fill(pointer(ONES), w[i + j]) if w.size else one
+                    s, z = vector(px, pd, at + j * C, m, k, l, here, here, s, z, one, zero)
+                put(po, b, step, s, m)
+                put(po, b + L, step, z, m - L)
             else:
                 at, k = (n * C + c) * S, _every(table, rows, r, C, c)
-                for j in range(first, last, L):
-                    m = min(L, last - j)
-                    s = one(px, pd, at + j, m, k, _weight(w, i + j, m), s, unit, zero)
-                out[b], out[b + step], out[b + 2 * step] = total(s[0]), total(s[1]), total(s[2])
-                out[b + 3 * step], out[b + 4 * step] = total(s[3]), total(s[4])
+                full = _unmasked(w, first, last, P)
+                for j in range(first, full, P):
+                    s, z = vector(px, pd, at + j, P, k, k, one, one, s, z, one, zero)
+                for j in range(full, last, P):
+                    m = min(P, last - j)
+                    here, there = _weights(w, i + j, m)
+                    s, z = vector(px, pd, at + j, m, k, k, here, there, s, z, one, zero)
+                put(po, b, step, (fill(po, total(s[0] + z[0])), fill(po, total(s[1] + z[1])),
+                                  fill(po, total(s[2] + z[2])), fill(po, total(s[3] + z[3])),
+                                  fill(po, total(s[4] + z[4]))), 1)
 
     def loop(run, x, dy, w, last_axis, N, C, S, pieces, rows, table, out):
         share(task, N * pieces, run, (x, dy, w, last_axis, N, C, S, pieces, rows, table, out))
@@ -261,9 +324,10 @@ def _cut(x, together):
     last_axis = axes is not None or S == 1
     if together and last_axis:
         N, S = 1, N * S
-    length = max(L, min(PIECE, TASK_BYTES // (C * x.itemsize), -(-N * S // 16)))
+    P = VECTOR // x.itemsize
+    length = max(P, min(PIECE, TASK_BYTES // (C * x.itemsize), -(-N * S // 16)))
     if not last_axis:
-        length = -(-length // L) * L
+        length = -(-length // P) * P
     return x, axes, (last_axis, N, C, S, -(-S // length))
 
 

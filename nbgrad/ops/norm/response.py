@@ -5,11 +5,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, as_tensor, composition, op
+from nbgrad.autograd import Tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.activation import relu_backward, sigmoid
 from nbgrad.ops.elementwise import abs, rsqrt
@@ -17,39 +18,17 @@ from nbgrad.ops.norm.batch import data
 from nbgrad.ops.norm.channels import (
     affine,
     at_least,
-    channel_rms,
-    channel_std,
     check_channels,
     check_eps,
     check_tensors,
     divide_channels,
     per_channel,
-    rows,
 )
+from nbgrad.ops.norm.samples import Sampled, gains, merged, root, row, sample_norm, zero
 from nbgrad.ops.reduce import mean as mean_of, sum
 from nbgrad.ops.shape import broadcast_to, reshape
 
 __all__ = ["evonorm_b0", "evonorm_s0", "filter_response_norm", "global_response_norm"]
-
-
-def _per_sample(t: Tensor, x: Tensor, groups: int) -> Tensor:
-    """A statistic of ``rows(x, groups)`` as (N, groups, 1, …)."""
-    return reshape(t, (x.shape[0], groups) + (1,) * (x.ndim - 2))
-
-
-def _scaled(x: Tensor, norm: Tensor | None, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-    """γ x / norm + β in one pass; each may differ by sample and channel, (N or 1, C, 1, …)."""
-    n = x.shape[0] * x.shape[1]
-    over = as_tensor(np.ones((1, n, 1), x.dtype)) if norm is None else _line(norm, x)
-    return reshape(divide_channels(rows(x, x.shape[1]), over, _line(gamma, x), _line(beta, x)),
-                   x.shape)
-
-
-def _line(t: Any, x: Tensor) -> Any:
-    """(N or 1, C, 1, …) as (1, N·C, 1), or None."""
-    N, C = x.shape[:2]
-    whole = (N, C) + (1,) * (x.ndim - 2)
-    return None if t is None else reshape(broadcast_to(t, whole), (1, N * C, 1))
 
 
 def _channel(t: Tensor | None, x: Tensor) -> Tensor | None:
@@ -182,15 +161,20 @@ def evonorm_b0(input: Tensor, weight: Tensor | None, bias: Tensor | None, v: Ten
                          f"{std.shape} and {std.dtype} for an input of size {list(input.shape)}")
     if v is None:
         return divide_channels(input, std, _channel(weight, input), _channel(bias, input))
-    if input.dtype == np.float32 and _large(input):  # v x may be no float32 where y is one
-        gamma, beta = (None if t is None else t.to(np.float64) for t in (weight, bias))
-        x, v, std = (t.to(np.float64) for t in (input, v, std))
-        return evonorm_b0(x, gamma, beta, v, std, eps).to(np.float32)
-    C = input.shape[1]
-    own = _per_sample(channel_std(rows(input, C), eps=eps), input, C)
-    y = input / at_least(_scaled(input, None, per_channel(v, input), own), std)
-    one = as_tensor(np.ones(std.shape, std.dtype))
-    return divide_channels(y, one, _channel(weight, input), _channel(bias, input))
+    how = Sampled("bounded", partial(_b0_constants, eps), partial(_b0, eps))
+    return sample_norm(input, v, std, *gains(input, weight, bias), how=how)[0]
+
+
+def _b0_constants(eps: float, mean: Tensor, var: Tensor, v: Tensor, std: Tensor, gamma: Tensor,
+                  beta: Tensor) -> tuple[Tensor, ...]:
+    return row(v), root(var + eps), row(std), row(gamma), row(beta)
+
+
+def _b0(eps: float, x: Tensor, v: Tensor, std: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    axes = tuple(range(2, x.ndim))
+    xc = x - mean_of(x, axes, True)
+    own = root(mean_of(xc * xc, axes, True) + eps)
+    return affine(x / at_least(x * per_channel(v, x) + own, std), gamma, beta)
 
 
 def evonorm_s0(input: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
@@ -206,15 +190,32 @@ def evonorm_s0(input: Tensor, groups: int, weight: Tensor | None = None, bias: T
     C = input.shape[1]
     if not isinstance(groups, int) or groups < 1 or C % groups or groups > max(C, 1):
         raise ValueError(f"evonorm_s0: groups must divide the {C} channels, got {groups!r}")
-    std = channel_std(rows(input, groups), eps=eps)
-    x = input
-    if v is not None:
-        one = as_tensor(np.ones((1, C) + (1,) * (input.ndim - 2), input.dtype))
-        x = input * sigmoid(divide_channels(input, one, per_channel(v, input)))
-    N, D = input.shape[0], C // groups
-    each = reshape(broadcast_to(reshape(std, (N, groups, 1)), (N, groups, D)),
-                   (N, C) + (1,) * (input.ndim - 2))
-    return _scaled(x, each, _channel(weight, input), _channel(bias, input))
+    both = gains(input, weight, bias)
+    if v is None:
+        how = Sampled("affine", partial(_s0_constants, groups, eps), partial(_s0, groups, eps))
+        return sample_norm(input, *both, how=how)[0]
+    how = Sampled("gated", partial(_s0_constants, groups, eps), partial(_s0, groups, eps))
+    return sample_norm(input, *both, v, how=how)[0]
+
+
+def _s0_constants(groups: int, eps: float, mean: Tensor, var: Tensor, gamma: Tensor, beta: Tensor,
+                  v: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Without v, of a formula that subtracts: 0."""
+    N, C = mean.shape
+    parted = (N, groups, C // groups)
+    _, around = merged(reshape(mean, parted), reshape(var, parted), 2)
+    scale = reshape(broadcast_to(rsqrt(around + eps), parted), (N, C)) * row(gamma)
+    return zero(mean) if v is None else row(v), scale, row(beta)
+
+
+def _s0(groups: int, eps: float, x: Tensor, gamma: Tensor, beta: Tensor,
+        v: Tensor | None = None) -> Tensor:
+    N, C, *S = x.shape
+    parted, axes = reshape(x, (N, groups, C // groups, *S)), tuple(range(2, x.ndim + 1))
+    xc = parted - mean_of(parted, axes, True)
+    z = x if v is None else x * sigmoid(x * per_channel(v, x))
+    inverse = rsqrt(mean_of(xc * xc, axes, True) + eps)
+    return affine(reshape(reshape(z, parted.shape) * inverse, x.shape), gamma, beta)
 
 
 def global_response_norm(input: Tensor, weight: Tensor, bias: Tensor,
@@ -229,21 +230,18 @@ def global_response_norm(input: Tensor, weight: Tensor, bias: Tensor,
     if weight is None or bias is None:
         raise TypeError("global_response_norm: expected weight and bias, got None")
     check_eps("global_response_norm", eps)
-    C, area = input.shape[1], max(math.prod(input.shape[2:]), 1)
-    norm = _per_sample(channel_rms(rows(input, C)), input, C)    # ‖x‖ / √area ≤ the largest |x|
-    top = float(norm.data.max(initial=0.0)) * math.sqrt(area)
-    if input.dtype == np.float32 and not top < 1e30:     # ∂n is Σ γ x ∂y: it may be no float32
-        x, gamma, beta = (t.to(np.float64) for t in (input, weight, bias))
-        return global_response_norm(x, gamma, beta, eps).to(np.float32)
-    middle = sum(norm / C, 1, True) + eps / math.sqrt(area)
-    return _scaled(input, None, per_channel(weight, input) * (norm / middle) + 1.0,
-                   per_channel(bias, input))
+    how = Sampled("affine", partial(_global_constants, math.prod(input.shape[2:]), eps),
+                  partial(_global, eps))
+    return sample_norm(input, weight, bias, how=how)[0]
 
 
-def _large(x: Tensor) -> bool:
-    """Whether some |x| is above 1e30 (or NaN, or infinite)."""
-    if not x.data.size:
-        return False
-    k, axes = kernels(x), tuple(range(x.ndim))
-    return not (k.max(x.data, axes=axes, keepdims=False) < 1e30
-                and k.min(x.data, axes=axes, keepdims=False) > -1e30)
+def _global_constants(area: int, eps: float, mean: Tensor, var: Tensor, gamma: Tensor,
+                      beta: Tensor) -> tuple[Tensor, ...]:
+    norm = root((mean * mean + var) * area)
+    scale = norm / (mean_of(norm, 1, True) + eps) * row(gamma) + 1.0
+    return zero(mean), scale, row(beta)
+
+
+def _global(eps: float, x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    norm = root(sum(x * x, tuple(range(2, x.ndim)), True))
+    return affine(x * (norm / (mean_of(norm, 1, True) + eps)), gamma, beta) + x

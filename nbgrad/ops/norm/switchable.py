@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
-import numpy as np
+from functools import partial
 
 from nbgrad.autograd import Tensor
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.loss import softmax
 from nbgrad.ops.norm.channels import affine, check_channels, check_eps, check_tensors
-from nbgrad.ops.reduce import mean
+from nbgrad.ops.norm.samples import Sampled, gains, merged, row, sample_norm
+from nbgrad.ops.reduce import mean as mean_of
+from nbgrad.ops.shape import reshape
 
 __all__ = ["switchable_norm"]
 
@@ -24,9 +26,9 @@ def switchable_norm(input: Tensor, mean_weight: Tensor, var_weight: Tensor,
 
     x: (N, C, *S)   mean_weight, var_weight: (3,)   γ, β: (C,)   batch: μ and σ² of the channels,
     (1, C, 1, …), in place of the batch's own, in evaluation. The means and variances of the layer
-    and the batch are merged from the instances'. In float64, rounded once; keeps x and some copies
-    of it in float64. Raises ValueError for sizes that do not fit and a negative ε, TypeError for
-    weights that are no Tensors.
+    and the batch are merged from the instances'. In float64, rounded once; keeps x. Raises
+    ValueError for sizes that do not fit and a negative ε, TypeError for weights that are no
+    Tensors.
     """
     check_channels("switchable_norm", input, weight, bias, least=3)
     check_eps("switchable_norm", eps)
@@ -35,22 +37,36 @@ def switchable_norm(input: Tensor, mean_weight: Tensor, var_weight: Tensor,
         if t.shape != (3,):
             raise ValueError("switchable_norm: expected weights of shape (3,), of instance, "
                              f"layer and batch, got {t.shape}")
-    x = input.to(np.float64)
+    how = Sampled("affine", partial(_constants, eps), partial(_composed, eps))
+    given = () if batch is None else batch
+    y, means, variances = sample_norm(input, mean_weight, var_weight,
+                                      *gains(input, weight, bias), *given, how=how)
+    if batch is not None:
+        return y, batch[0].detach(), batch[1].detach()
+    whole = (1, -1, *[1] * (input.ndim - 2))
+    mu, var = (reshape(t, whole) for t in merged(means, variances, 0))
+    return y, mu, var
+
+
+def _mixed(mean: Tensor, var: Tensor, mean_weight: Tensor, var_weight: Tensor,
+           given: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """μ and σ² of all three, from those of the instances, (N, C) or (N, C, 1, …)."""
+    layer, batch = merged(mean, var, 1), given or merged(mean, var, 0)
+    a, b = softmax(mean_weight, 0), softmax(var_weight, 0)
+    return (a[0] * mean + a[1] * layer[0] + a[2] * batch[0],
+            b[0] * var + b[1] * layer[1] + b[2] * batch[1])
+
+
+def _constants(eps: float, mean: Tensor, var: Tensor, mean_weight: Tensor, var_weight: Tensor,
+               gamma: Tensor, beta: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+    mu, around = _mixed(mean, var, mean_weight, var_weight, tuple(map(row, given)))
+    return mu, rsqrt(around + eps) * row(gamma), row(beta)
+
+
+def _composed(eps: float, x: Tensor, mean_weight: Tensor, var_weight: Tensor, gamma: Tensor,
+              beta: Tensor, *given: Tensor) -> Tensor:
     axes = tuple(range(2, x.ndim))
-    means = [mean(x, axes, True)]
-    xc = x - means[0]
-    variances = [mean(xc * xc, axes, True)]
-    for axis in (1, 0):                                # layer: over channels; batch: over samples
-        if axis == 0 and batch is not None:
-            middle, around = batch[0].to(np.float64), batch[1].to(np.float64)
-        else:
-            middle = mean(means[0], axis, True)
-            apart = means[0] - middle
-            around = mean(variances[0] + apart * apart, axis, True)
-        means.append(middle)
-        variances.append(around)
-    a, b = (softmax(t.to(np.float64), 0) for t in (mean_weight, var_weight))
-    mu = a[0] * means[0] + a[1] * means[1] + a[2] * means[2]
-    var = b[0] * variances[0] + b[1] * variances[1] + b[2] * variances[2]
-    y = ((x - mu) * rsqrt(var + eps)).to(input.dtype)
-    return affine(y, weight, bias), means[2].detach(), variances[2].detach()
+    mean = mean_of(x, axes, True)
+    xc = x - mean
+    mu, var = _mixed(mean, mean_of(xc * xc, axes, True), mean_weight, var_weight, given)
+    return affine((x - mu) * rsqrt(var + eps), gamma, beta)
