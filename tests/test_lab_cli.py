@@ -111,7 +111,7 @@ def test_seeds_data_and_root(lab, tmp_path):
     assert (one.data, one.command) == (
         "mnist", "nbgrad lab run one-thing --data mnist --root FOLDER")
     assert one.study["setup"] == (
-        "On MNIST (30 training and 20 test images) instead of the digits: -")
+        "Here on MNIST (30 training and 20 test images) instead of the digits; otherwise: -")
     other = results.load(tmp_path / "runs" / "lab", "other")
     assert (other.data, other.study["setup"]) == ("", "-")
 

@@ -35,7 +35,7 @@ def test_it_runs_on(name, data, root, tmp_path):
     own = name in FREE
     assert outcome.data == ("" if own else data)
     assert ("--data" in outcome.command) == (not own)
-    said = f"On {DATA[data]} {SIZES[data]}"
+    said = f"Here on {DATA[data]} {SIZES[data]}"
     assert outcome.study["setup"].startswith(said) != own
 
 
@@ -54,7 +54,8 @@ def test_a_cell_is_of_its_data_and_of_their_size(root, tmp_path):
             write_mnist(tmp_path, "t10k", 120, 1)
         plan = Plan("tiny", data, folder, seeds=1, processes=0, folder=tmp_path / "lab")
         outcome, = running.run([study], plan)
-        assert outcome.study["setup"].startswith(f"On {DATA[data]} ({sizes[0]} training and ")
+        assert outcome.study["setup"].startswith(
+            f"Here on {DATA[data]} ({sizes[0]} training and ")
         assert outcome.done == outcome.cells
     lines = (tmp_path / "lab" / "momentum" / "cells.jsonl").read_text().splitlines()
     assert len(lines) == 3 * outcome.cells

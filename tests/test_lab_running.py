@@ -114,8 +114,10 @@ def test_kernels_are_compiled_before_and_once(made, tmp_path):
     first, again = Heard(), Heard()
     running.run(studies, plan(tmp_path, processes=2), first)
     assert first.lines == ["compiling kernels for this CPU, once"]
-    assert first.texts[:3] == [(0, f"compiling kernels, once: {i} of 3 runs") for i in (1, 2, 3)]
-    assert first.texts[-1][0] == 3
+    assert first.texts[:3] == [(0, f"compiling kernels {i}/3") for i in (1, 2, 3)]
+    assert [done for done, _ in first.texts[3:]] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+    assert {text for _, text in first.texts[3:]} == {
+        f"{name} {i}/2" for name in ("one", "two", "three") for i in (1, 2)}
     assert sorted(p.name[:10] for p in (tmp_path / "cache").iterdir()) == [
         "lab-one-di", "lab-three-", "lab-two-di"]
     running.run(studies, plan(tmp_path, processes=2, again=True), again)
@@ -250,6 +252,11 @@ def test_seeds_and_data_of_a_plan(made, tmp_path):
                      {"seed": 1, "arm": "a"}, {"seed": 1, "arm": "b"}]
     outcome, = running.run([made(None)], plan(tmp_path, processes=0, seeds=2))
     assert outcome.command == "nbgrad lab run made-up --seeds 2"
+    assert outcome.study["setup"] == "Here with 2 seeds, 2 runs; otherwise: -"
+    full, = running.run([made(None)], plan(tmp_path, processes=0, scale="full"))
+    assert full.study["setup"] == "Here with 1 seed, 1 run; otherwise: -"
+    quick, = running.run([made(None)], plan(tmp_path, processes=0))
+    assert quick.study["setup"] == "-"
 
 
 def test_what_cannot_be_run(made, tmp_path):

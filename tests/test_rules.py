@@ -103,7 +103,7 @@ def test_packages_listed_are_the_folders_there_are():
 def test_both_kernel_sets_have_the_same_functions_with_the_same_signatures():
     sets = [importlib.import_module(f"nbgrad.kernels.{name}") for name in ("reference", "cpu")]
     for module in ("conv", "elementwise", "group_norm", "loss", "matmul", "norm", "optim", "pool",
-                   "reduce"):
+                   "reduce", "samples"):
         reference, cpu = (importlib.import_module(f"{s.__name__}.{module}") for s in sets)
         assert sorted(reference.__all__) == sorted(cpu.__all__)
         for name in reference.__all__:

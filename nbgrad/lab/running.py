@@ -21,7 +21,7 @@ from nbgrad.train.config import DATA
 from nbgrad.train.loop import Signals
 from nbgrad.train.progress import Silent
 
-__all__ = ["Plan", "cells_of", "run"]
+__all__ = ["Plan", "cells_of", "extent", "run"]
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,6 @@ class Plan:
         """Whether it runs on other data than its own."""
         return self.data_of(study) in study.data[1:]
 
-    def texts(self, study: Study) -> dict[str, str]:
-        """The study's, with the data that it runs on where these are not its own."""
-        found = texts(study)
-        if self.chosen(study):
-            train, test = self.sizes or (0, 0)
-            found["setup"] = (f"On {DATA[self.data_of(study)]} ({train:,} training and {test:,} "
-                              f"test images) instead of the digits: {found['setup']}")
-        return found
-
 
 @dataclass
 class _Run:
@@ -97,6 +88,19 @@ class _Run:
         else:
             self.errors.append(f"{describe(cell)}: {answer['error']}\n{answer['trace']}".strip())
 
+    def _texts(self) -> dict[str, str]:
+        """The study's, with what differs here from its set-up: the data, the size of the run."""
+        found, own = texts(self.study), []
+        if self.plan.chosen(self.study):
+            train, test = self.plan.sizes or (0, 0)
+            own.append(f"on {DATA[self.plan.data_of(self.study)]} ({train:,} training and {test:,} "
+                       "test images) instead of the digits")
+        if self.plan.scale != "quick" or self.plan.seeds is not None:
+            own.append(f"with {extent(self.cells)}")
+        if own:
+            found["setup"] = f"Here {', '.join(own)}; otherwise: {found['setup']}"
+        return found
+
     def outcome(self, stopped: bool) -> Outcome:
         found = [self._get(cell) for cell in self.cells]
         there = [f for f in found if f is not None]
@@ -112,7 +116,7 @@ class _Run:
         seeds = {cell["seed"] for cell in self.cells if "seed" in cell}
         machine = {k: v for k, v in backend.info().items() if k != "kernel cache"}
         return Outcome(
-            self.plan.texts(self.study), self.plan.scale, self.plan.data_of(self.study),
+            self._texts(), self.plan.scale, self.plan.data_of(self.study),
             max(len(seeds), 1), len(self.cells), len(there), state,
             sum(seconds for _, seconds in there), now(), _command(self.study, self.plan), machine,
             finding, self.errors)
@@ -165,8 +169,9 @@ class _Session:
         one, cell = self.requests[i]
         one.answered(cell, answer)
         self.left[one.study.name] -= 1
+        done = len(one.cells) - self.left[one.study.name]
         self.bar.update(sum(1 - self.left[r.study.name] / len(r.cells) for r in self.runs),
-                        one.study.name)
+                        f"{one.study.name} {done}/{len(one.cells)}")
         if not self.left[one.study.name]:
             self._finish(one)
 
@@ -204,6 +209,23 @@ def cells_of(study: Study, plan: Plan) -> list[Cell]:
         own = {"data": plan.data, "root": plan.root, "sizes": clean(plan.sizes)}
         cells = [{**cell, **own} for cell in cells]
     return cells
+
+
+def extent(cells: Sequence[Cell]) -> str:
+    """How much is run.
+
+    >>> extent([{"seed": s, "lr": r, "steps": 500 * r} for s in range(5) for r in (1, 3)])
+    '5 seeds, 500 to 1,500 steps, 2 learning rates, 10 runs'
+    """
+    parts = []
+    for key, name in (("seed", "seed"), ("steps", "step"), ("lr", "learning rate")):
+        values = sorted({cell[key] for cell in cells if key in cell})
+        if key == "steps" and values:
+            low, high = f"{values[0]:,}", f"{values[-1]:,}"
+            parts.append(f"{low if low == high else f'{low} to {high}'} steps")
+        elif values:
+            parts.append(f"{len(values)} {name}{'s' * (len(values) > 1)}")
+    return ", ".join([*parts, f"{len(cells)} run{'s' * (len(cells) > 1)}"])
 
 
 def describe(cell: Cell) -> str:
@@ -256,7 +278,7 @@ def _compile(runs: Iterable[_Run], bar: Silent, stopped: Callable[[], bool],
         left[mark] -= 1
         if not left[mark]:
             mark.touch()
-        bar.update(0, f"compiling kernels, once: {len(cells) - left.total()} of {len(cells)} runs")
+        bar.update(0, f"compiling kernels {len(cells) - left.total()}/{len(cells)}")
     if mixed:
         bar.say("compiling kernels for this CPU, once")
         pool.run_all([(run, cell) for _, run, cell in mixed], processes, answered, stopped)

@@ -1,0 +1,74 @@
+"""docs/cuda.md is what the file of results says; occupancy is what NVIDIA's own rules give."""
+
+import re
+from importlib.util import find_spec
+
+import pytest
+
+from bench import measure, offline
+
+ROWS = measure.read(offline.RESULTS)
+CCS = sorted({row["cc"] for row in ROWS}, key=int)
+
+
+def test_the_page_is_what_the_results_say():
+    text = offline.PAGE.read_text(encoding="utf-8")
+    assert offline.write(text, ROWS) == text
+    assert re.findall(r"<!-- table: (\w+) -->", text) == [*(f"sm_{cc}" for cc in CCS), "run"]
+    prose = offline.BLOCK.sub("", text)
+    assert "<!--" not in prose                 # a marker without its end
+    assert not re.search(r"\d ?([mµn]s|[GM]B/s|FLOP/s)\b", prose), "a number typed by hand"
+    assert text.count("Nothing on this page was measured on a GPU") == 2
+
+
+def test_the_hot_kernels_are_in_the_file_and_spill_nothing():
+    assert CCS[:3] == ["75", "80", "90"]
+    for cc in CCS:
+        rows = {row["name"]: row for row in ROWS if row["cc"] == cc}
+        for name in offline.HOT.values():
+            there = [rows[n] for n in rows if n in (name, *(name + end for end in offline.LAYOUTS))]
+            assert there or (cc == "75" and re.search("tf32|bf", name)), name
+            for row in there:
+                assert row["spilled"] == "0", row
+                # Adam's parameters are a few tensors of any alignment in one launch
+                assert int(row["wide_loads"]) >= 2 or name == "adam_f4", row
+
+
+# 65536 registers: 512 threads of 128, 384 of 168, 1536 of 40 (65536 / 40 = 1638), 2048 of 32.
+# 80 KiB + 24.5 KiB of shared memory twice on Hopper (228), once on Ampere (164), not on Ada (100).
+@pytest.mark.parametrize(("cc", "threads", "registers", "shared", "want"), [
+    ((9, 0), 256, 128, 0, (16, 64)), ((9, 0), 384, 168, 0, (12, 64)),
+    ((9, 0), 256, 40, 0, (48, 64)), ((9, 0), 256, 33, 0, (48, 64)), ((9, 0), 256, 32, 0, (64, 64)),
+    ((9, 0), 32, 16, 0, (32, 64)),
+    ((7, 5), 256, 33, 0, (32, 32)), ((12, 1), 256, 32, 0, (48, 48)), ((8, 6), 64, 32, 0, (32, 48)),
+    ((9, 0), 256, 64, 0x1a200, (16, 64)), ((8, 0), 256, 64, 0x1a200, (8, 64)),
+    ((8, 9), 256, 64, 0x1a200, (0, 48)), ((9, 0), 128, 64, 227 << 10, (4, 64))])
+def test_occupancy(cc, threads, registers, shared, want):
+    assert offline.warps(cc, threads, registers, shared) == want
+
+
+@pytest.mark.skipif(not all(map(find_spec, ("numba_cuda", "cupy", "cuda"))),
+                    reason="needs nbgrad[cuda]")
+def test_kept_rows_replace_older_ones_of_the_same_kernel(tmp_path):
+    from nbgrad.kernels.cuda import offline as assembler
+
+    path, one = tmp_path / "offline.csv", assembler.Report("a_f4", (9, 0), *[1] * 11)
+    offline.keep([one, one._replace(name="add_f4", registers=40), one._replace(cc=(8, 0))], path)
+    offline.keep([one._replace(spilled=8)], path)
+    rows = measure.read(path)
+    assert [(r["name"], r["cc"], r["spilled"]) for r in rows] == [
+        ("a_f4", "80", "1"), ("a_f4", "90", "8"), ("add_f4", "90", "1")]
+    blocks = "".join(f"<!-- table: {name} -->\n<!-- end -->" for name in ("sm_90", "run"))
+    text = offline.write(blocks, rows)
+    assert "| x + y | 1 | 40 | 1 | 0.0 | 1 of 1 | 1 of 1 | 32 of 64 |" in text
+    assert "2 kernels, 3 times assembled, 3 of them with spilled registers" in text
+
+
+@pytest.mark.skipif(not all(map(find_spec, ("numba_cuda", "cupy", "cuda"))),
+                    reason="needs nbgrad[cuda]")
+def test_every_hot_kernel_is_one():
+    from nbgrad.kernels.cuda import offline as assembler
+
+    names = {kernel.name for kernel in assembler.every_kernel()}
+    for name in offline.HOT.values():
+        assert names & {name, *(name + end for end in offline.LAYOUTS)}, name
