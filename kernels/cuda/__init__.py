@@ -5,6 +5,7 @@ from . import graphs, launch, memory, precision  # noqa: F401
 from .conv import *  # noqa: F403
 from .elementwise import *  # noqa: F403
 from .fused import *  # noqa: F403
+from .ghosts import *  # noqa: F403
 from .group_norm import *  # noqa: F403
 from .loss import *  # noqa: F403
 from .matmul import *  # noqa: F403

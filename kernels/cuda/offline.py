@@ -10,8 +10,8 @@ __all__ = ["MODULES", "Report", "capabilities", "every_kernel", "report"]
 
 # each has ``every()``
 MODULES = ("elementwise", "reduce", "moments", "passes", "rows", "layer_norm", "group_norm",
-           "single", "single_backward", "softmax", "loss", "matmul", "epilogue", "windows", "pool",
-           "optim", "random")
+           "ghosts", "single", "single_backward", "softmax", "loss", "matmul", "epilogue",
+           "windows", "pool", "optim", "random")
 
 
 class Report(NamedTuple):

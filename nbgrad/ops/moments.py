@@ -61,7 +61,8 @@ class Moments:
         with np.errstate(all="ignore"):
             share = self.count / np.where(count > 0, count, 1.0)[_kept(axis)]
             # about one of them: equal means give exactly that mean
-            pivot = np.where(there, self.mean, -np.inf).max(axis, initial=-np.inf)
+            known = np.where(there, self.mean, -np.inf)
+            pivot = known.max(axis) if known.shape[axis] else count
             pivot = np.where(np.isfinite(pivot), pivot, 0.0)
             apart = np.where(there, self.mean - pivot[_kept(axis)], 0.0)
             mean = np.where(count > 0, pivot + (apart * share).sum(axis), 0.0)

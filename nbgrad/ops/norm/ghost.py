@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, composition, op
-from nbgrad.backend import kernels
+from nbgrad.backend import full, kernels
 from nbgrad.ops.joining import cat
 from nbgrad.ops.moments import Moments
 from nbgrad.ops.norm.batch import backward_of_batch, check_batch, data
@@ -73,7 +73,7 @@ def ghost_batch_norm(input: Tensor, ghost_size: int, weight: Tensor | None = Non
             check_batch((n, *x.shape[1:]), x.dtype, None, None, None, None, True, eps)
     y, mean, var = _ghosts(x, weight, bias, size=size, eps=eps)
     area = x.data.size // max(N * x.shape[1], 1)
-    count = np.full(mean.shape, float(size * area))
+    count = full(mean.shape, float(size * area), mean.dtype, mean.data)
     if len(count):
         count[-1] = (N - (len(count) - 1) * size) * area
     return y, Moments(count, mean.data, var.data * count)
