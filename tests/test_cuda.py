@@ -79,7 +79,7 @@ def test_hot_norms_spill_nothing_and_use_vectors():
     from nbgrad.kernels.cuda.softmax import forward as softmax
 
     f4 = np.dtype(np.float32)
-    how = (f4, 4, True, "u4"), (f4, 4, False, "u4")
+    how = (f4, f4, 4, True, "u4"), (f4, f4, 4, False, "u4")
     hot = [(statistics(*how[0]), 8, 0), (statistics(*how[1]), 8, 0), (normalize(*how[0]), 8, 4),
            (normalize(*how[1]), 8, 4), (single(*how[0]), 8, 1), (single(*how[1]), 8, 1),
            (gradients(*how[0]), 12, 1), (gradients(*how[1]), 12, 1),    # of y, too
@@ -92,6 +92,30 @@ def test_hot_norms_spill_nothing_and_use_vectors():
         assert r.wide_loads >= loads, r
         assert r.wide_stores >= stores, r
         assert r.registers <= 128, r
+
+
+@wheels
+@pytest.mark.slow
+@pytest.mark.parametrize("half", ["f2", "bf"])
+@pytest.mark.parametrize("columns", [True, False])
+def test_hot_norms_of_halves_do_as_well(half, columns):
+    """Eight halves to a load; γ and β of the same kind or float32."""
+    from nbgrad.kernels.cuda import offline
+    from nbgrad.kernels.cuda.moments import dtypes, statistics
+    from nbgrad.kernels.cuda.passes import gradient, normalize, sums
+    from nbgrad.kernels.cuda.single import single
+    from nbgrad.kernels.cuda.single_backward import gradients
+
+    f4, _, f2, bf = dtypes()
+    dtype = {"f2": f2, "bf": bf}[half]
+    hot = (statistics, 4, 0), (normalize, 4, 2), (sums, 6, 0), (gradient, 6, 4), (single, 5, 1), (
+        gradients, 6, 1)
+    for make, loads, stores in hot:
+        for params in (dtype, f4):
+            r = offline.report(make(dtype, params, 8, columns, "u4"), (9, 0))
+            assert (r.spilled, r.local) == (0, 0), r
+            assert r.wide_loads >= loads, r
+            assert r.wide_stores >= stores, r
 
 
 @wheels

@@ -15,4 +15,7 @@ from .pool import *  # noqa: F403
 from .random import *  # noqa: F403
 from .reduce import *  # noqa: F403
 
-HALF = {"conv2d", "conv2d_input", "linear", "linear_backward", "matmul"}   # take halves as such
+# what takes halves as such
+HALF = {"batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
+        "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats", "batch_norm_update",
+        "conv2d", "conv2d_input", "linear", "linear_backward", "matmul"}

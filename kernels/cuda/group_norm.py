@@ -9,6 +9,7 @@ from functools import cache
 
 import numpy as np
 
+from ..half import kind as kind_of, real as real_of
 from . import passes
 from .elementwise import maximum
 from .intrinsics import cuda, libm
@@ -17,9 +18,10 @@ from .layer_norm import run
 from .layout import alike
 from .memory import SIMULATED, empty, empty_like
 from .moments import cut, parts, statistics, tickets
-from .norm import shaped, vector
+from .norm import parameters, shaped
 from .passes import BETA, CENTER, GAMMA, GAMMA_IN
 from .reduce import sum
+from .vectors import dtypes
 
 __all__ = ["group_norm", "group_norm_backward"]
 
@@ -58,7 +60,7 @@ def _combine(dtype):
             s += w * sums[i * K + c]
             sx += w * sums_x[i * K + c]
         out[i], out_x[i] = s, sx
-    kind = dtype.str[1:]
+    kind = kind_of(dtype)
     return Kernel(body, f"*f8 *f8 *{kind} *f8 *f8 i8 i8 i8 i4", name=f"group_combine_{kind}",
                   threads=SMALL)
 
@@ -66,7 +68,7 @@ def _combine(dtype):
 @cache
 def _over_samples(dtype):
     """dγ and dβ of channels from the sums of each sample's: added in their order."""
-    real, kind = dtype.type, dtype.str[1:]
+    real, kind = real_of(dtype).type, kind_of(dtype)
 
     def body(sums, sums_x, dgamma, dbeta, N, C):
         c = cuda.blockIdx.x * SMALL + cuda.threadIdx.x
@@ -84,7 +86,7 @@ def _over_samples(dtype):
 def every():
     """All kernels of this module."""
     yield _merge()
-    for dtype in map(np.dtype, (np.float32, np.float64)):
+    for dtype in dtypes():
         yield _combine(dtype)
         yield _over_samples(dtype)
 
@@ -138,7 +140,7 @@ def group_norm(x, gamma, beta, *, groups, eps, center=True, floor=None):
         return empty_like(x), mean, invstd
     x, last = _shaped(x)
     K, S = C // G, x.size // (N * C)
-    gamma, beta = vector(gamma, x.dtype), vector(beta, x.dtype)
+    gamma, beta, params = parameters(x, gamma, beta)
     if not last:
         y, mean, invstd = run(x, gamma, beta, N * G, K * S, eps, center, G, K, S)
         if mean is None:
@@ -147,13 +149,13 @@ def group_norm(x, gamma, beta, *, groups, eps, center=True, floor=None):
         return y, mean.reshape(N, G), invstd.reshape(N, G)
     c, side = _cut(x, last)
     means, variances, unused = (empty((N, C), np.float64) for _ in range(3))
-    statistics(x.dtype, *c.kind)(c.blocks, x, means, variances, unused, *parts(c), tickets(), None,
-                                 None, *c.numbers, 0.0, 0.0, False)
+    statistics(x.dtype, x.dtype, *c.kind)(c.blocks, x, means, variances, unused, *parts(c),
+                                          tickets(), None, None, *c.numbers, 0.0, 0.0, False)
     (mean, invstd), y = _stats(N, G), empty_like(x)
     _merge()(-(-N * G // SMALL), means, variances, mean, invstd, N * G, K, eps, center)
     option = GAMMA * (gamma is not None) | BETA * (beta is not None)
-    passes.normalize(x.dtype, *c.kind)(c.blocks, x, None, gamma, beta, mean, invstd, y, *c.numbers,
-                                       side, G, K, option)
+    passes.normalize(x.dtype, params, *c.kind)(c.blocks, x, None, gamma, beta, mean, invstd, y,
+                                               *c.numbers, side, G, K, option)
     return y, mean, invstd
 
 
@@ -169,23 +171,26 @@ def group_norm_backward(dy, x, gamma, mean, invstd, *, groups, center=True, beta
         return *group_norm_backward(np.where(above, dy, none), x, gamma, mean, invstd,
                                     groups=groups, center=center), dfloor
     (N, C), G = x.shape[:2], groups
-    dgamma, dbeta = empty((C,), x.dtype), empty((C,), x.dtype)
+    gamma, params = parameters(x, gamma)
+    dgamma, dbeta = empty((C,), params), empty((C,), params)
     if not x.size:
         dgamma.fill(0)
         dbeta.fill(0)
         return empty_like(x), dgamma, dbeta
     x, last = _shaped(x)
-    dy, gamma, K = alike(dy, x), vector(gamma, x.dtype), C // G
+    dy, K = alike(dy, x), C // G
     c, side = _cut(x, last, dy)
     sums, sums_x = empty((N, C), np.float64), empty((N, C), np.float64)
-    passes.sums(x.dtype, *c.kind)(c.blocks, dy, x, None, None, None, mean, invstd, sums, sums_x,
-                                  *parts(c), tickets(), None, None, *c.numbers, side, G, K, 0)
-    _over_samples(x.dtype)(-(-C // SMALL), sums, sums_x, dgamma, dbeta, N, C)
+    passes.sums(x.dtype, params, *c.kind)(c.blocks, dy, x, None, None, None, mean, invstd, sums,
+                                          sums_x, *parts(c), tickets(), None, None, *c.numbers,
+                                          side, G, K, 0)
+    _over_samples(params)(-(-C // SMALL), sums, sums_x, dgamma, dbeta, N, C)
     group, group_x = _stats(N, G)
-    _combine(x.dtype)(-(-N * G // SMALL), sums, sums_x, gamma, group, group_x, N * G, G, K,
+    _combine(params)(-(-N * G // SMALL), sums, sums_x, gamma, group, group_x, N * G, G, K,
                       gamma is not None)
     dx, n = empty_like(x), K * (x.size // (N * C))
     option = GAMMA * (gamma is not None) | GAMMA_IN | CENTER * center
-    passes.gradient(x.dtype, *c.kind)(c.blocks, dy, x, None, gamma, None, mean, invstd, group,
-                                      group_x, dx, None, *c.numbers, side, G, K, n, option)
+    passes.gradient(x.dtype, params, *c.kind)(c.blocks, dy, x, None, gamma, None, mean, invstd,
+                                              group, group_x, dx, None, *c.numbers, side, G, K, n,
+                                              option)
     return dx, dgamma, dbeta

@@ -6,13 +6,13 @@ Each has a plain form for the simulator. ``cuda`` is numba.cuda, or the simulato
 
 import numpy as np
 
-from ..half import named as half_of
+from ..half import is_half, kind as kind_of, named as half_of
 from .memory import SIMULATED
 from .simulator import Pointer, pause
 
-__all__ = ["FULL", "HALVES", "address", "arrive", "cuda", "device", "libm", "load", "mma",
-           "mma_of_halves", "multiply_add", "outer", "quotient", "rounded", "store", "tf32",
-           "wait_for", "width"]
+__all__ = ["FULL", "HALVES", "address", "address_of", "arrive", "cuda", "device", "libm", "load",
+           "load_raw", "mma", "mma_of_halves", "multiply_add", "outer", "quotient", "rounded",
+           "store", "store_raw", "tf32", "wait_for", "width"]
 
 FULL = 0xFFFFFFFF            # every lane of a warp
 WARP = 32
@@ -35,15 +35,23 @@ if SIMULATED:
     def address(array):
         return Pointer.of(array)
 
-    def load(p, i):
+    def address_of(dtype):
+        return lambda array: Pointer.of(array.view(dtype))
+
+    def load_raw(p, i):
         n = VECTOR // p.step
         first = p.at(i, n)
-        values = p.memory[first:first + n]
+        return p.memory[first:first + n]
+
+    def load(p, i):
+        values = load_raw(p, i)
         return tuple(values.astype(np.float32) if p.half else values)
 
     def store(p, i, values):
         first = p.at(i, len(values))
         p.memory[first:first + len(values)] = values
+
+    store_raw = store
 
     def quotient(n, d):
         return n // d
@@ -128,13 +136,19 @@ else:
             return context.make_array(sig.args[0])(context, builder, args[0]).data
         return types.CPointer(array.dtype)(array), codegen
 
-    @intrinsic
-    def load(typingctx, p, i):
-        """16 bytes from element i on, as a tuple; i is a multiple of their number. Halves become
-        eight numbers of float32."""
-        half = isinstance(p, HalfPointer)
-        kind = types.UniTuple(p.dtype, VECTOR * 8 // (16 if half else p.dtype.bitwidth))
+    def address_of(dtype):
+        """``address`` of an array of words of a dtype's size, in which numbers of it lie."""
+        if not is_half(dtype):
+            return address
 
+        @intrinsic
+        def of_halves(typingctx, array):
+            def codegen(context, builder, sig, args):
+                return context.make_array(array)(context, builder, args[0]).data
+            return HALVES[kind_of(dtype)](array), codegen
+        return of_halves
+
+    def _loaded(p, i, kind, half):
         def codegen(context, builder, sig, args):
             at, n = _vector(context, builder, sig.args[0], *args)
             v = builder.load(at, align=VECTOR)
@@ -145,19 +159,41 @@ else:
         return kind(p, i), codegen
 
     @intrinsic
-    def store(typingctx, p, i, values):
-        """Write 16 bytes from element i on; numbers of float32 are rounded to halves."""
+    def load(typingctx, p, i):
+        """16 bytes from element i on, as a tuple; i is a multiple of their number. Halves become
+        eight numbers of float32."""
+        half = isinstance(p, HalfPointer)
+        return _loaded(p, i, types.UniTuple(p.dtype, VECTOR * 8 // (
+            16 if half else p.dtype.bitwidth)), half)
+
+    @intrinsic
+    def load_raw(typingctx, p, i):
+        """The same as they are, halves as four words, for ``store_raw``."""
+        dtype = types.uint32 if isinstance(p, HalfPointer) else p.dtype
+        return _loaded(p, i, types.UniTuple(dtype, VECTOR * 8 // dtype.bitwidth), False)
+
+    def _stored(p, i, values, half):
         def codegen(context, builder, sig, args):
             at, _ = _vector(context, builder, sig.args[0], *args[:2])
             v = ir.Constant(at.type.pointee, ir.Undefined)
             xs = [builder.extract_value(args[2], k) for k in range(len(values))]
-            if isinstance(p, HalfPointer):
+            if half:
                 xs = [pair(builder, p, *xs[k:k + 2]) for k in range(0, len(xs), 2)]
             for k, x in enumerate(xs):
                 v = builder.insert_element(v, x, ir.Constant(ir.IntType(32), k))
             builder.store(v, at, align=VECTOR)
             return context.get_dummy_value()
         return types.void(p, i, values), codegen
+
+    @intrinsic
+    def store(typingctx, p, i, values):
+        """Write 16 bytes from element i on; numbers of float32 are rounded to halves."""
+        return _stored(p, i, values, isinstance(p, HalfPointer))
+
+    @intrinsic
+    def store_raw(typingctx, p, i, values):
+        """Write what ``load_raw`` has read."""
+        return _stored(p, i, values, False)
 
     @intrinsic
     def quotient(typingctx, n, d):

@@ -14,16 +14,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..half import kind as kind_of, real as real_of
 from .intrinsics import arrive, cuda, device, libm, quotient, width
 from .launch import Kernel
 from .layout import aligned
 from .memory import SIMULATED, empty, xp
-from .vectors import each, filled, gather, reader, scatter
+from .vectors import dtypes, each, filled, gather, of_lanes, reader, scatter
 
-__all__ = ["THREADS", "Cut", "add_trees", "cut", "line_at", "statistics", "tickets"]
+__all__ = ["THREADS", "Cut", "add_trees", "cases", "cut", "kernel", "line_at", "statistics",
+           "tickets"]
 
 THREADS = 256 if not SIMULATED else 32
 LOG = THREADS.bit_length() - 1
+CELLS = THREADS // 2         # of a lane, in which a block merges
 ROWS = 8                     # lines of a thread at once: 128 bytes in flight
 LINE = 64                    # bytes of a row that a block takes: two sectors of memory
 BLOCKS = 1024                # that the work is cut into, as far as it is enough: more tiles than
@@ -68,7 +71,7 @@ def cut(columns, A, N, C, S, dtype, *arrays):
     R = N if columns else N * S // W
     shift = 0
     if columns:
-        side = _min(LINE // (W * dtype.itemsize), THREADS)
+        side = _min(LINE // (W * dtype.itemsize), CELLS)
         while 1 << shift < side and W << shift < C:
             shift += 1
     tiles = -(-C // (W << shift)) if columns else C
@@ -95,8 +98,8 @@ def line_at(W, columns, index):
 
 # ------------------------------------------------------------------------------------------ moments
 
-def of_eight(real):
-    """Mean and M2, in float64, of n of eight numbers; the others are copies of the first.
+def moments_of(real, count):
+    """Mean and M2, in float64, of n of four or eight numbers; the others are copies of the first.
 
     In two passes about a mean of the first pass, whose rounding the second takes out again."""
     one, full, wide = real(1), real(ROWS), np.float64
@@ -115,26 +118,40 @@ def of_eight(real):
     again = device(again)
 
     @device
-    def moments(a, b, c, d, e, f, g, h, n):
+    def settled(m, r, q, part):
+        r, off = wide(r), wide(r * part)
+        q = wide(q) - r * off
+        return wide(m) + off, q if q > 0.0 else 0.0
+
+    @device
+    def eight(a, b, c, d, e, f, g, h, n):
         part = one / n
         spare = full - n
         m = a + (((b - a) + (c - a)) + ((d - a) + (e - a)) + ((f - a) + (g - a)) + (h - a)) * part
         p, s, t, u, v, w, y, z = a - m, b - m, c - m, d - m, e - m, f - m, g - m, h - m
-        r = ((p + s) + (t + u)) + ((v + w) + (y + z)) - spare * p
         q = (((p * p + s * s) + (t * t + u * u)) + ((v * v + w * w) + (y * y + z * z))
              - spare * (p * p))
         if not (q > low and q < high):
             return again(a, b, c, d, e, f, g, h, n)
-        r, off = wide(r), wide(r * part)
-        q = wide(q) - r * off
-        return wide(m) + off, q if q > 0.0 else 0.0
-    return moments
+        return settled(m, ((p + s) + (t + u)) + ((v + w) + (y + z)) - spare * p, q, part)
+
+    @device
+    def four(a, b, c, d, n):
+        part = one / n
+        spare = real(4) - n
+        m = a + (((b - a) + (c - a)) + (d - a)) * part
+        p, s, t, u = a - m, b - m, c - m, d - m
+        q = (p * p + s * s) + (t * t + u * u) - spare * (p * p)
+        if not (q > low and q < high):
+            return again(a, b, c, d, a, a, a, a, n)
+        return settled(m, (p + s) + (t + u) - spare * p, q, part)
+    return {8: eight, 4: four}[count]
 
 
 @cache
 def moments_of_eight(dtype, W):
-    """``of_eight`` of tuples, lane by lane."""
-    f = of_eight(dtype.type)
+    """``moments_of`` of eight tuples, lane by lane."""
+    f = moments_of(real_of(dtype).type, 8)
     return device({
         1: lambda a, b, c, d, e, g, h, i, n:
             (f(a[0], b[0], c[0], d[0], e[0], g[0], h[0], i[0], n),),
@@ -146,6 +163,39 @@ def moments_of_eight(dtype, W):
              f(a[1], b[1], c[1], d[1], e[1], g[1], h[1], i[1], n),
              f(a[2], b[2], c[2], d[2], e[2], g[2], h[2], i[2], n),
              f(a[3], b[3], c[3], d[3], e[3], g[3], h[3], i[3], n))}[W])
+
+
+@cache
+def moments_of_halves(dtype, folded):
+    """Moments of m of four tuples of eight, lane by lane; ``folded``: of lanes k and k + 4 as one.
+    """
+    f, eight, real = moments_of(np.float32, 4), moments_of_eight(dtype, 4), np.float32
+
+    @device
+    def half(a, b, c, d, n):
+        return (f(a[0], b[0], c[0], d[0], n), f(a[1], b[1], c[1], d[1], n),
+                f(a[2], b[2], c[2], d[2], n), f(a[3], b[3], c[3], d[3], n))
+
+    @device
+    def apart(m, a, b, c, d):
+        return (half(a[:4], b[:4], c[:4], d[:4], real(m))
+                + half(a[4:], b[4:], c[4:], d[4:], real(m)))
+
+    @device
+    def together(m, a, b, c, d):
+        first = a[:4] + a[:4]
+        b, c, d = b if m > 1 else first, c if m > 2 else first, d if m > 3 else first
+        return eight(a[:4], a[4:], b[:4], b[4:], c[:4], c[4:], d[:4], d[4:], real(2 * m))
+    return together if folded else apart
+
+
+@cache
+def moments_of_vectors(dtype, W, folded):
+    """Moments of m of eight tuples of W, of halves of four; see ``moments_of_halves``."""
+    if W == 8:
+        return moments_of_halves(dtype, folded)
+    f, real = moments_of_eight(dtype, W), real_of(dtype).type
+    return device(lambda m, a, b, c, d, e, g, h, i: f(a, b, c, d, e, g, h, i, real(m)))
 
 
 @device
@@ -197,46 +247,75 @@ def _second(v):
 
 
 @cache
-def of_lines(dtype, W, columns, index, loose=False):
-    """How many numbers of a lane, and the moments of W lanes, over every lanes-th line from r to
-    end; ``loose``: W is no vector, they are read one by one."""
-    read, at = (gather if loose else reader)(W), line_at(W, columns, index)
-    moments = moments_of_eight(dtype, W)
-    merge, same, real = each(merged, 3, W), filled(W), dtype.type
+def places(W, columns, index, count):
+    """How many of ``count`` lines r, r + lanes … there are before ``end``, and where they lie;
+    others are the first again."""
+    at = line_at(W, columns, index)
+
+    @device
+    def place(k, base, r, lanes, m, q, B, S):
+        return base + at(r + (k * lanes if m > k else 0), q, B, S)
+    all_of = of_lanes(place, count)
+
+    @device
+    def f(base, r, end, q, B, S, shift):
+        lanes = THREADS >> shift
+        m = _min(count, (end - r + lanes - 1) >> (LOG - shift))
+        return m, all_of(base, r, lanes, m, q, B, S)
+    return f
+
+
+def states(W, columns):
+    """How many lanes of a vector have moments of their own: of a channel's eight, pairs have."""
+    return 4 if W == 8 and not columns else W
+
+
+@cache
+def of_lines(dtype, W, columns, index, loose=False, folded=False):
+    """How many numbers of a lane, and the moments of lanes, over every lanes-th line from r to end;
+    ``loose``: W is no vector, they are read one by one."""
+    count, K = (4 if W == 8 else ROWS), 4 if folded else W
+    place, per = places(W, columns, index, count), W // K
+    read, copies = each((gather if loose else reader)(W), 2, count), filled(count)
+    merge, same, moments = each(merged, 3, K), filled(K), moments_of_vectors(dtype, W, folded)
 
     @device
     def f(x, base, r, end, q, B, S, shift):
-        lanes, n, state = THREADS >> shift, 0.0, same((0.0, 0.0))
+        n, state = 0.0, same((0.0, 0.0))
         while r < end and q < B:
-            m = _min(ROWS, (end - r + lanes - 1) >> (LOG - shift))
-            v = read(x, base + at(r, q, B, S))
-            v1 = read(x, base + at(r + (lanes if m > 1 else 0), q, B, S))
-            v2 = read(x, base + at(r + (2 * lanes if m > 2 else 0), q, B, S))
-            v3 = read(x, base + at(r + (3 * lanes if m > 3 else 0), q, B, S))
-            v4 = read(x, base + at(r + (4 * lanes if m > 4 else 0), q, B, S))
-            v5 = read(x, base + at(r + (5 * lanes if m > 5 else 0), q, B, S))
-            v6 = read(x, base + at(r + (6 * lanes if m > 6 else 0), q, B, S))
-            v7 = read(x, base + at(r + (7 * lanes if m > 7 else 0), q, B, S))
-            w = m / (n + m)
-            state = merge(state, moments(v, v1, v2, v3, v4, v5, v6, v7, real(m)),
-                          same((w, n * w)))
-            n += m
-            r += ROWS * lanes
+            m, i = place(base, r, end, q, B, S, shift)
+            w = per * m / (n + per * m)
+            state = merge(state, moments(m, *read(copies(x), i)), same((w, n * w)))
+            n += per * m
+            r += count * (THREADS >> shift)
         return n, state
     return f
 
 
 @cache
 def to_cells(W):
-    """Put what a thread has found into the cells of its lanes, for ``merge_trees``."""
+    """Merge what two threads each have found into the cells of their lanes, for ``merge_trees``:
+    cells of half of the block's threads are enough."""
     firsts, seconds, put, same = each(_first, 1, W), each(_second, 1, W), scatter(W), filled(W)
+    take, merge, pair = gather(W), each(merged, 3, W), each(device(lambda a, b: (a, b)), 2, W)
 
     @device
     def f(n, state, means, squares, counts):
-        t = cuda.threadIdx.x * W
-        put(means, t, firsts(state))
-        put(squares, t, seconds(state))
-        put(counts, t, same(n))
+        i = (cuda.threadIdx.x - CELLS) * W
+        if i >= 0:
+            put(means, i, firsts(state))
+            put(squares, i, seconds(state))
+            put(counts, i, same(n))
+        cuda.syncthreads()
+        if i < 0:
+            i += CELLS * W
+            m = counts[i]
+            if m > 0.0:
+                w = m / (n + m)
+                state = merge(state, pair(take(means, i), take(squares, i)), same((w, n * w)))
+            put(means, i, firsts(state))
+            put(squares, i, seconds(state))
+            put(counts, i, same(n + m))
     return f
 
 
@@ -257,22 +336,41 @@ def of_parts(W, columns):
             n += m
             p += THREADS >> shift
         fill(n, found, means, squares, counts)
-        merge_trees(means, squares, counts, L * THREADS, L << shift)
+        merge_trees(means, squares, counts, L * CELLS, L << shift)
     return f
 
 
+def kernel(body, name, dtype, params, W, columns, index, parameters, **settings):
+    """A kernel over channels of arrays of a dtype ("k" in ``parameters``), with γ, β and running
+    statistics of another ("p")."""
+    k, p = kind_of(dtype), kind_of(params)
+    layout = "columns" if columns else f"segments_{index}"
+    return Kernel(body, parameters.replace("k", k).replace("p", p), threads=THREADS, minimum=2,
+                  name=f"{name}_{k}{'' if p == k else '_' + p}_{W}_{layout}", **settings)
+
+
+def cases():
+    """The arguments of every kernel over channels."""
+    for dtype in dtypes():
+        for W in (width(dtype), 1):
+            for params in {dtype: None, real_of(dtype): None} if W > 1 else (dtype,):
+                for columns in (True, False):
+                    yield dtype, params, W, columns, "u4"
+
+
 @cache
-def statistics(dtype, W, columns, index):
+def statistics(dtype, params, W, columns, index):
     """mean, var (biased) and invstd of channels; the running ones move."""
-    lines, fill, join = (of_lines(dtype, W, columns, index), to_cells(W),
+    K, L, sqrt = states(W, columns), W if columns else 1, libm("sqrt", np.float64)
+    lines, fill, join = (of_lines(dtype, W, columns, index, False, K < W), to_cells(K),
                          of_parts(W, columns))
-    L, kind, CELLS, sqrt = W if columns else 1, dtype.str[1:], W * THREADS, libm("sqrt", np.float64)
+    SIZE = K * CELLS
 
     def body(x, mean, var, invstd, parts_mean, parts_m2, counters, running_mean, running_var,
              R, B, S, shift, segment, P, tiles, eps, momentum, moving):
-        means = cuda.shared.array(CELLS, np.float64)
-        squares = cuda.shared.array(CELLS, np.float64)
-        counts = cuda.shared.array(CELLS, np.float64)
+        means = cuda.shared.array(SIZE, np.float64)
+        squares = cuda.shared.array(SIZE, np.float64)
+        counts = cuda.shared.array(SIZE, np.float64)
         last = cuda.shared.array(1, np.int32)
         t, tile, rest = cuda.threadIdx.x, cuda.blockIdx.x % tiles, cuda.blockIdx.x // tiles
         k, a, line = rest % P, rest // P, L << shift
@@ -284,7 +382,7 @@ def statistics(dtype, W, columns, index):
         k, a = rest % P, rest // P           # again: registers are short while lines are read
         q = tile * line + (t & ((1 << shift) - 1)) * L
         fill(n, state, means, squares, counts)
-        merge_trees(means, squares, counts, CELLS, line)
+        merge_trees(means, squares, counts, SIZE, line)
         if P > 1:
             if t < line and tile * line + t < B:
                 i = (a * P + k) * B + tile * line + t
@@ -309,9 +407,8 @@ def statistics(dtype, W, columns, index):
                 running_mean[c] = (1.0 - momentum) * running_mean[c] + momentum * means[t]
                 running_var[c] = ((1.0 - momentum) * running_var[c]
                                   + momentum * (v * (n / (n - 1.0))))
-    layout = "columns" if columns else f"segments_{index}"
-    return Kernel(body, f"*{kind} {'*f8 ' * 5} *i4 *{kind} *{kind} {'i8 ' * 7} f8 f8 i4",
-                  name=f"statistics_{kind}_{W}_{layout}", threads=THREADS, minimum=2)
+    return kernel(body, "statistics", dtype, params, W, columns, index,
+                  f"*k {'*f8 ' * 5} *i4 *p *p {'i8 ' * 7} f8 f8 i4")
 
 
 @cache
@@ -336,7 +433,5 @@ def parts(c):
 
 def every():
     """All kernels of this module."""
-    for dtype in map(np.dtype, (np.float32, np.float64)):
-        for W in (width(dtype), 1):
-            for columns, index in ((True, "u4"), (False, "u4")):
-                yield statistics(dtype, W, columns, index)
+    for kinds in cases():
+        yield statistics(*kinds)

@@ -1,4 +1,5 @@
-"""Batch and layer normalization; x of batch_norm is (N, C, *S), statistics are float64.
+"""Batch and layer normalization; x of batch_norm is (N, C, *S), statistics are float64. float16
+and bfloat16 are read and written as such and computed in float32.
 
 Where what is read can stay on the chip until the statistics are known, batch_norm reads it once
 (single.py), and so does its backward (single_backward.py). Otherwise, and for any shape, it takes
@@ -11,6 +12,7 @@ import math
 
 import numpy as np
 
+from ..half import real
 from . import passes, single, single_backward
 from .layer_norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
 from .layout import alike, ordered
@@ -57,8 +59,11 @@ def _planned(x, *arrays):
     return x, arrays, cut(columns, 1, N, C, S, x.dtype, x, *there)
 
 
-def _vectors(x, *arrays):
-    return [vector(a, x.dtype) for a in arrays]
+def parameters(x, *arrays):
+    """(C,) arrays, or None, in one piece, and their dtype: x's, if all of them have it, or what its
+    numbers are computed in."""
+    dtype = x.dtype if all(a is None or a.dtype == x.dtype for a in arrays) else real(x.dtype)
+    return *(vector(a, dtype) for a in arrays), dtype
 
 
 def _zeros(n, dtype=np.float64, value=0.0):
@@ -67,13 +72,13 @@ def _zeros(n, dtype=np.float64, value=0.0):
     return out
 
 
-def _statistics(x, c, eps, running=None):
-    """mean, var and invstd of x; the running arrays, of x's dtype and in one piece, move."""
+def _statistics(x, c, eps, params, running=None):
+    """mean, var and invstd of x; the running arrays, of dtype ``params`` and in one piece, move."""
     C = x.shape[1]
     stats = [empty((C,), np.float64) for _ in range(3)]
     mean, var, momentum = (None, None, 0.0) if running is None else running
-    statistics(x.dtype, *c.kind)(c.blocks, x, *stats, *parts(c), tickets(), mean, var, *c.numbers,
-                                 eps, momentum, running is not None)
+    statistics(x.dtype, params, *c.kind)(c.blocks, x, *stats, *parts(c), tickets(), mean, var,
+                                         *c.numbers, eps, momentum, running is not None)
     return stats
 
 
@@ -91,16 +96,15 @@ def batch_norm_stats(x):
     if not x.size:
         return _of_nothing(x.shape[1], 1.0)[:2]
     x, _, c = _planned(x)
-    return tuple(_statistics(x, c, 0.0)[:2])
+    return tuple(_statistics(x, c, 0.0, x.dtype)[:2])
 
 
-def _normalized(x, residual, c, gamma, beta, mean, invstd, relu):
+def _normalized(x, residual, c, gamma, beta, params, mean, invstd, relu):
     y = empty_like(x)
-    gamma, beta = _vectors(x, gamma, beta)
     option = (GAMMA * (gamma is not None) | BETA * (beta is not None)
               | ADD * (residual is not None) | RELU * bool(relu))
-    passes.normalize(x.dtype, *c.kind)(c.blocks, x, residual, gamma, beta, mean, invstd, y,
-                                       *c.numbers, 1, 0, 1, option)
+    passes.normalize(x.dtype, params, *c.kind)(c.blocks, x, residual, gamma, beta, mean, invstd, y,
+                                               *c.numbers, 1, 0, 1, option)
     return y
 
 
@@ -110,7 +114,7 @@ def batch_norm_elemt(x, gamma, beta, mean, invstd, residual=None, *, relu=False)
         return empty_like(x)
     x, (residual,), c = _planned(x, residual)
     mean, invstd = vector(mean, np.float64), vector(invstd, np.float64)
-    return _normalized(x, residual, c, gamma, beta, mean, invstd, relu)
+    return _normalized(x, residual, c, *parameters(x, gamma, beta), mean, invstd, relu)
 
 
 def batch_norm(x, gamma, beta, residual=None, *, eps, relu=False, running=None, known=None):
@@ -120,18 +124,18 @@ def batch_norm(x, gamma, beta, residual=None, *, eps, relu=False, running=None, 
     if not x.size:
         return empty_like(x), *_of_nothing(x.shape[1], eps)
     x, (residual,), c = _planned(x, residual)
-    gamma, beta = _vectors(x, gamma, beta)
+    gamma, beta, params = parameters(x, gamma, beta)
     inside = known is None and (running is None or all(
-        a.dtype == x.dtype and a.flags.c_contiguous for a in running[:2]))
+        a.dtype == params and a.flags.c_contiguous for a in running[:2]))
     moved = running if inside else None
     found = None
     if known is None:
-        found = single.run(x, residual, gamma, beta, c, eps, relu, moved)
-        stats = _statistics(x, c, eps, moved) if found is None else found[1:]
+        found = single.run(x, residual, gamma, beta, params, c, eps, relu, moved)
+        stats = _statistics(x, c, eps, params, moved) if found is None else found[1:]
     else:
         stats = _with_invstd(*known, eps)
-    y = _normalized(x, residual, c, gamma, beta, stats[0], stats[2], relu) if found is None \
-        else found[0]
+    y = found[0] if found else _normalized(x, residual, c, gamma, beta, params, stats[0], stats[2],
+                                           relu)
     if running is not None and not inside:
         batch_norm_update(*running[:2], *stats[:2], momentum=running[2],
                           count=x.size // x.shape[1])
@@ -142,25 +146,24 @@ def batch_norm_update(running_mean, running_var, mean, var, *, momentum, count):
     """In place: running ← (1 − momentum) running + momentum new, var times count / (count − 1)."""
     unbiased = count / (count - 1) if count != 1 else math.inf
     for running, new in ((running_mean, mean), (running_var, var * unbiased)):
-        running[...] = (running * (1 - momentum) + new * momentum).astype(running.dtype)
+        moved = running.astype(np.float64) * (1 - momentum) + new * momentum
+        running[...] = moved.astype(running.dtype)
 
 
-def _sums(dy, x, y, c, gamma, beta, mean, invstd, option):
+def _sums(dy, x, y, c, gamma, beta, params, mean, invstd, option):
     """Σ g and Σ g x̂, dγ and dβ; g is the masked dy."""
-    C, dtype = x.shape[1], x.dtype
-    found = [empty((C,), np.float64), empty((C,), np.float64), empty((C,), dtype),
-             empty((C,), dtype)]
-    passes.sums(dtype, *c.kind)(c.blocks, dy, x, y, gamma, beta, mean, invstd, *found[:2],
-                                *parts(c), tickets(), *found[2:], *c.numbers, 1, 0, 1,
-                                option | WRITE)
+    found = [empty(x.shape[1:2], dtype) for dtype in (np.float64, np.float64, params, params)]
+    passes.sums(x.dtype, params, *c.kind)(c.blocks, dy, x, y, gamma, beta, mean, invstd, *found[:2],
+                                          *parts(c), tickets(), *found[2:], *c.numbers, 1, 0, 1,
+                                          option | WRITE)
     return found
 
 
-def _gradient(dy, x, y, c, gamma, beta, mean, invstd, sums, dz, option):
+def _gradient(dy, x, y, c, gamma, beta, params, mean, invstd, sums, dz, option):
     dx, n = empty_like(x), x.size // x.shape[1]
-    passes.gradient(x.dtype, *c.kind)(c.blocks, dy, x, y, gamma, beta, mean, invstd, *sums, dx, dz,
-                                      *c.numbers, 1, 0, 1, n,
-                                      option | CENTER | WRITE * (dz is not None))
+    passes.gradient(x.dtype, params, *c.kind)(
+        c.blocks, dy, x, y, gamma, beta, mean, invstd, *sums, dx, dz, *c.numbers, 1, 0, 1, n,
+        option | CENTER | WRITE * (dz is not None))
     return dx
 
 
@@ -175,7 +178,7 @@ def batch_norm_backward_reduce(dy, x, mean, invstd):
         return _zeros(x.shape[1]), _zeros(x.shape[1])
     x, (dy,), c = _planned(x, dy)
     mean, invstd = vector(mean, np.float64), vector(invstd, np.float64)
-    return tuple(_sums(dy, x, None, c, None, None, mean, invstd, 0)[:2])
+    return tuple(_sums(dy, x, None, c, None, None, x.dtype, mean, invstd, 0)[:2])
 
 
 def batch_norm_backward_elemt(dy, x, gamma, mean, invstd, sum_dy, sum_dy_xhat):
@@ -185,33 +188,35 @@ def batch_norm_backward_elemt(dy, x, gamma, mean, invstd, sum_dy, sum_dy_xhat):
     if not x.size:
         return empty_like(x)
     x, (dy,), c = _planned(x, dy)
-    gamma, = _vectors(x, gamma)
+    gamma, params = parameters(x, gamma)
     stats = [vector(a, np.float64) for a in (mean, invstd, sum_dy, sum_dy_xhat)]
-    return _gradient(dy, x, None, c, gamma, None, *stats[:2], stats[2:], None,
+    return _gradient(dy, x, None, c, gamma, None, params, *stats[:2], stats[2:], None,
                      _option(gamma, None, None, False))
 
 
 def batch_norm_backward(dy, x, gamma, mean, invstd, *, beta=None, y=None, relu=False,
                         residual=False):
-    """dx, dγ = Σ dy x̂, dβ = Σ dy, and the residual's gradient (None unless ``residual``).
+    """dx, dγ = Σ dy x̂, dβ = Σ dy, and the residual's gradient (None unless ``residual``). dγ and
+    dβ have γ's dtype.
 
     With relu, dy counts where y > 0, or, without y (and no residual), where x̂ γ + β does. The
     residual's gradient is that dy; dy itself without relu."""
     if not x.size:
-        C = x.shape[1]
-        return (empty_like(x), _zeros(C, x.dtype), _zeros(C, x.dtype),
+        C, dtype = x.shape[1], parameters(x, gamma, beta)[-1]
+        return (empty_like(x), _zeros(C, dtype), _zeros(C, dtype),
                 empty_like(x) if residual else None)
     given = dy
     x, (dy, y), c = _planned(x, dy, y if relu else None)
-    gamma, beta = _vectors(x, gamma, beta)
+    gamma, beta, params = parameters(x, gamma, beta)
     mean, invstd = vector(mean, np.float64), vector(invstd, np.float64)
     option = _option(gamma, beta, y, relu)
     dz = empty_like(x) if residual and relu else None
-    found = single_backward.run(dy, x, y, c, gamma, beta, mean, invstd, dz,
+    found = single_backward.run(dy, x, y, c, gamma, beta, params, mean, invstd, dz,
                                 option | CENTER | WRITE * (dz is not None))
     if found is None:
-        *sums, dgamma, dbeta = _sums(dy, x, y, c, gamma, beta, mean, invstd, option)
-        dx = _gradient(dy, x, y, c, gamma, beta, mean, invstd, sums, dz, option)
+        given_all = dy, x, y, c, gamma, beta, params, mean, invstd
+        *sums, dgamma, dbeta = _sums(*given_all, option)
+        dx = _gradient(*given_all, sums, dz, option)
     else:
         dx, dgamma, dbeta = found
     return dx, dgamma, dbeta, given if residual and not relu else dz

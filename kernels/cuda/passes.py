@@ -7,25 +7,29 @@ from functools import cache
 
 import numpy as np
 
-from .intrinsics import arrive, cuda, device, quotient, width
-from .launch import Kernel
-from .moments import THREADS, add_trees, line_at
+from ..half import is_half, real as real_of
+from .intrinsics import arrive, cuda, device, quotient
+from .moments import THREADS, add_trees, cases, kernel, places
 from .vectors import each, filled, of_lanes, reader, scatter, writer
 
 __all__ = ["ADD", "BETA", "BY_Y", "CENTER", "GAMMA", "GAMMA_IN", "RELU", "WRITE", "add_lines",
-           "add_parts", "centered", "differential", "four_lines", "gradient", "normalize",
-           "put_lines", "shares", "sums", "words"]
+           "add_parts", "centered", "differential", "gradient", "masked_lines", "normalize",
+           "over_lines", "put_lines", "shares", "sums", "words"]
 
-ROWS = 4                     # lines of each array of a thread at once
-LOG = THREADS.bit_length() - 1
 GAMMA, BETA, ADD, RELU, BY_Y, WRITE, CENTER, GAMMA_IN = 1, 2, 4, 8, 16, 32, 64, 128
 _min, _max = min, max
+
+
+def lines(dtype):
+    """Lines of each array of a thread at once; of halves, which take twice the registers, two."""
+    return 2 if is_half(dtype) else 4
 
 
 @cache
 def words(dtype):
     """What values of channel c are normalized with: the mean in two words, 1/σ, γ and β."""
-    real, one, zero = dtype.type, dtype.type(1), dtype.type(0)
+    real = real_of(dtype).type
+    one, zero = real(1), real(0)
 
     @device
     def f(mean, invstd, c, gamma, beta, option):
@@ -52,13 +56,6 @@ def constants(dtype, W, columns):
     return of_lanes(f, W, not columns)
 
 
-def _kernel(body, name, dtype, W, columns, index, parameters):
-    kind = dtype.str[1:]
-    layout = "columns" if columns else f"segments_{index}"
-    return Kernel(body, parameters.replace("k", kind), name=f"{name}_{kind}_{W}_{layout}",
-                  threads=THREADS, minimum=2)
-
-
 @cache
 def centered(W):
     """x − mean of x and ``constants``."""
@@ -68,7 +65,7 @@ def centered(W):
 @cache
 def normalized(dtype, W):
     """y of x, of what is added, and of ``constants``; what is not below 0."""
-    zero = dtype.type(0)
+    zero = real_of(dtype).type(0)
 
     @device
     def value(x, z, c):
@@ -77,44 +74,41 @@ def normalized(dtype, W):
 
 
 @cache
-def four_places(W, columns, index):
-    """How many of lines r, r + lanes … there are before ``end``, at most ROWS, and where they lie;
-    others are the first again."""
-    at = line_at(W, columns, index)
-
-    @device
-    def f(base, r, end, q, B, S, shift):
-        lanes = THREADS >> shift
-        m = _min(ROWS, (end - r + lanes - 1) >> (LOG - shift))
-        return m, (base + at(r, q, B, S), base + at(r + (lanes if m > 1 else 0), q, B, S),
-                   base + at(r + (2 * lanes if m > 2 else 0), q, B, S),
-                   base + at(r + (3 * lanes if m > 3 else 0), q, B, S))
-    return f
+def over_lines(f, arrays, dtype):
+    """The function of so many tuples of lines that is f of each of them; and a tuple of the same.
+    """
+    return each(f, arrays, lines(dtype)), filled(lines(dtype))
 
 
 @cache
-def put_lines(W):
-    """Write the first m of four lines to where i says."""
+def put_lines(dtype, W):
+    """Write the first m lines to where i says."""
     write = writer(W)
 
     @device
-    def f(p, i, m, v):
+    def two(p, i, m, v):
         write(p, i[0], v[0])
         if m > 1:
             write(p, i[1], v[1])
+
+    @device
+    def four(p, i, m, v):
+        two(p, i, m, v)
         if m > 2:
             write(p, i[2], v[2])
         if m > 3:
             write(p, i[3], v[3])
-    return f
+    return two if is_half(dtype) else four
 
 
 @cache
-def normalize(dtype, W, columns, index):
+def normalize(dtype, params, W, columns, index):
     """y = ((x − mean) invstd) γ + β [+ z], not below 0 with RELU."""
-    read, put, places = reader(W), put_lines(W), four_places(W, columns, index)
-    table, same, L = constants(dtype, W, columns), filled(W), W if columns else 1
-    (values, clip), zero = normalized(dtype, W), dtype.type(0)
+    place, put, table = (places(W, columns, index, lines(dtype)), put_lines(dtype, W),
+                         constants(dtype, W, columns))
+    L, (values, clip), none = W if columns else 1, normalized(dtype, W), filled(W)
+    (read, same), zero = over_lines(reader(W), 2, dtype), real_of(dtype).type(0)
+    values, clip = over_lines(values, 3, dtype)[0], over_lines(clip, 1, dtype)[0]
 
     def body(x, z, gamma, beta, mean, invstd, y, R, B, S, shift, segment, P, tiles, N, G, K,
              option):
@@ -126,63 +120,59 @@ def normalize(dtype, W, columns, index):
         if q >= B or r >= end:
             return
         # segments of samples with statistics of their own are channels of one sample: B // N each
-        c = table(mean, invstd, gamma, beta, a * B + q, B // N, G, K, option)
-        nothing = same(zero)
+        c = same(table(mean, invstd, gamma, beta, a * B + q, B // N, G, K, option))
         while r < end:
-            m, (i0, i1, i2, i3) = places(a * R * B, r, end, q, B, S, shift)
-            x0, x1, x2, x3 = read(x, i0), read(x, i1), read(x, i2), read(x, i3)
-            z0, z1, z2, z3 = nothing, nothing, nothing, nothing
+            m, i = place(a * R * B, r, end, q, B, S, shift)
+            v, added = read(same(x), i), same(none(zero))
             if option & ADD:
-                z0, z1, z2, z3 = read(z, i0), read(z, i1), read(z, i2), read(z, i3)
-            x0, x1 = values(x0, z0, c), values(x1, z1, c)
-            x2, x3 = values(x2, z2, c), values(x3, z3, c)
+                added = read(same(z), i)
+            v = values(v, added, c)
             if option & RELU:
-                x0, x1, x2, x3 = clip(x0), clip(x1), clip(x2), clip(x3)
-            put(y, (i0, i1, i2, i3), m, (x0, x1, x2, x3))
-            r += ROWS * (THREADS >> shift)
-    return _kernel(body, "normalize", dtype, W, columns, index,
-                   "*k *k *k *k *f8 *f8 *k " + "i8 " * 10 + "i4")
+                v = clip(v)
+            put(y, i, m, v)
+            r += len(i) * (THREADS >> shift)
+    return kernel(body, "normalize", dtype, params, W, columns, index,
+                  "*k *k *p *p *f8 *f8 *k " + "i8 " * 10 + "i4")
 
 
 @cache
-def four_lines(dtype, W, columns, index):
-    """``four_places``, g and x there; g is dy where the forward's y, or what it was made of, is
-    above 0."""
-    read, places, zero = reader(W), four_places(W, columns, index), dtype.type(0)
+def masked_lines(dtype, W, columns, index):
+    """``places``, g and x there; g is dy where the forward's y, or what it was made of, is above 0.
+    """
+    place, zero = places(W, columns, index, lines(dtype)), real_of(dtype).type(0)
+    read, same = over_lines(reader(W), 2, dtype)
     by_y = each(device(lambda g, y: g if y > zero else zero), 2, W)
     by_x = each(device(lambda g, x, c: g if ((x - c[0]) - c[1]) * (c[2] * c[3]) + c[4] > zero
                        else zero), 3, W)
+    by_y, by_x = over_lines(by_y, 2, dtype)[0], over_lines(by_x, 3, dtype)[0]
 
     @device
     def f(dy, x, y, c, base, r, end, q, B, S, shift, option):
-        m, (i0, i1, i2, i3) = places(base, r, end, q, B, S, shift)
-        g0, g1, g2, g3 = read(dy, i0), read(dy, i1), read(dy, i2), read(dy, i3)
-        x0, x1, x2, x3 = read(x, i0), read(x, i1), read(x, i2), read(x, i3)
+        m, i = place(base, r, end, q, B, S, shift)
+        g, v = read(same(dy), i), read(same(x), i)
         if option & BY_Y:
-            g0, g1 = by_y(g0, read(y, i0)), by_y(g1, read(y, i1))
-            g2, g3 = by_y(g2, read(y, i2)), by_y(g3, read(y, i3))
+            g = by_y(g, read(same(y), i))
         elif option & RELU:
-            g0, g1, g2, g3 = by_x(g0, x0, c), by_x(g1, x1, c), by_x(g2, x2, c), by_x(g3, x3, c)
-        return m, (i0, i1, i2, i3), (g0, g1, g2, g3), (x0, x1, x2, x3)
+            g = by_x(g, v, same(c))
+        return m, i, g, v
     return f
 
 
 @cache
 def add_lines(dtype, W):
-    """Σ g and Σ g x̂ of lanes, with m more lines of ``four_lines``."""
-    wide, same, zero = np.float64, filled(W), dtype.type(0)
+    """Σ g and Σ g x̂ of lanes, with m more lines of ``masked_lines``."""
+    wide, none, zero, count = np.float64, filled(W), real_of(dtype).type(0), lines(dtype)
     times = each(device(lambda g, x, c: g * (((x - c[0]) - c[1]) * c[2])), 3, W)
-    four = each(device(lambda a, b, c, d: wide((a + b) + (c + d))), 4, W)
-    plus = each(device(lambda a, b: a + b), 2, W)
+    total = {2: lambda a, b: wide(a + b), 4: lambda a, b, c, d: wide((a + b) + (c + d))}[count]
+    total, plus = each(device(total), count, W), each(device(lambda a, b: a + b), 2, W)
+    there = of_lanes(device(lambda k, m: m > k), count)
+    counted = over_lines(device(lambda g, there: g if there else none(zero)), 2, dtype)[0]
+    times, same = over_lines(times, 3, dtype)
 
     @device
     def f(s, sx, c, m, g, x):
-        (g0, g1, g2, g3), nothing = g, same(zero)
-        g1, g2 = g1 if m > 1 else nothing, g2 if m > 2 else nothing
-        g3 = g3 if m > 3 else nothing
-        return (plus(s, four(g0, g1, g2, g3)),
-                plus(sx, four(times(g0, x[0], c), times(g1, x[1], c), times(g2, x[2], c),
-                              times(g3, x[3], c))))
+        g = counted(g, there(m))
+        return plus(s, total(*g)), plus(sx, total(*times(g, x, same(c))))
     return f
 
 
@@ -202,10 +192,11 @@ def add_parts(parts_dy, parts_dyx, at, there, B, line, P, cells, cells_x):
 
 
 @cache
-def sums(dtype, W, columns, index):
+def sums(dtype, params, W, columns, index):
     """Σ g and Σ g x̂ of channels, in float64, and dγ and dβ, which they are; g is dy [masked]."""
-    load, add, L = four_lines(dtype, W, columns, index), add_lines(dtype, W), W if columns else 1
-    table, same, real, put = constants(dtype, W, columns), filled(W), dtype.type, scatter(W)
+    load, add, L = masked_lines(dtype, W, columns, index), add_lines(dtype, W), W if columns else 1
+    table, same, put, real = (constants(dtype, W, columns), filled(W), scatter(W),
+                              real_of(dtype).type)
     CELLS = W * THREADS
 
     def body(dy, x, y, gamma, beta, mean, invstd, sum_dy, sum_dyx, parts_dy, parts_dyx, counters,
@@ -221,9 +212,9 @@ def sums(dtype, W, columns, index):
         if r < end and q < B:
             c = table(mean, invstd, gamma, beta, a * B + q, B // N, G, K, option)
             while r < end:
-                m, _, g, v = load(dy, x, y, c, a * R * B, r, end, q, B, S, shift, option)
+                m, i, g, v = load(dy, x, y, c, a * R * B, r, end, q, B, S, shift, option)
                 s, sx = add(s, sx, c, m, g, v)
-                r += ROWS * (THREADS >> shift)
+                r += len(i) * (THREADS >> shift)
         put(first, t * W, s)
         put(second, t * W, sx)
         add_trees(first, second, CELLS, line)
@@ -249,14 +240,14 @@ def sums(dtype, W, columns, index):
             sum_dy[c], sum_dyx[c] = first[t], second[t]
             if option & WRITE:
                 dgamma[c], dbeta[c] = real(second[t]), real(first[t])
-    return _kernel(body, "sums", dtype, W, columns, index,
-                   "*k *k *k *k *k *f8 *f8 *f8 *f8 *f8 *f8 *i4 *k *k " + "i8 " * 10 + "i4")
+    return kernel(body, "sums", dtype, params, W, columns, index,
+                  "*k *k *k *p *p *f8 *f8 *f8 *f8 *f8 *f8 *i4 *p *p " + "i8 " * 10 + "i4")
 
 
 @cache
 def shares(dtype):
     """Of dx: a = Σ γ g / n and b invstd = invstd Σ γ g x̂ / n, from the sums and channel c's γ."""
-    real, wide = dtype.type, np.float64
+    real, wide = real_of(dtype).type, np.float64
 
     @device
     def f(sum_dy, sum_dyx, invstd, c, gamma, n, option):
@@ -273,10 +264,11 @@ def differential(W):
 
 
 @cache
-def gradient(dtype, W, columns, index):
+def gradient(dtype, params, W, columns, index):
     """dx = invstd (γ g − a − x̂ b) of the sums: a = Σ γ g / n, b = Σ γ g x̂ / n, without γ in the
     sums unless GAMMA_IN; g, the masked dy, is written to dz with WRITE."""
-    load, put, L = four_lines(dtype, W, columns, index), put_lines(W), W if columns else 1
+    load, put, L = (masked_lines(dtype, W, columns, index), put_lines(dtype, W),
+                    W if columns else 1)
     table, value, apart, share = (constants(dtype, W, columns), differential(W), centered(W),
                                   shares(dtype))
 
@@ -289,9 +281,7 @@ def gradient(dtype, W, columns, index):
         return share(sum_dy[i], sum_dyx[i], invstd[i], c, gamma, n, option)
     means = of_lanes(of, W, not columns)
 
-    @device
-    def values(g, x, c, e):
-        return value(g, apart(x, c), c, e)
+    values, same = over_lines(device(lambda g, x, c, e: value(g, apart(x, c), c, e)), 4, dtype)
 
     def body(dy, x, y, gamma, beta, mean, invstd, sum_dy, sum_dyx, dx, dz, R, B, S, shift, segment,
              P, tiles, N, G, K, n, option):
@@ -308,17 +298,14 @@ def gradient(dtype, W, columns, index):
             m, i, g, v = load(dy, x, y, c, a * R * B, r, end, q, B, S, shift, option)
             if option & WRITE:
                 put(dz, i, m, g)
-            put(dx, i, m, (values(g[0], v[0], c, e), values(g[1], v[1], c, e),
-                           values(g[2], v[2], c, e), values(g[3], v[3], c, e)))
-            r += ROWS * (THREADS >> shift)
-    return _kernel(body, "gradient", dtype, W, columns, index,
-                   "*k *k *k *k *k *f8 *f8 *f8 *f8 *k *k " + "i8 " * 10 + "f8 i4")
+            put(dx, i, m, values(g, v, same(c), same(e)))
+            r += len(i) * (THREADS >> shift)
+    return kernel(body, "gradient", dtype, params, W, columns, index,
+                  "*k *k *k *p *p *f8 *f8 *f8 *f8 *k *k " + "i8 " * 10 + "f8 i4")
 
 
 def every():
     """All kernels of this module."""
-    for dtype in map(np.dtype, (np.float32, np.float64)):
-        for W in (width(dtype), 1):
-            for columns in (True, False):
-                for make in (normalize, sums, gradient):
-                    yield make(dtype, W, columns, "u4")
+    for kinds in cases():
+        for make in (normalize, sums, gradient):
+            yield make(*kinds)

@@ -10,17 +10,40 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from .intrinsics import address, arrive, cuda, device, libm, wait_for, width
-from .launch import Kernel
+from ..half import is_half, real as real_of
+from .intrinsics import (
+    address_of,
+    arrive,
+    cuda,
+    device,
+    libm,
+    load_raw,
+    store_raw,
+    wait_for,
+)
 from .memory import SIMULATED, device_of, empty, empty_like, xp
-from .moments import LOG, THREADS, line_at, merge_trees, of_lines, of_parts, to_cells
+from .moments import (
+    CELLS,
+    LOG,
+    THREADS,
+    cases,
+    kernel,
+    line_at,
+    merge_trees,
+    of_lines,
+    of_parts,
+    places,
+    states,
+    to_cells,
+)
 from .passes import ADD, BETA, GAMMA, RELU, normalized, words
-from .vectors import filled, of_lanes, reader, writer
+from .vectors import each, filled, of_lanes, reader, writer
 
-__all__ = ["SHARED", "enabled", "leave", "meet", "plan", "planned", "run", "single", "two_per_tile"]
+__all__ = ["SHARED", "enabled", "leave", "meet", "plan", "planned", "run", "single",
+           "two_per_tile", "unit"]
 
 SHARED = 80 << 10 if not SIMULATED else 16 << 10      # bytes: two blocks on a multiprocessor
-STATIC = 25 << 10                                     # that merging takes, at most
+STATIC = 33 << 10                                     # that merging takes, at most
 _max, _min = max, min
 enabled = True
 
@@ -41,38 +64,27 @@ def _constants(dtype, W, columns):
 @cache
 def _keep(W, columns, index):
     """Copy a thread's lines to shared memory, each thread's to where it alone reads; how many."""
-    read, write, at = reader(W), writer(W), line_at(W, columns, index)
+    many = 4 if W == 8 else 8
+    read, write, place = (load_raw if W > 1 else reader(1), store_raw if W > 1 else writer(1),
+                          places(W, columns, index, many))
+    read_all, copies = each(read, 2, many), filled(many)
+
+    @device
+    def put(k, kept, j, m, v):
+        if m > k:
+            write(kept, j + k * THREADS * W, v[k])
+        return 0
+    put_all = of_lanes(put, many)
 
     @device
     def f(x, kept, r, end, q, B, S, shift):
-        lanes, j, step = THREADS >> shift, cuda.threadIdx.x * W, THREADS * W
-        count = (end - r + lanes - 1) >> (LOG - shift) if q < B and r < end else 0
-        for i in range(0, count, 8):
-            m, first = count - i, r + i * lanes
-            v = read(x, at(first, q, B, S))
-            v1 = read(x, at(first + (lanes if m > 1 else 0), q, B, S))
-            v2 = read(x, at(first + (2 * lanes if m > 2 else 0), q, B, S))
-            v3 = read(x, at(first + (3 * lanes if m > 3 else 0), q, B, S))
-            v4 = read(x, at(first + (4 * lanes if m > 4 else 0), q, B, S))
-            v5 = read(x, at(first + (5 * lanes if m > 5 else 0), q, B, S))
-            v6 = read(x, at(first + (6 * lanes if m > 6 else 0), q, B, S))
-            v7 = read(x, at(first + (7 * lanes if m > 7 else 0), q, B, S))
-            write(kept, j, v)
-            if m > 1:
-                write(kept, j + step, v1)
-            if m > 2:
-                write(kept, j + 2 * step, v2)
-            if m > 3:
-                write(kept, j + 3 * step, v3)
-            if m > 4:
-                write(kept, j + 4 * step, v4)
-            if m > 5:
-                write(kept, j + 5 * step, v5)
-            if m > 6:
-                write(kept, j + 6 * step, v6)
-            if m > 7:
-                write(kept, j + 7 * step, v7)
-            j += 8 * step
+        count, j = 0, cuda.threadIdx.x * W
+        while r < end and q < B:
+            m, i = place(0, r, end, q, B, S, shift)
+            put_all(kept, j, m, read_all(copies(x), i))
+            r += many * (THREADS >> shift)
+            j += many * THREADS * W
+            count += m
         return count
     return f
 
@@ -97,25 +109,46 @@ def leave(counters, tile, P):
         counters[2 * tile + 1] = 0
 
 
-@cache
-def single(dtype, W, columns, index):
-    """y, mean, var and invstd of channels; the running ones move."""
-    read, write, at, kind = reader(W), writer(W), line_at(W, columns, index), dtype.str[1:]
-    H = _max(1, W // 2)          # lanes whose moments are taken at once: registers are for two
-    keep, lines, fill, join = (_keep(W, columns, index), of_lines(dtype, H, True, "u4", True),
-                               to_cells(W), of_parts(W, columns))
-    table, (values, clip), real = _constants(dtype, W, columns), normalized(dtype, W), dtype.type
-    L, CELLS, sqrt, nothing = W if columns else 1, W * THREADS, libm("sqrt", np.float64), filled(W)
+def unit(dtype):
+    """What to ask of shared memory for numbers of a dtype."""
+    return np.uint16 if is_half(dtype) else dtype.type
 
-    if W == 1:
-        both = device(lambda kept, count: lines(kept, 0, 0, count, cuda.threadIdx.x, THREADS, 1,
-                                                LOG))
-    else:
-        @device
-        def both(kept, count):
-            first = cuda.threadIdx.x * W
-            n, state = lines(kept, 0, 0, count, first, THREADS * W, 1, LOG)
-            return n, state + lines(kept, 0, 0, count, first + H, THREADS * W, 1, LOG)[1]
+
+@cache
+def _moments_of_kept(dtype, W, folded):
+    """How many numbers of a lane a thread has kept, and their moments; of two lanes at a time, for
+    which there are registers, or of all that are ``folded``."""
+    H = W if folded else _max(1, _min(2, W // 2))
+    lines = of_lines(dtype, H, True, "u4", not folded, folded)
+
+    @device
+    def part(k, kept, count):
+        return lines(kept, 0, 0, count, cuda.threadIdx.x * W + k, THREADS * W, 1, LOG)
+
+    @device
+    def two(kept, count):
+        n, state = part(0, kept, count)
+        return n, state + part(H, kept, count)[1]
+
+    @device
+    def four(kept, count):
+        n, state = two(kept, count)
+        return n, state + part(2 * H, kept, count)[1] + part(3 * H, kept, count)[1]
+    if H == W:
+        return device(lambda kept, count: part(0, kept, count))
+    return two if W < 8 else four
+
+
+@cache
+def single(dtype, params, W, columns, index):
+    """y, mean, var and invstd of channels; the running ones move."""
+    read, write, at, here = (reader(W), writer(W), line_at(W, columns, index), address_of(dtype))
+    K, keep, join = states(W, columns), _keep(W, columns, index), of_parts(W, columns)
+    moments, fill = _moments_of_kept(dtype, W, K < W), to_cells(K)
+    table, (values, clip), real = (_constants(dtype, W, columns), normalized(dtype, W),
+                                   real_of(dtype).type)
+    L, SIZE, UNIT = W if columns else 1, K * CELLS, unit(dtype)
+    sqrt, nothing = libm("sqrt", np.float64), filled(W)
 
     @device
     def finish(c, n, mean_of, m2, mean, var, invstd, running_mean, running_var, eps, momentum,
@@ -128,10 +161,10 @@ def single(dtype, W, columns, index):
 
     def body(x, z, gamma, beta, y, mean, var, invstd, parts_mean, parts_m2, counters, running_mean,
              running_var, R, B, S, shift, segment, P, tiles, groups, eps, momentum, moving, option):
-        means = cuda.shared.array(CELLS, np.float64)
-        squares = cuda.shared.array(CELLS, np.float64)
-        counts = cuda.shared.array(CELLS, np.float64)
-        kept, limits = address(cuda.shared.array(0, real)), cuda.shared.array(2, np.int64)
+        means = cuda.shared.array(SIZE, np.float64)
+        squares = cuda.shared.array(SIZE, np.float64)
+        counts = cuda.shared.array(SIZE, np.float64)
+        kept, limits = here(cuda.shared.array(0, UNIT)), cuda.shared.array(2, np.int64)
         t, k, tile = cuda.threadIdx.x, cuda.blockIdx.x % P, cuda.blockIdx.x // P
         line, side = L << shift, (t & ((1 << shift) - 1)) * L
         if t == 0:                # from memory, lest positions be kept in registers between tiles
@@ -140,9 +173,9 @@ def single(dtype, W, columns, index):
         while tile < tiles:
             q = tile * line + side
             count = keep(x, kept, limits[0] + (t >> shift), limits[1], q, B, S, shift)
-            n, state = both(kept, count)
+            n, state = moments(kept, count)
             fill(n, state, means, squares, counts)
-            merge_trees(means, squares, counts, CELLS, line)
+            merge_trees(means, squares, counts, SIZE, line)
             if P > 1:
                 if t < line and tile * line + t < B:
                     i = k * B + tile * line + t
@@ -164,11 +197,9 @@ def single(dtype, W, columns, index):
                     j += THREADS * W
             cuda.syncthreads()                 # cells are written to again
             tile += groups
-    layout = "columns" if columns else f"segments_{index}"
     numbers = "i8 " * 8 + "f8 f8 i4 i4"
-    return Kernel(body, f"{f'*{kind} ' * 5} {'*f8 ' * 5} *i4 *{kind} *{kind} {numbers}",
-                  name=f"single_{kind}_{W}_{layout}", threads=THREADS, shared=SHARED, minimum=2,
-                  together=True)
+    return kernel(body, "single", dtype, params, W, columns, index,
+                  f"*k *k *p *p *k {'*f8 ' * 5} *i4 *p *p {numbers}", shared=SHARED, together=True)
 
 
 @lru_cache(1 << 10)
@@ -197,8 +228,8 @@ def _fits(number):
 
 
 @cache
-def _resident(kernel, number):
-    return kernel.resident()
+def _resident(start, number):
+    return start.resident()
 
 
 @cache
@@ -213,23 +244,23 @@ def two_per_tile(tiles):
     return _counters(xp.cuda.runtime.getDevice(), xp.cuda.get_current_stream().ptr, count)
 
 
-def planned(kernel, c, x, kept=1):
+def planned(start, c, x, kept=1):
     """``plan``, and two arrays for what blocks find, for a kernel that keeps so many arrays like x;
     None where this is not the way."""
     if not enabled or not _fits(device_of(x)):
         return None
-    how = plan(c, kept * x.itemsize, _resident(kernel, device_of(x)))
+    how = plan(c, kept * x.itemsize, _resident(start, device_of(x)))
     if how is None:
         return None
     alone = how[1] == 1
     return *how, [None if alone else empty((how[1], x.shape[1]), np.float64) for _ in range(2)]
 
 
-def run(x, z, gamma, beta, c, eps, relu, running):
-    """y, mean, var and invstd of dense x, cut as c says, all of one memory order; None where this
-    is not the way."""
-    kernel = single(x.dtype, *c.kind)
-    how = planned(kernel, c, x)
+def run(x, z, gamma, beta, params, c, eps, relu, running):
+    """y, mean, var and invstd of dense x, cut as c says, all of one memory order; ``params``: dtype
+    of γ, β and the running ones. None where this is not the way."""
+    start = single(x.dtype, params, *c.kind)
+    how = planned(start, c, x)
     if how is None:
         return None
     lines, P, groups, parts = how
@@ -237,15 +268,13 @@ def run(x, z, gamma, beta, c, eps, relu, running):
     mean, var, momentum = (None, None, 0.0) if running is None else running
     option = (GAMMA * (gamma is not None) | BETA * (beta is not None) | ADD * (z is not None)
               | RELU * bool(relu))
-    kernel(groups * P, x, z, gamma, beta, y, *stats, *parts, two_per_tile(c.tiles), mean, var,
-           c.R, c.B, c.S, c.shift, lines, P, c.tiles, groups, eps, momentum, running is not None,
-           option)
+    start(groups * P, x, z, gamma, beta, y, *stats, *parts, two_per_tile(c.tiles), mean, var,
+          c.R, c.B, c.S, c.shift, lines, P, c.tiles, groups, eps, momentum, running is not None,
+          option)
     return y, *stats
 
 
 def every():
     """All kernels of this module."""
-    for dtype in map(np.dtype, (np.float32, np.float64)):
-        for W in (width(dtype), 1):
-            for columns in (True, False):
-                yield single(dtype, W, columns, "u4")
+    for kinds in cases():
+        yield single(*kinds)

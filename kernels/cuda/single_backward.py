@@ -1,28 +1,29 @@
-"""The backward of batch normalization that reads memory once: blocks keep x − mean and the masked
-dy in shared memory until their channels' sums are known. How they share the work is single.py's.
+"""The backward of batch normalization that reads memory once: blocks keep x and the masked dy in
+shared memory until their channels' sums are known. How they share the work is single.py's.
 """
 
 from functools import cache
 
 import numpy as np
 
-from .intrinsics import address, cuda, device, width
-from .launch import Kernel
+from ..half import real as real_of
+from .intrinsics import address_of, cuda, device
 from .memory import empty, empty_like
-from .moments import THREADS, add_trees, line_at
+from .moments import LOG, THREADS, add_trees, cases, kernel, line_at
 from .passes import (
-    ROWS,
     WRITE,
     add_lines,
     add_parts,
     centered,
     differential,
-    four_lines,
+    lines,
+    masked_lines,
+    over_lines,
     put_lines,
     shares,
     words,
 )
-from .single import SHARED, leave, meet, planned, two_per_tile
+from .single import SHARED, leave, meet, planned, two_per_tile, unit
 from .vectors import filled, of_lanes, reader, scatter, writer
 
 __all__ = ["gradients", "run"]
@@ -43,20 +44,22 @@ def _tables(dtype, W, columns):
 
 
 @cache
-def gradients(dtype, W, columns, index):
+def gradients(dtype, params, W, columns, index):
     """dx, dγ = Σ g x̂ and dβ = Σ g of channels; g, the masked dy, is written to dz with WRITE."""
-    read, write, at, kind = reader(W), writer(W), line_at(W, columns, index), dtype.str[1:]
-    load, add, L = four_lines(dtype, W, columns, index), add_lines(dtype, W), W if columns else 1
+    read, write, at, here = reader(W), writer(W), line_at(W, columns, index), address_of(dtype)
+    load, add, L = masked_lines(dtype, W, columns, index), add_lines(dtype, W), W if columns else 1
     table, means = _tables(dtype, W, columns)
-    same, put, put_four = filled(W), scatter(W), put_lines(W)
-    apart, values, real = centered(W), differential(W), dtype.type
-    CELLS, STEP = W * THREADS, 2 * W * THREADS
+    same, put, put_all = filled(W), scatter(W), put_lines(dtype, W)
+    apart, values, real = centered(W), differential(W), real_of(dtype).type
+    CELLS, STEP, UNIT, count = W * THREADS, 2 * W * THREADS, unit(dtype), lines(dtype)
+    read_all, copies = over_lines(read, 2, dtype)
+    where = of_lanes(device(lambda k, j, m: j + (k * STEP if m > k else 0)), count)
 
     def body(dy, x, y, gamma, beta, mean, invstd, dx, dz, dgamma, dbeta, parts_dy, parts_dyx,
              counters, R, B, S, shift, segment, P, tiles, groups, n, option):
         first = cuda.shared.array(CELLS, np.float64)
         second = cuda.shared.array(CELLS, np.float64)
-        kept, limits = address(cuda.shared.array(0, real)), cuda.shared.array(2, np.int64)
+        kept, limits = here(cuda.shared.array(0, UNIT)), cuda.shared.array(2, np.int64)
         t, k, tile = cuda.threadIdx.x, cuda.blockIdx.x % P, cuda.blockIdx.x // P
         line, side, lanes = L << shift, (t & ((1 << shift) - 1)) * L, THREADS >> shift
         if t == 0:                # from memory, lest positions be kept in registers between tiles
@@ -68,14 +71,19 @@ def gradients(dtype, W, columns, index):
             if q < B and r < limits[1]:
                 c = table(q, mean, invstd, gamma, beta, option)
                 while r < limits[1]:
-                    m, _, g, v = load(dy, x, y, c, 0, r, limits[1], q, B, S, shift, option)
+                    m, i, g, v = load(dy, x, y, c, 0, r, limits[1], q, B, S, shift, option)
+                    put_all(kept, where(j, m), m, g)
+                    put_all(kept, where(j + STEP // 2, m), m, v)
+                    r += count * lanes
+                    j += count * STEP
+                r, j = limits[0] + (t >> shift), t * W        # again: registers are short for both
+                while r < limits[1]:
+                    m = _min(count, (limits[1] - r + lanes - 1) >> (LOG - shift))
+                    g = read_all(copies(kept), where(j, m))
+                    v = read_all(copies(kept), where(j + STEP // 2, m))
                     s, sx = add(s, sx, c, m, g, v)
-                    put_four(kept, (j, j + STEP, j + 2 * STEP, j + 3 * STEP), m, g)
-                    i = j + STEP // 2
-                    put_four(kept, (i, i + STEP, i + 2 * STEP, i + 3 * STEP), m, (
-                        apart(v[0], c), apart(v[1], c), apart(v[2], c), apart(v[3], c)))
-                    r += ROWS * lanes
-                    j += ROWS * STEP
+                    r += count * lanes
+                    j += count * STEP
             put(first, t * W, s)
             put(second, t * W, sx)
             add_trees(first, second, CELLS, line)
@@ -97,37 +105,33 @@ def gradients(dtype, W, columns, index):
                     i, g = at(r, q, B, S), read(kept, j)
                     if option & WRITE:
                         write(dz, i, g)
-                    write(dx, i, values(g, read(kept, j + STEP // 2), c, e))
+                    write(dx, i, values(g, apart(read(kept, j + STEP // 2), c), c, e))
                     r += lanes
                     j += STEP
             cuda.syncthreads()                 # cells are written to again
             tile += groups
-    layout = "columns" if columns else f"segments_{index}"
-    same_kind = f"*{kind} "
-    return Kernel(body, f"{same_kind * 5} *f8 *f8 {same_kind * 4} *f8 *f8 *i4 {'i8 ' * 8} f8 i4",
-                  name=f"single_backward_{kind}_{W}_{layout}", threads=THREADS, shared=SHARED,
-                  minimum=2, together=True)
+    return kernel(body, "single_backward", dtype, params, W, columns, index,
+                  f"*k *k *k *p *p *f8 *f8 *k *k *p *p *f8 *f8 *i4 {'i8 ' * 8} f8 i4",
+                  shared=SHARED, together=True)
 
 
-def run(dy, x, y, c, gamma, beta, mean, invstd, dz, option):
-    """dx, dγ and dβ of dense arrays of one memory order, cut as c says; None where this is not the
-    way."""
-    kernel = gradients(x.dtype, *c.kind)
-    how = planned(kernel, c, x, 2)
+def run(dy, x, y, c, gamma, beta, params, mean, invstd, dz, option):
+    """dx, dγ and dβ of dense arrays of one memory order, cut as c says; ``params``: dtype of γ, β
+    and their gradients. None where this is not the way."""
+    start = gradients(x.dtype, params, *c.kind)
+    how = planned(start, c, x, 2)
     if how is None:
         return None
-    lines, P, groups, parts = how
+    segment, P, groups, parts = how
     dx, C = empty_like(x), x.shape[1]
-    dgamma, dbeta = empty((C,), x.dtype), empty((C,), x.dtype)
-    kernel(groups * P, dy, x, y, gamma, beta, mean, invstd, dx, dz, dgamma, dbeta, *parts,
-           two_per_tile(c.tiles), c.R, c.B, c.S, c.shift, lines, P, c.tiles, groups, x.size // C,
-           option)
+    dgamma, dbeta = empty((C,), params), empty((C,), params)
+    start(groups * P, dy, x, y, gamma, beta, mean, invstd, dx, dz, dgamma, dbeta, *parts,
+          two_per_tile(c.tiles), c.R, c.B, c.S, c.shift, segment, P, c.tiles, groups, x.size // C,
+          option)
     return dx, dgamma, dbeta
 
 
 def every():
     """All kernels of this module."""
-    for dtype in map(np.dtype, (np.float32, np.float64)):
-        for W in (width(dtype), 1):
-            for columns in (True, False):
-                yield gradients(dtype, W, columns, "u4")
+    for kinds in cases():
+        yield gradients(*kinds)

@@ -241,3 +241,18 @@ def test_given_statistics_views_and_nothing():
     none = on_device(empty, empty, np.zeros(3), np.ones(3))
     same(cuda.batch_norm_backward(*none[:2], None, *none[2:], residual=True),
          reference.batch_norm_backward(empty, empty, None, np.zeros(3), np.ones(3), residual=True))
+
+
+@pytest.mark.parametrize("moving", [False, True])
+def test_known_statistics(normal, moving):
+    """Those of x give what x gives; others are taken as they are."""
+    x, mean, var = normal(np.float32, 5, 6, 7), np.linspace(-1, 1, 6), np.linspace(0.5, 2, 6)
+    for known in (reference.batch_norm_stats(x), (mean, var)):
+        running = [np.zeros(6, np.float32), np.ones(6, np.float32)] if moving else []
+        moved = [to_device(a) for a in running]
+        want = reference.batch_norm(x, None, None, eps=1e-5, known=known,
+                                    running=(*running, 0.3) if moving else None)
+        got = cuda.batch_norm(to_device(x), None, None, eps=1e-5, known=[*map(to_device, known)],
+                              running=(*moved, 0.3) if moving else None)
+        for a, b in zip((*got, *moved), (*want, *running)):
+            np.testing.assert_allclose(to_host(a), b, rtol=2e-6, atol=2e-6)
