@@ -442,3 +442,24 @@ def test_running_variances_far_below_eps(scale, dtype):
     np.testing.assert_allclose(var.data, wide.var(2, ddof=1).mean(0), rtol=tolerance)
     np.testing.assert_allclose(mean.data, wide.mean(2).mean(0), rtol=tolerance,
                                atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("k", [0.0, 1e-35, 1e-20, 1.0])
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e-20, 1e-10, 1.0, 1e10, 1e30])
+def test_local_response_norm_at_any_scale(scale, k):
+    """float32 against float64: what is finite there, and a float32, is right."""
+    rng = np.random.default_rng(0)
+    x, dy = ((rng.standard_normal((2, 6, 5)) * s).astype("f4") for s in (scale, 1.0))
+    found = []
+    for dtype in (np.float32, np.float64):
+        t = nbgrad.tensor(x, dtype=dtype, requires_grad=True)
+        y = ops.local_response_norm(t, 3, 1e-4, 0.75, k)
+        y.backward(nbgrad.tensor(dy, dtype=dtype))
+        found.append((y.data, t.grad.data))
+    padded = np.pad(x.astype(float) ** 2, ((0, 0), (1, 1), (0, 0)))
+    total = sum(padded[:, i:i + 6] for i in range(3))
+    np.testing.assert_allclose(found[1][0], x / (k + 1e-4 / 3 * total) ** 0.75, rtol=1e-12)
+    for got, want in zip(*found):
+        if abs(want).max() < 3e38:
+            largest = max(np.abs(want).max(), np.finfo("f4").tiny)     # denormals have fewer digits
+            assert np.abs(got - want).max() <= 1e-6 * largest

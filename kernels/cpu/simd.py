@@ -195,7 +195,8 @@ def _masked_load(context, builder, sig, x, i, n, rest):
 
 @intrinsic
 def load_part(typingctx, x, i, n):
-    """The first n lanes of load(x, i), zeros behind; reads nothing else."""
+    """The first n lanes of load(x, i), zeros behind; reads nothing else. n may be below 0 (none) or
+    above the number of lanes (all)."""
     def codegen(context, builder, sig, args):
         zero = _constant(_ir(sig.return_type), 0.0)
         return _masked_load(context, builder, sig, *args, zero)
@@ -253,7 +254,7 @@ def put(y, i, v, past):
 
 @intrinsic
 def store_part(typingctx, y, i, v, n):
-    """The first n lanes of store(y, i, v); writes nothing else."""
+    """The first n lanes of store(y, i, v); writes nothing else. n as for load_part."""
     def codegen(context, builder, sig, args):
         place = _place(context, builder, y, args[0], args[1])
         align = ir.Constant(ir.IntType(32), y.dtype.bitwidth // 8)
@@ -440,7 +441,7 @@ if config.DISABLE_JIT:                            # the same in NumPy
         return x.reshape(-1)[i:i + lanes(x)].copy()
 
     def load_part(x, i, n):
-        v = np.zeros(lanes(x), x.dtype)
+        v, n = np.zeros(lanes(x), x.dtype), min(max(n, 0), lanes(x))
         v[:n] = x.reshape(-1)[i:i + n]
         return v
 
@@ -448,6 +449,7 @@ if config.DISABLE_JIT:                            # the same in NumPy
         return np.concatenate([x.reshape(-1)[i:i + n], rest[n:]])
 
     def store_part(y, i, v, n):
+        n = min(max(n, 0), v.size)
         y.reshape(-1)[i:i + n] = v[:n]
 
     def store(y, i, v):

@@ -28,6 +28,9 @@ class LpBatchNorm(RunningNorm):
     instead of |x − mean|, as Santurkar et al. have it. Training: mean and s of the batch, towards
     which the running ones move; evaluation: the running ones.
 
+    average, like, update, on_nonfinite: as in ``BatchNorm``; for ``update="step"``, the mean over
+    all values between two steps.
+
     Buffers: running_mean, running_scale (of s, eps included), num_batches_tracked. Raises
     ValueError for p below 1, eps not above 0, and one value per channel in training.
 
@@ -42,14 +45,14 @@ class LpBatchNorm(RunningNorm):
     running_scale: Tensor
 
     def __init__(self, num_features: int, p: float = 1, eps: float = 1e-5,
-                 momentum: float | None = 0.1, affine: bool = True, *, centered: bool = True,
-                 dtype: Any = np.float32) -> None:
+                 momentum: float | None = MOMENTUM, affine: bool = True, *, centered: bool = True,
+                 dtype: Any = np.float32, **policies: Any) -> None:
         if not isinstance(p, (int, float)) or not p >= 1:
             raise ValueError(f"LpBatchNorm: p must be at least 1, or inf, got {p!r}")
         if not eps > 0:
             raise ValueError(f"LpBatchNorm: eps must be positive, got {eps}")
-        super().__init__(num_features, eps, momentum, affine, dtype=dtype, running_mean=0.0,
-                         running_scale=1.0)
+        super().__init__(num_features, eps, momentum, affine, dtype=dtype, **policies,
+                         running_mean=0.0, running_scale=1.0)
         self.p, self.centered = p, centered
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +66,7 @@ class LpBatchNorm(RunningNorm):
         return y
 
     def extra_repr(self) -> str:
-        text = f"{self.num_features}, p={self.p}, eps={self.eps}, momentum={self.momentum}"
+        text = f"{self.num_features}, p={self.p}, eps={self.eps}, {self._told()}"
         return text + f", affine={self.affine}" + ("" if self.centered else ", centered=False")
 
 
@@ -73,6 +76,9 @@ class MeanOnlyBatchNorm(RunningNorm):
 
     x: (N, C, *S).  Training: the mean of the batch, towards which the running one moves;
     evaluation: the running one. Keeps nothing.
+
+    average, like, update, on_nonfinite: as in ``BatchNorm``; for ``update="step"``, the mean over
+    all values between two steps.
 
     Buffers: running_mean, num_batches_tracked. Raises ValueError for one value per channel in
     training.
@@ -84,9 +90,10 @@ class MeanOnlyBatchNorm(RunningNorm):
 
     running_mean: Tensor
 
-    def __init__(self, num_features: int, momentum: float | None = 0.1, bias: bool = True, *,
-                 dtype: Any = np.float32) -> None:
-        super().__init__(num_features, 0.0, momentum, bias, dtype=dtype, running_mean=0.0)
+    def __init__(self, num_features: int, momentum: float | None = MOMENTUM, bias: bool = True, *,
+                 dtype: Any = np.float32, **policies: Any) -> None:
+        super().__init__(num_features, 0.0, momentum, bias, dtype=dtype, **policies,
+                         running_mean=0.0)
         self.weight = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,7 +105,7 @@ class MeanOnlyBatchNorm(RunningNorm):
         return affine(xc, None, self.bias)
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, momentum={self.momentum}, bias={self.bias is not None}"
+        return f"{self.num_features}, {self._told()}, bias={self.bias is not None}"
 
 
 class NoisyBatchNorm(BatchNorm):

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import numpy as np
@@ -18,13 +17,12 @@ from nbgrad.ops.norm import check_batch, check_fused
 from . import init
 from .norm import MOMENTUM, Normalization, Unsaid, check_eps, check_momentum
 from .parameter import Parameter, check_sizes
-from .statistics import PRESETS, Average, current_step
+from .policies import check_policies, check_word, imitate
+from .statistics import Average, current_step
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
 STATISTICS = ("batch", "running", "frozen", "population", "prediction")
-UPDATES = ("forward", "step")
-ON_NONFINITE = ("propagate", "skip_update", "raise")
 
 
 def finish(y: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
@@ -99,7 +97,7 @@ class BatchNorm(Normalization):
         self.statistics, self.average, self.correction = statistics, average, correction
         self.update, self.on_nonfinite = update, on_nonfinite
         if like is not None:
-            self._imitate(like, said)
+            imitate(self, like, said)
         elif average is not None and said:
             raise ValueError(f"{type(self).__name__}: give momentum or average, not both")
         check_eps(self, self.eps)
@@ -113,33 +111,11 @@ class BatchNorm(Normalization):
                              as_tensor(np.zeros((), np.int64)) if track else None)
         self.reset_parameters()
 
-    def _imitate(self, like: str, said: bool) -> None:
-        owner = type(self).__name__
-        if like not in PRESETS:
-            raise ValueError(f"{owner}: expected like to be one of {', '.join(PRESETS)}, "
-                             f"got {like!r}")
-        kind = getattr(type(self), "_becomes", type(self))       # a lazy layer takes what that does
-        eps = inspect.signature(kind).parameters["eps"].default
-        if said or (self.eps, self.average, self.correction) != (eps, None, 1):
-            raise ValueError(f"{owner}: like={like!r} sets eps, average (and with it momentum) and "
-                             "correction: give either it or them")
-        for name, value in PRESETS[like].items():
-            setattr(self, name, value)
-
     def _check_words(self) -> None:
-        owner = type(self).__name__
-        if self.average is not None and not hasattr(self.average, "momentum"):
-            raise ValueError(f"{owner}: expected average to be an Exponential, DebiasedExponential "
-                             f"or Cumulative, got {self.average!r}")
-        for name, words in (("statistics", STATISTICS), ("update", UPDATES),
-                            ("on_nonfinite", ON_NONFINITE)):
-            if getattr(self, name) not in words:
-                raise ValueError(f"{owner}: expected {name} to be one of {', '.join(words)}, "
-                                 f"got {getattr(self, name)!r}")
-        if self.correction not in (0, 1):
-            raise ValueError(f"{owner}: expected correction to be 0 or 1, got {self.correction!r}")
+        check_policies(self)
+        check_word(self, "statistics", STATISTICS)
         if self.statistics in ("running", "frozen", "population") and not self.track_running_stats:
-            raise ValueError(f"{owner}: statistics={self.statistics!r} needs "
+            raise ValueError(f"{type(self).__name__}: statistics={self.statistics!r} needs "
                              "track_running_stats=True")
 
     def reset_running_stats(self) -> None:

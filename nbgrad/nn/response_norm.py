@@ -14,6 +14,7 @@ from nbgrad.ops.norm.channels import check_channels, per_channel
 
 from . import init
 from .module import Module
+from .norm import MOMENTUM
 from .parameter import Parameter, check_sizes
 from .running import ChannelNorm, RunningNorm
 
@@ -97,6 +98,9 @@ class EvoNormB0(RunningNorm):
     batch's unbiased one as batch norm's does. ``activation=False``: y = gamma x / √(var + eps) +
     beta.
 
+    average, correction, like, update, on_nonfinite: as in ``BatchNorm``; for ``update="step"``, the
+    mean over all values between two steps.
+
     Parameters, (C,) each: weight, bias, v. Buffers: running_var, num_batches_tracked. Raises
     ValueError for one value per channel in training.
 
@@ -109,9 +113,11 @@ class EvoNormB0(RunningNorm):
     v: Parameter | None
     running_var: Tensor
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
-                 affine: bool = True, *, activation: bool = True, dtype: Any = np.float32) -> None:
-        super().__init__(num_features, eps, momentum, affine, dtype=dtype, running_var=1.0)
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
+                 affine: bool = True, *, activation: bool = True, dtype: Any = np.float32,
+                 **policies: Any) -> None:
+        super().__init__(num_features, eps, momentum, affine, dtype=dtype, **policies,
+                         running_var=1.0)
         self.register_parameter("v", self._vector(1, dtype) if activation else None)
 
     def reset_parameters(self) -> None:
@@ -128,7 +134,7 @@ class EvoNormB0(RunningNorm):
             std = per_channel(Tensor(np.sqrt(var + self.eps).astype(x.dtype)), x)
         y = ops.evonorm_b0(x, self.weight, self.bias, self.v, std, self.eps)
         if self.training:
-            self._move(x, running_var=ops.moments(x).var(1))
+            self._move(x, running_var=ops.moments(x).var(self.correction))
         return y
 
 

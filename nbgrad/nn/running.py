@@ -13,8 +13,12 @@ from nbgrad.ops.norm import batch_norm_inference
 from nbgrad.ops.norm.channels import check_channels, check_count
 
 from . import init
-from .norm import Normalization, check_eps, check_momentum
+from .norm import MOMENTUM, Normalization, Unsaid, check_eps, check_momentum
 from .parameter import Parameter, check_sizes
+from .policies import check_policies, imitate
+from .statistics import Average, current_step
+
+Found = dict[str, tuple[Any, Any]]                   # values, and how many each is the mean of
 
 __all__ = ["ChannelNorm", "RunningNorm", "is_tracked_instance_norm"]
 
@@ -66,16 +70,38 @@ class ChannelNorm(Normalization):
 
 class RunningNorm(ChannelNorm):
     """Base: running statistics, which move by ``momentum`` towards those of each batch in training,
-    or, with ``momentum=None``, become the average of all batches; read in evaluation."""
+    or, with ``momentum=None``, become the average of all batches; read in evaluation.
+
+    average, like, update, on_nonfinite, correction: as in ``BatchNorm``; the last is of layers with
+    a running variance. Between two steps of an optimizer, ``update="step"`` takes the mean over all
+    values seen.
+    """
 
     num_batches_tracked: Tensor
+    average: Average | None
     _optional_state = ("num_batches_tracked",)
+    _pending: tuple[Any, Found, dict[str, Any], int] | None = None
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
-                 affine: bool = True, *, dtype: Any = np.float32, **statistics: Any) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
+                 affine: bool = True, *, average: Average | None = None,
+                 correction: int | None = None, like: str | None = None, update: str = "forward",
+                 on_nonfinite: str = "propagate", dtype: Any = np.float32,
+                 **statistics: Any) -> None:
         super().__init__(num_features, eps, affine, dtype=dtype)
         check_momentum(self, momentum)
-        self.momentum, self._starts = momentum, statistics
+        self._corrects = "running_var" in statistics
+        if correction is not None and not self._corrects:
+            raise ValueError(f"{type(self).__name__}: there is no running variance to correct")
+        said = type(momentum) is not Unsaid
+        self.momentum = momentum if said or momentum is None else float(momentum)
+        self.average, self.correction = average, 1 if correction is None else correction
+        self.update, self.on_nonfinite, self._starts = update, on_nonfinite, statistics
+        if like is not None:
+            imitate(self, like, said)
+        elif average is not None and said:
+            raise ValueError(f"{type(self).__name__}: give momentum or average, not both")
+        check_eps(self, self.eps)
+        check_policies(self)
         for name, start in statistics.items():         # a number: one such per channel
             shape = np.shape(start) or (num_features,)
             self.register_buffer(name, as_tensor(np.full(shape, start, dtype)))
@@ -84,6 +110,7 @@ class RunningNorm(ChannelNorm):
 
     def reset_running_stats(self) -> None:
         """As at construction."""
+        self._pending = None
         for name, start in {**self._starts, "num_batches_tracked": 0}.items():
             buffer = getattr(self, name)
             buffer.data[...] = start
@@ -103,14 +130,63 @@ class RunningNorm(ChannelNorm):
         """Towards what was found in x, if there was anything in it."""
         if not x.data.size:
             return
-        self.num_batches_tracked.data += 1
-        m = self.momentum
-        m = 1 / int(self.num_batches_tracked.data) if m is None else m
-        for name, value in found.items():
+        found = {name: np.reshape(value, getattr(self, name).shape)
+                 for name, value in found.items()}
+        t = int(self.num_batches_tracked.data)
+        if self.update == "forward" and self.on_nonfinite == "propagate":
+            self._write({name: (value, 1.0) for name, value in found.items()}, t + 1)
+            return
+        counted = self._counted(found, x.data.size // x.shape[1])
+        start = {name: getattr(self, name).data.copy() for name in found}
+        if self.update == "step" and self._pending is not None and (
+                self._pending[0] == self._moment()):
+            _, before, start, t = self._pending
+            counted = {name: _together(before[name], counted[name]) for name in counted}
+        self._write(counted, t + 1, start)
+        if self.update == "step":
+            self._pending = self._moment(), counted, start, t
+
+    def _write(self, found: Found, t: int, start: dict[str, Any] | None = None) -> None:
+        """Values with their counts; where nothing is counted, nothing moves."""
+        m = self._momentum(t)
+        self.num_batches_tracked.data[...] = t
+        for name, (value, count) in found.items():
             buffer = getattr(self, name)
+            now = buffer.data if start is None else start[name]
             with np.errstate(all="ignore"):
-                buffer.data[...] = (1 - m) * buffer.data + m * np.reshape(value, buffer.shape)
+                moved = (1 - m) * now + m * value
+            buffer.data[...] = moved if start is None else np.where(count > 0, moved, now)
             bump(buffer)
+
+    def _momentum(self, t: int) -> float:
+        if self.average is not None:
+            return self.average.momentum(t)
+        return 1 / t if self.momentum is None else self.momentum
+
+    def _moment(self) -> tuple[int, list[list[int]]]:
+        """Of the optimizer's step and of the running statistics."""
+        return current_step(), [list(getattr(self, name)._version or ()) for name in self._starts]
+
+    def _counted(self, found: dict[str, Any], n: int) -> Found:
+        """With counts of n, or, by ``on_nonfinite``, of 0 in the channels, or groups of channels,
+        in which some value is not finite."""
+        if self.on_nonfinite == "propagate":
+            return {name: (value, np.full(value.shape, float(n))) for name, value in found.items()}
+        C = self.num_features
+        bad = np.zeros(C, bool)
+        for value in found.values():                 # (C,), or (C / d, d, d) of d channels each
+            own = (~np.isfinite(value)).reshape(len(value), -1).any(1)
+            bad |= np.repeat(own, C // max(len(value), 1))
+        if self.on_nonfinite == "raise" and bad.any():
+            where = ", ".join(map(str, np.flatnonzero(bad)[:8]))
+            raise FloatingPointError(f"{type(self).__name__}: the batch's statistics are not "
+                                     f"finite in channels {where}; the running ones are unchanged")
+        counted = {}
+        for name, value in found.items():
+            own = bad.reshape(len(value), -1).any(1).reshape(-1, *[1] * (value.ndim - 1))
+            count = np.broadcast_to(np.where(own, 0.0, float(n)), value.shape)
+            counted[name] = np.where(own, 0.0, value), count
+        return counted
 
     def _infer(self, x: Tensor, mean: Tensor, scale: Any = None) -> Tensor:
         """gamma (x − mean) / scale + beta, in one kernel."""
@@ -119,6 +195,20 @@ class RunningNorm(ChannelNorm):
             invstd = np.ones_like(mu) if scale is None else 1 / scale.astype(np.float64)
         return batch_norm_inference(x, self.weight, self.bias, None, mean=mu, invstd=invstd)
 
+    def _told(self) -> str:
+        """How statistics are averaged, for extra_repr."""
+        text = "".join(f", {name}={getattr(self, name)!r}" for name, usual in
+                       {"correction": 1, "update": "forward", "on_nonfinite": "propagate"}.items()
+                       if getattr(self, name) != usual)
+        return (f"momentum={self.momentum}" if self.average is None else
+                f"average={self.average}") + text
+
     def extra_repr(self) -> str:
-        return (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
-                f"affine={self.affine}")
+        return f"{self.num_features}, eps={self.eps}, {self._told()}, affine={self.affine}"
+
+
+def _together(a: Any, b: Any) -> Any:
+    """The mean of two values by their counts, and both counts."""
+    n = a[1] + b[1]
+    with np.errstate(all="ignore"):
+        return np.where(n > 0, a[0] + (b[0] - a[0]) * b[1] / np.where(n > 0, n, 1.0), a[0]), n

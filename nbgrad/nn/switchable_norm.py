@@ -13,6 +13,7 @@ from nbgrad.autograd import Tensor
 from nbgrad.ops.norm.channels import per_channel
 
 from . import init
+from .norm import MOMENTUM
 from .parameter import Parameter
 from .running import RunningNorm
 
@@ -28,6 +29,9 @@ class SwitchableNorm(RunningNorm):
     unbiased one as batch norm's. mean_weight and var_weight, (3,) each, are 1 at first: all count
     the same.
 
+    average, correction, like, update, on_nonfinite: as in ``BatchNorm``; for ``update="step"``, the
+    mean over all values between two steps.
+
     Buffers: running_mean, running_var, num_batches_tracked. Raises ValueError for one value per
     channel in training.
 
@@ -40,10 +44,10 @@ class SwitchableNorm(RunningNorm):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
-                 affine: bool = True, *, dtype: Any = np.float32) -> None:
-        super().__init__(num_features, eps, momentum, affine, dtype=dtype, running_mean=0.0,
-                         running_var=1.0)
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
+                 affine: bool = True, *, dtype: Any = np.float32, **policies: Any) -> None:
+        super().__init__(num_features, eps, momentum, affine, dtype=dtype, **policies,
+                         running_mean=0.0, running_var=1.0)
         for name in ("mean_weight", "var_weight"):
             self.register_parameter(name, Parameter(np.ones(3, dtype)))
 
@@ -62,5 +66,6 @@ class SwitchableNorm(RunningNorm):
                                            self.bias, self.eps, batch)
         if self.training:
             n = x.data.size // max(x.shape[1], 1)
-            self._move(x, running_mean=mean.data, running_var=var.data * (n / max(n - 1, 1)))
+            free = max(n - self.correction, 1)
+            self._move(x, running_mean=mean.data, running_var=var.data * (n / free))
         return y

@@ -14,6 +14,7 @@ from nbgrad.ops.norm import batch_norm_inference
 from nbgrad.ops.norm.channels import affine
 from nbgrad.ops.norm.whitening import grouped, ungrouped
 
+from .norm import MOMENTUM
 from .running import RunningNorm
 
 __all__ = ["DecorrelatedBatchNorm"]
@@ -27,6 +28,9 @@ class DecorrelatedBatchNorm(RunningNorm):
     None: the largest size up to 16 that divides C. W by the coupled Newton–Schulz iteration of
     Huang et al. 2019, run until it has converged, in float64. Training: mean and W of the batch,
     towards which the running ones move; evaluation: the running ones.
+
+    average, like, update, on_nonfinite: as in ``BatchNorm``; for ``update="step"``, the mean over
+    all values between two steps.
 
     Buffers: running_mean (C,), running_whitening (C / group_size, group_size, group_size), the
     identity at first, num_batches_tracked. Raises ValueError for group sizes that do not divide C,
@@ -44,15 +48,15 @@ class DecorrelatedBatchNorm(RunningNorm):
     running_whitening: Tensor
 
     def __init__(self, num_features: int, group_size: int | None = None, eps: float = 1e-5,
-                 momentum: float | None = 0.1, affine: bool = True, *,
-                 dtype: Any = np.float32) -> None:
+                 momentum: float | None = MOMENTUM, affine: bool = True, *,
+                 dtype: Any = np.float32, **policies: Any) -> None:
         C, d = num_features, group_size
         if d is None:
             d = next((n for n in range(16, 0, -1) if isinstance(C, int) and C % n == 0), 1)
         if not isinstance(d, int) or d < 1 or C % d:
             raise ValueError(f"DecorrelatedBatchNorm: group_size must divide the {C} channels, got "
                              f"{d!r}")
-        super().__init__(C, eps, momentum, affine, dtype=dtype, running_mean=0.0,
+        super().__init__(C, eps, momentum, affine, dtype=dtype, **policies, running_mean=0.0,
                          running_whitening=np.broadcast_to(np.eye(d), (C // d, d, d)))
         self.group_size = d
 
@@ -71,4 +75,4 @@ class DecorrelatedBatchNorm(RunningNorm):
 
     def extra_repr(self) -> str:
         return (f"{self.num_features}, group_size={self.group_size}, eps={self.eps}, "
-                f"momentum={self.momentum}, affine={self.affine}")
+                f"{self._told()}, affine={self.affine}")

@@ -17,6 +17,7 @@ from nbgrad.ops.shape import checked
 __all__ = ["local_response_norm", "normalize"]
 
 SAFE = 1e9                  # up to here no power that a usual α and β make leaves float32's range
+LEAST = 1e-30               # beside it, what float32 loses of squares is no part of the sum
 
 
 def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75,
@@ -39,7 +40,8 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
         raise ValueError(f"local_response_norm: size must be an int of at least 1, got {size!r}")
     C = x.shape[1]
     window = min(size // 2, C), min((size - 1) // 2, C)
-    if _largest(x) * math.sqrt(max(abs(alpha), 1.0)) > SAFE:
+    far = _largest(x) * math.sqrt(max(abs(alpha), 1.0)) > SAFE
+    if far or 0 <= k < LEAST:                        # small squares are seen beside a small k only
         return _large_response(x, window, alpha / size, beta, k)
     total = _over_window(x * x, window, C)
     return div(x, pow(total * (alpha / size) + k, beta))  # type: ignore[no-any-return]
@@ -71,8 +73,8 @@ def _over_window(x: Tensor, window: tuple[int, int], C: int) -> Tensor:
 
 def _large_response(x: Tensor, window: tuple[int, int], alpha: float, beta: float,
                     k: float) -> Tensor:
-    """The same with every window in units of its largest |x|, c, or of √k: squares stay below the
-    range's end. c is a constant for the gradient: y does not depend on it.
+    """The same with every window in units of its largest |x|, c, or of √k: squares stay within the
+    range. c is a constant for the gradient: y does not depend on it.
 
     y = (x/c) c^(1 − 2β) / (k/c² + α/size Σ (x/c)²)^β
     """

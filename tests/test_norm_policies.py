@@ -1,0 +1,184 @@
+"""How every layer with running statistics averages them: the same words, the same meaning."""
+
+import numpy as np
+import pytest
+
+import nbgrad
+from nbgrad import nn
+from nbgrad.nn.statistics import step_taken
+
+C, SHAPE = 4, (6, 4, 3, 2)
+OTHERS = {"lp": lambda **s: nn.LpBatchNorm(C, p=3, **s), "mean": lambda **s: nn.MeanOnlyBatchNorm(
+              C, **s), "decorrelated": lambda **s: nn.DecorrelatedBatchNorm(C, 2, **s),
+          "switchable": lambda **s: nn.SwitchableNorm(C, **s),
+          "evonorm b0": lambda **s: nn.EvoNormB0(C, **s)}
+BATCH = {"ghost": lambda **s: nn.GhostBatchNorm(C, 3, **s), "renorm": lambda **s: nn.BatchRenorm(
+             C, **s), "noisy": lambda **s: nn.NoisyBatchNorm(C, **s),
+         "split": lambda **s: nn.SplitBatchNorm(C, 2, **s)}
+ALL = {**OTHERS, **BATCH}
+CORRECTED = ["switchable", "evonorm b0", *BATCH]
+
+
+def batches(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [nbgrad.tensor(rng.standard_normal(SHAPE) * (i + 1) + i) for i in range(n)]
+
+
+def running(layer):
+    return {name: np.array(b.data) for name, b in layer.named_buffers()
+            if name.startswith("running")}
+
+
+def starts(make):
+    return running(make(dtype=np.float64))
+
+
+def of(make, x, **settings):
+    """The batch's own statistics: where the running ones are after momentum 1."""
+    layer = make(dtype=np.float64, momentum=1.0, **settings)
+    layer(x)
+    return running(layer)
+
+
+def same(found, want, rtol=1e-12):
+    assert found.keys() == want.keys()
+    for name in want:
+        np.testing.assert_allclose(found[name], want[name], rtol=rtol, atol=1e-14, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("average", [nn.Exponential(0.75), nn.DebiasedExponential(0.75),
+                                     nn.Cumulative()])
+def test_average(name, average):
+    """running ← running + momentum(t) (batch's − running)."""
+    layer, want = ALL[name](dtype=np.float64, average=average), starts(ALL[name])
+    for t, x in enumerate(batches(4), start=1):
+        layer(x)
+        own, m = of(ALL[name], x), average.momentum(t)
+        want = {key: (1 - m) * value + m * own[key] for key, value in want.items()}
+        same(running(layer), want)
+    assert layer.num_batches_tracked.item() == 4
+
+
+@pytest.mark.parametrize("name", CORRECTED)
+def test_correction(name):
+    """Of the running variance: m values over m − 1, or over m."""
+    x, = batches(1)
+    one, zero = (of(ALL[name], x, correction=n) for n in (1, 0))
+    m = x.data.size // C / (2 if name == "split" else 1)
+    np.testing.assert_allclose(one["running_var"], zero["running_var"] * m / (m - 1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_like(name):
+    for word, eps, decay, correction in (("torch", 1e-5, 0.9, 1), ("keras", 1e-3, 0.99, 0)):
+        layer = ALL[name](like=word)
+        assert layer.average == nn.Exponential(decay)
+        assert layer.eps == (0.0 if name == "mean" else eps)
+        assert layer.correction == (correction if name in CORRECTED else 1)
+    if name == "renorm":
+        return
+    x, = batches(1)
+    layer, known = ALL[name](like="torch", dtype=np.float64), ALL[name](dtype=np.float64)
+    for one in (layer, known):
+        one(x)
+    same(running(layer), running(known))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_batches_between_two_steps_count_as_one(name):
+    first, second, third = batches(3)
+    make = OTHERS[name]
+    layer = make(dtype=np.float64, update="step", momentum=0.25)
+    for x in (first, second):
+        layer(x)
+    both, start = [of(make, x) for x in (first, second)], starts(make)
+    mean = {key: (both[0][key] + both[1][key]) / 2 for key in start}
+    want = {key: 0.75 * start[key] + 0.25 * mean[key] for key in start}
+    same(running(layer), want)
+    assert layer.num_batches_tracked.item() == 1
+    step_taken()
+    layer(third)
+    own = of(make, third)
+    same(running(layer), {key: 0.75 * want[key] + 0.25 * own[key] for key in want})
+    assert layer.num_batches_tracked.item() == 2
+    layer.reset_running_stats()
+    layer(third)
+    same(running(layer), {key: 0.75 * start[key] + 0.25 * own[key] for key in start})
+
+
+@pytest.mark.parametrize("name", BATCH)
+def test_batch_norms_between_two_steps(name):
+    """Chan's merge: the same batch twice is a batch of twice as many."""
+    x, = batches(1)
+    layer = BATCH[name](dtype=np.float64, update="step", correction=0, momentum=0.25)
+    for _ in range(2):
+        layer(x)
+    once = BATCH[name](dtype=np.float64, correction=0, momentum=0.25)
+    once(x)
+    same(running(layer), running(once))
+    assert layer.num_batches_tracked.item() == 1
+
+
+def spoiled():
+    x, = batches(1)
+    y = np.array(x.data)
+    y[1, 2, 0, 1] = np.nan
+    return x, nbgrad.tensor(y)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_values_that_are_not_finite(name):
+    good, bad = spoiled()
+    hit = [2, 3] if name == "decorrelated" else [2]          # its group
+    rest = [c for c in range(C) if c not in hit]
+    for word in ("propagate", "skip_update"):
+        layer, known = (ALL[name](dtype=np.float64, on_nonfinite=w) for w in (word, "propagate"))
+        before = running(layer)
+        layer(bad)
+        known(good)
+        after, want = running(layer), running(known)
+        for key in ("running_mean", "running_var", "running_scale"):
+            if key not in after or (name == "switchable" and word == "propagate"):
+                continue
+            np.testing.assert_allclose(after[key][rest], want[key][rest], rtol=1e-12)
+            if word == "skip_update":
+                np.testing.assert_array_equal(after[key][hit], before[key][hit])
+            else:
+                assert np.isnan(after[key][2])
+        if name == "decorrelated" and word == "skip_update":
+            np.testing.assert_array_equal(after["running_whitening"][1], np.eye(2))
+            np.testing.assert_allclose(after["running_whitening"][0], want["running_whitening"][0],
+                                       rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_raise(name):
+    good, bad = spoiled()
+    layer = ALL[name](dtype=np.float64, on_nonfinite="raise")
+    layer(good)
+    before = running(layer)
+    with pytest.raises(FloatingPointError, match=r"not finite in channels .*2"):
+        layer(bad)
+    same(running(layer), before, rtol=0)
+    assert layer.num_batches_tracked.item() == 1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_words_and_contradictions(name):
+    for settings, message in (
+            ({"update": "never"}, "expected update to be one of forward, step"),
+            ({"on_nonfinite": "hide"}, "expected on_nonfinite to be one of propagate"),
+            ({"average": 0.9}, "expected average to be an Exponential"),
+            ({"average": nn.Cumulative(), "momentum": 0.1}, "momentum or average, not both"),
+            ({"like": "jax"}, "expected like to be one of torch, keras"),
+            ({"like": "keras", "momentum": 0.1}, "sets eps, average"),
+            ({"correction": 2} if name in CORRECTED else {"correction": 1}, "correct")):
+        with pytest.raises(ValueError, match=message):
+            ALL[name](**settings)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_unusual_is_told(name):
+    text = repr(OTHERS[name](average=nn.Cumulative(), update="step", on_nonfinite="raise"))
+    assert "average=Cumulative(), update='step', on_nonfinite='raise'" in text
