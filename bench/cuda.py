@@ -1,37 +1,58 @@
 """``python -m bench.cuda``: is what the CUDA kernels compute right, and how fast are they?
 
-Parts: verify (each function against the reference), gradcheck, train (loss curves beside the
-CPU's), measure (times by device events, beside PyTorch's where it has CUDA), sanitize
-(compute-sanitizer on small shapes). Each row goes to a CSV file when it is known, so the command
-may be stopped at any time. Failures are listed at the end and set the exit status, and hide no
-later part. Without a GPU it exits with 2; ``--simulate`` runs the first three parts in the
-simulator at tiny sizes, for which NUMBA_ENABLE_CUDASIM=1 and NUMBA_DISABLE_JIT=1 must be set.
+Parts: compile (every kernel, by all processors), verify (each function against the reference),
+gradcheck, train (loss curves beside the CPU's), measure (times by device events, beside PyTorch's
+where it has CUDA), sanitize (compute-sanitizer on small shapes). Each row goes to a CSV file when
+it is known, so the command may be stopped at any time; a file that is there already is left as it
+is, and the rows go to the next number (cuda.csv, cuda-2.csv …). Each part has its share of the time
+that is left. At the end come what was asked for beside what was found (cuda_targets.py), and
+failures, which set the exit status and hide no later part. Without a GPU it exits with 2;
+``--simulate`` runs verify, gradcheck and train in the simulator at tiny sizes, for which
+NUMBA_ENABLE_CUDASIM=1 and NUMBA_DISABLE_JIT=1 must be set.
 """
 
 import argparse
 import csv
 import importlib
+import signal
 import sys
 import traceback
+from itertools import count
 from pathlib import Path
 from time import monotonic
 
-from . import measure
+from . import cuda_targets, measure
 
-PARTS = ("verify", "gradcheck", "train", "measure", "sanitize")
+# and how the time is shared
+PARTS = {"compile": 2.0, "verify": 3.0, "gradcheck": 1.0, "train": 1.5, "measure": 5.0,
+         "sanitize": 1.5}
 FIELDS = ["date", "device", "driver", "versions", "part", "case", "status", "value", "unit",
           "of_copy", "of_torch", "note"]
 PACKAGES = ("nbgrad", "numpy", "numba", "numba-cuda", "cupy-cuda13x", "cupy-cuda12x", "torch")
 
 
+def created(path):
+    """A new file for rows: of this name, or of the next number that is free."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = (path if n == 1 else path.with_stem(f"{path.stem}-{n}") for n in count(1))
+    own = next(name for name in names if not name.exists())
+    with own.open("x", newline="", encoding="utf-8") as f:
+        csv.DictWriter(f, FIELDS, lineterminator="\n").writeheader()
+    return own
+
+
 class Report:
-    """Rows of one run: written when they come, and what of them failed."""
+    """Rows of one run: written when they come, and what of them failed. ``deadline`` is that of
+    the part at hand."""
 
     def __init__(self, path, about, deadline):
-        self.path, self.about, self.deadline, self.rows = Path(path), about, deadline, []
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="", encoding="utf-8") as f:
-            csv.DictWriter(f, FIELDS, lineterminator="\n").writeheader()
+        self.path, self.about, self.deadline, self.rows = created(Path(path)), about, deadline, []
+        self.end = deadline
+
+    def share(self, parts):
+        """Give the first of the parts that are left its share of the time."""
+        now, weights = monotonic(), [PARTS[part] for part in parts]
+        self.deadline = now + (self.end - now) * weights[0] / sum(weights)
 
     def add(self, part, case, status="ok", value="", unit="", **more):
         """One finding: on the screen, in the file."""
@@ -106,7 +127,7 @@ def arguments(argv):
         parser.error(f"--only: no part called {', '.join(sorted(wrong))}; there are "
                      f"{', '.join(PARTS)}")
     if args.simulate:
-        args.only = [p for p in args.only if p not in ("measure", "sanitize")]
+        args.only = [p for p in args.only if p in ("verify", "gradcheck", "train")]
     return args
 
 
@@ -117,17 +138,33 @@ def main(argv=None):
         print(f"bench.cuda: {problem}")
         return 2
     report = Report(args.out, about(), monotonic() + args.seconds)
-    for part in args.only:
-        module = importlib.import_module(f"{__package__}.cuda_{part}")
-        try:
-            for case, f in module.cases(report, args.simulate):
-                if args.case in case:
-                    report.attempt(part, case, f)
-        except KeyboardInterrupt:
-            print("stopped")
-            break
-        except Exception as e:
-            report.add(part, "its cases", "failed", note=f"{type(e).__name__}: {e}")
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)       # as Ctrl-C
+    try:
+        for i, part in enumerate(args.only):
+            report.share(args.only[i:])
+            run(report, part, args)
+    except KeyboardInterrupt:
+        print("stopped")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return conclude(report)
+
+
+def run(report, part, args):
+    """The cases of a part whose names are asked for."""
+    module = importlib.import_module(f"{__package__}.cuda_{part}")
+    try:
+        for case, f in module.cases(report, args.simulate):
+            if args.case in case:
+                report.attempt(part, case, f)
+    except Exception as e:
+        report.add(part, "its cases", "failed", note=f"{type(e).__name__}: {e}")
+
+
+def conclude(report):
+    """Print targets and failures; the exit status."""
+    if any(row["part"] == "measure" for row in report.rows):
+        print(cuda_targets.table(report.rows))
     failed = report.failures()
     print(f"{len(report.rows)} rows in {report.path}; {len(failed)} failed")
     for row in failed:

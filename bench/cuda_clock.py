@@ -1,5 +1,6 @@
 """Times on a device: events around a call, medians of many, inputs that no cache holds."""
 
+import math
 import statistics
 from time import monotonic
 
@@ -8,11 +9,16 @@ __all__ = ["Clock", "nbgrad_clock", "rotating", "torch_clock"]
 
 class Clock:
     """``event()`` makes an event with ``record()``; ``elapsed(a, b)`` is the milliseconds between
-    two of them, after ``wait()``; ``now`` is the host's. At least ``least`` times are taken."""
+    two of them, after ``wait()``; ``now`` is the host's. At least ``least`` times are taken, or
+    those that end before ``deadline``."""
 
-    def __init__(self, event, elapsed, wait, now=monotonic, least=5):
+    def __init__(self, event, elapsed, wait, now=monotonic, least=5, deadline=math.inf):
         self.event, self.elapsed, self.wait, self.now = event, elapsed, wait, now
-        self.least = least
+        self.least, self.deadline = least, deadline
+
+    def _goes_on(self, count, end, most):
+        now = self.now()
+        return now < self.deadline and (count < self.least or (count < most and now < end))
 
     def __call__(self, calls, seconds=0.25, most=200):
         """Median seconds of a call; ``calls`` are taken in turn, each once to warm up."""
@@ -20,7 +26,7 @@ class Clock:
             f()
         self.wait()
         found, end = [], self.now() + seconds
-        while len(found) < self.least or (len(found) < most and self.now() < end):
+        while not found or self._goes_on(len(found), end, most):
             pairs = []
             for f in calls:                      # all are asked for before the first is waited for
                 a, b = self.event(), self.event()
@@ -33,17 +39,17 @@ class Clock:
         return statistics.median(found)
 
 
-def nbgrad_clock():
+def nbgrad_clock(deadline=math.inf):
     """By CuPy's events."""
     from nbgrad.kernels.cuda.memory import synchronize, xp
 
-    return Clock(xp.cuda.Event, xp.cuda.get_elapsed_time, synchronize)
+    return Clock(xp.cuda.Event, xp.cuda.get_elapsed_time, synchronize, deadline=deadline)
 
 
-def torch_clock(torch):
+def torch_clock(torch, deadline=math.inf):
     """By PyTorch's."""
     return Clock(lambda: torch.cuda.Event(enable_timing=True), lambda a, b: a.elapsed_time(b),
-                 torch.cuda.synchronize)
+                 torch.cuda.synchronize, deadline=deadline)
 
 
 def rotating(nbytes, cache, most=8):

@@ -1,14 +1,18 @@
 """Each kernel function against the reference: random inputs, outputs that start as NaN."""
 
+import importlib
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from importlib.util import find_spec
+from unittest.mock import patch
 
 import numpy as np
-from nbgrad.kernels import reference
+from nbgrad.kernels import half, reference
 from nbgrad.kernels.shapes import Conv
 
-# relative and absolute, by the scale of the result; sums of up to 10⁵ terms are of float64 or trees
-CLOSE = {"f4": 5e-5, "f8": 1e-11}
+# Relative and absolute, by the scale of the result; sums of up to 10⁵ terms are of float64 or
+# trees. Halves are rounded once or twice on the way, to 11 and 8 bits.
+CLOSE = {"f4": 5e-5, "f8": 1e-11, "f2": 2e-3, "bf": 1.6e-2}
 NUMBERS = {"elu": (0.7,), "leaky_relu": (0.1,), "softplus": (1.3, 2.0)}
 HOW = {"ignore_index": -100, "label_smoothing": 0.1}
 
@@ -18,8 +22,15 @@ def channels_last(x):
     return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
 
 
+def named(dtype):
+    """NumPy's dtype for "f4", "f8", "f2" or "bf"."""
+    if dtype == "bf":
+        importlib.import_module("ml_dtypes")                 # tells NumPy of it
+    return half.named(dtype) if dtype in ("f2", "bf") else np.dtype(dtype)
+
+
 def drawn(dtype, *shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+    return np.random.default_rng(seed).standard_normal(shape).astype(named(dtype))
 
 
 @contextmanager
@@ -66,6 +77,9 @@ def furthest(got, want, dtype):
     assert len(got) == len(want), (len(got), len(want))
     for a, b in zip(got, want):
         assert a.shape == b.shape, (a.shape, b.shape)
+        if half.is_half(b.dtype):
+            assert a.dtype == b.dtype, (a.dtype, b.dtype)
+            a, b = half.wide(a), half.wide(b)
         if b.dtype.kind != "f":
             assert (a == b).all(), f"{(a != b).sum()} of {a.size} differ"
             continue
@@ -78,26 +92,71 @@ def furthest(got, want, dtype):
     return worst
 
 
-def compare(report, name, call, inputs, dtype, simulate):
-    """``call(kernels, *inputs)`` by both; inputs are copied, since some are written to."""
+def kernels_for(module, dtype):
+    """A kernel package, as ops take it for arrays of this dtype."""
+    return half.through(module) if dtype in ("f2", "bf") else module
+
+
+@contextmanager
+def launches():
+    """The names of the kernels that are launched inside the block."""
+    from nbgrad.kernels.cuda.launch import Kernel
+
+    names, call = set(), Kernel.__call__
+
+    def noted(self, blocks, *args):
+        if blocks:
+            names.add(self.name)
+        return call(self, blocks, *args)
+    with patch.object(Kernel, "__call__", noted):
+        yield names
+
+
+def compare(report, ran, name, call, inputs, dtype, simulate):
+    """``call(kernels, *inputs)`` by both; inputs are copied, since some are written to. ``ran``
+    gains the names of the kernels."""
     from nbgrad.kernels import cuda
 
     want = [a.copy() if isinstance(a, np.ndarray) else [b.copy() for b in a] for a in inputs]
-    with nullcontext() if simulate else poisoned():
-        got = flat(call(cuda, *map(moved, inputs)))
+    with launches() as names, nullcontext() if simulate else poisoned():
+        got = flat(call(kernels_for(cuda, dtype), *map(moved, inputs)))
     with np.errstate(all="ignore"):
-        worst = furthest(got, flat(call(reference, *want)), dtype)
+        expected = flat(call(kernels_for(reference, dtype), *want))
+    worst = furthest(got, expected, dtype)
+    ran |= names
     report.add("verify", name, value=worst, unit="tol")
 
 
-def cases(report, simulate):
-    """(name, what verifies it and adds its row), for each function, size, layout and dtype."""
+def calls(simulate):
+    """(name, call, inputs, dtype) for each function, size, layout and dtype."""
     for dtype in CLOSE:
-        for make in (_elementwise, _reduce, _batch_norm, _rows, _products, _convolutions, _pools,
-                     _losses, _fused, _steps):
+        if dtype == "bf" and find_spec("ml_dtypes") is None:
+            continue
+        for make in (_elementwise, _reduce, _batch_norm, _ghosts, _samples, _rows, _products,
+                     _convolutions, _pools, _losses, _fused, _steps):
             for name, call, inputs in make(dtype, simulate):
-                name = f"{name} {dtype}"
-                yield name, partial(compare, report, name, call, inputs, dtype, simulate)
+                yield f"{name} {dtype}", call, inputs, dtype
+
+
+def cases(report, simulate):
+    """(name, what verifies it and adds its row); at last, whether that was all kernels."""
+    ran = set()
+    for name, call, inputs, dtype in calls(simulate):
+        yield name, partial(compare, report, ran, name, call, inputs, dtype, simulate)
+    if not simulate:
+        yield "kernels that no case ran", partial(covered, report, ran)
+
+
+def covered(report, ran):
+    """A row if all kernels ran; a failure with the names of those that no case did."""
+    from nbgrad.kernels.cuda import offline
+
+    if any(row["part"] == "verify" and row["status"] == "skipped" for row in report.rows):
+        report.add("verify", "kernels that no case ran", "skipped", note="not all cases ran")
+        return
+    there = {kernel.name for kernel in offline.every_kernel()}
+    assert there <= ran, f"{len(there - ran)} kernels: {' '.join(sorted(there - ran))}"
+    report.add("verify", "kernels that no case ran", value=0, note=f"of {len(there)}")
 
 
 def _elementwise(dtype, simulate):
@@ -108,8 +167,11 @@ def _elementwise(dtype, simulate):
             numbers = NUMBERS.get(name.removesuffix("_backward"), ())
             inputs = [drawn(dtype, n, seed=i) for i in range(1 + (name in elementwise._TWO))]
             yield f"{name} {n}", (lambda k, *a, f=name, v=numbers: getattr(k, f)(*a, *v)), inputs
-    a, b = drawn(dtype, 3, 4, 5), drawn(dtype, 4, 1)
-    yield "add broadcast", lambda k, a, b: k.add(a, b), [a, b]
+    for shapes in (((3, 4, 5), (4, 1)), ((3, 8, 16), (16,)), ((3, 8, 16), (8, 1))):
+        a, b = (drawn(dtype, *shape, seed=i) for i, shape in enumerate(shapes))
+        for name in ("add", "sub", "mul", "div"):
+            yield (f"{name} broadcast {shapes[1]} to {shapes[0]}",
+                   lambda k, a, b, f=name: getattr(k, f)(a, b), [a, b])
 
 
 def _reduce(dtype, simulate):
@@ -134,7 +196,8 @@ def _batch_norm(dtype, simulate):
         y, mean, _, invstd = k.batch_norm(x, g, b, z if add else None, eps=1e-5, relu=relu)[:4]
         own = {"y": y} if add else {"beta": b}
         return k.batch_norm_backward(dy, x, g, mean, invstd, relu=relu, residual=add, **own)
-    small, large = [(5, 3), (3, 4, 3, 3)], [(4096, 257), (16, 64, 28, 28), (64, 130, 7, 7)]
+    small = [(5, 3), (3, 4, 3, 3), (2, 4, 4, 4)]
+    large = [(4096, 257), (16, 64, 28, 28), (64, 130, 7, 7)]
     for shape in small + large * (not simulate):
         for layout, order in _layouts(shape):
             x, dy, z = (order(drawn(dtype, *shape, seed=i)) for i in range(3))
@@ -144,8 +207,46 @@ def _batch_norm(dtype, simulate):
                 how = {"relu": relu, "add": add}
                 yield f"batch_norm {name}", partial(_with, forward, how), [x, g, b, z]
                 yield f"batch_norm_backward {name}", partial(_with, both, how), [dy, x, g, b, z]
+            yield (f"batch_norm in two passes {shape}{layout}", _in_two_passes, [dy, x, g, b])
             if len(shape) == 4:
                 yield from _group_norm(shape, layout, x, dy, g, b)
+
+
+def _in_two_passes(k, dy, x, g, b):
+    """What is computed of channels that do not fit the chip, and by the workers of one batch."""
+    mean, var = k.batch_norm_stats(x)
+    invstd = 1 / (var + 1e-5) ** 0.5
+    sums = k.batch_norm_backward_reduce(dy, x, mean, invstd)
+    return (mean, var, k.batch_norm_elemt(x, g, b, mean, invstd), *sums,
+            k.batch_norm_backward_elemt(dy, x, g, mean, invstd, *sums))
+
+
+def _ghosts(dtype, simulate):
+    def both(k, dy, x, g, b, size):
+        y, mean, var, invstd = k.ghost_batch_norm(x, g, b, size=size, eps=1e-5)
+        return y, mean, var, k.ghost_batch_norm_backward(dy, x, g, mean, invstd, size=size)
+    for shape, size in [((5, 3), 2), ((5, 4, 3, 3), 2)] + [((512, 64, 14, 14), 32),
+                                                          ((4100, 70), 512)] * (not simulate):
+        for layout, order in _layouts(shape):
+            x, dy = (order(drawn(dtype, *shape, seed=i)) for i in range(2))
+            g, b = drawn(dtype, shape[1], seed=3), drawn(dtype, shape[1], seed=4)
+            yield (f"ghost_batch_norm, both ways {shape}{layout}",
+                   partial(_with, both, {"size": size}), [dy, x, g, b])
+
+
+def _samples(dtype, simulate):
+    def all_of(k, x, dy, w, a, b, c):
+        count, mean, m2 = k.sample_moments(x, w)
+        constants = a, b, c
+        return (count, mean, m2, k.sample_map("affine", x, constants, w),
+                k.sample_map_backward("affine", dy, x, constants, w, a, b, mean),
+                *k.sample_sums("affine", dy, x, constants, w))
+    shapes = [(3, 4, 3, 3)] + [(16, 64, 28, 28)] * (not simulate)
+    for shape in shapes if dtype in ("f4", "f8") else ():
+        x, dy = drawn(dtype, *shape), drawn(dtype, *shape, seed=1)
+        w = (drawn(dtype, shape[0], 1, *shape[2:], seed=2) > 0).astype(x.dtype)
+        constants = [drawn("f8", *shape[:2], seed=i) for i in range(3)]
+        yield f"sample_moments and maps {shape}", all_of, [x, dy, w, *constants]
 
 
 def _with(f, how, k, *arrays):
@@ -171,54 +272,111 @@ def _rows(dtype, simulate):
     def soft(k, dy, x, g, b, name):
         y = getattr(k, name)(x, axis=1)
         return y, getattr(k, name + "_backward")(dy, y, axis=1)
-    for shape in [(3, 40), (2, 301)] if simulate else [(3, 40), (1000, 257), (77, 4096),
-                                                       (33, 32768)]:
+    # rows by a warp, by a block, longer than its registers; in vectors and one by one
+    for shape in [(3, 40), (2, 301)] if simulate else [
+            (3, 40), (1000, 257), (77, 4096), (33, 32768), *((3, D) for D in lengths())]:
         arrays = [drawn(dtype, *shape), drawn(dtype, *shape, seed=1),
                   *(drawn(dtype, shape[1], seed=i) for i in (2, 3))]
         for name, call in (("layer_norm", layer), ("rms_norm", rms),
                            *((n, partial(_with, soft, {"name": n}))
                              for n in ("softmax", "log_softmax"))):
             yield f"{name}, both ways {shape}", call, arrays
+        for name in () if simulate else ("softmax", "log_softmax"):
+            yield (f"{name} of columns {shape}", partial(_with, _of_columns, {"name": name}),
+                   [drawn(dtype, 2, shape[1], 4, seed=i) for i in range(2)])
+    yield from () if simulate else _planes(dtype)
+
+
+def lengths():
+    """Of rows that a warp, or blocks of either size, just hold, in vectors and one by one; and
+    shorter and longer ones."""
+    from nbgrad.kernels.cuda.rows import WIDE
+
+    return sorted({n * T * W - (W == 1) for T in (32, *WIDE) for W in (1, 2, 4) for n in (4, 8)}
+                  | {7, 64, 99_999, 1 << 17})
+
+
+def _of_columns(k, dy, x, name):
+    y = getattr(k, name)(x, axis=1)
+    return y, getattr(k, name + "_backward")(dy, y, axis=1)
+
+
+def _planes(dtype):
+    """Groups of channels as long as ``lengths``, each channel of one or more vectors."""
+    for D in lengths():
+        S = next(n for n in (16, 7, 11, 3, 1) if D % n == 0)
+        x, dy = drawn(dtype, 2, 2 * D // S, S), drawn(dtype, 2, 2 * D // S, S, seed=1)
+        g, b = (drawn(dtype, 2 * D // S, seed=i) for i in (2, 3))
+        yield from _group_norm(x.shape, "", x, dy, g, b)
 
 
 def _products(dtype, simulate):
     from nbgrad.kernels.cuda import precision
 
     sizes = [(5, 7, 3), (17, 9, 33)] if simulate else [(5, 7, 3), (64, 64, 64), (129, 513, 257),
-                                                       (1024, 1024, 1024), (3, 20000, 5)]
+                                                       (1536, 64, 1536), (3, 20000, 5)]
     for M, K, N in sizes:
         a, b, c = drawn(dtype, M, K), drawn(dtype, K, N, seed=1), drawn(dtype, N, seed=2)
         w = np.ascontiguousarray(b.T)
         yield f"matmul {M}x{K}x{N}", lambda k, a, b, c, w: k.matmul(a, b), [a, b, c, w]
         yield f"linear {M}x{K}x{N}", lambda k, a, b, c, w: k.linear(a, w, c), [a, b, c, w]
+        yield (f"linear_backward {M}x{K}x{N}", lambda k, a, c, w: k.linear_backward(
+            c, a, w, input_gradient=True), [a, drawn(dtype, M, N, seed=3), w])
+        yield (f"matmul of transposed {M}x{K}x{N}", lambda k, a, b, c, w: k.matmul(a.T, w.T),
+               [np.ascontiguousarray(a.T), b, c, w])
+        yield (f"matmul by columns {M}x{K}x{N}", lambda k, a, b, c, w: k.matmul(a.T, b),
+               [np.ascontiguousarray(a.T), b, c, w])
         if dtype == "f4":
             for way in sorted(set(precision.WAYS) - {"fma"}):
-                # numbers that tf32 holds (8 bits), so that it, too, has the reference's products
-                exact = [np.round(v * 16).clip(-127, 127) / np.float32(16) for v in (a, b)]
-                yield f"matmul {way} {M}x{K}x{N}", partial(_in_way, way), exact
+                yield (f"matmul {way} {M}x{K}x{N}", partial(_in_way, way, lambda k, a, b: k.matmul(
+                    a, b)), [_short(a), _short(b)])
 
 
-def _in_way(way, k, a, b):
+def _short(a):
+    """Numbers that tf32 holds (8 bits), so that it, too, has the reference's products."""
+    return np.round(a * 16).clip(-127, 127) / np.float32(16)
+
+
+def _in_way(way, call, k, *arrays):
     from nbgrad.kernels.cuda import precision
 
     precision.use(way)
     try:
-        return k.matmul(a, b)
+        return call(k, *arrays)
     finally:
         precision.use("fma")
 
 
 def _convolutions(dtype, simulate):
+    from nbgrad.kernels.cuda import precision
+
     from . import cases as table
 
     few = table.CONV[:3] + table.CONV[9:10]
-    for case in few if simulate else table.CONV + table.RESNET20[1:4]:
+    many = table.CONV + table.RESNET20[1:4] + [
+        table.Conv("large tiles", (5, 128, 60, 60), (128, 128, 1, 1)),
+        table.Conv("large tiles of weights", (1, 1536, 4, 4), (1536, 1536, 1, 1))]
+    for case in few if simulate else many:
         g = Conv.of(case.x, case.weight, case.stride, case.padding, case.dilation, case.groups)
         for layout, order in (("", np.ascontiguousarray), (" channels-last", channels_last)):
             x, w = order(drawn(dtype, *case.x)), drawn(dtype, *case.weight, seed=1)
             dy = order(drawn(dtype, g.N, g.O, g.P, g.Q, seed=2))
             for name in ("conv2d", "conv2d_input", "conv2d_weight"):
                 yield f"{name} {case.name}{layout}", partial(_convolve, name, case), [x, w, dy]
+                if dtype == "f4" and case.groups == 1 and not simulate:
+                    for way in sorted(set(precision.WAYS) - {"fma"}):
+                        yield (f"{name} {way} {case.name}{layout}",
+                               partial(_in_way, way, partial(_convolve, name, case)),
+                               [_short(a) for a in (x, w, dy)])
+            yield f"conv2d with moments {case.name}{layout}", partial(_with_moments, case), [x, w]
+
+
+def _with_moments(case, k, x, w):
+    """A convolution that leaves its channels' moments, where the kernel can."""
+    found = []
+    y = k.conv2d(x, w, moments=found, **case.settings)
+    mean, var = (found[1], found[2] / found[0]) if found else k.batch_norm_stats(y)
+    return y, mean, var
 
 
 def _convolve(name, case, k, x, w, dy):
@@ -236,6 +394,12 @@ def _pools(dtype, simulate):
         y, at = k.max_pool2d(x, dilation=case.dilation, **case.settings)
         return y, at, k.max_pool2d_backward(y, at, input_size=case.x)
 
+    def gathered(k, x, case):
+        y, at = k.max_pool2d(x, dilation=case.dilation, **case.settings)
+        more = {n: case.settings[n] for n in ("kernel_size", "stride", "padding")}
+        return k.max_pool2d_gather(x * 2, at), k.max_pool2d_backward(
+            y, at, input_size=case.x, dilation=case.dilation, **more)
+
     def average(k, x, case):
         more = {"count_include_pad": True, "divisor_override": None}
         y = k.avg_pool2d(x, **case.settings, **more)
@@ -244,6 +408,8 @@ def _pools(dtype, simulate):
         for layout, order in (("", np.ascontiguousarray), (" channels-last", channels_last)):
             x = [order(drawn(dtype, *case.x))]
             yield f"max_pool2d {case.name}{layout}", partial(_with, largest, {"case": case}), x
+            yield (f"max_pool2d gathered {case.name}{layout}",
+                   partial(_with, gathered, {"case": case}), x)
             if case.dilation == (1, 1):
                 yield f"avg_pool2d {case.name}{layout}", partial(_with, average, {"case": case}), x
 
@@ -252,10 +418,12 @@ def _losses(dtype, simulate):
     def both(k, x, t, dy):
         losses = k.cross_entropy(x, t, None, **HOW)
         return losses, k.cross_entropy_backward(dy, x, t, None, **HOW)
-    for N, C in [(7, 5), (3, 40)] if simulate else [(128, 10), (64, 1000), (512, 32000)]:
-        x, t = drawn(dtype, N, C), np.random.default_rng(1).integers(0, C, N)
+    for N, C, *S in [(7, 5), (3, 40)] if simulate else [
+            (128, 10), (64, 1000), (512, 32000), (9, 11, 16), (9, 300, 5),
+            *((3, D) for D in lengths())]:
+        x, t = drawn(dtype, N, C, *S), np.random.default_rng(1).integers(0, C, (N, *S))
         t[0] = -100
-        yield f"cross_entropy, both ways {(N, C)}", both, [x, t, drawn(dtype, N, seed=2)]
+        yield f"cross_entropy, both ways {(N, C, *S)}", both, [x, t, drawn(dtype, N, *S, seed=2)]
 
 
 def _fused(dtype, simulate):
@@ -270,6 +438,11 @@ def _fused(dtype, simulate):
 
 
 def _steps(dtype, simulate):
+    def plain(k, p, g, m, v):
+        k.sgd_step(p, g, None, lr=0.1, momentum=0, dampening=0, weight_decay=0.01, nesterov=False,
+                   first=[False] * len(p))
+        return p
+
     def sgd(k, p, g, m, v):
         k.sgd_step(p, g, m, lr=0.1, momentum=0.9, dampening=0, weight_decay=0.01, nesterov=True,
                    first=[False] * len(p))
@@ -281,7 +454,9 @@ def _steps(dtype, simulate):
         return p, m, v
     shapes = [(3, 4), (300,), (5,), (2, 3, 3, 3)] if simulate else [(512, 512, 3, 3), (64,), (7,)]
     lists = [[np.abs(drawn(dtype, *s, seed=i)) for s in shapes] for i in range(4)]
-    yield "sgd_step", sgd, lists
-    yield "adam_step", adam, lists
+    if dtype in ("f4", "f8"):                    # parameters in halves are refused
+        yield "sgd_step", sgd, lists
+        yield "sgd_step without momentum", plain, lists
+        yield "adam_step", adam, lists
     x = drawn(dtype, 77) if simulate else drawn(dtype, 1_000_003)
     yield "dropout", lambda k, x: k.dropout(x, np.random.Generator(np.random.PCG64(3)), 0.3), [x]
