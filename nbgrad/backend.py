@@ -132,16 +132,31 @@ def _enable_cuda(device: Any) -> None:
     several.append("cuda")
 
 
-def move(array: Any, device: str) -> Any:
-    """The array itself, or a copy of it on another device."""
+def move(array: Any, device: str, non_blocking: bool = False) -> Any:
+    """The array itself, or a copy of it on another device; ``non_blocking``: maybe there later."""
     here = device_of(array)
     if here == device:
         return array
     if here != "cpu":
-        array = _cuda.memory.to_host(array)
+        array = _cuda.memory.to_host(array, non_blocking and device == "cpu")
     if device != "cpu":
-        array = _cuda.memory.to_device(array, int(device.partition(":")[2] or 0))
+        array = _cuda.memory.to_device(array, int(device.partition(":")[2] or 0), non_blocking)
     return array
+
+
+def pinned(array: Any) -> Any:
+    """The array itself if it is in pinned memory, or a copy of it there. Raises RuntimeError with
+    what is missing, and for arrays on a device."""
+    if device_of(array) != "cpu":
+        raise RuntimeError(f"cannot pin a tensor on {device_of(array)!r}: only dense CPU tensors "
+                           "can be pinned")
+    checked_device("cuda")
+    return array if _cuda.memory.is_pinned(array) else _cuda.memory.pin(array)
+
+
+def is_pinned(array: Any) -> bool:
+    """Whether an array is in pinned memory."""
+    return _cuda is not None and device_of(array) == "cpu" and bool(_cuda.memory.is_pinned(array))
 
 
 def capturing() -> bool:

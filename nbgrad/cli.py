@@ -367,7 +367,8 @@ def _lab_commands(commands: Any) -> None:
     p.add_argument("names", metavar="STUDY", nargs="*", help="names of `nbgrad lab list`")
     p.add_argument("--all", action="store_true", help="all studies")
     p.add_argument("--full", action="store_true", help="the papers' steps, more seeds: hours")
-    p.add_argument("--data", choices=CHOICES["data"], help="(digits) of studies that offer it")
+    p.add_argument("--data", choices=CHOICES["data"], help="what to train on (digits); studies "
+                   "that train on no images say so, and run as ever")
     p.add_argument("--root", help="folder of the data set's files; digits needs none")
     p.add_argument("--seeds", type=int, help="repetitions (5; with --full, 10)")
     p.add_argument("--jobs", type=int, help="processes at a time (one per core)")

@@ -183,7 +183,9 @@ def test_load_standardizes_on_request():
 
 
 def test_load_names_the_datasets_there_are():
-    with pytest.raises(ValueError, match="'imagenet'; there are digits, mnist, cifar10"):
+    with pytest.raises(ValueError, match="'imagenet'; there are digits, mnist, fashion_mnist, c"):
         data.load("imagenet")
-    with pytest.raises(ValueError, match="needs root"):
-        data.load("mnist")
+    for name, place in (("mnist", "ossci-datasets"), ("fashion_mnist", "zalandoresearch"),
+                        ("cifar10", r"cifar-10-binary\.tar\.gz")):
+        with pytest.raises(ValueError, match=f"'{name}' needs root, .* https://.*{place}"):
+            data.load(name)

@@ -64,13 +64,14 @@ def test_read_idx_gives_back_what_was_written(tmp_path, dtype, shape, packed):
     assert y.flags.writeable
 
 
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_mnist_reads_both_splits(tmp_path, packed):
+def test_mnist_reads_both_splits(tmp_path, name, packed):
     written = {
         "train": write_mnist(tmp_path, "train", 20, 0, packed=packed),
         "test": write_mnist(tmp_path, "t10k", 10, 1, packed=packed),
     }
-    for split, dataset in zip(written, data.load("mnist", tmp_path)):
+    for split, dataset in zip(written, data.load(name, tmp_path)):
         images, labels = arrays(dataset)
         expected = (written[split][0][:, None] / 255.0).astype(np.float32)
         assert np.array_equal(images, expected)
@@ -121,6 +122,8 @@ def test_cifar10_reads_the_binary_version(tmp_path, folder):
 
 
 def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"fashion_mnist: missing train.* https://github"):
+        data.load("fashion_mnist", tmp_path)
     with pytest.raises(FileNotFoundError, match=r"train-images-idx3-ubyte.*train-labels-idx1"):
         data.load("mnist", tmp_path)
     with pytest.raises(FileNotFoundError, match="not a folder"):
@@ -135,7 +138,7 @@ def test_missing_files_are_named(tmp_path):
         data.load("cifar10", tmp_path)
 
 
-@pytest.mark.parametrize("read", [data.mnist, data.cifar10])
+@pytest.mark.parametrize("read", [data.mnist, data.fashion_mnist, data.cifar10])
 def test_unknown_splits_are_refused(tmp_path, read):
     with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'val'"):
         read(tmp_path, "val")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import nbgrad
+from nbgrad import cuda
 from nbgrad.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 from nbgrad.data.prefetch import Prefetch
 
@@ -246,10 +247,12 @@ def test_bad_settings_are_refused(settings):
         DataLoader([1, 2], **settings)
 
 
-def test_pin_memory_is_accepted_and_changes_nothing():
-    data = TensorDataset(np.arange(5))
-    for pin in (False, True):
-        assert [b.tolist() for (b,) in DataLoader(data, 2, pin_memory=pin)] == [[0, 1], [2, 3], [4]]
+@pytest.mark.skipif(cuda.is_available(), reason="a GPU is there")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pin_memory_without_a_gpu_warns_and_changes_nothing(workers):
+    loader = DataLoader(TensorDataset(np.arange(5)), 2, pin_memory=True, num_workers=workers)
+    with pytest.warns(UserWarning, match="no accelerator is found, .* device 'cuda' "):
+        assert [b.tolist() for (b,) in loader] == [[0, 1], [2, 3], [4]]
 
 
 def test_a_dataset_needs_length_and_samples():

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from nbgrad import nn
-from nbgrad.lab import ablate, ablation, arms
+from nbgrad.lab import ablate, ablation, arms, running
 from nbgrad.lab.ablation import Arm
+from nbgrad.lab.results import Outcome
+from nbgrad.lab.running import Plan
 from nbgrad.lab.training import configured, task_of, train
 from nbgrad.train.config import Config
+from nbgrad.train.progress import Silent
 from nbgrad.train.setup import build_model, load_task, trainer
 
 BASE = Config(activation="relu", init="kaiming", lr=0.1, width=20, depth=1)
@@ -110,6 +113,40 @@ def test_the_learning_rate_may_be_chosen_for_each_arm(tmp_path):
     found = small(tmp_path, norm=["none", "batch"], lr=[1e-6, 0.1], tune=True)
     assert [arm.settings for arm in found.arms] == [{"norm": "none"}, {"norm": "batch"}]
     assert [arm.lr for arm in found.arms] == [0.1, 0.1]
+    note = "Best at an end of the grid of learning rates: norm none (0.1); norm batch (0.1)."
+    assert found.finding.notes == [note]
+    assert str(found).endswith(note)
+    inside = small(tmp_path, norm=["none", "batch"], lr=[1e-6, 0.1, 1e-7, 1e9], tune=True)
+    assert not inside.finding.notes
+
+
+def test_it_shows_how_far_it_is(tmp_path, monkeypatch):
+    """In a bar of its own as a default; in the one that is given otherwise, which stays open."""
+    class Heard(Silent):
+        def __init__(self, total=1):
+            self.total, self.done, self.open = total, [], True
+
+        def __exit__(self, *error):
+            self.open = False
+
+        def update(self, done, text=""):
+            self.done.append(done)
+    own, given = Heard(), Heard()
+    monkeypatch.setattr(ablation, "bar", lambda total: own if total == 1 else None)
+    small(tmp_path, norm=["none", "batch"])
+    small(tmp_path, norm=["none", "layer"], progress=given)
+    assert (own.done, own.open) == ([0.25, 0.5, 0.75, 1.0], False)
+    assert (given.done, given.open) == ([0.25, 0.5, 0.75, 1.0], True)
+
+
+def test_what_is_run_to_compile_is_short(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(ablation, "run", lambda studies, plan, progress: seen.extend(
+        running.cells_of(studies[0], Plan("tiny", seeds=1))) or [Outcome(
+            {}, "", "", 0, 0, 0, "failed", 0.0, "", "", {}, None, ["seen"])])
+    with pytest.raises(RuntimeError, match="seen"):
+        small(tmp_path, norm=["none", "batch"], steps=600)
+    assert [(cell["seed"], cell["steps"], cell["every"]) for cell in seen] == [(0, 2, 1)] * 2
 
 
 def arm(accuracies, **settings):

@@ -60,12 +60,13 @@ def record(accuracy):
 
 
 def judged(batch, renorm, noise=0.005):
-    """The finding where batch norm has 95 % on random batches, and these on the others."""
+    """The finding where batch norm has 95 % on random batches, and these on the others; from seed
+    to seed, arms change places by twice the noise."""
     cells = study.cells("quick")
-    random = np.random.default_rng(0)
     level = {("batch", "classes"): batch, ("renorm", "classes"): renorm}
     records = [record(level.get((c["arm"], c["batches"]), 0.95) - (c["lr"] != 0.03) * 0.2
-                      + noise * random.uniform(-1, 1)) for c in cells]
+                      + noise * (-1) ** (c["seed"] + list(study.NORMS).index(c["arm"])))
+               for c in cells]
     return study.judge(records, cells)
 
 

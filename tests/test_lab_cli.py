@@ -1,6 +1,5 @@
 """nbgrad lab list and nbgrad lab run."""
 
-import os
 import subprocess
 import sys
 import types
@@ -8,7 +7,11 @@ import types
 import pytest
 
 from nbgrad.cli import main
+from nbgrad.data.idx import HINTS
 from nbgrad.lab import Figure, Finding, Series, Study, Table, judging, results, studies
+from tests.test_data_files import write_mnist
+
+HINT = HINTS["mnist"]
 
 
 def run(cell):
@@ -24,10 +27,10 @@ def judge(records, cells):
                    [Figure("t", "x", "y", [Series("s", values, values)])], ["A note."])
 
 
-def made(name, bad=False, options=()):
+def made(name, bad=False, data=("digits",)):
     texts = dict.fromkeys(("source", "published", "setup", "rule"), "-")
     return Study(name=name, question=f"Is it {name}?", claim=f"It is {name}.", **texts, run=run,
-                 judge=judge, options=options,
+                 judge=judge, data=data,
                  cells=lambda scale: [{"seed": i, "bad": bad, "scale": scale} for i in range(2)])
 
 
@@ -37,8 +40,8 @@ def lab(monkeypatch, tmp_path, capsys):
     own = {1: "one_thing", 2: "other", 9: "broken"}
     for module in own.values():
         fake = types.ModuleType(f"nbgrad.lab.studies.{module}")
-        options = ("mnist",) if module == "one_thing" else ()
-        fake.STUDY = made(module.replace("_", "-"), module == "broken", options)
+        data = {"one_thing": ("digits", "mnist"), "other": ()}.get(module, ("digits",))
+        fake.STUDY = made(module.replace("_", "-"), module == "broken", data)
         monkeypatch.setitem(sys.modules, fake.__name__, fake)
     for number in list(studies.STUDIES):
         monkeypatch.delitem(studies.STUDIES, number)
@@ -65,7 +68,8 @@ def test_run_says_verdict_sentence_table_and_notes(lab, tmp_path):
     status, out, err = lab("run", "one-thing")
     assert status == 0
     assert out.splitlines() == [
-        "one-thing: supported", "=" * 20, "claim: It is one-thing.", "",
+        "one-thing: supported", "=" * 20, "claim: It is one-thing.",
+        "data: UCI digits", "",
         "The values are [0, 1] on digits.", "", "seed  value", "----  -----", "   0      0",
         "   1      1", "", "- A note.", "", "runs/lab/verdicts.md"]
     assert "one-thing: supported (2 cells, 0 s)" in err
@@ -79,8 +83,8 @@ def test_several_end_with_all_verdicts_and_a_failure_is_a_status(lab, tmp_path):
     assert status == 1
     assert "0 of 2 cells are done\nseed=0, bad=True, scale=full: ValueError: no such thing" in out
     assert out.splitlines()[-5:] == [
-        "one-thing  supported        0", "other      supported        0",
-        "broken     failed           0", "", "here/verdicts.md"]
+        "one-thing  UCI digits  supported        0", "other      –           supported        0",
+        "broken     UCI digits  failed           0", "", "here/verdicts.md"]
     assert err == "nbgrad: failed: broken; here/<study>/finding.json says where\n"
     assert results.load(tmp_path / "here", "one-thing").command == "nbgrad lab run one-thing --full"
     lab("run", "other", "--out", "here")
@@ -89,14 +93,27 @@ def test_several_end_with_all_verdicts_and_a_failure_is_a_status(lab, tmp_path):
 
 
 def test_seeds_data_and_root(lab, tmp_path):
-    folder = os.environ.get("NBGRAD_MNIST")
     status, out, _ = lab("run", "one-thing", "--seeds", "3")
     assert (status, "[0, 1, 2]" in out) == (0, True)
-    assert lab("run", "one-thing", "--data", "mnist")[2].startswith(
-        "nbgrad: error: dataset 'mnist' needs root")
-    if folder is not None:
-        status, out, _ = lab("run", "one-thing", "--data", "mnist", "--root", folder)
-        assert (status, "on mnist" in out) == (0, True)
+    assert lab("run", "one-thing", "--data", "mnist") == (
+        2, "", f"nbgrad: error: dataset 'mnist' needs root, the folder of its files: {HINT}\n")
+    missing = "mnist: missing train-images-idx3-ubyte, train-labels-idx1-ubyte in"
+    assert lab("run", "one-thing", "--data", "mnist", "--root", str(tmp_path)) == (
+        2, "", f"nbgrad: error: {missing} '{tmp_path}'; {HINT}\n")
+    for prefix, n in (("train", 30), ("t10k", 20)):
+        write_mnist(tmp_path, prefix, n, 0)
+    status, out, err = lab("run", "one-thing", "other", "--data", "mnist", "--root", str(tmp_path))
+    assert (status, "The values are [0, 1] on mnist." in out) == (0, True)
+    assert "other: it needs no data: runs without --data mnist\n" in err
+    assert [line.split()[1:2] for line in out.splitlines() if line.startswith("data: ")] == [
+        ["MNIST"], ["none"]]
+    one = results.load(tmp_path / "runs" / "lab", "one-thing")
+    assert (one.data, one.command) == (
+        "mnist", "nbgrad lab run one-thing --data mnist --root FOLDER")
+    assert one.study["setup"] == (
+        "Here on MNIST (30 training and 20 test images) instead of the digits; otherwise: -")
+    other = results.load(tmp_path / "runs" / "lab", "other")
+    assert (other.data, other.study["setup"]) == ("", "-")
 
 
 @pytest.mark.parametrize(("words", "says"), [
@@ -105,9 +122,9 @@ def test_seeds_data_and_root(lab, tmp_path):
     ([], "name one or more studies (see nbgrad lab list), or give --all"),
     (["other", "--all"], "name one or more studies (see nbgrad lab list), or give --all"),
     (["other", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
-    (["other", "--data", "cifar10"], "--data: other runs on digits, not on cifar10"),
+    (["other", "--data", "cifar10"], "--data: cifar10 is not for other: it needs no data"),
     (["--all", "--data", "cifar10"],
-     "--data: no study runs on cifar10; there is one for each of digits, mnist"),
+     "--data: cifar10 is not for one-thing: it runs on digits, mnist"),
 ])
 def test_what_cannot_be_run_says_why(lab, words, says):
     assert lab("run", *words) == (2, "", f"nbgrad: error: {says}\n")

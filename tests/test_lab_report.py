@@ -1,6 +1,7 @@
 """The laboratory's report: its files, and its page in a real browser."""
 
 import csv
+import dataclasses
 import re
 import shutil
 
@@ -91,6 +92,15 @@ def test_states_are_said_in_words(made):
         "failed": "2 of 30 cells failed: FloatingPointError: loss is <nan>.",
         "interrupted": "Interrupted: 12 of 30 cells are done. The same command goes on from there."}
     assert reading.again(made[0]) == f"nbgrad lab run {made[0].name}"
+
+
+def test_it_names_the_data(made):
+    others = [dataclasses.replace(o, data=data) for o, data in
+              zip(made, ("fashion_mnist", "fashion_mnist", ""))]
+    assert "3 studies, quick settings on Fashion-MNIST, " in reading.heading(others)
+    assert [reading.machine(o)[1] for o in others] == ["Fashion-MNIST", "Fashion-MNIST", "no data"]
+    assert "quick settings on UCI digits and CIFAR-10, " in reading.heading(
+        [made[0], dataclasses.replace(made[1], data="cifar10")])
 
 
 def test_what_is_no_folder_of_results_is_an_error(tmp_path):

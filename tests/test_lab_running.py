@@ -16,6 +16,7 @@ from nbgrad.lab import Finding, Study, Table, judging, results, running
 from nbgrad.lab.cells import Cells
 from nbgrad.lab.running import Plan
 from nbgrad.lab.studies import find, names
+from nbgrad.train.progress import Silent
 
 STUDIES = '''
 import os, signal, sys, time
@@ -94,6 +95,35 @@ def test_cells_run_in_processes_with_one_thread_and_are_kept(made, tmp_path):
     assert sorted(line["record"]["value"] for line in lines) == [0, 10, 20]
     assert {(line["record"]["alone"], line["record"]["nan"]) for line in lines} == {("1", None)}
     assert [p.name[:19] for p in (tmp_path / "cache").iterdir()] == ["lab-made-up-digits-"]
+
+
+class Heard(Silent):
+    def __init__(self):
+        self.texts, self.lines = [], []
+
+    def update(self, done, text=""):
+        self.texts.append((done, text))
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def test_kernels_are_compiled_before_and_once(made, tmp_path):
+    """The smallest cells of all studies, in the processes that then run the others."""
+    studies = [made(None, None, name=name) for name in ("one", "two", "three")]
+    first, again = Heard(), Heard()
+    running.run(studies, plan(tmp_path, processes=2), first)
+    assert first.lines == ["compiling kernels for this CPU, once"]
+    assert first.texts[:3] == [(0, f"compiling kernels {i}/3") for i in (1, 2, 3)]
+    assert [done for done, _ in first.texts[3:]] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+    assert {text for _, text in first.texts[3:]} == {
+        f"{name} {i}/2" for name in ("one", "two", "three") for i in (1, 2)}
+    assert sorted(p.name[:10] for p in (tmp_path / "cache").iterdir()) == [
+        "lab-one-di", "lab-three-", "lab-two-di"]
+    running.run(studies, plan(tmp_path, processes=2, again=True), again)
+    assert again.lines == []
+    assert [text for done, text in again.texts if "compiling" in text] == []
+    assert made.runs() == [0] * 6 + [1] * 6
 
 
 def test_finished_cells_are_not_run_again(made, tmp_path):
@@ -210,11 +240,11 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process(made, tmp_path):
 
 
 def test_seeds_and_data_of_a_plan(made, tmp_path):
-    study = made(None, None, options=("mnist",))
+    study = made(None, None)
     cells = running.cells_of(study, plan(tmp_path, seeds=3, data="mnist", root="/there"))
     assert [(c["seed"], c["data"], c["root"]) for c in cells] == [
         (s, "mnist", "/there") for s in range(3)]
-    cells = running.cells_of(made(None), plan(tmp_path, data="mnist", root="/there"))
+    cells = running.cells_of(made(None, data=()), plan(tmp_path, data="mnist", root="/there"))
     assert "data" not in cells[0]
     cells = [{"arm": "alone"}, {"seed": 4, "arm": "a"}, {"seed": 4, "arm": "b"}, {"seed": 5}]
     mixed = running.cells_of(made_of(study, cells), plan(tmp_path, seeds=2))
@@ -222,6 +252,11 @@ def test_seeds_and_data_of_a_plan(made, tmp_path):
                      {"seed": 1, "arm": "a"}, {"seed": 1, "arm": "b"}]
     outcome, = running.run([made(None)], plan(tmp_path, processes=0, seeds=2))
     assert outcome.command == "nbgrad lab run made-up --seeds 2"
+    assert outcome.study["setup"] == "Here with 2 seeds, 2 runs; otherwise: -"
+    full, = running.run([made(None)], plan(tmp_path, processes=0, scale="full"))
+    assert full.study["setup"] == "Here with 1 seed, 1 run; otherwise: -"
+    quick, = running.run([made(None)], plan(tmp_path, processes=0))
+    assert quick.study["setup"] == "-"
 
 
 def test_what_cannot_be_run(made, tmp_path):

@@ -67,6 +67,25 @@ def test_a_place_that_is_better_in_half_of_the_cases_is_not_the_right_one():
     assert study.judge([record(cell) for cell in cells], cells).verdict == "depends"
 
 
+@pytest.mark.parametrize("name", ["convergence-speed", "higher-learning-rates", "initialisation"])
+def test_where_nobody_arrives_there_is_no_verdict(name):
+    """What counts as arrived is other on other data: CIFAR-10's 30 % are enough there."""
+    study = find(name)
+    for data, verdict in (("digits", "depends"), ("cifar10", "supported")):
+        cells = [{**cell, "data": data} for cell in study.cells("quick")]
+        records = [scaled(RECORDS[name]["supported"](cell), 0.5) for cell in cells]
+        finding = study.judge(clean(records), cells)
+        assert finding.verdict == verdict
+        assert ("No run" in finding.sentence or "no run" in finding.sentence
+                or "at 0 without" in finding.sentence) == (data == "digits")
+
+
+def scaled(record, factor):
+    """The record of a run half as accurate."""
+    return {k: [factor * v for v in r] if k == "test_accuracy" else factor * r
+            if k == "final_accuracy" else r for k, r in record.items()}
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_diverged_runs_are_results(name):
     """Runs without batch norm, or half of the arms, that end at once with a loss that is not finite
@@ -107,6 +126,34 @@ def test_studies_that_were_changed_after_a_first_run_say_so():
     assert {name for name in names() if find(name).changed} >= {
         "batch-size", "placement", "covariate-shift", "landscape-smoothness", "hessian-eigenvalue",
         "noisy-batch-norm", "statistics-at-inference", "batch-renorm"}
+
+
+# Steps of `--full`, where the paper counts steps of a network that is not larger than a laptop's.
+PAPERS = {"convergence-speed": {50_000},        # Ioffe & Szegedy 2015, section 4.1
+          "covariate-shift": {15_000, 10_000}, "landscape-smoothness": {15_000, 10_000},
+          "noisy-batch-norm": {15_000},         # Santurkar et al. 2018: VGG, linear network
+          "hessian-eigenvalue": {15_000}}
+
+
+@pytest.mark.parametrize("name", names())
+def test_full_has_the_papers_steps_and_five_seeds(name):
+    """Where the paper's steps are those of ImageNet's epochs, ten times as many as the default."""
+    study = find(name)
+    quick, full = study.cells("quick"), study.cells("full")
+    assert len({cell["seed"] for cell in full}) >= 5
+    steps, few = ({cell["steps"] for cell in cells if "steps" in cell} for cells in (full, quick))
+    if name in PAPERS:
+        assert steps == PAPERS[name]
+    elif steps:
+        assert min(steps) >= 10 * min(few)
+        assert max(steps) >= 10 * max(few)
+    else:
+        assert any(max(cell[size] for cell in full) > max(cell[size] for cell in quick)
+                   for size in ("images", "depth", "width") if size in full[0])
+    if name == "gradient-growth":               # Yang et al. 2019
+        assert {cell["width"] for cell in full} == {1000}
+    if name == "batch-size":                    # as many as 67 epochs of the digits
+        assert {cell["images"] for cell in full} == {20 * cell["images"] for cell in quick}
 
 
 @pytest.mark.parametrize("name", OWN)

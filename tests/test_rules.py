@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_packages_listed_are_the_folders_there_are():
 def test_both_kernel_sets_have_the_same_functions_with_the_same_signatures():
     sets = [importlib.import_module(f"nbgrad.kernels.{name}") for name in ("reference", "cpu")]
     for module in ("conv", "elementwise", "group_norm", "loss", "matmul", "norm", "optim", "pool",
-                   "reduce"):
+                   "reduce", "samples"):
         reference, cpu = (importlib.import_module(f"{s.__name__}.{module}") for s in sets)
         assert sorted(reference.__all__) == sorted(cpu.__all__)
         for name in reference.__all__:
@@ -145,6 +146,43 @@ def test_what_processes_compile_at_the_same_time_stays_apart(tmp_path, monkeypat
             assert cache.load(key) == f"code of {key}"
     assert len(list(tmp_path.rglob("*.nbc"))) == len(keys)
     assert not list(tmp_path.rglob("*.nbi"))
+
+
+COMPILED = """
+import numpy as np
+from numba.core import event
+from nbgrad.kernels.cpu import jit, loss
+found = []
+class Listener(event.Listener):
+    def on_start(self, event):
+        found.append(event.data["dispatcher"].py_func.__qualname__)
+    def on_end(self, event): pass
+event.register("numba:compile", Listener())
+loss.cross_entropy(np.ones((4, 3), np.float32), np.zeros(4, np.int64), None, ignore_index=-100,
+                   label_smoothing=0.0)
+print(sum(name in jit._names for name in found))
+"""
+
+
+def test_what_a_process_compiles_the_others_wait_for_and_load(tmp_path):
+    """Of three that start together, one compiles the kernel."""
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    started = [subprocess.Popen([sys.executable, "-c", COMPILED], env=env, stdout=subprocess.PIPE,
+                                text=True) for _ in range(3)]
+    counts = sorted(int(process.communicate(timeout=120)[0]) for process in started)
+    assert len(list(tmp_path.rglob("*.nbc"))) == 1
+    assert counts[:2] == [0, 0] < counts[1:]
+
+
+def test_a_kernel_that_does_not_compile_keeps_nobody_waiting(tmp_path, monkeypatch):
+    from nbgrad.kernels.cpu import jit
+
+    monkeypatch.setattr(jit, "cache_dir", lambda: tmp_path)
+    for wait in ("first", "second"):
+        with pytest.raises(RuntimeError, match=wait), jit._turn(tmp_path / "a.lock"):
+            raise RuntimeError(wait)
+    with jit._turn(tmp_path / "nowhere" / "a.lock"):         # no such folder: without turns
+        pass
 
 
 def run(code, **options):

@@ -439,7 +439,7 @@ def test_a_config_survives_json():
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"data": "svhn"}, "data: expected one of digits, mnist, cifar10, got 'svhn'"),
+    ({"data": "svhn"}, "data: expected one of digits, mnist, fashion_mnist, cifar10, got 'svhn'"),
     ({"lr": 0}, "lr: expected a number above 0, got 0"),
     ({"lr": math.nan}, "lr: expected a number above 0, got nan"),
     ({"lr": "0.1"}, "lr: expected a number above 0, got '0.1'"),

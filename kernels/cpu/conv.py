@@ -82,8 +82,12 @@ def _fastest(direct, x, weight, bias, g, tiles, y):
         y[spoiled] = some
 
 
-def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
-    """y[n,o,p,q] = b[o] + Σ_{c,i,j} w[o,c,i,j] x[n, c, p·s + i·d − pad, q·s + j·d − pad]."""
+def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups, moments=None):
+    """y[n,o,p,q] = b[o] + Σ_{c,i,j} w[o,c,i,j] x[n, c, p·s + i·d − pad, q·s + j·d − pad].
+
+    ``moments``, an empty list, gets count, mean and M2 = Σ (y − mean)² of each o, float64 (O,), if
+    to take them here costs less than batch_norm's pass over y: not of outputs that a cache holds,
+    of few outputs that go by folded.py, and of values that Winograd's products cannot make."""
     g = Conv.of(x.shape, weight.shape, stride, padding, dilation, groups)
     y = empty((g.N, g.P, g.Q, g.O), x.dtype)
     if y.size == 0 or g.depth == 0:

@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import threading
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, cached_property
 from pathlib import Path
 from time import perf_counter
@@ -27,6 +28,11 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 from ..libraries import KernelCompiler, ParallelCompiler
 from ..polynomials import POLICY, device
 from ..quiet import quiet
+
+try:
+    import fcntl
+except ImportError:                  # Windows
+    fcntl = None
 
 __all__ = ["Kernel", "cache_dir", "device", "get_num_threads", "kernel", "machine", "notify",
            "prange", "set_num_threads", "threading_layer"]
@@ -89,6 +95,9 @@ class _Files(IndexDataCacheFile):
         except OSError:
             return None
 
+    def holds(self, key):
+        return os.path.exists(os.path.join(self._cache_path, self.name(key)))
+
 
 class _Cache(FunctionCache):
     """Numba's disk cache under our folder. The folder's name already covers every source, so the
@@ -103,9 +112,33 @@ class _Cache(FunctionCache):
         finally:
             config.CACHE_DIR = saved
         self._cache_file = _Files(self._cache_path, self._impl.filename_base)
+        self._lock = cache_dir() / f"{self._cache_file.name(name)}.lock"
 
     def _index_key(self, sig, codegen):
         return sig, codegen.magic_tuple(), self._kernel_name
+
+    def once(self, compiles, context):
+        """compile(sig) of a dispatcher, at which processes take turns: what one has compiled, the
+        others load. Loading takes no turns. Kernels are not compiled inside kernels, so nobody
+        holds one turn and waits for another."""
+        def compile(sig):
+            if self._cache_file.holds(self._index_key(sig, context.codegen())):
+                return compiles(sig)
+            with _turn(self._lock):
+                return compiles(sig)
+        return compile
+
+
+@contextmanager
+def _turn(path):
+    """Alone with this file among processes and threads, where files can be locked."""
+    with ExitStack() as stack:
+        with suppress(OSError):
+            file = stack.enter_context(open(path, "ab"))
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)        # a forked child has the file open, too, so
+                stack.callback(fcntl.flock, file, fcntl.LOCK_UN)     # closing it is not enough
+        yield
 
 
 def _compile(loop, name, parallel, options):
@@ -115,6 +148,7 @@ def _compile(loop, name, parallel, options):
     jitted = njit(no_cfunc_wrapper=True, **how, **{**POLICY, **options})(loop)
     if cache_dir() is not None:
         jitted._cache = _Cache(loop, f"{name} {parallel}")
+        jitted.compile = jitted._cache.once(jitted.compile, jitted.targetctx)
     return jitted
 
 

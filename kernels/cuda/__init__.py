@@ -1,5 +1,6 @@
 """Kernels for CUDA devices, in Numba CUDA; arrays are CuPy's."""
 
+from ..reference.samples import *  # noqa: F403
 from . import graphs, launch, memory, precision  # noqa: F401
 from .conv import *  # noqa: F403
 from .elementwise import *  # noqa: F403

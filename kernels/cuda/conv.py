@@ -13,6 +13,7 @@ from ..half import is_half, kind, wide
 from ..shapes import Conv
 from . import precision, reduce, windows
 from .elementwise import add
+from .epilogue import merged
 from .intrinsics import width
 from .layout import aligned
 from .matmul import WORD, words
@@ -46,7 +47,14 @@ def _through_float32(g, dtype):
         g.G > 1 and (any(n % width(dtype) for n in inner) or math.prod(inner) < FEW)))
 
 
-def _convolve_halves(x, w, bias, y, grid, place, groups):
+def _parts(p, O, moments):
+    """Where tiles leave the moments of their rows, if they are asked for: means and squares."""
+    if moments is None:
+        return None, None
+    return empty((p.down, O), np.float64), empty((p.down, O), np.float64)
+
+
+def _convolve_halves(x, w, bias, y, grid, place, groups, moments):
     """As ``_convolve``, in words of two channels."""
     (I, J, _, O), dtype = w.shape, x.dtype
     x, w = words(x), words(xp.ascontiguousarray(w.transpose(3, 0, 1, 2)))
@@ -55,21 +63,26 @@ def _convolve_halves(x, w, bias, y, grid, place, groups):
     p = plan(M, columns, K if y.size == M * O else 0, groups, WORD)
     whole = p.splits == 1
     parts = y if whole else empty((p.splits, *y.shape), np.float32)
-    kernel = windows.convolution(WORD, p.shape, True, True, kind(dtype), kind(parts.dtype))
-    kernel(p.tiles * groups * p.splits, x, w, parts, bias, whole and bias is not None, False,
+    found = _parts(p, O, moments if whole else None)
+    kernel = windows.convolution(WORD, p.shape, True, True, kind(dtype), kind(parts.dtype),
+                                 found[0] is not None)
+    kernel(p.tiles * groups * p.splits, x, w, parts, bias, *found,
+           whole and bias is not None, _in_vectors(parts.dtype, columns, O, *place),
            *grid._replace(C=x.shape[-1]), depth, columns, O, *place, groups, p.down, p.tiles,
            K if whole else p.length)
+    if found[0] is not None:
+        moments += merged(*found, M, p.shape[0])
     if whole:
         return y
     y = reduce.sum(parts, axes=(0,), keepdims=False)
     return (y if bias is None else add(y, wide(bias))).astype(dtype)
 
 
-def _convolve(x, w, bias, y, grid, place, groups):
+def _convolve(x, w, bias, y, grid, place, groups, moments=None):
     """y at ``place`` (first, image, row, pixel) = windows of x, channels-last, times w
     (I, J, C/G, O). Returns y, or, where that is all of it, a sum of parts instead."""
     if is_half(x.dtype):
-        return _convolve_halves(x, w, bias, y, grid, place, groups)
+        return _convolve_halves(x, w, bias, y, grid, place, groups, moments)
     depth, O, dtype = w.shape[2], w.shape[3], x.dtype
     columns, M, K = O // groups, grid.N * grid.A * grid.B, w.size // O
     if groups > 1 and depth * columns < FEW:
@@ -81,19 +94,27 @@ def _convolve(x, w, bias, y, grid, place, groups):
     parts = y if p.splits == 1 else empty((p.splits, *y.shape), dtype)
     a = _in_vectors(dtype, depth, grid.C) and aligned(x)
     b = _in_vectors(dtype, columns, O) and aligned(w)
-    kernel = windows.convolution(dtype, p.shape, a, b, precision.way(dtype))
     whole = p.splits == 1
-    kernel(p.tiles * groups * p.splits, x, w, parts, bias, whole and bias is not None,
-           b and _in_vectors(dtype, *place), *grid, depth, columns, O, *place, groups, p.down,
-           p.tiles, K if whole else p.length)
+    found = _parts(p, O, moments if whole and dtype == np.float32 else None)
+    kernel = windows.convolution(dtype, p.shape, a, b, precision.way(dtype),
+                                 moments=found[0] is not None)
+    kernel(p.tiles * groups * p.splits, x, w, parts, bias, *found,
+           whole and bias is not None, b and _in_vectors(dtype, *place), *grid, depth, columns, O,
+           *place, groups, p.down, p.tiles, K if whole else p.length)
+    if found[0] is not None:
+        moments += merged(*found, M, p.shape[0])
     if whole:
         return y
     y = reduce.sum(parts, axes=(0,), keepdims=False)
     return y if bias is None else add(y, bias)
 
 
-def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
-    """y[n,o,p,q] = b[o] + Σ_{c,i,j} w[o,c,i,j] x[n, c, p·s + i·d − pad, q·s + j·d − pad]."""
+def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups, moments=None):
+    """y[n,o,p,q] = b[o] + Σ_{c,i,j} w[o,c,i,j] x[n, c, p·s + i·d − pad, q·s + j·d − pad].
+
+    ``moments``, an empty list, gets count, mean and M2 = Σ (y − mean)² of each o, float64 (O,), if
+    blocks see the sums of float32 or halves whole: not where parts of k are added up afterwards,
+    and not of groups of few channels."""
     g, dtype = Conv.of(x.shape, weight.shape, stride, padding, dilation, groups), (
         np.result_type(x, weight))
     if _through_float32(g, dtype):
@@ -107,7 +128,7 @@ def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
                             g.dw)
         bias = None if bias is None else xp.ascontiguousarray(bias.astype(dtype, copy=False))
         y = _convolve(_last(x, dtype), _packed(weight, dtype, 2, 3, 1, 0), bias, y, grid,
-                      (0, g.P * g.Q * g.O, g.Q * g.O, g.O), g.G)
+                      (0, g.P * g.Q * g.O, g.Q * g.O, g.O), g.G, moments)
     return y.transpose(0, 3, 1, 2)
 
 

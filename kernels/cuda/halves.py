@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.cuda.extending import lower_builtin, models, register_model
 
-__all__ = ["HALVES", "HalfPointer", "pair", "split"]
+__all__ = ["HALVES", "HalfPointer", "narrow", "pair", "split", "widen"]
 
 _HALF, _WORD, _SINGLE = ir.IntType(16), ir.IntType(32), ir.FloatType()
 

@@ -11,8 +11,8 @@ from .memory import SIMULATED
 from .simulator import Pointer, pause
 
 __all__ = ["FULL", "HALVES", "address", "address_of", "arrive", "cuda", "device", "libm", "load",
-           "load_raw", "mma", "mma_of_halves", "multiply_add", "outer", "quotient", "store",
-           "store_raw", "tf32", "wait_for", "width"]
+           "load_raw", "mma", "mma_of_halves", "multiply_add", "outer", "quotient", "rounded",
+           "store", "store_raw", "tf32", "wait_for", "width"]
 
 FULL = 0xFFFFFFFF            # every lane of a warp
 WARP = 32
@@ -97,6 +97,10 @@ if SIMULATED:
             return tuple(np.float32(s + p) for s, p in zip(sums, products.ravel()))
         return multiply
 
+    def rounded(name):
+        kind = np.float32 if name == "f4" else half_of(name).type
+        return lambda x: np.float32(kind(x))
+
     def outer(sums, a, b):
         return np.asarray(sums) + np.multiply.outer(np.asarray(a), np.asarray(b))
 
@@ -112,7 +116,7 @@ else:
     from numba.cuda import libdevice
     from numba.cuda.extending import intrinsic
 
-    from .halves import HALVES, HalfPointer, pair, split
+    from .halves import HALVES, HalfPointer, narrow, pair, split, widen
 
     def device(function):
         return cuda.jit(device=True, forceinline=True)(function)
@@ -268,6 +272,18 @@ else:
                 return context.make_tuple(builder, sums, [part(result, i) for i in range(4)])
             return sums(sums, a, b), codegen
         return multiply
+
+    def rounded(name):
+        """A number of float32 as it is read again where it was written as "f4", "f2" or "bf"."""
+        if name == "f4":
+            return device(lambda x: x)
+        pointer = HALVES[name]
+
+        @intrinsic
+        def there_and_back(typingctx, x):
+            return x(x), lambda context, builder, sig, args: widen(
+                builder, pointer, narrow(builder, pointer, args[0]))
+        return there_and_back
 
     @intrinsic
     def outer(typingctx, sums, a, b):

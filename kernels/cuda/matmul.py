@@ -27,6 +27,7 @@ from .tile import (
     divided,
     multiplier,
     plan,
+    shared,
     threads,
     tile_of,
     together,
@@ -77,7 +78,7 @@ def _products(dtype, shape, by_a, by_b, way="fma", out=None):
     kind, half = dtype.str[1:], way in precision.HALVES
     arithmetic, pad, least, suffix = (precision.HALVES if half else precision.WAYS)[way]
     body = multiplier(Operand(_row, _row_k, _sum, *by_a), Operand(_column, _column_k, _sum, *by_b),
-                      _line, shape, dtype, arithmetic, pad)
+                      _line, shape, dtype, arithmetic, pad, out or kind)
 
     def run(a, b, c, bias, first, wide, M, N, K, am, ak, bn, bk, inner, outside, a0, a1, b0, b1,
             down, tiles, splits, length):
@@ -91,11 +92,12 @@ def _products(dtype, shape, by_a, by_b, way="fma", out=None):
              (z * outside * inner + batch) * M * N)
         i, j = tile_of(t, down, tiles)
         begin = z * length
-        body(a, b, c, bias, first, g, i, j, begin, min(begin + length, K), N, wide)
+        body(a, b, c, bias, first, g, i, j, begin, min(begin + length, K), N, wide, ())
     name = "_".join(by + ("s" if vectors else "1") for by, vectors in (by_a, by_b))
     results = f"*{out} *{way}" if half else f"*{kind} *{kind}"
     return Kernel(run, f"*{kind} *{kind} {results} i4 i4 " + "i8 " * 17,
-                  threads=threads(shape), minimum=together(shape, dtype, way), least=least,
+                  threads=threads(shape), shared=shared(shape, dtype, pad),
+                  minimum=together(shape, dtype, way), least=least,
                   name=f"matmul_{kind}_{shape[0]}_{name}{suffix}" + (f"_{out}" if half else ""))
 
 
@@ -103,7 +105,7 @@ def every():
     """Those of the usual orders in memory, for those who compile them ahead."""
     by_k, by_row, single = ("k", True), ("row", True), ("k", False)
     for dtype in map(np.dtype, (np.float32, np.float64)):
-        for shape in (LARGE, SMALL):
+        for shape in (LARGE, SMALL) if dtype == np.float32 else (SMALL,):
             yield _products(dtype, shape, by_k, by_row)
         yield _products(dtype, SMALL, single, single)
     for a, b in ((by_k, by_k), (by_row, by_row)):

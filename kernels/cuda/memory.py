@@ -2,9 +2,14 @@
 
 In the simulator they are NumPy's, of a class of their own, so that an array's type says where it
 lives and a kernel that leaves an output unwritten is seen.
+
+Host memory is NumPy's. Where it is pinned, the device copies from and to it while the host goes on;
+arrays of such copies are kept until their events have passed, since CuPy's pool would hand their
+memory out again before.
 """
 
 import math
+import threading
 
 import numpy as np
 from numba import config
@@ -12,8 +17,8 @@ from numba import config
 from . import graphs
 from .simulator import fresh
 
-__all__ = ["Array", "SIMULATED", "empty", "empty_like", "in_order", "order_of", "to_device",
-           "to_host", "xp"]
+__all__ = ["Array", "SIMULATED", "empty", "empty_like", "in_order", "is_pinned", "order_of", "pin",
+           "to_device", "to_host", "xp"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
@@ -23,6 +28,13 @@ else:
     import cupy as xp
 
     Array = xp.ndarray
+
+_lock = threading.Lock()
+_flying = []                 # (event, arrays) of copies that may not be done
+
+
+class PinnedBytes(bytearray):
+    """The simulator's pinned memory."""
 
 
 def _sized(shape, dtype, error):
@@ -60,10 +72,14 @@ def in_order(x):
 
 def empty_like(x, dtype=None):
     """An uninitialised array of x's shape, in x's memory order where x is dense."""
+    return _laid_out(empty, x, dtype or x.dtype)
+
+
+def _laid_out(make, x, dtype):
     if x.flags.c_contiguous:
-        return empty(x.shape, dtype or x.dtype)
+        return make(x.shape, dtype)
     order = order_of(x)
-    out = empty([x.shape[i] for i in order], dtype or x.dtype)
+    out = make([x.shape[i] for i in order], dtype)
     return out.transpose([order.index(i) for i in range(x.ndim)])
 
 
@@ -88,8 +104,42 @@ def device_of(x):
     return 0 if SIMULATED else x.device.id
 
 
-def to_device(x, number=0):
-    """A copy of a NumPy array on a device."""
+# --------------------------------------------------------------------------------------- transfers
+
+def _empty_pinned(shape, dtype):
+    nbytes = math.prod(shape) * dtype.itemsize
+    if not nbytes:
+        return np.empty(shape, dtype)
+    block = PinnedBytes(nbytes) if SIMULATED else xp.cuda.alloc_pinned_memory(nbytes)
+    return np.ndarray(tuple(shape), dtype, block)
+
+
+def is_pinned(x):
+    """Whether a NumPy array's memory is pinned."""
+    while isinstance(x, np.ndarray):
+        x = x.base
+    return isinstance(x, PinnedBytes if SIMULATED else xp.cuda.PinnedMemoryPointer)
+
+
+def pin(x):
+    """A copy of a NumPy array in pinned memory."""
+    out = _laid_out(_empty_pinned, x, x.dtype)
+    np.copyto(out, x)
+    return out
+
+
+def _hold(*arrays):
+    """Keep arrays alive until the current stream has done what it has been asked for."""
+    event = xp.cuda.Event(disable_timing=True)
+    event.record()
+    with _lock:
+        _flying[:] = [pair for pair in _flying if not pair[0].done]
+        _flying.append((event, arrays))
+
+
+def to_device(x, number=0, non_blocking=False):
+    """A copy of a NumPy array on a device. ``non_blocking``: pinned memory may be read after this
+    returns."""
     graphs.refuse("a transfer to the device")
     if SIMULATED:
         return np.array(x, order="K").view(Array)
@@ -97,20 +147,52 @@ def to_device(x, number=0):
         x = x if in_order(x).flags.c_contiguous else np.ascontiguousarray(x)
         out = empty_like(x)
         in_order(out).set(in_order(x))
+        if is_pinned(x):
+            _hold(x) if non_blocking else xp.cuda.get_current_stream().synchronize()
         return out
 
 
-def to_host(x):
-    """A copy of a device array as NumPy's."""
+def to_host(x, non_blocking=False):
+    """A copy of a device array as NumPy's. ``non_blocking``: in pinned memory, whose values are
+    there after ``synchronize()``."""
     graphs.refuse("a transfer from the device (.item(), .cpu(), a printed loss)")
-    return np.array(x.view(np.ndarray), order="K") if SIMULATED else xp.asnumpy(x, order="A")
+    if non_blocking and x.size:
+        return _later(x)
+    if SIMULATED:
+        _arrive()
+        return np.array(x.view(np.ndarray), order="K")
+    return xp.asnumpy(x, order="A")
+
+
+def _later(x):
+    if SIMULATED:
+        now = np.array(x.view(np.ndarray), order="K")
+        out = pin(now)
+        out[...] = fresh(now.shape, now.dtype)
+        _flying.append((now, out))
+        return out
+    with x.device:
+        x = x if in_order(x).flags.c_contiguous else xp.ascontiguousarray(x)
+        out = _laid_out(_empty_pinned, x, x.dtype)
+        in_order(x).get(out=in_order(out), blocking=False)
+        _hold(x, out)
+    return out
+
+
+def _arrive():
+    """The simulator's copies to the host, which are seen when somebody waits for them."""
+    for now, out in _flying:
+        np.copyto(out, now)
+    _flying.clear()
 
 
 def synchronize():
     """Wait for all that the device has been asked for; errors of kernels are raised here."""
     graphs.refuse("synchronize()")
-    if not SIMULATED:
-        xp.cuda.Device().synchronize()
+    if SIMULATED:
+        _arrive()
+        return
+    xp.cuda.Device().synchronize()
 
 
 def empty_cache():

@@ -10,8 +10,8 @@ __all__ = ["MODULES", "Report", "capabilities", "every_kernel", "report"]
 
 # each has ``every()``
 MODULES = ("elementwise", "reduce", "moments", "passes", "rows", "layer_norm", "group_norm",
-           "single", "single_backward", "softmax", "loss", "matmul", "windows", "pool", "optim",
-           "random")
+           "single", "single_backward", "softmax", "loss", "matmul", "epilogue", "windows", "pool",
+           "optim", "random")
 
 
 class Report(NamedTuple):
@@ -24,7 +24,7 @@ class Report(NamedTuple):
     registers: int
     spilled: int             # bytes of registers written to memory
     local: int               # bytes of stack of a thread
-    shared: int              # bytes, of arrays of a fixed size
+    shared: int              # bytes
     wide_loads: int          # of 128 bits
     loads: int
     wide_stores: int
@@ -58,6 +58,7 @@ def report(kernel, cc):
     return Report(kernel.name, cc, kernel.threads, kernel.shared,
                   _number(r"Used (\d+) registers", log), _number(r"(\d+) bytes spill stores", log),
                   _number(r"(\d+) bytes stack frame", log),
-                  sum(map(int, re.findall(r"\.shared \.align \d+ \.b8 \w+\[(\d+)\]", ptx))),
+                  sum(map(int, re.findall(r"\.shared \.align \d+ \.b8 \w+\[(\d+)\]", ptx)))
+                  + kernel.shared,
                   len(re.findall(r"\bld" + wide, ptx)), ptx.count("ld.global"),
                   len(re.findall(r"\bst" + wide, ptx)), ptx.count("st.global"), len(code))

@@ -12,8 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from .intrinsics import device, mma, mma_of_halves, tf32
-from .layout import MISSING
+from .intrinsics import cuda, device, mma, mma_of_halves, tf32
 from .tile import Arithmetic
 
 __all__ = ["PAD", "exact", "fast", "halves"]
@@ -70,10 +69,10 @@ def _line_of(left, right, multiply):
                 multiply(sums[2], a, b[2]), multiply(sums[3], a, b[3]))
 
     @device
-    def step(acc, sa, p, sb, q):
-        b = right(sb, q), right(sb, q + 8), right(sb, q + 16), right(sb, q + 24)
-        return (rows(acc[0], left(sa, p), b), rows(acc[1], left(sa, p + 16), b),
-                rows(acc[2], left(sa, p + 32), b), rows(acc[3], left(sa, p + 48), b))
+    def step(acc, s, p, q):
+        b = right(s, q), right(s, q + 8), right(s, q + 16), right(s, q + 24)
+        return (rows(acc[0], left(s, p), b), rows(acc[1], left(s, p + 16), b),
+                rows(acc[2], left(s, p + 32), b), rows(acc[3], left(s, p + 48), b))
     return step
 
 
@@ -92,37 +91,29 @@ def _step(precise, high, broad):
                     device(lambda s, q: (right(s, q), rest_right(s, q))), multiply)
 
 
-def _writer(line, zero):
-    @device
-    def one(c, at, n, N, v, bias, first):
-        if at > MISSING // 2 and n < N:
-            c[at + n] = v + (bias[first + n] if first >= 0 else zero)
+def _put(shape, pitch, half):
+    """A thread's sums of two of its four lines of fragments into shared memory."""
+    warp, lane = _places(shape)
 
     @device
-    def square(c, up, low, n, N, v, bias, first):
-        one(c, up, n, N, v[0], bias, first)
-        one(c, up, n + 1, N, v[1], bias, first)
-        one(c, low, n, N, v[2], bias, first)
-        one(c, low, n + 1, N, v[3], bias, first)
+    def line(s, i, sums):
+        for n in range(2):
+            s[i + n], s[i + 8 * pitch + n] = sums[0][n], sums[0][2 + n]
+            s[i + 8 + n], s[i + 8 * pitch + 8 + n] = sums[1][n], sums[1][2 + n]
+            s[i + 16 + n], s[i + 8 * pitch + 16 + n] = sums[2][n], sums[2][2 + n]
+            s[i + 24 + n], s[i + 8 * pitch + 24 + n] = sums[3][n], sums[3][2 + n]
 
     @device
-    def rows(c, g, m, n, N, sums, bias, first):
-        up, low = line(g, m), line(g, m + 8)
-        square(c, up, low, n, N, sums[0], bias, first)
-        square(c, up, low, n + 8, N, sums[1], bias, first)
-        square(c, up, low, n + 16, N, sums[2], bias, first)
-        square(c, up, low, n + 24, N, sums[3], bias, first)
-
-    @device
-    def finish(c, g, m, n, N, wide, acc, bias, first):
-        rows(c, g, m, n, N, acc[0], bias, first)
-        rows(c, g, m + 16, n, N, acc[1], bias, first)
-        rows(c, g, m + 32, n, N, acc[2], bias, first)
-        rows(c, g, m + 48, n, N, acc[3], bias, first)
-    return finish
+    def put(s, sums):
+        t = cuda.threadIdx.x
+        (m, n), (row, k) = warp(t), lane(t)
+        i = (m // 2 + row) * pitch + n + 2 * k
+        line(s, i, sums[half])
+        line(s, i + 16 * pitch, sums[half + 1])
+    return put
 
 
-def _arithmetic(precise, dtype, shape, line, pitches):
+def _arithmetic(precise, dtype, shape, pitches):
     high, broad = pitches
     warp, lane = _places(shape)
 
@@ -130,14 +121,10 @@ def _arithmetic(precise, dtype, shape, line, pitches):
     def at(t):
         (m, n), (row, k) = warp(t), lane(t)
         return m + row + k * high, n + row + k * broad
-
-    @device
-    def place(t):
-        (m, n), (row, k) = warp(t), lane(t)
-        return m + row, n + 2 * k
-    zero = np.float32(0)
-    zeros = (((zero,) * 4,) * 4,) * 4
-    return Arithmetic(at, place, zeros, 8, _step(precise, high, broad), _writer(line, zero))
+    zeros = (((np.float32(0),) * 4,) * 4,) * 4
+    put = [_put(shape, broad, half) for half in (0, 2)]
+    return Arithmetic(at, zeros, 8, _step(precise, high, broad), put,
+                      device(lambda part, r: r // 32 * 64 + part * 32 + r % 32))
 
 
 fast, exact = partial(_arithmetic, False), partial(_arithmetic, True)

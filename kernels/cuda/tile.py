@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .epilogue import epilogue, staged
 from .intrinsics import address, cuda, device, load, quotient, store, width
 from .layout import MISSING
 from .memory import SIMULATED
 
 __all__ = ["LARGE", "SMALL", "Arithmetic", "Operand", "Plan", "depth", "divided", "multiplier",
-           "plan", "threads", "tile_of", "together"]
+           "plan", "shared", "threads", "tile_of", "together"]
 
 LARGE, SMALL = (128, 128), (64, 64)
 BLOCKS = 264                 # what fills a large GPU twice; a constant, so that bits do not depend
@@ -40,16 +41,16 @@ class Operand(NamedTuple):
 
 
 class Arithmetic(NamedTuple):
-    """How a block multiplies tiles in shared memory. Functions of a thread's number: ``at``, where
-    its first elements of a and b are for k = 0, and ``place``, its first row and column of c.
-    ``step(sums, a, p, b, q)``: the sums after ``each`` more k. ``finish`` writes them."""
+    """How a block multiplies tiles in shared memory s. ``at(thread)``: where its first elements of
+    a and b are for k = 0. ``step(sums, s, p, q)``: the sums after ``each`` more k of a at p, b at
+    q. ``put`` and ``begin``: how ``epilogue`` gets them."""
 
     at: Any
-    place: Any
     zeros: Any
     each: int
     step: Any
-    finish: Any
+    put: Any
+    begin: Any
 
 
 class Plan(NamedTuple):
@@ -82,7 +83,8 @@ def plan(M, N, K, batches, dtype):
     """Large tiles where they fill the device; fewer small ones share k, if it is long."""
     def count(shape):
         return -(-M // shape[0]) * -(-N // shape[1])
-    shape = LARGE if 2 * count(LARGE) * batches > BLOCKS and not SIMULATED else SMALL
+    large = 2 * count(LARGE) * batches > BLOCKS and not SIMULATED and dtype.itemsize == 4
+    shape = LARGE if large else SMALL
     tiles, step = count(shape), depth(dtype)
     splits = max(1, min(BLOCKS // max(1, tiles * batches), K // DEEP))
     length = -(-K // (splits * step)) * step
@@ -191,33 +193,42 @@ def _loader(operand, size, dtype, count, pitch):
     return place, fetch, keep
 
 
+def shared(shape, dtype, pad):
+    """Bytes of shared memory: two steps of both tiles; half a tile of sums; what statistics need.
+    """
+    item, pitches = dtype.itemsize, sum(shape) + 2 * pad
+    return max(2 * pitches * depth(dtype) * item, staged(shape, shape[1] + pad, f"f{item}"),
+               24 * threads(shape))
+
+
 @cache
-def multiplier(a, b, line, shape, dtype, arithmetic, pad=4):
+def multiplier(a, b, line, shape, dtype, arithmetic, pad, kind, moments=False):
     """The body of a block: tile (i, j) of c = a b + bias for k from ``begin`` to ``end``.
 
-    c's rows lie where ``line(g, row)`` says, N columns behind it; ``wide``: on 16 bytes. ``first``:
-    bias for column 0 is bias[first]; none if it is negative. ``pad``: unused elements behind each
-    row of a tile in shared memory, for its banks' sake."""
-    (tall, across), steps, kind = shape, depth(dtype), dtype.type
+    c, of ``kind``: its rows lie where ``line(g, row)`` says, N columns behind it; ``wide``: on 16
+    bytes. ``first``: bias for column 0 is bias[first]; none if it is negative. ``pad``: unused
+    elements behind each row of a tile in shared memory, for its banks' sake. ``found``: see
+    ``epilogue``, which gives it ``moments``."""
+    (tall, across), steps, element = shape, depth(dtype), dtype.type
     high, broad = tall + pad, across + pad
     place_a, fetch_a, keep_a = _loader(a, tall, dtype, threads(shape), high)
     place_b, fetch_b, keep_b = _loader(b, across, dtype, threads(shape), broad)
-    at, place, zeros, each, step, finish = arithmetic(dtype, shape, line, (high, broad))
+    at, zeros, each, step, put, first_row = arithmetic(dtype, shape, (high, broad))
     along_a, along_b = a.along, b.along
-    size_a, size_b, both_a, both_b = (n * steps * p for n in (1, 2) for p in (high, broad))
-    down, right = each * high, each * broad
+    size_a, size_b = steps * high, steps * broad
+    down, right, behind_a = each * high, each * broad, 2 * size_a
+    finish = epilogue(shape, broad, line, np.dtype(f"f{dtype.itemsize}").type, kind, put, first_row,
+                      moments)
 
     @device
-    def body(pa, pb, c, bias, first, g, i, j, begin, end, N, wide):
-        cells_a = cuda.shared.array(both_a, kind)
-        cells_b = cuda.shared.array(both_b, kind)
-        sa, sb, t = address(cells_a), address(cells_b), cuda.threadIdx.x
+    def body(pa, pb, c, bias, first, g, i, j, begin, end, N, wide, found):
+        s, t = address(cuda.shared.array(0, element)), cuda.threadIdx.x
         (ra, ka), (rb, kb), (pt, qt) = place_a(t), place_b(t), at(t)
-        to_a, to_b = ka * high + ra, kb * broad + rb
+        to_a, to_b, qt = ka * high + ra, behind_a + kb * broad + rb, behind_a + qt
         ra, rb = i * tall + ra, j * across + rb
         u, v = along_a(g, ra), along_b(g, rb)
-        keep_a(sa, to_a, fetch_a(pa, g, u, ra, begin + ka))
-        keep_b(sb, to_b, fetch_b(pb, g, v, rb, begin + kb))
+        keep_a(s, to_a, fetch_a(pa, g, u, ra, begin + ka))
+        keep_b(s, to_b, fetch_b(pb, g, v, rb, begin + kb))
         cuda.syncthreads()
         acc, now = zeros, 0
         for k in range(begin, end, steps):
@@ -225,13 +236,12 @@ def multiplier(a, b, line, shape, dtype, arithmetic, pad=4):
             x, y = fetch_a(pa, g, u, ra, after + ka), fetch_b(pb, g, v, rb, after + kb)
             p, q = now * size_a + pt, now * size_b + qt
             for _ in range(0, steps, each):      # unrolled by the assembler; by hand it spills
-                acc = step(acc, sa, p, sb, q)
+                acc = step(acc, s, p, q)
                 p += down
                 q += right
             now = 1 - now
-            keep_a(sa, now * size_a + to_a, x)
-            keep_b(sb, now * size_b + to_b, y)
+            keep_a(s, now * size_a + to_a, x)
+            keep_b(s, now * size_b + to_b, y)
             cuda.syncthreads()
-        m, n = place(t)
-        finish(c, g, i * tall + m, j * across + n, N, wide, acc, bias, first)
+        finish(c, g, i * tall, j * across, N, wide, acc, bias, first, found)
     return body

@@ -15,7 +15,17 @@ from .intrinsics import cuda, device
 from .launch import Kernel
 from .layout import MISSING
 from .memory import SIMULATED
-from .tile import LARGE, SMALL, Operand, divided, multiplier, threads, tile_of, together
+from .tile import (
+    LARGE,
+    SMALL,
+    Operand,
+    divided,
+    multiplier,
+    shared,
+    threads,
+    tile_of,
+    together,
+)
 
 __all__ = ["Grid", "SINGLE", "convolution", "direct", "direct_weights", "every", "weights"]
 
@@ -119,18 +129,19 @@ def _line(g, m):
 
 
 @cache
-def convolution(dtype, shape, vectors_a, vectors_b, way="fma", out=None):
+def convolution(dtype, shape, vectors_a, vectors_b, way="fma", out=None, moments=False):
     """y[z, pixel, o] = Σ over the z-th part of the taps and a group's channels of x's windows times
-    w (I, J, C/G, O). Of words of halves, w is (O, I, J, C/G), and y of them or float32: ``out``."""
+    w (I, J, C/G, O). Of words of halves, w is (O, I, J, C/G), and y of them or float32: ``out``.
+    ``moments``: also mean and M2 of the rows of each tile, (down, O)."""
     kind, half = dtype.str[1:], way in precision.HALVES
     arithmetic, pad, least, suffix = (precision.HALVES if half else precision.WAYS)[way]
     filters = (Operand(_filter_row, _word_k, _sum, "k", vectors_b) if half else
                Operand(_filter, _filter_k, _sum, "row", vectors_b))
     body = multiplier(Operand(_row, _tap_k, _window, "k", vectors_a), filters, _line, shape, dtype,
-                      arithmetic, pad)
+                      arithmetic, pad, out or kind, (out or kind) if moments else None)
 
-    def run(x, w, y, bias, biased, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw,
-            depth, columns, O, first, image, row, pixel, groups, down, tiles, length):
+    def run(x, w, y, bias, means, squares, biased, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh,
+            dw, depth, columns, O, first, image, row, pixel, groups, down, tiles, length):
         part, t = divided(cuda.blockIdx.x, tiles), cuda.blockIdx.x
         i, j = tile_of(t - part * tiles, down, tiles)
         z = divided(part, groups)
@@ -138,12 +149,14 @@ def convolution(dtype, shape, vectors_a, vectors_b, way="fma", out=None):
         g = (N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw, depth, group * depth, N * A * B,
              columns, K, O, group * columns, first + z * N * A * B * O, image, row, pixel)
         body(x, w, y, bias, group * columns if biased else -1, g, i, j, begin,
-             min(begin + length, K), columns, wide)
+             min(begin + length, K), columns, wide,
+             (means, squares, i * O + group * columns, N * A * B))
     results = f"*{out} *{way}" if half else f"*{kind} *{kind}"
-    return Kernel(run, f"*{kind} *{kind} {results} i4 i4 " + FIELDS + "i8 " * 11,
-                  threads=threads(shape), minimum=together(shape, dtype, way), least=least,
+    return Kernel(run, f"*{kind} *{kind} {results} *f8 *f8 i4 i4 " + FIELDS + "i8 " * 11,
+                  threads=threads(shape), shared=shared(shape, dtype, pad),
+                  minimum=together(shape, dtype, way), least=least,
                   name=f"conv_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}{suffix}"
-                  + (f"_{out}" if half else ""))
+                  + (f"_{out}" if half else "") + "_moments" * moments)
 
 
 @device
@@ -183,7 +196,7 @@ def weights(dtype, shape, vectors_a, vectors_b, way="fma"):
     kind, (arithmetic, pad, least, suffix) = dtype.str[1:], precision.WAYS[way]
     body = multiplier(Operand(_gradient, _gradient_k, _sum, "row", vectors_a),
                       Operand(_tap_n, _pixel_k, _window_of_tap, "row" if vectors_b else "k",
-                              vectors_b), _filters, shape, dtype, arithmetic, pad)
+                              vectors_b), _filters, shape, dtype, arithmetic, pad, kind)
 
     def run(dy, x, dw, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw_, depth, columns, O,
             groups, down, tiles, splits, length):
@@ -195,9 +208,10 @@ def weights(dtype, shape, vectors_a, vectors_b, way="fma"):
         g = (N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw_, depth, group * depth, columns, taps,
              K, O, group * columns, part * columns * taps)
         begin = z * length
-        body(dy, x, dw, dy, -1, g, i, j, begin, min(begin + length, K), taps, wide)
+        body(dy, x, dw, dy, -1, g, i, j, begin, min(begin + length, K), taps, wide, ())
     return Kernel(run, f"*{kind} *{kind} *{kind} i4 " + FIELDS + "i8 " * 8,
-                  threads=threads(shape), minimum=together(shape, dtype, way), least=least,
+                  threads=threads(shape), shared=shared(shape, dtype, pad),
+                  minimum=together(shape, dtype, way), least=least,
                   name=f"conv_weight_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}{suffix}")
 
 
@@ -264,14 +278,17 @@ def direct_weights(dtype):
 def every():
     """The kernels of float32 and float64, for those who compile them ahead."""
     for dtype in map(np.dtype, (np.float32, np.float64)):
-        yield convolution(dtype, LARGE, True, True)
-        yield weights(dtype, LARGE, True, True)
+        large = LARGE if dtype == np.float32 else SMALL
+        yield convolution(dtype, large, True, True)
+        yield weights(dtype, large, True, True)
         yield convolution(dtype, SMALL, False, True)
         yield weights(dtype, SMALL, True, False)
         yield direct(dtype)
         yield direct_weights(dtype)
+    yield convolution(np.dtype(np.float32), LARGE, True, True, moments=True)
     for half in precision.HALVES:
         yield convolution(np.dtype(np.uint32), LARGE, True, True, half, half)
+        yield convolution(np.dtype(np.uint32), LARGE, True, True, half, half, True)
     for way in ("tf32", "3xtf32"):
         yield convolution(np.dtype(np.float32), LARGE, True, True, way)
         yield weights(np.dtype(np.float32), LARGE, True, True, way)

@@ -12,3 +12,4 @@ from .optim import *  # noqa: F403
 from .pool import *  # noqa: F403
 from .random import *  # noqa: F403
 from .reduce import *  # noqa: F403
+from .samples import *  # noqa: F403

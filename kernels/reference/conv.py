@@ -3,6 +3,7 @@
 import numpy as np
 
 from ..shapes import Conv
+from .norm import batch_norm_stats
 
 __all__ = ["conv2d", "conv2d_input", "conv2d_weight"]
 
@@ -25,15 +26,22 @@ def _grouped(weight, g):
     return weight.reshape(g.G, g.O // g.G, g.C // g.G, g.I, g.J)
 
 
-def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups):
-    """y[n,o,p,q] = b[o] + Σ_{c,i,j} w[o,c,i,j] x[n, c, p·s + i·d − pad, q·s + j·d − pad]."""
+def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups, moments=None):
+    """y[n,o,p,q] = b[o] + Σ_{c,i,j} w[o,c,i,j] x[n, c, p·s + i·d − pad, q·s + j·d − pad].
+
+    ``moments``, an empty list, gets count, mean and M2 = Σ (y − mean)² of each o, float64 (O,)."""
     g = Conv.of(x.shape, weight.shape, stride, padding, dilation, groups)
     w = _grouped(weight, g)
     y = np.zeros((g.N, g.P, g.Q, g.G, g.O // g.G), np.result_type(x, weight))
     for i, j, tap in _taps(_pad(x, g), g):
         y += np.einsum("ngcpq,goc->npqgo", tap, w[..., i, j], optimize=True)
     y = y.reshape(g.N, g.P, g.Q, g.O).transpose(0, 3, 1, 2)
-    return y if bias is None else y + bias.reshape(1, -1, 1, 1)
+    y = y if bias is None else y + bias.reshape(1, -1, 1, 1)
+    if moments is not None and y.size:
+        count = np.full(g.O, y.size / g.O)
+        mean, var = batch_norm_stats(y)
+        moments += [count, mean, var * count]
+    return y
 
 
 def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):

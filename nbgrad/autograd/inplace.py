@@ -99,10 +99,11 @@ def fill_(self: Tensor, value: Any) -> Tensor:
     return self
 
 
-def copy_(self: Tensor, src: Any) -> Tensor:
+def copy_(self: Tensor, src: Any, non_blocking: bool = False) -> Tensor:
     self._writable("copy_", src)
     src = src if isinstance(src, Tensor) else as_tensor(src)
-    src = src.to(self.dtype, device=self.device)
+    # what comes to the host is read below, so it must be there
+    src = src.to(self.dtype, device=self.device, non_blocking=non_blocking and self.device != "cpu")
     if src.shape != self.shape:
         src = OPS["broadcast_to"](src, shape=self.shape)
     return self._write(src, "copy_")

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy import ndarray
 
-from nbgrad.backend import checked_device, device_of, is_array, move, writable
+from nbgrad.backend import (
+    checked_device,
+    device_of,
+    is_array,
+    is_pinned,
+    move,
+    pinned,
+    writable,
+)
 
 from .arrays import Array, checked_dtype, to_array
 from .node import OPS, Node
@@ -258,9 +266,14 @@ class Tensor:
         return Handle(getattr(owner, name), hook)
 
     # dtype
-    def to(self, *args: Any, dtype: Any = None, device: Any = None) -> Tensor:
+    def to(self, *args: Any, dtype: Any = None, device: Any = None,
+           non_blocking: bool = False) -> Tensor:
         """This tensor as another dtype or on another device (or as another tensor has them);
-        itself if it is so already. Devices are "cpu", "cuda", "cuda:1" …"""
+        itself if it is so already. Devices are "cpu", "cuda", "cuda:1" …
+
+        With ``non_blocking``, the host goes on while the device copies from pinned memory, or to
+        the pinned memory of the result, whose values are there after nbgrad.cuda.synchronize().
+        Memory that is not pinned is copied before this returns."""
         for arg in args:
             if isinstance(arg, Tensor):
                 dtype, device = arg.dtype, arg.device
@@ -270,7 +283,7 @@ class Tensor:
                 dtype = arg
         y: Tensor = self
         if device is not None and (device := checked_device(device)) != self.device:
-            y = OPS["to_device"](y, device=device)
+            y = OPS["to_device"](y, device=device, non_blocking=bool(non_blocking))
         if dtype is not None and (dtype := checked_dtype(dtype)) != y.data.dtype:
             y = OPS["cast"](y, dtype=dtype)
         return y
@@ -279,9 +292,18 @@ class Tensor:
         """This tensor in main memory."""
         return self.to(device="cpu")
 
-    def cuda(self, device: Any = None) -> Tensor:
+    def cuda(self, device: Any = None, non_blocking: bool = False) -> Tensor:
         """This tensor on a GPU, by default the first."""
-        return self.to(device="cuda" if device is None else device)
+        return self.to(device="cuda" if device is None else device, non_blocking=non_blocking)
+
+    def pin_memory(self) -> Tensor:
+        """This tensor in memory that a GPU copies from while the host goes on (see ``to``), outside
+        the graph; itself if it is there. Raises RuntimeError on a GPU, and where there is none."""
+        return self if self.is_pinned() else wrap(pinned(self.data))
+
+    def is_pinned(self) -> bool:
+        """Whether this tensor is in pinned memory."""
+        return is_pinned(self.data)
 
     def float(self) -> Tensor:
         return self.to(np.float32)

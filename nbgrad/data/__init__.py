@@ -6,7 +6,7 @@ from nbgrad.data.collate import default_collate
 from nbgrad.data.dataset import Dataset, Subset, TensorDataset, random_split
 from nbgrad.data.digits import digits, load_digits
 from nbgrad.data.files import DataError
-from nbgrad.data.idx import mnist, read_idx
+from nbgrad.data.idx import fashion_mnist, mnist, read_idx
 from nbgrad.data.loader import DataLoader
 from nbgrad.data.prepare import channel_statistics, standardize
 
@@ -22,6 +22,7 @@ __all__ = [
     "digits",
     "load_digits",
     "mnist",
+    "fashion_mnist",
     "read_idx",
     "cifar10",
     "standardize",

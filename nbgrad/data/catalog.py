@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from nbgrad.data import prepare
-from nbgrad.data.cifar import cifar10
+from nbgrad.data import cifar, idx, prepare
 from nbgrad.data.dataset import TensorDataset
 from nbgrad.data.digits import digits
 from nbgrad.data.files import Path_
-from nbgrad.data.idx import mnist
 
-NAMES = ("digits", "mnist", "cifar10")
+_READERS = {"mnist": idx.mnist, "fashion_mnist": idx.fashion_mnist, "cifar10": cifar.cifar10}
+_HINTS = {**idx.HINTS, "cifar10": cifar.HINT}
+NAMES = ("digits", *_READERS)
 
 
 def load(
     name: str, root: Path_ | None = None, *, standardize: bool = False
 ) -> tuple[TensorDataset, TensorDataset]:
-    """(train, test) of the dataset `name`: "digits" (needs no files), "mnist" or "cifar10".
+    """(train, test) of the dataset `name`: "digits" (needs no files), "mnist",
+    "fashion_mnist" or "cifar10".
 
     `root` is the folder of the files. With `standardize`, each channel has mean 0 and std 1 over
     the training images.
@@ -34,8 +35,7 @@ def load(
     if name == "digits":
         train, test = digits()
     elif root is None:
-        raise ValueError(f"dataset {name!r} needs root, the folder of its files")
+        raise ValueError(f"dataset {name!r} needs root, the folder of its files: {_HINTS[name]}")
     else:
-        read = {"mnist": mnist, "cifar10": cifar10}[name]
-        train, test = read(root, "train"), read(root, "test")
+        train, test = (_READERS[name](root, split) for split in ("train", "test"))
     return prepare.standardize(train, test) if standardize else (train, test)

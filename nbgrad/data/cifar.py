@@ -19,7 +19,8 @@ _FILES = {
     "train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
     "test": ("test_batch.bin",),
 }
-_HINT = f"unpack cifar-10-binary.tar.gz ({_FOLDER}) there; nbgrad does not download"
+HINT = ("unpack https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz there, the binary version, "
+        f"not the pickled one of Python ({_FOLDER}); nbgrad does not download")
 
 
 def cifar10(root: Path_, split: str = "train") -> TensorDataset:
@@ -40,7 +41,7 @@ def cifar10(root: Path_, split: str = "train") -> TensorDataset:
     found = dict(zip(_FILES[split], find(folder, _FILES[split])))
     absent = [name for name, path in found.items() if path is None]
     if absent:
-        raise missing("cifar10", folder, absent, _HINT)
+        raise missing("cifar10", folder, absent, HINT)
     records = [_records(path) for path in found.values() if path]
     images = np.empty((sum(map(len, records)), 3, 32, 32), np.float32)
     at = 0

@@ -46,6 +46,18 @@ def default_collate(batch: Sequence[Any]) -> Any:
     )
 
 
+def pinned(batch: Any) -> Any:
+    """The batch with its tensors, and what else has ``pin_memory()``, in pinned memory."""
+    if hasattr(batch, "pin_memory"):
+        return batch.pin_memory()
+    if isinstance(batch, Mapping):
+        return {key: pinned(value) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        columns = map(pinned, batch)
+        return type(batch)(*columns) if hasattr(batch, "_fields") else type(batch)(columns)
+    return batch
+
+
 def _stacked(batch: Sequence[Tensor]) -> Tensor:
     _check_shapes([tuple(sample.shape) for sample in batch])
     if any(sample.requires_grad for sample in batch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -10,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from nbgrad.data.collate import default_collate
+from nbgrad.backend import checked_device
+from nbgrad.data.collate import default_collate, pinned
 from nbgrad.data.dataset import Dataset, gather
 from nbgrad.data.prefetch import Prefetch
 from nbgrad.ops import random
@@ -33,8 +35,11 @@ class DataLoader:
 
     Without `collate_fn`, rows of a TensorDataset (or Subsets of one) are gathered with one indexing
     per tensor; other samples go through `default_collate`. A batch of tuples is a list, as in
-    PyTorch. Keywords after `shuffle` are keyword-only. `pin_memory` is accepted for PyTorch's sake
-    and has no effect: there is no device to copy to.
+    PyTorch. Keywords after `shuffle` are keyword-only.
+
+    With `pin_memory`, batches are put into memory that a GPU copies from while the host goes on
+    (`x.to("cuda", non_blocking=True)`), by the worker threads if there are any. Where there is no
+    GPU it warns, with what is missing, and does nothing.
 
     Raises:
         ValueError: batch_size, num_workers or prefetch out of range, `sampler` with `shuffle`.
@@ -75,6 +80,7 @@ class DataLoader:
         self.collate_fn = collate_fn
         self.num_workers = _at_least(0, "num_workers", num_workers)
         self.prefetch = _at_least(1, "prefetch", prefetch)
+        self.pin_memory = bool(pin_memory)
         self._epoch = self._position = 0
         self._start: dict[str, Any] | None = None  # the generator's state that gave this order
         self._checksum = 0  # of this order
@@ -104,7 +110,7 @@ class DataLoader:
         return self._batches(jobs, run)
 
     def _batches(self, jobs: Iterator[_Rows], run: object) -> Iterator[Any]:
-        fetch = _Fetch(self.dataset, self.collate_fn)
+        fetch = _Fetch(self.dataset, self.collate_fn, self.pin_memory and _pins())
         if not self.num_workers:
             source: Iterator[Any] = (fetch(rows) for rows in jobs)
         else:
@@ -197,14 +203,29 @@ class DataLoader:
 class _Fetch:
     """Rows to a batch. Knows nothing of the loader: threads that hold it do not keep it alive."""
 
-    def __init__(self, dataset: Dataset, collate_fn: Callable[[Sequence[Any]], Any] | None) -> None:
-        self.dataset, self.collate_fn = dataset, collate_fn
+    def __init__(self, dataset: Dataset, collate_fn: Callable[[Sequence[Any]], Any] | None,
+                 pin: bool) -> None:
+        self.dataset, self.collate_fn, self.pin = dataset, collate_fn, pin
 
     def __call__(self, rows: _Rows) -> Any:
+        return pinned(self._batch(rows)) if self.pin else self._batch(rows)
+
+    def _batch(self, rows: _Rows) -> Any:
         if self.collate_fn is None and (whole := gather(self.dataset, rows)) is not None:
             return list(whole)
         samples = [self.dataset[i] for i in rows.tolist()]
         return (self.collate_fn or default_collate)(samples)
+
+
+def _pins() -> bool:
+    """Whether memory can be pinned; warns, as PyTorch does, where it cannot."""
+    try:
+        checked_device("cuda")
+    except RuntimeError as error:
+        warnings.warn("'pin_memory' argument is set as true but no accelerator is found, then "
+                      f"device pinned memory won't be used: {error}", stacklevel=3)
+        return False
+    return True
 
 
 def _at_least(low: int, name: str, value: int) -> int:

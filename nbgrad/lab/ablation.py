@@ -7,18 +7,19 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbgrad.lab.arms import accuracies, bars, lost, percent, points, steps_to
+from nbgrad.lab.arms import accuracies, bars, edges, lost, percent, points, steps_to
 from nbgrad.lab.intervals import Interval, bootstrap, paired
 from nbgrad.lab.results import text_table
 from nbgrad.lab.running import Plan, run
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
 from nbgrad.lab.training import task_of, train
 from nbgrad.train.config import Config
-from nbgrad.train.progress import Silent
+from nbgrad.train.progress import Silent, progress as bar
 
 __all__ = ["Ablation", "Arm", "ablate"]
 
@@ -44,7 +45,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Ablation:
-    """What an ablation found. ``print`` shows the table and the finding's sentence.
+    """What an ablation found. ``print`` shows the table and the finding's sentence and notes.
 
     finding: of the first axis that varies. Supported: some value differs from the axis's first
     one, and where it does, always in the same direction. Depends: in both directions. Not
@@ -70,7 +71,8 @@ class Ablation:
 
     def __str__(self) -> str:
         return "\n\n".join([text_table(self.finding.table),
-                            f"{self.finding.verdict}: {self.finding.sentence}"])
+                            f"{self.finding.verdict}: {self.finding.sentence}",
+                            *self.finding.notes])
 
 
 def ablate(base: Config | None = None, *, seeds: int = 5, steps: int | None = None,
@@ -90,6 +92,8 @@ def ablate(base: Config | None = None, *, seeds: int = 5, steps: int | None = No
     tune: choose lr for each arm, from the values given for it, by the median accuracy.
     level: the test accuracy whose first step is in the table.
     folder and processes: see ``Plan``: cells run in parallel, are kept, and are not run again.
+    progress: where it is shown, see ``nbgrad.train.progress``; as a default, a bar with the time
+    left where stderr is a terminal and rich is installed. ``Silent()`` shows nothing.
 
     Raises ValueError for combinations that Config refuses, before anything runs; RuntimeError for
     a cell that fails, KeyboardInterrupt at Ctrl-C: the same call then goes on.
@@ -102,13 +106,17 @@ def ablate(base: Config | None = None, *, seeds: int = 5, steps: int | None = No
     found: list[Ablation] = []
 
     def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
-        found.append(_judged(grid.arms(records, cells), level))
+        found.append(_judged(grid.arms(records, cells), level, grid.tried))
         return found[-1].finding
 
     name = "ablation-" + hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:10]
     question = f"Does {next(iter(grid.varied), 'anything')} make a difference?"
-    study = Study(name, question, "", "", "", "", "", lambda scale: cells, run_cell, judge)
-    outcome, = run([study], Plan(processes=processes, folder=Path(folder)), progress)
+    study = Study(name, question, "", "", "", "", "", lambda scale: [
+        {**cell, "steps": 2, "every": 1} for cell in cells] if scale == "tiny" else cells,
+        run_cell, judge)
+    plan = Plan(processes=processes, folder=Path(folder))
+    with bar(1) if progress is None else nullcontext(progress) as shown:
+        outcome, = run([study], plan, shown)
     if outcome.state == "interrupted":
         raise KeyboardInterrupt(f"{outcome.done} of {outcome.cells} cells are done; the same call "
                                 "goes on")
@@ -147,6 +155,7 @@ class _Grid:
             raise ValueError(f"evaluation: expected {', '.join(EVALUATIONS)}, got "
                              f"{', '.join(map(str, sorted(unknown)))}")
         self.varied = [n for n, v in self.axes.items() if len(v) > 1 and not (tune and n == "lr")]
+        self.tried = self.axes["lr"] if tune else []
         self._points = list(self._distinct())
 
     def _distinct(self) -> Iterator[tuple[dict[str, Any], Config]]:
@@ -205,8 +214,9 @@ def _score(arm: Arm) -> float:
     return bootstrap(accuracies(arm.records)).estimate
 
 
-def _judged(arms: Sequence[Arm], level: float = 0.95) -> Ablation:
-    """The finding on the first axis: each value against its first, everything else equal."""
+def _judged(arms: Sequence[Arm], level: float = 0.95, tried: Sequence[float] = ()) -> Ablation:
+    """The finding on the first axis: each value against its first, everything else equal; and
+    which arms are best at an end of the learning rates that were tried."""
     axis = next(iter(arms[0].settings), "")
     first = arms[0].settings.get(axis)
     found: list[tuple[str, Interval]] = []
@@ -225,7 +235,8 @@ def _judged(arms: Sequence[Arm], level: float = 0.95) -> Ablation:
     names = [arm.name for arm in arms]
     figure = Figure("Final test accuracy (median over seeds)", "", "test accuracy", [
         bars("median", names, [bootstrap(accuracies(arm.records)) for arm in arms])], kind="bar")
-    return Ablation(arms, Finding(verdict, sentence, _table(arms, level), [figure]))
+    notes = edges({arm.name: (arm.lr, []) for arm in arms}, tried)
+    return Ablation(arms, Finding(verdict, sentence, _table(arms, level), [figure], notes))
 
 
 def _table(arms: Sequence[Arm], level: float) -> Table:

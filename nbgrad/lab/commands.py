@@ -11,9 +11,8 @@ from nbgrad.lab.results import Outcome
 from nbgrad.lab.running import Plan, run
 from nbgrad.lab.studies import STUDIES, find, names
 from nbgrad.lab.study import Study, Table
-from nbgrad.train.config import Config
+from nbgrad.train.config import DATA
 from nbgrad.train.progress import progress
-from nbgrad.train.setup import load_task
 
 __all__ = ["listed", "run_studies", "said"]
 
@@ -30,20 +29,17 @@ def run_studies(chosen: Sequence[str], plan: Plan, quiet: bool = False) -> list[
     """Run studies by name (none: all of them); after each, write the verdicts of all that the
     folder holds.
 
-    Raises ValueError for names that there are not, data that a named study, or of all of them
-    none, offers, and what reading the data raises, before anything runs.
+    Studies that do not run on the plan's data say so, and run as they do without. Raises ValueError
+    for names that there are not and data that none of the studies runs on, and what reading the
+    data raises, before anything runs.
     """
     studies = [find(name) for name in dict.fromkeys(chosen or names())]
-    if chosen and plan.data not in (None, "digits"):
-        for study in studies:
-            _check_data(study, plan)
-    offered = {"digits", *(data for study in studies for data in study.options)}
-    if plan.data is not None and plan.data not in offered:
-        raise ValueError(f"--data: no study runs on {plan.data}; there is one for each of "
-                         f"{', '.join(sorted(offered))}")
-    if plan.data is not None:
-        load_task(Config(data=plan.data, root=plan.root))
+    others = [study for study in studies if plan.data is not None and plan.data not in study.data]
+    if len(others) == len(studies):
+        raise ValueError(f"--data: {plan.data} is not for {studies[0].name}: {_others(studies[0])}")
     with progress(len(studies), quiet=quiet) as bar:
+        for study in others:
+            bar.say(f"{study.name}: {_others(study)}: runs without --data {plan.data}")
         return run(studies, plan, bar, done=partial(_kept, plan, bar.say))
 
 
@@ -52,14 +48,15 @@ def said(outcomes: Sequence[Outcome], plan: Plan) -> Iterator[str]:
     for outcome in outcomes:
         yield _one(outcome)
     if len(outcomes) > 1:
-        yield results.text_table(Table(["study", "verdict", "seconds"], [
-            [o.name, o.verdict, round(o.seconds, 1)] for o in outcomes])) + "\n"
+        yield results.text_table(Table(["study", "data", "verdict", "seconds"], [
+            [o.name, DATA.get(o.data), o.verdict, round(o.seconds, 1)] for o in outcomes])) + "\n"
     yield f"{plan.folder}/verdicts.md"
 
 
 def _one(outcome: Outcome) -> str:
     head = f"{outcome.name}: {outcome.verdict}"
-    lines = [head, "=" * len(head), f"claim: {outcome.study['claim']}", ""]
+    lines = [head, "=" * len(head), f"claim: {outcome.study['claim']}",
+             f"data: {DATA.get(outcome.data, 'none')}", ""]
     if outcome.finding is None:
         lines += [f"{outcome.done} of {outcome.cells} cells are done"]
         lines += [error.splitlines()[0] for error in outcome.errors[:3]]
@@ -79,7 +76,5 @@ def _kept(plan: Plan, say: Callable[[str], None], outcome: Outcome) -> None:
     results.write_verdicts(plan.folder, results.load_all(plan.folder, names()))
 
 
-def _check_data(study: Study, plan: Plan) -> None:
-    if plan.data not in study.options:
-        offered = ", ".join(("digits", *study.options))
-        raise ValueError(f"--data: {study.name} runs on {offered}, not on {plan.data}")
+def _others(study: Study) -> str:
+    return f"it runs on {', '.join(study.data)}" if study.data else "it needs no data"

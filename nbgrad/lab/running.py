@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from nbgrad import backend
+from nbgrad import backend, data
 from nbgrad.lab import pool
 from nbgrad.lab.cells import Cells, fingerprint
 from nbgrad.lab.judging import enough
 from nbgrad.lab.results import Outcome, clean, load, now, save, texts
 from nbgrad.lab.study import SCALES, Cell, Record, Study
+from nbgrad.train.config import DATA
 from nbgrad.train.loop import Signals
 from nbgrad.train.progress import Silent
 
-__all__ = ["Plan", "cells_of", "run"]
+__all__ = ["Plan", "cells_of", "extent", "run"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Plan:
     """How studies are run: their size, data and repetitions, and where the results go.
 
     data and root: as ``nbgrad train`` has them; studies that do not offer these data use their own.
+    sizes: how many training and test images these data are; ``run`` finds out.
     seeds: how many repetitions, if not the study's own number.  processes: at a time (one per
     core); 0 runs everything in this process.  again: run finished cells, too.
     """
@@ -37,6 +41,7 @@ class Plan:
     processes: int | None = None
     folder: Path = Path("runs/lab")
     again: bool = False
+    sizes: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
@@ -47,7 +52,14 @@ class Plan:
                 raise ValueError(f"{name}: expected at least {low}, got {value}")
 
     def data_of(self, study: Study) -> str:
-        return self.data if self.data in study.options and self.data is not None else "digits"
+        """The data set that it runs on; "" where it needs none."""
+        if self.data is not None and self.data in study.data:
+            return self.data
+        return study.data[0] if study.data else ""
+
+    def chosen(self, study: Study) -> bool:
+        """Whether it runs on other data than its own."""
+        return self.data_of(study) in study.data[1:]
 
 
 @dataclass
@@ -76,6 +88,19 @@ class _Run:
         else:
             self.errors.append(f"{describe(cell)}: {answer['error']}\n{answer['trace']}".strip())
 
+    def _texts(self) -> dict[str, str]:
+        """The study's, with what differs here from its set-up: the data, the size of the run."""
+        found, own = texts(self.study), []
+        if self.plan.chosen(self.study):
+            train, test = self.plan.sizes or (0, 0)
+            own.append(f"on {DATA[self.plan.data_of(self.study)]} ({train:,} training and {test:,} "
+                       "test images) instead of the digits")
+        if self.plan.scale != "quick" or self.plan.seeds is not None:
+            own.append(f"with {extent(self.cells)}")
+        if own:
+            found["setup"] = f"Here {', '.join(own)}; otherwise: {found['setup']}"
+        return found
+
     def outcome(self, stopped: bool) -> Outcome:
         found = [self._get(cell) for cell in self.cells]
         there = [f for f in found if f is not None]
@@ -91,9 +116,10 @@ class _Run:
         seeds = {cell["seed"] for cell in self.cells if "seed" in cell}
         machine = {k: v for k, v in backend.info().items() if k != "kernel cache"}
         return Outcome(
-            texts(self.study), self.plan.scale, self.plan.data_of(self.study), max(len(seeds), 1),
-            len(self.cells), len(there), state, sum(seconds for _, seconds in there), now(),
-            _command(self.study, self.plan), machine, finding, self.errors)
+            self._texts(), self.plan.scale, self.plan.data_of(self.study),
+            max(len(seeds), 1), len(self.cells), len(there), state,
+            sum(seconds for _, seconds in there), now(), _command(self.study, self.plan), machine,
+            finding, self.errors)
 
 
 def run(studies: Sequence[Study], plan: Plan | None = None, progress: Silent | None = None,
@@ -106,7 +132,7 @@ def run(studies: Sequence[Study], plan: Plan | None = None, progress: Silent | N
     A cell that raises or kills its process is named in its study's ``errors``, and the rest goes
     on.
     """
-    plan, bar = plan or Plan(), progress or Silent()
+    plan, bar = _sized(plan or Plan(), studies), progress or Silent()
     runs = [_begun(study, plan) for study in studies]
     processes = pool.cores() if plan.processes is None else plan.processes
     with Signals() as signals:
@@ -143,8 +169,9 @@ class _Session:
         one, cell = self.requests[i]
         one.answered(cell, answer)
         self.left[one.study.name] -= 1
+        done = len(one.cells) - self.left[one.study.name]
         self.bar.update(sum(1 - self.left[r.study.name] / len(r.cells) for r in self.runs),
-                        one.study.name)
+                        f"{one.study.name} {done}/{len(one.cells)}")
         if not self.left[one.study.name]:
             self._finish(one)
 
@@ -178,14 +205,40 @@ def cells_of(study: Study, plan: Plan) -> list[Cell]:
         first = [cell for cell in cells if cell.get("seed", one) == one]
         cells = [{**cell, "seed": seed} if "seed" in cell else cell
                  for seed in range(plan.seeds) for cell in first if seed == 0 or "seed" in cell]
-    if plan.data_of(study) != "digits":
-        cells = [{**cell, "data": plan.data, "root": plan.root} for cell in cells]
+    if plan.chosen(study):
+        own = {"data": plan.data, "root": plan.root, "sizes": clean(plan.sizes)}
+        cells = [{**cell, **own} for cell in cells]
     return cells
+
+
+def extent(cells: Sequence[Cell]) -> str:
+    """How much is run.
+
+    >>> extent([{"seed": s, "lr": r, "steps": 500 * r} for s in range(5) for r in (1, 3)])
+    '5 seeds, 500 to 1,500 steps, 2 learning rates, 10 runs'
+    """
+    parts = []
+    for key, name in (("seed", "seed"), ("steps", "step"), ("lr", "learning rate")):
+        values = sorted({cell[key] for cell in cells if key in cell})
+        if key == "steps" and values:
+            low, high = f"{values[0]:,}", f"{values[-1]:,}"
+            parts.append(f"{low if low == high else f'{low} to {high}'} steps")
+        elif values:
+            parts.append(f"{len(values)} {name}{'s' * (len(values) > 1)}")
+    return ", ".join([*parts, f"{len(cells)} run{'s' * (len(cells) > 1)}"])
 
 
 def describe(cell: Cell) -> str:
     """A cell in a line: batch_size=60, lr=1.0, seed=0."""
     return ", ".join(f"{k}={v}" for k, v in cell.items() if v is not None)
+
+
+def _sized(plan: Plan, studies: Sequence[Study]) -> Plan:
+    """With the number of images: a folder may hold a part of the data, whose records are others."""
+    if not any(plan.chosen(study) for study in studies):
+        return plan
+    train, test = data.load(str(plan.data), plan.root)
+    return replace(plan, sizes=(len(train), len(test)))
 
 
 def _begun(study: Study, plan: Plan) -> _Run:
@@ -203,27 +256,41 @@ def _has_finding(folder: Path, name: str) -> bool:
 
 def _compile(runs: Iterable[_Run], bar: Silent, stopped: Callable[[], bool],
              processes: int) -> None:
-    """Compile what cells need, once, before several processes would do so at the same time: the
-    study's smallest cells, and a mark beside the compiled kernels that this has been done.
+    """Compile what cells need before they run: each study's smallest cells, and a mark beside the
+    compiled kernels that this has been done.
 
+    Studies from the front and from the middle of the list, whose networks differ most, take turns,
+    so that processes compile different kernels; one that two need, the first compiles.
     What goes wrong here goes wrong again, and is then said, when the cell itself runs.
     """
     cache = Path(backend.info()["kernel cache"])
     if processes < 2 or not cache.is_dir():
         return
-    for one in runs:
-        mark = cache / f"lab-{one.study.name}-{one.plan.data_of(one.study)}-{one.kept.code}"
-        cells = cells_of(one.study, Plan("tiny", one.plan.data, one.plan.root))
-        if one.missing and not mark.exists() and not stopped():
-            bar.update(0, f"compiling kernels (once): {one.study.name}")
-            if pool.run_all([(one.study.run, cell) for cell in cells], 1,
-                            lambda i, answer: None, stopped):
-                mark.touch()
+    cells = [(mark, one.study.run, cell) for one in runs
+             if one.missing and not (mark := _mark(cache, one)).exists()
+             for cell in cells_of(one.study, Plan("tiny", one.plan.data, one.plan.root, seeds=1))]
+    half = (len(cells) + 1) // 2
+    mixed = [c for pair in zip_longest(cells[:half], cells[half:]) for c in pair if c is not None]
+    left = Counter(mark for mark, *_ in cells)
+
+    def answered(i: int, answer: pool.Answer) -> None:
+        mark = mixed[i][0]
+        left[mark] -= 1
+        if not left[mark]:
+            mark.touch()
+        bar.update(0, f"compiling kernels {len(cells) - left.total()}/{len(cells)}")
+    if mixed:
+        bar.say("compiling kernels for this CPU, once")
+        pool.run_all([(run, cell) for _, run, cell in mixed], processes, answered, stopped)
+
+
+def _mark(cache: Path, one: _Run) -> Path:
+    return cache / f"lab-{one.study.name}-{one.plan.data_of(one.study)}-{one.kept.code}"
 
 
 def _command(study: Study, plan: Plan) -> str:
     words: list[Any] = ["nbgrad lab run", study.name]
     words += ["--full"] if plan.scale == "full" else []
-    words += ["--data", plan.data, "--root FOLDER"] if plan.data_of(study) != "digits" else []
+    words += ["--data", plan.data, "--root FOLDER"] if plan.chosen(study) else []
     words += ["--seeds", plan.seeds] if plan.seeds is not None else []
     return " ".join(map(str, words))

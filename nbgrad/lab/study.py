@@ -9,8 +9,10 @@ draws or prints: ``nbgrad lab report`` does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
+
+from nbgrad.train.config import DATA
 
 __all__ = ["SCALES", "Figure", "Finding", "Series", "Study", "Table"]
 
@@ -79,7 +81,7 @@ class Study:
 
     Three keys of a cell mean the same in every study. "seed": the repetition; `--seeds N` repeats
     the cells of the first seed with 0 … N − 1. "data" and "root": what `--data` and `--root` set,
-    where ``options`` names that data set; a cell without them is about the digits, or about none.
+    where ``data`` names that data set; a cell without them is about the first of these.
     """
 
     name: str                           # as in `nbgrad lab run NAME`
@@ -94,4 +96,4 @@ class Study:
     judge: Callable[[Sequence[Record], Sequence[Cell]], Finding]
     literature: str = ""                # what others found since
     changed: str = ""                   # of set-up or rule after a first run, and why
-    options: Sequence[str] = field(default=())     # data sets beside the default: "mnist", ...
+    data: Sequence[str] = tuple(DATA)   # that it can run on, its own first; () where it needs none

@@ -94,7 +94,8 @@ class Module(Tree):
         tensors += [t.grad for t in tensors if t.grad is not None]
         with no_grad():
             arrays = [t.detach().to(dtype=dtype if t.dtype.kind in "fV" else None,
-                                    device=device).data for t in tensors]
+                                    device=device, non_blocking=non_blocking).data
+                      for t in tensors]
         for t, array in zip(tensors, arrays):
             t.data = array
         return self

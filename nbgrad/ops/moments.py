@@ -127,11 +127,10 @@ def moments(x: Tensor | Array, *, mask: Tensor | Array | None = None, groups: in
         return over_channels(array, w)
     if C % groups or groups > C:
         raise ValueError(f"moments: groups must divide the {C} channels, got {groups}")
-    rows = (N * groups, C // groups, *S)
-    array = array.reshape(1, rows[0], -1)
+    array = array.reshape(N * groups, 1, C // groups, *S)
     if w is not None:
-        w = np.broadcast_to(w[:, None], (N, groups, C // groups, *S)).reshape(1, rows[0], -1)
-    found = over_channels(array, w)
+        w = np.broadcast_to(w[:, None], (N, groups, C // groups, *S)).reshape(array.shape)
+    found = kernels(as_tensor(array)).sample_moments(array, w)
     return Moments(*(a.reshape(N, groups) for a in found))
 
 
@@ -169,14 +168,4 @@ def over_channels(x: Array, w: Array | None) -> Moments:
         count = float(x.size // C) if C else 0.0
         mean, var = kernels(as_tensor(x)).batch_norm_stats(x)
         return Moments(full((C,), count, np.float64, x), mean, var * count)
-    axes, keep = (0, *range(2, x.ndim)), (1, -1) + (1,) * (x.ndim - 2)
-    w = np.broadcast_to(w, (*w.shape[:1], C, *w.shape[2:])) if w.shape[1] == 1 else w
-    count = w.sum(axes)
-    with np.errstate(all="ignore"):
-        seen = np.where(w > 0, x.astype(np.float64), 0.0)
-        safe = np.where(count > 0, count, 1.0)
-        # the first pass leaves rounding errors of 1e-16 |mean|, which the second takes out again
-        mean = (w * seen).sum(axes) / safe
-        mean = mean + (w * (seen - mean.reshape(keep))).sum(axes) / safe
-        xc = seen - mean.reshape(keep)
-        return Moments(count, mean, (w * xc * xc).sum(axes))
+    return Moments(*(a[0] for a in kernels(as_tensor(x)).sample_moments(x, w, together=True)))

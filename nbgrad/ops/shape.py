@@ -57,10 +57,10 @@ def cast(x: Tensor, /, dtype: Any) -> Any:
 
 
 @op(method=False)
-def to_device(x: Tensor, /, device: str) -> Any:
+def to_device(x: Tensor, /, device: str, non_blocking: bool = False) -> Any:
     """y = x on another device.   ∂x = ∂y on x's."""
     before = x.device
-    return move(x.data, device), (lambda dy: to_device(dy, device=before),)
+    return move(x.data, device, non_blocking), (lambda dy: to_device(dy, device=before),)
 
 
 @op(name="reshape", view=True, method=False)

@@ -9,12 +9,14 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CHOICES", "NORMS", "Config", "defaults"]
+__all__ = ["CHOICES", "DATA", "NORMS", "Config", "defaults"]
 
 NORMS = {"none": "without norm", "batch": "batch norm", "layer": "layer norm",
          "group": "group norm", "instance": "instance norm", "rms": "RMS norm"}
+DATA = {"digits": "UCI digits", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST",
+        "cifar10": "CIFAR-10"}
 CHOICES = {
-    "data": ("digits", "mnist", "cifar10"),
+    "data": tuple(DATA),
     "model": ("mlp", "cnn", "lenet", "resnet20"),
     "norm": tuple(NORMS),
     "placement": ("before", "after", "preact"),

@@ -22,9 +22,12 @@ from nbgrad.train.loop import Trainer
 __all__ = ["CLASSES", "SHAPES", "Task", "build_model", "build_optimizer", "in_order",
            "load_task", "loader", "sample_loss", "trainer", "warm_up"]
 
-SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28),
+          "cifar10": (3, 32, 32)}
 CLASSES = {
     "digits": tuple("0123456789"), "mnist": tuple("0123456789"),
+    "fashion_mnist": ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt",
+                      "sneaker", "bag", "ankle boot"),
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship",
                 "truck"),
 }

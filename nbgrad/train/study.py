@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nbgrad import backend
-from nbgrad.train.config import NORMS, Config
+from nbgrad.train.config import DATA, NORMS, Config
 from nbgrad.train.loop import Interrupted, Signals, Trainer
 from nbgrad.train.metrics import TensorBoardLog
 from nbgrad.train.progress import Silent
@@ -119,11 +119,10 @@ def title(study: Study) -> str:
     """The question in a line."""
     norms = " and ".join(f"with {NORMS[norm]}" for norm in study.norms if norm != "none")
     without = "without and " if "none" in study.norms else ""
-    return f"{_NAMES[study.config.model]} on {_NAMES[study.config.data]}, {without}{norms}"
+    return f"{_NAMES[study.config.model]} on {DATA[study.config.data]}, {without}{norms}"
 
 
-_NAMES = {"mlp": "MLP", "cnn": "CNN", "lenet": "LeNet-5", "resnet20": "ResNet-20",
-          "digits": "UCI digits", "mnist": "MNIST", "cifar10": "CIFAR-10"}
+_NAMES = {"mlp": "MLP", "cnn": "CNN", "lenet": "LeNet-5", "resnet20": "ResNet-20"}
 
 
 def details(study: Study, task: Task) -> str:

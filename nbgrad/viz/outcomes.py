@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nbgrad.lab import results, studies
 from nbgrad.lab.results import Outcome
+from nbgrad.train.config import DATA
 
 __all__ = ["USUAL", "again", "authors", "conditions", "heading", "machine", "minutes", "named",
            "read", "state", "where"]
@@ -89,7 +90,7 @@ def machine(outcome: Outcome) -> list[str]:
     """How, where and when it was measured."""
     if not outcome.done:
         return []
-    parts = [f"{outcome.scale} settings", outcome.data or "no data",
+    parts = [f"{outcome.scale} settings", DATA.get(outcome.data, outcome.data or "no data"),
              f"{outcome.seeds} seed{'s' * (outcome.seeds != 1)}", f"{outcome.done} cells",
              f"{minutes(outcome.seconds)} of one core", *where(outcome), outcome.date[:10]]
     return [part for part in parts if part]
@@ -127,5 +128,7 @@ def heading(outcomes: Sequence[Outcome]) -> str:
     dates = sorted({o.date[:10] for o in done})
     places = list(dict.fromkeys(" with ".join(where(o)[:2]) for o in done))
     total = minutes(sum(o.seconds for o in done))
-    return (f"{count}, {' and '.join(scales)} settings, {total} of one core together; "
+    data = list(dict.fromkeys(DATA.get(o.data, o.data) for o in done if o.data))
+    on = f" on {' and '.join(data)}" if data else ""
+    return (f"{count}, {' and '.join(scales)} settings{on}, {total} of one core together; "
             f"{'; '.join(places)}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}.")

@@ -135,3 +135,90 @@ def test_halves(name, case, monkeypatch):
         check(cuda.conv2d(dx, dw, db, **settings), reference.conv2d, x, w, b, **settings)
         check(cuda.conv2d_input(ddy, dw, input_size=size, **settings), reference.conv2d_input, dy,
               w, input_size=size, **settings)
+
+
+# x, weight, stride, padding, dilation, groups; pixels: 40, 90 (a whole half of a tile, and some)
+MOMENTS = [((2, 4, 5, 4), (8, 4, 1, 1), (1, 1), (0, 0), (1, 1), 1),
+           ((1, 4, 9, 10), (70, 4, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+           ((1, 16, 11, 7), (32, 8, 2, 2), (2, 1), (1, 0), (1, 1), 2),
+           ((1, 3, 1, 1), (5, 3, 1, 1), (1, 1), (0, 0), (1, 1), 1)]
+
+
+def moments_of(y):
+    y = to_host(y).astype(np.float64).transpose(1, 0, 2, 3).reshape(y.shape[1], -1)
+    return y.mean(1), ((y - y.mean(1, keepdims=True)) ** 2).sum(1)
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("case", MOMENTS)
+def test_moments(name, case, either_order):
+    """Of y as it is written; squares of float32 about the mean, merged in float64. An offset of
+    1000 costs nothing, a constant channel's mean is exact and its M2 is 0."""
+    pytest.importorskip("ml_dtypes")
+    size, weight, stride, padding, dilation, groups = case
+    settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(s).astype(name) for s in (size, weight))
+    bias = np.array([0, 1000, -3, 0.1, 7] * 14)[:weight[0]].astype(name)
+    w[4] = 0
+    found, want = [], []
+    y = cuda.conv2d(*map(to_device, (x, w, bias)), moments=found, **settings)
+    reference.conv2d(*(a.astype(np.float64) for a in (x, w, bias)), moments=want, **settings)
+    count, mean, m2 = map(to_host, found)
+    assert [a.dtype for a in (count, mean, m2)] == [np.float64] * 3
+    np.testing.assert_array_equal(count, want[0])
+    exact, squares = moments_of(y)
+    deviation = (squares / count) ** 0.5
+    assert (np.abs(mean - exact) <= 8 * 2.0**-24 * deviation).all()    # 32 sums of float32
+    np.testing.assert_allclose(m2, squares, rtol=1e-6)
+    assert (mean[4], m2[4]) == (float(bias[4]), 0.0)
+    again = []
+    plain = cuda.conv2d(*map(to_device, (x, w, bias)), moments=again, **settings)
+    np.testing.assert_array_equal(to_host(plain), to_host(y))
+    for a, b in zip(again, found):
+        np.testing.assert_array_equal(to_host(a), to_host(b))
+
+
+def test_moments_of_large_and_small_numbers_and_infinity():
+    """Squares that float32 does not hold are taken again in float64."""
+    settings = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    x = np.random.default_rng(0).standard_normal((1, 4, 6, 7)).astype(np.float32)
+    w = np.eye(4, dtype=np.float32)[..., None, None] * np.float32([1e30, 1e-30, 1, 1]).reshape(
+        4, 1, 1, 1)
+    x[0, 3, 2, 2], w[3, 3] = 3e38, 10
+    found = []
+    y = cuda.conv2d(to_device(x), to_device(w), moments=found, **settings)
+    _, mean, m2 = map(to_host, found)
+    exact, squares = moments_of(y[:, :3])
+    np.testing.assert_allclose(mean[:3], exact, rtol=1e-6)
+    np.testing.assert_allclose(m2[:3], squares, rtol=1e-6)
+    assert not np.isfinite(mean[3])
+    assert np.isnan(m2[3])
+
+
+def test_parts_of_moments_are_merged():
+    """13 parts of 5 rows of 11 channels and one of 2, as of all rows at once."""
+    from nbgrad.kernels.cuda.epilogue import merged
+
+    y = np.random.default_rng(0).standard_normal((67, 11)) + 100
+    parts = [y[i:i + 5] for i in range(0, 67, 5)]
+    means = to_device(np.array([p.mean(0) for p in parts]))
+    squares = to_device(np.array([((p - p.mean(0)) ** 2).sum(0) for p in parts]))
+    count, mean, m2 = map(to_host, merged(means, squares, 67, 5))
+    np.testing.assert_array_equal(count, np.full(11, 67.0))
+    np.testing.assert_allclose(mean, y.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(m2, ((y - y.mean(0)) ** 2).sum(0), rtol=1e-12)
+
+
+def test_moments_of_what_blocks_do_not_see_whole(monkeypatch):
+    """Parts of k, few channels in groups, float64: y is as ever, and nothing is said of it."""
+    for case, dtype, deep in ((CASES[1], np.float32, 4), (CASES[4], np.float32, 256),
+                              (CASES[1], np.float64, 256)):
+        monkeypatch.setattr(tile, "DEEP", deep)
+        size, weight, stride, padding, dilation, groups = case
+        settings = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        x, w = (np.ones(s, dtype) for s in (size, weight))
+        found = []
+        y = cuda.conv2d(to_device(x), to_device(w), moments=found, **settings)
+        close(y, reference.conv2d(x, w, **settings), 1)
+        assert not found

@@ -8,7 +8,7 @@ import pytest
 import nbgrad
 from nbgrad import nn, tensor
 from nbgrad.nn import functional as F
-from nbgrad.ops import moments
+from nbgrad.ops import moments, weighted_batch_norm
 
 
 def both(module, x, *more):
@@ -84,6 +84,24 @@ def test_fused_residual_and_moments():
         one = moments(a.detach())
         tensors = y.detach(), a.grad, b.grad, *map(tensor, (*m, *one))
         found.append([t.cpu().numpy() for t in tensors])
+    for want, got in zip(*found, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_weighted_batch_norm():
+    """Weights, and values that are not looked at."""
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((4, 3, 5)).astype("f4") for _ in range(2))
+    w = rng.random((4, 1, 5)) * (rng.random((4, 1, 5)) < 0.6)
+    x = np.where(w > 0, x, np.nan).astype("f4")
+    found = []
+    for device in ("cpu", "cuda"):
+        t, g, b = (tensor(a, requires_grad=True, device=device)
+                   for a in (x, np.ones(3, "f4"), np.zeros(3, "f4")))
+        y, m = weighted_batch_norm(t, g, b, mask=tensor(w, device=device))
+        y.backward(tensor(dy, device=device))
+        found.append([a.detach().cpu().numpy()
+                      for a in (y, t.grad, g.grad, b.grad, *map(tensor, m))])
     for want, got in zip(*found, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 

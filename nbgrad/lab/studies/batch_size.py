@@ -97,7 +97,6 @@ STUDY = Study(
     literature="Batch norm's error at small sizes has two parts, noise in training and running "
                "statistics that fit nothing; Singh & Shrivastava 2019 and Ioffe 2017 mend the "
                "second.",
-    options=("mnist",),
     changed="After a first run at a constant learning rate, it falls in half a cosine, because the "
             "paper's falls, too. The claim, which had read \"fails\" and that group norm \"does "
             "not depend on\" the size, got the words that the rule tests.",

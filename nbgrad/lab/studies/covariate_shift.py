@@ -111,7 +111,7 @@ STUDY = Study(
          "definition, and of ‖G − G'‖/‖G‖, in two networks. Supported if all four intervals lie "
          "below 1, not supported if none does, depends otherwise, and where fewer than five pairs "
          "of seeds have a value.",
-    cells=cells, run=run, judge=judge, options=("mnist",),
+    cells=cells, run=run, judge=judge,
     literature="Santurkar et al. 2018 find no link between this shift and the success of training; "
                "Awais, Bin Iqbal & Bae 2020 argue that other definitions of the shift do show one.",
     changed="After a first run, steps (from 200 to 500) and seeds (from 5 to 8) were raised, and "

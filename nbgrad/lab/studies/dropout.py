@@ -108,7 +108,6 @@ STUDY = Study(
     literature="With keep probability p and inputs of mean 0, the variance at evaluation is "
                "exactly p times that in training; Mishkin et al. 2016 find batch norm with dropout "
                "of 0.2 best.",
-    options=("mnist",),
     changed="After a first run, \"after the last norm it does not\" was cut from the claim, "
             "because the rule does not test it; a note has the numbers.",
 )

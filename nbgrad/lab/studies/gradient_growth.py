@@ -129,7 +129,7 @@ STUDY = Study(
     rule="Factor per layer. Supported if with batch norm its interval lies within 5 % of 1 at all "
          "three initial scales; not supported if at none of them it is nearer to 1 (in logarithm, "
          "interval against interval) than without; depends otherwise.",
-    cells=cells, run=run, judge=judge,
+    cells=cells, run=run, judge=judge, data=(),
     literature="Without batch norm, He et al. 2015 choose the weights so that the factor is 1. "
                "Residual connections slow the growth with batch norm: Yang et al. 2019, De & Smith "
                "2020.")

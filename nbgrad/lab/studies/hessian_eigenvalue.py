@@ -106,7 +106,7 @@ STUDY = Study(
     rule="Ratio of plain to batch norm of the eigenvalue at initialization, of its median over "
          "training, and at the end. Supported if all three intervals lie above 1, not supported if "
          "none does, depends otherwise, and where fewer than five pairs of seeds have a value.",
-    cells=cells, run=run, judge=judge, options=("mnist",),
+    cells=cells, run=run, judge=judge,
     literature="Santurkar et al. 2018, theorem 4.2: the curvature along the gradient, with respect "
                "to a layer's outputs, is smaller with batch norm. Yao et al. 2020 (PyHessian) find "
                "that removing batch norm makes the landscape of deep residual networks rougher, "

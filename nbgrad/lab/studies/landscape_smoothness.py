@@ -129,7 +129,7 @@ STUDY = Study(
          "median over the first fifth of training. Supported if all four intervals (two networks) "
          "lie above 1, not supported if none does, depends otherwise, and where fewer than five "
          "pairs of seeds have a value.",
-    cells=cells, run=run, judge=judge, options=("mnist",),
+    cells=cells, run=run, judge=judge,
     literature="Bjorck et al. 2018 make the same point with pictures of the loss along the "
                "gradient. Yao et al. 2020 (PyHessian) find that a residual network without batch "
                "norm is not always less smooth: it depends on the depth.",

@@ -91,6 +91,5 @@ STUDY = Study(
     cells=cells, run=run, judge=judge,
     literature="In training, batch norm uses the statistics of the batch, whatever the decay; it "
                "is a matter of evaluation alone (in batch renorm it is not).",
-    options=("mnist",),
     changed="After a first run, the rule got its last sentence; what it returns is what it was.",
 )

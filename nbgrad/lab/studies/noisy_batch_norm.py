@@ -143,7 +143,7 @@ STUDY = Study(
          "by more than 2 points (the whole interval); not supported if by less than 2 points and "
          "the distributions with noise are less stable than the plain network's; otherwise "
          "depends.",
-    cells=cells, run=run, judge=judge, options=("mnist",),
+    cells=cells, run=run, judge=judge,
     literature="Awais, Bin Iqbal & Bae 2020 argue that other definitions of the shift do show a "
                "link between it and the success of training.",
     changed="Seeds were raised from 5 to 10 after a first run.")

@@ -87,7 +87,6 @@ STUDY = Study(
     cells=cells, run=run, judge=judge,
     literature="The sign differs between architectures in the literature, too; residual networks "
                "moved the norm in front of the convolution (He et al. 2016b).",
-    options=("mnist",),
     changed="After a first run, the grid got the learning rate 3, because arms were best at its "
             "upper end, and the rule was made stricter: before has to win in more than half of the "
             "cases, where one had been enough.",

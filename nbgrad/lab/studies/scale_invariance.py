@@ -177,6 +177,6 @@ STUDY = Study(
          "100 η is within 1 % of the original (mean absolute difference over mean), and the one "
          "with 10 w and η is more than ten times as far away; not supported if in every seed an "
          "identity fails or 100 η is no nearer than η; depends otherwise.",
-    cells=cells, run=run, judge=judge, options=("mnist",),
+    cells=cells, run=run, judge=judge,
     literature="Arora, Li & Lyu 2019 prove that this tunes the learning rate by itself; Li & Arora "
                "2020 that weight decay amounts to a learning rate that grows exponentially.")

@@ -185,7 +185,7 @@ STUDY = Study(
          "or test-batch statistics at the end; test-batch statistics on corrupted images (mean). "
          "Supported if in none of the three situations another is better by more than 1 point (the "
          "whole interval), not supported if in all three, depends otherwise.",
-    cells=cells, run=run, judge=judge, options=("mnist",),
+    cells=cells, run=run, judge=judge,
     literature="Nado et al. 2020 and Schneider et al. 2020 find the same gain for whole families "
                "of corruptions, and that it is lost for small or one-sided test batches.",
     changed="Blur was added to the corruptions after a first run.")

@@ -39,10 +39,20 @@ def _weighted(x: Tensor, gamma: Tensor | None, beta: Tensor | None, /, *, eps: f
     total = own if workers is None else workers.merge(own)
     with np.errstate(all="ignore"):
         invstd = 1 / np.sqrt(np.where(total.count > 0, total.var(), 0.0) + eps)
-    y = kernels(x).batch_norm_elemt(_there(x.data, w), data(gamma), data(beta), total.mean, invstd)
-    return (_there(y, w), lambda dy: weighted_batch_norm_backward(
+    if w is None:
+        y = kernels(x).batch_norm_elemt(x.data, data(gamma), data(beta), total.mean, invstd)
+    else:
+        y = kernels(x).sample_map("affine", x.data, _constants(total.mean, invstd, gamma, beta), w)
+    return (y, lambda dy: weighted_batch_norm_backward(
         dy, x, gamma, count=total.count, mean=total.mean, invstd=invstd, eps=eps, w=w,
         workers=workers), *total)
+
+
+def _constants(mean: Any, invstd: Any, gamma: Tensor | None, beta: Tensor | None) -> Any:
+    """Of y = (x − μ) γ/σ + β, for all samples."""
+    scale = invstd if gamma is None else invstd * gamma.data.astype(np.float64)
+    shift = np.zeros_like(mean) if beta is None else beta.data.astype(np.float64)
+    return [a.reshape(1, -1) for a in (mean, scale, shift)]
 
 
 @op(method=False)
@@ -50,36 +60,29 @@ def weighted_batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /,
                                  mean: Any, invstd: Any, eps: float, w: Any = None,
                                  workers: Workers | None = None) -> Any:
     """∂x, ∂γ and ∂β of weighted_batch_norm."""
-    k, d, at = kernels(dy), _there(dy.data, w), _there(x.data, w)
-    own = k.batch_norm_backward_reduce(d, at, mean, invstd)
-    s, sx = own if workers is None else workers.sum(*own)
-    if w is None or ((w == 0) | (w == 1)).all():     # of all that is there, the same share
-        share = x.data.size / max(x.data.shape[1], 1) / np.where(count > 0, count, 1.0)
-        dx = _there(k.batch_norm_backward_elemt(d, at, data(gamma), mean, invstd, s * share,
-                                                sx * share), w)
+    k, d, at = kernels(dy), dy.data, x.data
+    if w is None:
+        own = k.batch_norm_backward_reduce(d, at, mean, invstd)
     else:
-        dx = _there(_dx(d, at, gamma, count, mean, invstd, w, s, sx), w)
+        constants = _constants(mean, invstd, gamma, None)
+        _, slope, total = k.sample_sums("affine", d, at, constants, w)
+        own = total[0], slope[0] * invstd                                   # Σ∂y and Σ∂y x̂
+    s, sx = own if workers is None else workers.sum(*own)
+    n = np.where(count > 0, count, 1.0)
+    if w is None:
+        share = at.size / max(at.shape[1], 1) / n                           # of one's own values
+        dx = k.batch_norm_backward_elemt(d, at, data(gamma), mean, invstd, s * share, sx * share)
+    else:
+        with np.errstate(all="ignore"):
+            mu, scale, _ = constants
+            p, q = -scale * (s / n), -scale * (sx * invstd / n)
+        dx = k.sample_map_backward("affine", d, at, constants, w, p, q, mu)
 
     def again(dy: Tensor, x: Tensor, gamma: Tensor | None) -> tuple[Tensor, ...]:
         return _backward_of_weighted(dy, x, gamma, count, eps, w, workers)
-    return ((dx, own[1].astype(dx.dtype), own[0].astype(dx.dtype)),
-            composition(again, dy, x, gamma))
-
-
-def _there(x: Any, w: Any) -> Any:
-    """x, and 0 where the weight is."""
-    return x if w is None else np.where(w > 0, x, np.zeros((), x.dtype))
-
-
-def _dx(dy: Any, x: Any, gamma: Any, count: Any, mean: Any, invstd: Any, w: Any, s: Any,
-        sx: Any) -> Any:
-    def keep(a: Any) -> Any:
-        return np.asarray(a).reshape(1, -1, *[1] * (x.ndim - 2))
-    scale = invstd if gamma is None else invstd * gamma.data
     with np.errstate(all="ignore"):
-        xhat = (x - keep(mean)) * keep(invstd)
-        share = w / keep(np.where(count > 0, count, 1.0))
-        return (keep(scale) * (dy - share * (keep(s) + xhat * keep(sx)))).astype(x.dtype)
+        sums = own[1].astype(dx.dtype), own[0].astype(dx.dtype)
+    return (dx, *sums), composition(again, dy, x, gamma)
 
 
 def _backward_of_weighted(dy: Tensor, x: Tensor, gamma: Tensor | None, count: Any, eps: float,
