@@ -84,7 +84,7 @@ def test_hot_norms_spill_nothing_and_use_vectors():
            (normalize(*how[1]), 8, 4), (single(*how[0]), 8, 1), (single(*how[1]), 8, 1),
            (gradients(*how[0]), 12, 1), (gradients(*how[1]), 12, 1),    # of y, too
            (sums(*how[1]), 8, 0), (gradient(*how[0]), 8, 4),
-           (rows(f4, 4, 256, True, False), 8, 8), (softmax("softmax", f4, 4, 32, True), 8, 8),
+           (rows(f4, f4, 4, 256, True, False), 8, 8), (softmax("softmax", f4, 4, 32, True), 8, 8),
            (cross_entropy_backward(f4, 4, 32), 2, 1)]
     for kernel, loads, stores in hot:
         r = offline.report(kernel, (9, 0))
@@ -101,8 +101,10 @@ def test_hot_norms_spill_nothing_and_use_vectors():
 def test_hot_norms_of_halves_do_as_well(half, columns):
     """Eight halves to a load; γ and β of the same kind or float32."""
     from nbgrad.kernels.cuda import offline
+    from nbgrad.kernels.cuda.layer_norm import column_sums
     from nbgrad.kernels.cuda.moments import dtypes, statistics
     from nbgrad.kernels.cuda.passes import gradient, normalize, sums
+    from nbgrad.kernels.cuda.rows import backward, forward
     from nbgrad.kernels.cuda.single import single
     from nbgrad.kernels.cuda.single_backward import gradients
 
@@ -110,12 +112,17 @@ def test_hot_norms_of_halves_do_as_well(half, columns):
     dtype = {"f2": f2, "bf": bf}[half]
     hot = (statistics, 4, 0), (normalize, 4, 2), (sums, 6, 0), (gradient, 6, 4), (single, 5, 1), (
         gradients, 6, 1)
-    for make, loads, stores in hot:
-        for params in (dtype, f4):
-            r = offline.report(make(dtype, params, 8, columns, "u4"), (9, 0))
-            assert (r.spilled, r.local) == (0, 0), r
-            assert r.wide_loads >= loads, r
-            assert r.wide_stores >= stores, r
+    cases = [(make(dtype, params, 8, columns, "u4"), *least) for make, *least in hot
+             for params in (dtype, f4)]
+    if not columns:                         # kernels of rows
+        cases += [(forward(dtype, dtype, 8, 256, True, False), 12, 4),
+                  (forward(dtype, f4, 8, 32, True, False), 20, 4),
+                  (backward(dtype, dtype, 8, 256, True), 6, 2), (column_sums(dtype, f4, 8), 4, 0)]
+    for kernel, loads, stores in cases:
+        r = offline.report(kernel, (9, 0))
+        assert (r.spilled, r.local) == (0, 0), r
+        assert r.wide_loads >= loads, r
+        assert r.wide_stores >= stores, r
 
 
 @wheels

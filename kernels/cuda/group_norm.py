@@ -9,16 +9,16 @@ from functools import cache
 
 import numpy as np
 
-from ..half import kind as kind_of, real as real_of
+from ..half import kind as kind_of, real as real_of, wide
 from . import passes
 from .elementwise import maximum
 from .intrinsics import cuda, libm
 from .launch import Kernel
-from .layer_norm import run
+from .layer_norm import parameters, run
 from .layout import alike
 from .memory import SIMULATED, empty, empty_like
 from .moments import cut, parts, statistics, tickets
-from .norm import parameters, shaped
+from .norm import shaped
 from .passes import BETA, CENTER, GAMMA, GAMMA_IN
 from .reduce import sum
 from .vectors import dtypes
@@ -131,7 +131,8 @@ def group_norm(x, gamma, beta, *, groups, eps, center=True, floor=None):
     floor (C,), max(y, floor), in a pass of its own."""
     if floor is not None:
         y, mean, invstd = group_norm(x, gamma, beta, groups=groups, eps=eps, center=center)
-        return maximum(y, _along_channels(floor, x)), mean, invstd
+        y = maximum(wide(y), _along_channels(wide(floor), x)).astype(x.dtype, copy=False)
+        return y, mean, invstd
     (N, C), G = x.shape[:2], groups
     if not x.size:
         mean, invstd = _stats(N, G)
@@ -142,7 +143,7 @@ def group_norm(x, gamma, beta, *, groups, eps, center=True, floor=None):
     K, S = C // G, x.size // (N * C)
     gamma, beta, params = parameters(x, gamma, beta)
     if not last:
-        y, mean, invstd = run(x, gamma, beta, N * G, K * S, eps, center, G, K, S)
+        y, mean, invstd = run(x, gamma, beta, params, N * G, K * S, eps, center, G, K, S)
         if mean is None:
             mean = empty((N * G,), np.float64)
             mean.fill(0)
@@ -164,12 +165,13 @@ def group_norm_backward(dy, x, gamma, mean, invstd, *, groups, center=True, beta
     dγ = Σ dy x̂ and dβ = Σ dy over N and S. With floor, dy counts where x̂ γ + β > floor, and what is
     left of it is dfloor."""
     if floor is not None:
-        above = _above(x, gamma, beta, floor, mean, invstd, groups)
-        none = np.zeros_like(dy)
-        left = np.where(above, none, dy)
-        dfloor = sum(left, axes=(0, *range(2, dy.ndim)), keepdims=False)
-        return *group_norm_backward(np.where(above, dy, none), x, gamma, mean, invstd,
-                                    groups=groups, center=center), dfloor
+        above = _above(*wide((x, gamma, beta, floor)), mean, invstd, groups)
+        g = wide(dy)
+        none = np.zeros_like(g)
+        dfloor = sum(np.where(above, none, g), axes=(0, *range(2, dy.ndim)), keepdims=False)
+        g = np.where(above, g, none).astype(dy.dtype, copy=False)
+        return (*group_norm_backward(g, x, gamma, mean, invstd, groups=groups, center=center),
+                dfloor.astype(floor.dtype, copy=False))
     (N, C), G = x.shape[:2], groups
     gamma, params = parameters(x, gamma)
     dgamma, dbeta = empty((C,), params), empty((C,), params)

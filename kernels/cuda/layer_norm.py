@@ -1,41 +1,42 @@
-"""Layer and RMS normalization. Rows are the work of rows.py; dγ and dβ are sums over rows, of
-columns, cut and merged as a batch norm's are."""
+"""Layer and RMS normalization, of halves, too. Rows are the work of rows.py; dγ and dβ are sums
+over rows, of columns, cut and merged as a batch norm's are."""
 
 import math
 from functools import cache
 
 import numpy as np
 
+from ..half import kind as kind_of, real as real_of
 from . import rows
 from .intrinsics import arrive, cuda, device, width
 from .launch import Kernel
 from .layout import aligned
 from .memory import empty, empty_like, xp
-from .moments import THREADS, add_trees, cut, parts, tickets
-from .passes import BETA, CENTER, GAMMA, add_parts
-from .vectors import each, filled, reader, scatter
+from .moments import THREADS, add_trees, cut, parts, places, tickets
+from .passes import BETA, CENTER, GAMMA, add_lines, add_parts, lines, over_lines
+from .vectors import dtypes, filled, of_lanes, reader, scatter
 
 __all__ = ["layer_norm", "layer_norm_backward", "rms_norm", "rms_norm_backward"]
 
-LOG = THREADS.bit_length() - 1
 _min = min
 
 
 @cache
-def column_sums(dtype, W):
+def column_sums(dtype, params, W):
     """dγ = Σ dy x̂ and dβ = Σ dy of columns, with the statistics of each row."""
-    read, put, wide = reader(W), scatter(W), np.float64
-    same, real, kind, CELLS = filled(W), dtype.type, dtype.str[1:], W * THREADS
+    place, (read, copies), count = (places(W, True, "u4", lines(dtype)),
+                                    over_lines(reader(W), 2, dtype), lines(dtype))
+    put, same, add, wide = scatter(W), filled(W), add_lines(dtype, W), np.float64
+    real, CELLS = real_of(dtype).type, W * THREADS
     zero = real(0)
-    times = each(device(lambda g, x, c: g * (((x - c[0]) - c[1]) * c[2])), 3, W)
-    plus = each(device(lambda a, b: a + b), 2, W)
-    four = each(device(lambda a, b, c, d: wide((a + b) + (c + d))), 4, W)
 
     @device
-    def constants(mean, invstd, r, option):
-        m = mean[r] if option & CENTER else 0.0
-        high = real(m)
-        return same((high, real(m - wide(high)) if high - high == zero else zero, real(invstd[r])))
+    def of_row(k, mean, invstd, r, lanes, m, option):
+        r += k * lanes if m > k else 0
+        mu = mean[r] if option & CENTER else 0.0
+        high = real(mu)
+        return same((high, real(mu - wide(high)) if high - high == zero else zero, real(invstd[r])))
+    constants = of_lanes(of_row, count)
 
     def body(dy, x, mean, invstd, parts_dy, parts_dyx, counters, dgamma, dbeta, R, B, S, shift,
              segment, P, tiles, option):
@@ -46,24 +47,12 @@ def column_sums(dtype, W):
         lanes, line = THREADS >> shift, W << shift
         q = tile * line + (t & ((1 << shift) - 1)) * W
         r, end = k * segment + (t >> shift), _min(R, k * segment + segment)
-        nothing, none = same(zero), same(0.0)
-        s, sx = none, none
+        s, sx = same(0.0), same(0.0)
         while r < end and q < B:
-            m = _min(4, (end - r + lanes - 1) >> (LOG - shift))
-            r1, r2 = r + (lanes if m > 1 else 0), r + (2 * lanes if m > 2 else 0)
-            r3 = r + (3 * lanes if m > 3 else 0)
-            g0, g1 = read(dy, r * B + q), read(dy, r1 * B + q)
-            g2, g3 = read(dy, r2 * B + q), read(dy, r3 * B + q)
-            x0, x1 = read(x, r * B + q), read(x, r1 * B + q)
-            x2, x3 = read(x, r2 * B + q), read(x, r3 * B + q)
-            c0, c1 = constants(mean, invstd, r, option), constants(mean, invstd, r1, option)
-            c2, c3 = constants(mean, invstd, r2, option), constants(mean, invstd, r3, option)
-            g1, g2 = g1 if m > 1 else nothing, g2 if m > 2 else nothing
-            g3 = g3 if m > 3 else nothing
-            s = plus(s, four(g0, g1, g2, g3))
-            sx = plus(sx, four(times(g0, x0, c0), times(g1, x1, c1), times(g2, x2, c2),
-                               times(g3, x3, c3)))
-            r += 4 * lanes
+            m, i = place(0, r, end, q, B, S, shift)
+            s, sx = add(s, sx, constants(mean, invstd, r, lanes, m, option), m,
+                        read(copies(dy), i), read(copies(x), i))
+            r += count * lanes
         put(first, t * W, s)
         put(second, t * W, sx)
         add_trees(first, second, CELLS, line)
@@ -88,15 +77,18 @@ def column_sums(dtype, W):
             dgamma[c] = real(second[t])
             if option & BETA:
                 dbeta[c] = real(first[t])
-    return Kernel(body, f"*{kind} *{kind} *f8 *f8 *f8 *f8 *i4 *{kind} *{kind} {'i8 ' * 7} i4",
-                  name=f"column_sums_{kind}_{W}", threads=THREADS, minimum=2)
+    k, p = kind_of(dtype), kind_of(params)
+    return Kernel(body, f"*{k} *{k} *f8 *f8 *f8 *f8 *i4 *{p} *{p} {'i8 ' * 7} i4",
+                  name=f"column_sums_{k}{'' if p == k else '_' + p}_{W}", threads=THREADS,
+                  minimum=2)
 
 
 def every():
     """All kernels of this module."""
-    for dtype in map(np.dtype, (np.float32, np.float64)):
+    for dtype in dtypes():
         for W in (width(dtype), 1):
-            yield column_sums(dtype, W)
+            for params in {dtype: None, real_of(dtype): None} if W > 1 else (dtype,):
+                yield column_sums(dtype, params, W)
 
 
 def _rows(x, dims):
@@ -105,12 +97,15 @@ def _rows(x, dims):
     return xp.ascontiguousarray(x), math.prod(x.shape[:cut_at]), math.prod(x.shape[cut_at:])
 
 
-def whole(a, dtype):
-    """A parameter of any shape in C order and of that dtype, or None."""
-    return None if a is None else xp.ascontiguousarray(a.astype(dtype, copy=False))
+def parameters(x, *arrays):
+    """Arrays of any shape, or None, in C order, and their dtype: x's, if all of them have it, or
+    what its numbers are computed in."""
+    dtype = x.dtype if all(a is None or a.dtype == x.dtype for a in arrays) else real_of(x.dtype)
+    return *(None if a is None else xp.ascontiguousarray(a.astype(dtype, copy=False))
+             for a in arrays), dtype
 
 
-def run(x, gamma, beta, count, D, eps, center, G=1, K=0, S=0):
+def run(x, gamma, beta, params, count, D, eps, center, G=1, K=0, S=0):
     """y, mean (None without center) and invstd of ``count`` rows of a C-ordered x; S > 0: γ and β
     are of S values each."""
     y, invstd = empty_like(x), empty((count,), np.float64)
@@ -119,9 +114,9 @@ def run(x, gamma, beta, count, D, eps, center, G=1, K=0, S=0):
     W = width(x.dtype)
     if (S or D) % W or D % W or not aligned(x, *there):
         W = 1
-    T, resident = rows.plan(D, W, 8)
+    T, resident = rows.plan(D, W, rows.held(W))
     option = GAMMA * (gamma is not None) | BETA * (beta is not None) | CENTER * center
-    rows.forward(x.dtype, W, T, resident, S > 0)(
+    rows.forward(x.dtype, params, W, T, resident, S > 0)(
         rows.blocks(count, T), x, gamma, beta, y, mean, invstd, count, D, G, K, max(S, 1), eps,
         option)
     return y, mean, invstd
@@ -134,14 +129,14 @@ def _forward(x, gamma, beta, dims, eps, center):
         mean.fill(0)
         invstd.fill(1 / math.sqrt(eps) if eps else math.inf)
         return empty_like(x), mean, invstd
-    return run(x, whole(gamma, x.dtype), whole(beta, x.dtype), count, D, eps, center)
+    return run(x, *parameters(x, gamma, beta), count, D, eps, center)
 
 
 def _backward(dy, x, gamma, mean, invstd, dims):
     x, count, D = _rows(x, dims)
-    dy, gamma, shape = xp.ascontiguousarray(dy), whole(gamma, x.dtype), x.shape[x.ndim - dims:]
-    dx, dgamma = empty_like(x), empty(shape, x.dtype)
-    dbeta = empty(shape, x.dtype) if mean is not None else None
+    (gamma, params), shape = parameters(x, gamma), x.shape[x.ndim - dims:]
+    dy, dx, dgamma = xp.ascontiguousarray(dy), empty_like(x), empty(shape, params)
+    dbeta = empty(shape, params) if mean is not None else None
     if not x.size:
         for a in (dgamma, dbeta):
             if a is not None:
@@ -151,13 +146,13 @@ def _backward(dy, x, gamma, mean, invstd, dims):
     W = width(x.dtype)
     if D % W or not aligned(x, dy, *([] if gamma is None else [gamma])):
         W = 1
-    T, resident = rows.plan(D, W, 4)
-    rows.backward(x.dtype, W, T, resident)(
+    T, resident = rows.plan(D, W, rows.held(W, 2))
+    rows.backward(x.dtype, params, W, T, resident)(
         rows.blocks(count, T), dy, x, gamma, mean, invstd, dx, count, D,
         center | GAMMA * (gamma is not None))
     c = cut(True, 1, count, D, 1, x.dtype, x, dy)
-    column_sums(x.dtype, c.W)(c.blocks, dy, x, mean, invstd, *parts(c), tickets(), dgamma, dbeta,
-                              *c.numbers, center | BETA * (mean is not None))
+    column_sums(x.dtype, params, c.W)(c.blocks, dy, x, mean, invstd, *parts(c), tickets(), dgamma,
+                                      dbeta, *c.numbers, center | BETA * (mean is not None))
     return dx, dgamma, dbeta
 
 

@@ -12,9 +12,14 @@ import math
 
 import numpy as np
 
-from ..half import real
 from . import passes, single, single_backward
-from .layer_norm import layer_norm, layer_norm_backward, rms_norm, rms_norm_backward
+from .layer_norm import (
+    layer_norm,
+    layer_norm_backward,
+    parameters,
+    rms_norm,
+    rms_norm_backward,
+)
 from .layout import alike, ordered
 from .memory import empty, empty_like, order_of, xp
 from .moments import cut, parts, statistics, tickets
@@ -44,11 +49,9 @@ def shaped(x):
     return x, (S == 1, N, C, S)
 
 
-def vector(a, dtype):
-    """A (C,) array of that dtype in one piece, or None."""
-    if a is None:
-        return None
-    return xp.ascontiguousarray(a.astype(dtype, copy=False))
+def vector(a):
+    """A (C,) array in float64 and one piece."""
+    return xp.ascontiguousarray(a.astype(np.float64, copy=False))
 
 
 def _planned(x, *arrays):
@@ -57,13 +60,6 @@ def _planned(x, *arrays):
     arrays = [None if a is None else alike(a, x) for a in arrays]
     there = [a for a in arrays if a is not None]
     return x, arrays, cut(columns, 1, N, C, S, x.dtype, x, *there)
-
-
-def parameters(x, *arrays):
-    """(C,) arrays, or None, in one piece, and their dtype: x's, if all of them have it, or what its
-    numbers are computed in."""
-    dtype = x.dtype if all(a is None or a.dtype == x.dtype for a in arrays) else real(x.dtype)
-    return *(vector(a, dtype) for a in arrays), dtype
 
 
 def _zeros(n, dtype=np.float64, value=0.0):
@@ -113,7 +109,7 @@ def batch_norm_elemt(x, gamma, beta, mean, invstd, residual=None, *, relu=False)
     if not x.size:
         return empty_like(x)
     x, (residual,), c = _planned(x, residual)
-    mean, invstd = vector(mean, np.float64), vector(invstd, np.float64)
+    mean, invstd = vector(mean), vector(invstd)
     return _normalized(x, residual, c, *parameters(x, gamma, beta), mean, invstd, relu)
 
 
@@ -177,7 +173,7 @@ def batch_norm_backward_reduce(dy, x, mean, invstd):
     if not x.size:
         return _zeros(x.shape[1]), _zeros(x.shape[1])
     x, (dy,), c = _planned(x, dy)
-    mean, invstd = vector(mean, np.float64), vector(invstd, np.float64)
+    mean, invstd = vector(mean), vector(invstd)
     return tuple(_sums(dy, x, None, c, None, None, x.dtype, mean, invstd, 0)[:2])
 
 
@@ -189,7 +185,7 @@ def batch_norm_backward_elemt(dy, x, gamma, mean, invstd, sum_dy, sum_dy_xhat):
         return empty_like(x)
     x, (dy,), c = _planned(x, dy)
     gamma, params = parameters(x, gamma)
-    stats = [vector(a, np.float64) for a in (mean, invstd, sum_dy, sum_dy_xhat)]
+    stats = [vector(a) for a in (mean, invstd, sum_dy, sum_dy_xhat)]
     return _gradient(dy, x, None, c, gamma, None, params, *stats[:2], stats[2:], None,
                      _option(gamma, None, None, False))
 
@@ -208,7 +204,7 @@ def batch_norm_backward(dy, x, gamma, mean, invstd, *, beta=None, y=None, relu=F
     given = dy
     x, (dy, y), c = _planned(x, dy, y if relu else None)
     gamma, beta, params = parameters(x, gamma, beta)
-    mean, invstd = vector(mean, np.float64), vector(invstd, np.float64)
+    mean, invstd = vector(mean), vector(invstd)
     option = _option(gamma, beta, y, relu)
     dz = empty_like(x) if residual and relu else None
     found = single_backward.run(dy, x, y, c, gamma, beta, params, mean, invstd, dz,

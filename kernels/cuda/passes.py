@@ -160,19 +160,19 @@ def masked_lines(dtype, W, columns, index):
 
 @cache
 def add_lines(dtype, W):
-    """Σ g and Σ g x̂ of lanes, with m more lines of ``masked_lines``."""
+    """Σ g and Σ g x̂ of lanes, with m more lines of ``masked_lines``, each with ``constants``."""
     wide, none, zero, count = np.float64, filled(W), real_of(dtype).type(0), lines(dtype)
     times = each(device(lambda g, x, c: g * (((x - c[0]) - c[1]) * c[2])), 3, W)
     total = {2: lambda a, b: wide(a + b), 4: lambda a, b, c, d: wide((a + b) + (c + d))}[count]
     total, plus = each(device(total), count, W), each(device(lambda a, b: a + b), 2, W)
     there = of_lanes(device(lambda k, m: m > k), count)
     counted = over_lines(device(lambda g, there: g if there else none(zero)), 2, dtype)[0]
-    times, same = over_lines(times, 3, dtype)
+    times = over_lines(times, 3, dtype)[0]
 
     @device
     def f(s, sx, c, m, g, x):
         g = counted(g, there(m))
-        return plus(s, total(*g)), plus(sx, total(*times(g, x, same(c))))
+        return plus(s, total(*g)), plus(sx, total(*times(g, x, c)))
     return f
 
 
@@ -197,7 +197,7 @@ def sums(dtype, params, W, columns, index):
     load, add, L = masked_lines(dtype, W, columns, index), add_lines(dtype, W), W if columns else 1
     table, same, put, real = (constants(dtype, W, columns), filled(W), scatter(W),
                               real_of(dtype).type)
-    CELLS = W * THREADS
+    CELLS, copies = W * THREADS, filled(lines(dtype))
 
     def body(dy, x, y, gamma, beta, mean, invstd, sum_dy, sum_dyx, parts_dy, parts_dyx, counters,
              dgamma, dbeta, R, B, S, shift, segment, P, tiles, N, G, K, option):
@@ -213,7 +213,7 @@ def sums(dtype, params, W, columns, index):
             c = table(mean, invstd, gamma, beta, a * B + q, B // N, G, K, option)
             while r < end:
                 m, i, g, v = load(dy, x, y, c, a * R * B, r, end, q, B, S, shift, option)
-                s, sx = add(s, sx, c, m, g, v)
+                s, sx = add(s, sx, copies(c), m, g, v)
                 r += len(i) * (THREADS >> shift)
         put(first, t * W, s)
         put(second, t * W, sx)

@@ -9,15 +9,16 @@ from functools import cache
 
 import numpy as np
 
+from ..half import kind as kind_of, real as real_of
 from .intrinsics import cuda, device, libm, quotient, width
 from .launch import Kernel
 from .memory import SIMULATED
-from .moments import merged, moments_of_eight
+from .moments import merged, moments_of_vectors, states
 from .passes import BETA, CENTER, GAMMA
 from .reduce import across
-from .vectors import each, filled, reader, writer
+from .vectors import dtypes, each, filled, of_lanes, reader, wide_reader, writer
 
-__all__ = ["WARPS", "backward", "block_sum", "blocks", "forward", "plan"]
+__all__ = ["WARPS", "backward", "block_sum", "blocks", "forward", "held", "plan"]
 
 WARPS = 8 if not SIMULATED else 2         # rows of a block, where a warp takes one
 WIDE = 256, 384                           # threads that take a longer row: 168 registers each
@@ -25,6 +26,12 @@ if SIMULATED:
     WIDE = 64, 96
 _add = across(device(lambda a, b: a + b))      # a + b is b + a: every lane gets the same bits
 _min, _max = min, max
+
+
+def held(W, arrays=1):
+    """How many vectors of one of so many arrays a thread holds: 32 numbers in all, of halves, too.
+    """
+    return _min(32 // W, 8) // arrays
 
 
 def plan(D, W, vectors):
@@ -61,29 +68,54 @@ def block_sum(T):
 
 @cache
 def _total(W):
+    def eight(v):
+        return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]))
     return device({1: lambda v: v[0], 2: lambda v: v[0] + v[1],
-                   4: lambda v: (v[0] + v[1]) + (v[2] + v[3])}[W])
+                   4: lambda v: (v[0] + v[1]) + (v[2] + v[3]), 8: eight}[W])
 
 
-def _gain(W, planes):
+@cache
+def _vectors(T, count):
+    """How many of ``count`` vectors t, t + T … of a row of V there are, and which; others are the
+    first again, or that of the row."""
+    which = of_lanes(device(lambda k, t, m: t + (k * T if m > k else 0)), count)
+
+    @device
+    def f(V, t):
+        m = _max(0, _min(count, (V - t + T - 1) // T))
+        return m, which(t if m > 0 else 0, m)
+    return f
+
+
+def _gain(params, W, planes):
     """γ or β of vector r of a row: one by one, or one for S values that lie together."""
-    read, same = reader(W), filled(W)
+    read, same = wide_reader(params, W), filled(W)
     if planes:
         return device(lambda p, r, first, S: same(
             p[first + quotient(np.uint32(r * W), np.uint32(S))]))
     return device(lambda p, r, first, S: read(p, r * W))
 
 
+def _name(what, dtype, params, W, T, resident, planes=False):
+    k, p = kind_of(dtype), kind_of(params)
+    return (f"{what}_{k}{'' if p == k else '_' + p}_{W}_{T}{'' if resident else '_long'}"
+            f"{'_planes' if planes else ''}")
+
+
 @cache
-def forward(dtype, W, T, resident, planes):
+def forward(dtype, params, W, T, resident, planes):
     """y = x̂ γ + β, mean and invstd of rows of D; row i has γ from (i mod G) K on with planes."""
-    read, write, same, total = reader(W), writer(W), filled(W), _total(W)
-    moments, merge, gain, add = (moments_of_eight(dtype, W), each(merged, 3, W), _gain(W, planes),
-                                 block_sum(T))
-    real, sqrt, kind, wide = dtype.type, libm("sqrt", np.float64), dtype.str[1:], np.float64
-    zero, one, CELLS, PER = real(0), real(1), 2 * _max(1, T // 32), WARPS if T == 32 else 1
-    apart = each(device(lambda s, p: s[0] - p), 2, W)
-    around = each(device(lambda s, u: s[1] + u[1] * ((s[0] - u[0]) * (s[0] - u[0]))), 2, W)
+    count, K, real, wide = held(W), states(W, False), real_of(dtype).type, np.float64
+    read, copies = each(reader(W), 2, count), filled(count)
+    write, same, whole, total, vectors = (writer(W), filled(K), filled(W), _total(K),
+                                          _vectors(T, count))
+    moments, merge, gain, add = (moments_of_vectors(dtype, W, K < W), each(merged, 3, K),
+                                 _gain(params, W, planes), block_sum(T))
+    sqrt, zero, one, CELLS = libm("sqrt", np.float64), real(0), real(1), 2 * _max(1, T // 32)
+    PER, EACH = WARPS if T == 32 else 1, W // K
+    apart = each(device(lambda s, p: s[0] - p), 2, K)
+    around = each(device(lambda s, u: s[1] + u[1] * ((s[0] - u[0]) * (s[0] - u[0]))), 2, K)
+    places = each(device(lambda base, r: base + r * W), 2, count)
 
     @device
     def value(x, g, b, c):
@@ -91,45 +123,35 @@ def forward(dtype, W, T, resident, planes):
     values = each(value, 4, W)
 
     @device
-    def put(y, i, v, r, gamma, beta, first, S, c, option):
-        g = gain(gamma, r, first, S) if option & GAMMA else same(one)
-        b = gain(beta, r, first, S) if option & BETA else same(zero)
-        write(y, i, values(v, g, b, c))
+    def put(k, y, i, m, v, r, gamma, beta, first, S, c, option):
+        if m > k:
+            g = gain(gamma, r[k], first, S) if option & GAMMA else whole(one)
+            b = gain(beta, r[k], first, S) if option & BETA else whole(zero)
+            write(y, i[k], values(v[k], g, b, whole(c)))
+        return 0
+    put_all = of_lanes(put, count)
 
     def body(x, gamma, beta, y, mean, invstd, rows, D, G, K, S, eps, option):
         cells = cuda.shared.array(CELLS, np.float64)
         t, row = cuda.threadIdx.x % T, cuda.blockIdx.x * PER + cuda.threadIdx.x // T
         if row >= rows:
             return
-        V, base, n, state = D // W, row * D, 0.0, same((0.0, 0.0))
-        pivot, r = wide(x[base]), t
-        m = _max(0, _min(8, (V - t + T - 1) // T))
-        at = base + (t if m > 0 else 0) * W
-        v = v1 = v2 = v3 = v4 = v5 = v6 = v7 = read(x, at)
+        V, base, n, state, q = D // W, row * D, 0.0, same((0.0, 0.0)), t
+        pivot = wide(x[base])
+        m, r = vectors(V, t)
+        i = places(copies(base), r)
+        v = read(copies(x), i)
         if resident:
-            v1 = read(x, at + (T * W if m > 1 else 0))
-            v2 = read(x, at + (2 * T * W if m > 2 else 0))
-            v3 = read(x, at + (3 * T * W if m > 3 else 0))
-            v4 = read(x, at + (4 * T * W if m > 4 else 0))
-            v5 = read(x, at + (5 * T * W if m > 5 else 0))
-            v6 = read(x, at + (6 * T * W if m > 6 else 0))
-            v7 = read(x, at + (7 * T * W if m > 7 else 0))
-            state = moments(v, v1, v2, v3, v4, v5, v6, v7, real(_max(m, 1)))
-            n = wide(m)
+            state = moments(_max(m, 1), *v)
+            n = wide(EACH * m)
         else:
-            while r < V:
-                m, at = _min(8, (V - r + T - 1) // T), base + r * W
-                w = m / (n + m)
-                state = merge(state, moments(
-                    read(x, at), read(x, at + (T * W if m > 1 else 0)),
-                    read(x, at + (2 * T * W if m > 2 else 0)),
-                    read(x, at + (3 * T * W if m > 3 else 0)),
-                    read(x, at + (4 * T * W if m > 4 else 0)),
-                    read(x, at + (5 * T * W if m > 5 else 0)),
-                    read(x, at + (6 * T * W if m > 6 else 0)),
-                    read(x, at + (7 * T * W if m > 7 else 0)), real(m)), same((w, n * w)))
-                n += m
-                r += 8 * T
+            while q < V:
+                m, r = vectors(V, q)
+                w = EACH * m / (n + EACH * m)
+                state = merge(state, moments(m, *read(copies(x), places(copies(base), r))),
+                              same((w, n * w)))
+                n += EACH * m
+                q += count * T
         s = n * total(apart(state, same(pivot))) if n > 0.0 else 0.0
         mu = pivot + add(s, cells, 0) / D
         s = total(around(state, same((mu, n)))) if n > 0.0 else 0.0
@@ -143,104 +165,94 @@ def forward(dtype, W, T, resident, planes):
             invstd[row] = inverse
         high = real(mu)
         low = real(mu - wide(high)) if high - high == zero else zero
-        c, first = same((high, low, real(inverse))), (row % G) * K
+        c, first = (high, low, real(inverse)), (row % G) * K
         if resident:
-            if m > 0:
-                put(y, at, v, t, gamma, beta, first, S, c, option)
-            if m > 1:
-                put(y, at + T * W, v1, t + T, gamma, beta, first, S, c, option)
-            if m > 2:
-                put(y, at + 2 * T * W, v2, t + 2 * T, gamma, beta, first, S, c, option)
-            if m > 3:
-                put(y, at + 3 * T * W, v3, t + 3 * T, gamma, beta, first, S, c, option)
-            if m > 4:
-                put(y, at + 4 * T * W, v4, t + 4 * T, gamma, beta, first, S, c, option)
-            if m > 5:
-                put(y, at + 5 * T * W, v5, t + 5 * T, gamma, beta, first, S, c, option)
-            if m > 6:
-                put(y, at + 6 * T * W, v6, t + 6 * T, gamma, beta, first, S, c, option)
-            if m > 7:
-                put(y, at + 7 * T * W, v7, t + 7 * T, gamma, beta, first, S, c, option)
+            put_all(y, i, m, v, r, gamma, beta, first, S, c, option)
         else:
-            for r in range(t, V, T):
-                put(y, base + r * W, read(x, base + r * W), r, gamma, beta, first, S, c, option)
-    name = f"rows_{kind}_{W}_{T}{'' if resident else '_long'}{'_planes' if planes else ''}"
-    return Kernel(body, f"*{kind} *{kind} *{kind} *{kind} *f8 *f8 i8 i8 i8 i8 i8 f8 i4", name=name,
-                  threads=T * PER)
+            for q in range(t, V, count * T):
+                m, r = vectors(V, q)
+                i = places(copies(base), r)
+                put_all(y, i, m, read(copies(x), i), r, gamma, beta, first, S, c, option)
+    k, p = kind_of(dtype), kind_of(params)
+    return Kernel(body, f"*{k} *{p} *{p} *{k} *f8 *f8 i8 i8 i8 i8 i8 f8 i4",
+                  name=_name("rows", dtype, params, W, T, resident, planes), threads=T * PER)
 
 
 @cache
-def backward(dtype, W, T, resident):
+def backward(dtype, params, W, T, resident):
     """dx = invstd (g − mean(g) − x̂ mean(g x̂)) of rows, g = γ dy; no mean(g) without CENTER."""
-    read, write, same, total, add = reader(W), writer(W), filled(W), _total(W), block_sum(T)
-    real, kind, wide = dtype.type, dtype.str[1:], np.float64
+    count, real, wide = held(W, 2), real_of(dtype).type, np.float64
+    read, copies = each(reader(W), 2, count), filled(count)
+    write, same, total, add = writer(W), filled(W), _total(W), block_sum(T)
+    gain, vectors = each(wide_reader(params, W), 2, count), _vectors(T, count)
     zero, CELLS, PER = real(0), 2 * _max(1, T // 32), WARPS if T == 32 else 1
-    times = each(device(lambda a, b: a * b), 2, W)
-    hat = each(device(lambda x, c: ((x - c[0]) - c[1]) * c[2]), 2, W)
+    product = each(device(lambda a, b: a * b), 2, W)
+    times = each(product, 2, count)
+    hat = each(each(device(lambda x, c: ((x - c[0]) - c[1]) * c[2]), 2, W), 2, count)
     value = each(device(lambda g, h, e: e[2] * ((g - e[0]) - h * e[1])), 3, W)
+    places = each(device(lambda base, r: base + r * W), 2, count)
+    there = of_lanes(device(lambda k, m: m > k), count)
+    counted = each(device(lambda g, there: g if there else same(zero)), 2, count)
+    together = device({
+        2: lambda a, b: wide(total(a) + total(b)),
+        4: lambda a, b, c, d: wide((total(a) + total(b)) + (total(c) + total(d)))}[count])
 
     @device
-    def of(dy, gamma, at, r, option):
-        g = read(dy, at)
-        return times(g, read(gamma, r * W)) if option & GAMMA else g
+    def of(dy, gamma, i, r, m, option):
+        g = counted(read(copies(dy), i), there(m))
+        return times(g, gain(copies(gamma), places(copies(0), r))) if option & GAMMA else g
+
+    @device
+    def put(k, dx, i, m, g, h, e):
+        if m > k:
+            write(dx, i[k], value(g[k], h[k], same(e)))
+        return 0
+    put_all = of_lanes(put, count)
 
     def body(dy, x, gamma, mean, invstd, dx, rows, D, option):
         cells = cuda.shared.array(CELLS, np.float64)
         t, row = cuda.threadIdx.x % T, cuda.blockIdx.x * PER + cuda.threadIdx.x // T
         if row >= rows:
             return
-        V, base, s, sx = D // W, row * D, 0.0, 0.0
+        V, base, s, sx, q = D // W, row * D, 0.0, 0.0, t
         mu = mean[row] if option & CENTER else 0.0
         high, inverse = real(mu), invstd[row]
         low = real(mu - wide(high)) if high - high == zero else zero
-        c, none = same((high, low, real(inverse))), same(zero)
-        m = _max(0, _min(4, (V - t + T - 1) // T))
-        at = base + t * W
-        g0 = g1 = g2 = g3 = h0 = h1 = h2 = h3 = none
+        c = copies(same((high, low, real(inverse))))
+        m, r = vectors(V, t)
+        i = places(copies(base), r)
+        g, h = of(dy, gamma, i, r, m, option), hat(read(copies(x), i), c)
         if resident:
-            if m > 0:
-                g0, h0 = of(dy, gamma, at, t, option), read(x, at)
-            if m > 1:
-                g1, h1 = of(dy, gamma, at + T * W, t + T, option), read(x, at + T * W)
-            if m > 2:
-                g2, h2 = of(dy, gamma, at + 2 * T * W, t + 2 * T, option), read(x, at + 2 * T * W)
-            if m > 3:
-                g3, h3 = of(dy, gamma, at + 3 * T * W, t + 3 * T, option), read(x, at + 3 * T * W)
-            h0, h1, h2, h3 = hat(h0, c), hat(h1, c), hat(h2, c), hat(h3, c)
-            s = wide((total(g0) + total(g1)) + (total(g2) + total(g3)))
-            sx = wide((total(times(g0, h0)) + total(times(g1, h1)))
-                      + (total(times(g2, h2)) + total(times(g3, h3))))
+            s, sx = together(*g), together(*times(g, h))
         else:
-            for r in range(t, V, T):
-                g0 = of(dy, gamma, base + r * W, r, option)
-                s += wide(total(g0))
-                sx += wide(total(times(g0, hat(read(x, base + r * W), c))))
+            while q < V:
+                m, r = vectors(V, q)
+                i = places(copies(base), r)
+                g, h = of(dy, gamma, i, r, m, option), hat(read(copies(x), i), c)
+                s += together(*g)
+                sx += together(*times(g, h))
+                q += count * T
         s, sx = add(s, cells, 0) / D, add(sx, cells, CELLS // 2) / D
-        e = same((real(s) if option & CENTER else zero, real(sx), real(inverse)))
+        e = real(s) if option & CENTER else zero, real(sx), real(inverse)
         if resident:
-            if m > 0:
-                write(dx, at, value(g0, h0, e))
-            if m > 1:
-                write(dx, at + T * W, value(g1, h1, e))
-            if m > 2:
-                write(dx, at + 2 * T * W, value(g2, h2, e))
-            if m > 3:
-                write(dx, at + 3 * T * W, value(g3, h3, e))
+            put_all(dx, i, m, g, h, e)
         else:
-            for r in range(t, V, T):
-                g0 = of(dy, gamma, base + r * W, r, option)
-                write(dx, base + r * W, value(g0, hat(read(x, base + r * W), c), e))
-    name = f"rows_backward_{kind}_{W}_{T}{'' if resident else '_long'}"
-    return Kernel(body, f"*{kind} *{kind} *{kind} *f8 *f8 *{kind} i8 i8 i4", name=name,
-                  threads=T * PER)
+            for q in range(t, V, count * T):
+                m, r = vectors(V, q)
+                i = places(copies(base), r)
+                put_all(dx, i, m, of(dy, gamma, i, r, m, option), hat(read(copies(x), i), c), e)
+    k, p = kind_of(dtype), kind_of(params)
+    return Kernel(body, f"*{k} *{k} *{p} *f8 *f8 *{k} i8 i8 i4",
+                  name=_name("rows_backward", dtype, params, W, T, resident), threads=T * PER)
 
 
 def every():
     """All kernels of this module."""
     ways = [(T, True) for T in (32, *WIDE)] + [(WIDE[-1], False)]
-    for dtype in map(np.dtype, (np.float32, np.float64)):
+    for dtype in dtypes():
         for W in (width(dtype), 1):
-            for T, resident in ways:
-                yield forward(dtype, W, T, resident, False)
-                yield forward(dtype, W, T, resident, True)
-                yield backward(dtype, W, T, resident)
+            for params in {dtype: None, real_of(dtype): None} if W > 1 else (dtype,):
+                for T, resident in ways:
+                    yield forward(dtype, params, W, T, resident, False)
+                    yield forward(dtype, params, W, T, resident, True)
+                    yield backward(dtype, params, W, T, resident)

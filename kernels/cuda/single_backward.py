@@ -81,7 +81,7 @@ def gradients(dtype, params, W, columns, index):
                     m = _min(count, (limits[1] - r + lanes - 1) >> (LOG - shift))
                     g = read_all(copies(kept), where(j, m))
                     v = read_all(copies(kept), where(j + STEP // 2, m))
-                    s, sx = add(s, sx, c, m, g, v)
+                    s, sx = add(s, sx, copies(c), m, g, v)
                     r += count * lanes
                     j += count * STEP
             put(first, t * W, s)
