@@ -94,6 +94,11 @@ def test_hot_norms_spill_nothing_and_use_vectors():
         assert r.registers <= 128, r
 
 
+# bytes of shared memory that a block may have, and that a multiprocessor has
+SHARED = {(7, 5): (64 << 10, 64 << 10), (8, 0): (163 << 10, 164 << 10),
+          (9, 0): (227 << 10, 228 << 10)}
+
+
 @wheels
 @pytest.mark.slow
 @pytest.mark.parametrize("half", ["f2", "bf"])
@@ -128,29 +133,55 @@ def test_hot_norms_of_halves_do_as_well(half, columns):
 @wheels
 @pytest.mark.slow
 def test_products_keep_their_sums_in_registers():
-    """Two blocks of 256 threads to a multiprocessor, tiles read and written in 16 bytes."""
+    """Two blocks of 256 threads to a multiprocessor. Tiles go to shared memory two steps ahead,
+    past the registers: two vectors of each operand, ahead of (twice) and in the loop. Results go
+    from there in vectors, in each half of the tile."""
     from nbgrad.kernels.cuda import offline, windows
     from nbgrad.kernels.cuda.matmul import _products
     from nbgrad.kernels.cuda.tile import LARGE
 
-    f4 = np.dtype(np.float32)
-    for cc in offline.capabilities()[1:3]:
-        for kernel in (_products(f4, LARGE, ("k", True), ("row", True)),
+    f4, by_k, by_row = np.dtype(np.float32), ("k", True), ("row", True)
+    for cc in ((8, 0), (9, 0), offline.capabilities()[-1]):
+        for kernel in (_products(f4, LARGE, by_k, by_row),
+                       _products(f4, LARGE, by_k, by_k),
                        windows.convolution(f4, LARGE, True, True),
                        windows.convolution(f4, LARGE, True, True, moments=True),
                        windows.weights(f4, LARGE, True, True)):
             r = offline.report(kernel, cc)
             assert (r.spilled, r.local) == (0, 0), r
-            assert r.wide_loads == 8, r         # two of each operand, ahead of and in the loop
-            assert r.wide_stores >= 2, r        # one for each half of the tile, written out or not
             assert r.registers <= 128, r
+            assert r.wide_stores >= 2, r
+            most, all_of_it = SHARED.get(cc, (99 << 10, 100 << 10))
+            assert r.shared <= most, r
+            assert 2 * (r.shared + 1024) <= all_of_it, r        # 1024: what a block takes anyway
+            found = offline.instructions(kernel, cc)
+            assert found["LDGSTS"] == 12, found
+            assert found["FFMA"] >= 128, found
+
+
+@wheels
+@pytest.mark.slow
+def test_products_without_copies_to_shared_memory():
+    """Before compute capability 8.0 the next step waits in registers."""
+    from nbgrad.kernels.cuda import offline
+    from nbgrad.kernels.cuda.matmul import _products
+    from nbgrad.kernels.cuda.tile import LARGE
+
+    kernel = _products(np.dtype(np.float32), LARGE, ("k", True), ("row", True), loads="plain")
+    assert kernel.least == (0, 0)
+    r = offline.report(kernel, (7, 5))
+    assert (r.spilled, r.local) == (0, 0), r
+    assert r.wide_loads == 8, r         # two of each operand, ahead of and in the loop
+    assert r.shared <= 33 << 10, r
+    assert offline.instructions(kernel, (7, 5))["LDGSTS"] == 0
 
 
 @wheels
 @pytest.mark.slow
 @pytest.mark.parametrize(("half", "kind"), [("f2", "f16"), ("bf", "bf16")])
 def test_products_of_halves_use_the_tensor_cores(half, kind):
-    """16 products of fragments for 16 k, as often as the loop is written out; sums in registers."""
+    """16 products of fragments for 16 k, as often as the loop is written out, whose operands are
+    read 4 matrices of 8 × 8 at a time; sums in registers."""
     from nbgrad.kernels.cuda import offline
     from nbgrad.kernels.cuda.matmul import WORD, _products
     from nbgrad.kernels.cuda.tile import LARGE
@@ -163,12 +194,14 @@ def test_products_of_halves_use_the_tensor_cores(half, kind):
                    convolution(WORD, LARGE, True, True, half, half, True)):
         r = offline.report(kernel, (8, 0))
         assert (r.spilled, r.local) == (0, 0), r
-        assert r.wide_loads == 8, r             # two of each operand, ahead of and in the loop
         assert r.wide_stores >= 2, r            # eight halves of the result
         assert r.registers <= 128, r
-        count = kernel.ptx((8, 0)).count(name)
-        assert count > 0
-        assert count % 16 == 0
+        found = offline.instructions(kernel, (8, 0))
+        assert found["LDGSTS"] == 12, found
+        assert found["HMMA"] > 0
+        assert found["HMMA"] % 16 == 0
+        assert found["LDSM"] * 16 == found["HMMA"] * 6, found
+        assert kernel.ptx((8, 0)).count(name) > 0
 
 
 @pytest.mark.skipif(find_spec("cupy") is not None and cuda.is_available(), reason="a GPU is there")

@@ -65,7 +65,7 @@ def _convolve_halves(x, w, bias, y, grid, place, groups, moments):
     parts = y if whole else empty((p.splits, *y.shape), np.float32)
     found = _parts(p, O, moments if whole else None)
     kernel = windows.convolution(WORD, p.shape, True, True, kind(dtype), kind(parts.dtype),
-                                 found[0] is not None)
+                                 found[0] is not None, precision.loads())
     kernel(p.tiles * groups * p.splits, x, w, parts, bias, *found,
            whole and bias is not None, _in_vectors(parts.dtype, columns, O, *place),
            *grid._replace(C=x.shape[-1]), depth, columns, O, *place, groups, p.down, p.tiles,
@@ -97,7 +97,7 @@ def _convolve(x, w, bias, y, grid, place, groups, moments=None):
     whole = p.splits == 1
     found = _parts(p, O, moments if whole and dtype == np.float32 else None)
     kernel = windows.convolution(dtype, p.shape, a, b, precision.way(dtype),
-                                 moments=found[0] is not None)
+                                 moments=found[0] is not None, loads=precision.loads())
     kernel(p.tiles * groups * p.splits, x, w, parts, bias, *found,
            whole and bias is not None, b and _in_vectors(dtype, *place), *grid, depth, columns, O,
            *place, groups, p.down, p.tiles, K if whole else p.length)
@@ -175,7 +175,7 @@ def _weights(dy, x, grid, g):
     parts = empty((p.splits, g.G * columns, g.I, g.J, depth), dtype)
     a = _in_vectors(dtype, columns, g.O) and aligned(dy)
     b = _in_vectors(dtype, depth, g.C) and aligned(x)
-    windows.weights(dtype, p.shape, a, b, precision.way(dtype))(
+    windows.weights(dtype, p.shape, a, b, precision.way(dtype), precision.loads())(
         p.tiles * g.G * p.splits, dy, x, parts, _in_vectors(dtype, g.depth), *grid, depth, columns,
         g.O, g.G, p.down, p.tiles, p.splits, p.length)
     return _added(parts).transpose(0, 3, 1, 2)

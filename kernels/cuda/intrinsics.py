@@ -4,15 +4,18 @@ The only module with LLVM or PTX in it, beside halves.py, so that another compil
 Each has a plain form for the simulator. ``cuda`` is numba.cuda, or the simulator's.
 """
 
+from functools import cache
+
 import numpy as np
 
 from ..half import is_half, kind as kind_of, named as half_of
 from .memory import SIMULATED
 from .simulator import Pointer, pause
 
-__all__ = ["FULL", "HALVES", "address", "address_of", "arrive", "cuda", "device", "libm", "load",
-           "load_raw", "mma", "mma_of_halves", "multiply_add", "outer", "quotient", "rounded",
-           "store", "store_raw", "tf32", "wait_for", "width"]
+__all__ = ["FULL", "HALVES", "address", "address_of", "arrive", "commit", "copy", "couple", "cuda",
+           "device", "libm", "load", "load_raw", "matrices", "mma", "mma_of_halves", "multiply_add",
+           "outer", "quotient", "rounded", "store", "store_raw", "tf32", "wait", "wait_for",
+           "width"]
 
 FULL = 0xFFFFFFFF            # every lane of a warp
 WARP = 32
@@ -25,7 +28,7 @@ def width(dtype):
 
 
 if SIMULATED:
-    from .simulator import cuda, exchange
+    from .simulator import arrived, committed, cuda, exchange, later
 
     HALVES = {"f2": None, "bf": None}
 
@@ -68,6 +71,31 @@ if SIMULATED:
     def tf32(x):
         bits = np.float32(x).view(np.uint32)
         return np.uint32((int(bits) + 0x1000) & 0xFFFFE000).view(np.float32)
+
+    def couple(p, i):
+        if i % 2:
+            raise ValueError(f"two elements at {i}: not aligned")
+        return p[i], p[i + 1]
+
+    def copy(n):
+        def run(s, i, p, at, there):
+            to, first = s.at(i, n), p.at(at, n) if there else 0
+
+            def move():
+                s.memory[to:to + n] = p.memory[first:first + n] if there else 0
+            later(move)
+        return run
+
+    def commit():
+        committed()
+
+    def wait(n):
+        return lambda: arrived(n)
+
+    def matrices(p, i):
+        rows = [i for _, i in sorted(exchange(i, None).items())]
+        group, t = cuda.threadIdx.x % WARP // 4, cuda.threadIdx.x % 4
+        return tuple(p.memory[p.at(rows[8 * k + group], 4) + t] for k in range(4))
 
     def mma(sums, a, b):
         lanes = [v for _, v in sorted(exchange((a, b), None).items())]
@@ -174,20 +202,22 @@ else:
 
     def _stored(p, i, values, half):
         def codegen(context, builder, sig, args):
-            at, _ = _vector(context, builder, sig.args[0], *args[:2])
-            v = ir.Constant(at.type.pointee, ir.Undefined)
             xs = [builder.extract_value(args[2], k) for k in range(len(values))]
             if half:
                 xs = [pair(builder, p, *xs[k:k + 2]) for k in range(0, len(xs), 2)]
+            kind = ir.VectorType(xs[0].type, len(xs))
+            v = ir.Constant(kind, ir.Undefined)
             for k, x in enumerate(xs):
                 v = builder.insert_element(v, x, ir.Constant(ir.IntType(32), k))
-            builder.store(v, at, align=VECTOR)
+            at = builder.bitcast(builder.gep(args[0], [args[1]]), kind.as_pointer())
+            builder.store(v, at, align=len(xs) * context.get_abi_sizeof(xs[0].type))
             return context.get_dummy_value()
         return types.void(p, i, values), codegen
 
     @intrinsic
     def store(typingctx, p, i, values):
-        """Write 16 bytes from element i on; numbers of float32 are rounded to halves."""
+        """Write a tuple, 16 bytes or a part, from a multiple of its length on; numbers of float32
+        are rounded to halves."""
         return _stored(p, i, values, isinstance(p, HalfPointer))
 
     @intrinsic
@@ -222,6 +252,85 @@ else:
             return context.make_tuple(builder, sig.return_type, [
                 builder.trunc(builder.lshr(s, shift), word), builder.trunc(s, word)])
         return a(a, b, c), codegen
+
+    @intrinsic
+    def couple(typingctx, p, i):
+        """Two elements from an even one on."""
+        kind = types.UniTuple(p.dtype, 2)
+
+        def codegen(context, builder, sig, args):
+            at = builder.gep(args[0], [args[1]])
+            size = context.get_abi_sizeof(at.type.pointee)
+            v = builder.load(builder.bitcast(at, ir.VectorType(at.type.pointee, 2).as_pointer()),
+                             align=2 * size)
+            return context.make_tuple(builder, kind, [
+                builder.extract_element(v, ir.Constant(ir.IntType(32), k)) for k in (0, 1)])
+        return kind(p, i), codegen
+
+    def _in(builder, p, i, space, bits):
+        """The address of element i in shared memory (3) or the device's (1), as a number."""
+        at = builder.gep(p, [i])
+        return builder.ptrtoint(builder.addrspacecast(at, at.type.pointee.as_pointer(space)),
+                                ir.IntType(bits))
+
+    @cache
+    def copy(n):
+        """n elements of p from ``at`` on to shared memory, s from i on, or zeros unless ``there``,
+        without a thread to wait for them: see ``wait``. Needs 8.0."""
+        @intrinsic
+        def run(typingctx, s, i, p, at, there):
+            def codegen(context, builder, sig, args):
+                word, size = ir.IntType(32), n * context.get_abi_sizeof(args[0].type.pointee)
+                how = "cg.shared.global.L2::128B" if size == VECTOR else "ca.shared.global"
+                code = ir.InlineAsm(
+                    ir.FunctionType(ir.VoidType(), [word, ir.IntType(64), word]),
+                    f"cp.async.{how} [$0], [$1], {size}, $2;", "r,l,r,~{memory}", side_effect=True)
+                builder.call(code, [
+                    _in(builder, *args[:2], 3, 32), _in(builder, *args[2:4], 1, 64),
+                    builder.select(args[4], ir.Constant(word, size), ir.Constant(word, 0))])
+                return context.get_dummy_value()
+            return types.void(s, i, p, at, types.boolean), codegen
+        return run
+
+    def _said(builder, text):
+        kind = ir.FunctionType(ir.VoidType(), [])
+        builder.call(ir.InlineAsm(kind, text, "~{memory}", side_effect=True), [])
+
+    @intrinsic
+    def commit(typingctx):
+        """What this thread has copied since the last time is a group. Needs 8.0."""
+        def codegen(context, builder, sig, args):
+            _said(builder, "cp.async.commit_group;")
+            return context.get_dummy_value()
+        return types.void(), codegen
+
+    @cache
+    def wait(n):
+        """Until all but the last n groups of this thread have arrived."""
+        @intrinsic
+        def run(typingctx):
+            def codegen(context, builder, sig, args):
+                _said(builder, f"cp.async.wait_group {n};")
+                return context.get_dummy_value()
+            return types.void(), codegen
+        return run
+
+    @intrinsic
+    def matrices(typingctx, p, i):
+        """Four matrices of 8 rows of 4 elements of 32 bits in shared memory, the addresses of
+        whose rows are i of 32 lanes: lane 4 g + t gets element t of row g of each."""
+        kind = types.UniTuple(p.dtype, 4)
+
+        def codegen(context, builder, sig, args):
+            word, element = ir.IntType(32), args[0].type.pointee
+            code = ir.InlineAsm(
+                ir.FunctionType(ir.LiteralStructType([word] * 4), [word]),
+                "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0, $1, $2, $3}, [$4];",
+                "=r,=r,=r,=r,r,~{memory}", side_effect=True)
+            v = builder.call(code, [_in(builder, *args, 3, 32)])
+            return context.make_tuple(builder, kind, [
+                builder.bitcast(builder.extract_value(v, k), element) for k in range(4)])
+        return kind(p, i), codegen
 
     @intrinsic
     def tf32(typingctx, x):

@@ -17,20 +17,17 @@ from ..quiet import quiet
 from . import precision, reduce
 from .elementwise import add
 from .intrinsics import cuda, device, width
-from .launch import Kernel
 from .layout import MISSING, aligned, collapsed, spread
 from .memory import empty, xp
 from .tile import (
     LARGE,
     SMALL,
     Operand,
+    compiled,
     divided,
     multiplier,
     plan,
-    shared,
-    threads,
     tile_of,
-    together,
 )
 
 __all__ = ["linear", "linear_backward", "matmul"]
@@ -72,13 +69,13 @@ def _line(g, m):
 
 
 @cache
-def _products(dtype, shape, by_a, by_b, way="fma", out=None):
+def _products(dtype, shape, by_a, by_b, way="fma", out=None, loads="ahead"):
     """c[z, x, y] = a[x, y] b[x, y] + bias over the z-th part of k; x and y: axes of batches.
     by: ("k" or "row", in vectors or not). Of words of halves, c is of them or float32: ``out``."""
     kind, half = dtype.str[1:], way in precision.HALVES
-    arithmetic, pad, least, suffix = (precision.HALVES if half else precision.WAYS)[way]
+    how = (precision.HALVES if half else precision.WAYS)[way]
     body = multiplier(Operand(_row, _row_k, _sum, *by_a), Operand(_column, _column_k, _sum, *by_b),
-                      _line, shape, dtype, arithmetic, pad, out or kind)
+                      _line, shape, dtype, how, out or kind, loads)
 
     def run(a, b, c, bias, first, wide, M, N, K, am, ak, bn, bk, inner, outside, a0, a1, b0, b1,
             down, tiles, splits, length):
@@ -95,26 +92,28 @@ def _products(dtype, shape, by_a, by_b, way="fma", out=None):
         body(a, b, c, bias, first, g, i, j, begin, min(begin + length, K), N, wide, ())
     name = "_".join(by + ("s" if vectors else "1") for by, vectors in (by_a, by_b))
     results = f"*{out} *{way}" if half else f"*{kind} *{kind}"
-    return Kernel(run, f"*{kind} *{kind} {results} i4 i4 " + "i8 " * 17,
-                  threads=threads(shape), shared=shared(shape, dtype, pad), strided=True,
-                  minimum=together(shape, dtype, way), least=least,
-                  name=f"matmul_{kind}_{shape[0]}_{name}{suffix}" + (f"_{out}" if half else ""))
+    name = (f"matmul_{kind}_{shape[0]}_{name}{how.suffix}" + (f"_{out}" if half else "")
+            + "_plain" * (loads == "plain"))
+    return compiled(run, f"*{kind} *{kind} {results} i4 i4 " + "i8 " * 17, name,
+                    (by_a[0], by_b[0]), shape, dtype, how, loads, strided=True)
 
 
 def every():
     """Those of the usual orders in memory, for those who compile them ahead."""
-    by_k, by_row, single = ("k", True), ("row", True), ("k", False)
+    by_k, by_row, apart = ("k", True), ("row", True), ("k", False)
     for dtype in map(np.dtype, (np.float32, np.float64)):
         for shape in (LARGE, SMALL) if dtype == np.float32 else (SMALL,):
             yield _products(dtype, shape, by_k, by_row)
-        yield _products(dtype, SMALL, single, single)
+        yield _products(dtype, SMALL, apart, apart)
+    single = np.dtype(np.float32)
     for a, b in ((by_k, by_k), (by_row, by_row)):
-        yield _products(np.dtype(np.float32), LARGE, a, b)
+        yield _products(single, LARGE, a, b)
+    yield _products(single, LARGE, by_k, by_row, loads="plain")
     for half in precision.HALVES:
         yield _products(WORD, LARGE, by_k, by_k, half, half)
         yield _products(WORD, SMALL, by_k, by_k, half, "f4")
     for way in ("tf32", "3xtf32"):
-        yield _products(np.dtype(np.float32), LARGE, by_k, by_row, way)
+        yield _products(single, LARGE, by_k, by_row, way)
 
 
 def _reading(x, row, k, others):
@@ -136,7 +135,7 @@ def _launch(a, b, c, bias, p, sizes, s, t, dtype):
     (M, K), N = a.shape[-2:], b.shape[-1]
     kernel = _products(a.dtype, p.shape, _reading(a, -2, -1, s), _reading(b, -1, -2, t),
                        kind_of(dtype) if a.dtype == WORD else precision.way(a.dtype),
-                       kind_of(c.dtype) if a.dtype == WORD else None)
+                       kind_of(c.dtype) if a.dtype == WORD else None, precision.loads())
     (am, ak), (bk, bn) = _steps(a), _steps(b)
     wide = N % width(c.dtype) == 0
     kernel(p.tiles * p.splits * math.prod(sizes), a, b, c, bias, -1 if bias is None else 0, wide, M,

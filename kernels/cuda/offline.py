@@ -1,17 +1,23 @@
 """Every kernel as machine code without a GPU, and what the assembler says of it."""
 
 import re
+import struct
+from collections import Counter
 from importlib import import_module
 from typing import NamedTuple
 
 from .launch import assemble
 
-__all__ = ["MODULES", "Report", "capabilities", "every_kernel", "report"]
+__all__ = ["MODULES", "Report", "capabilities", "every_kernel", "instructions", "report"]
 
 # each has ``every()``
 MODULES = ("elementwise", "reduce", "moments", "passes", "rows", "layer_norm", "group_norm",
            "ghosts", "single", "single_backward", "softmax", "loss", "matmul", "epilogue",
            "windows", "pool", "optim", "random")
+
+
+# the low 12 bits of an instruction of 16 bytes, since compute capability 7.0
+OPERATIONS = {0x223: "FFMA", 0x23c: "HMMA", 0x83b: "LDSM", 0x984: "LDS", 0xfae: "LDGSTS"}
 
 
 class Report(NamedTuple):
@@ -62,3 +68,18 @@ def report(kernel, cc):
                   + kernel.shared,
                   len(re.findall(r"\bld" + wide, ptx)), ptx.count("ld.global"),
                   len(re.findall(r"\bst" + wide, ptx)), ptx.count("st.global"), len(code))
+
+
+def instructions(kernel, cc):
+    """How often the machine code has each of OPERATIONS: products, and loads of shared memory,
+    by fragments (LDSM) or not, and into it past the registers (LDGSTS)."""
+    code, _ = kernel.assemble(cc)
+    table, = struct.unpack_from("<Q", code, 0x28)
+    size, count, names = struct.unpack_from("<HHH", code, 0x3a)
+    sections = [struct.unpack_from("<I4xQQQQ", code, table + i * size) for i in range(count)]
+    found = Counter()
+    for name, _, _, begin, length in sections:
+        if code.startswith(b".text.", sections[names][3] + name):
+            words = code[begin:begin + length:16], code[begin + 1:begin + length:16]
+            found.update(a | (b & 15) << 8 for a, b in zip(*words))
+    return {name: found[n] for n, name in OPERATIONS.items()}

@@ -12,7 +12,7 @@ __all__ = ["HALVES", "WAYS", "Way", "multiplies_halves", "use", "way"]
 
 
 class Way(NamedTuple):
-    """An arithmetic of tiles, the padding of their rows in shared memory, and what it needs."""
+    """An arithmetic of tiles, the padding of rows side by side in shared memory, what it needs."""
 
     arithmetic: Any
     pad: int
@@ -20,7 +20,7 @@ class Way(NamedTuple):
     suffix: str                  # of kernels' names
 
 
-WAYS = {"fma": Way(fma.arithmetic, 4, (0, 0), ""),
+WAYS = {"fma": Way(fma.arithmetic, 0, (0, 0), ""),
         "tf32": Way(tensor.fast, tensor.PAD, (8, 0), "_tf32"),
         "3xtf32": Way(tensor.exact, tensor.PAD, (8, 0), "_3xtf32")}
 HALVES = {kind: Way(arithmetic, tensor.PAD, (8, 0), f"_{kind}")         # words of two of them
@@ -41,14 +41,21 @@ def way(dtype):
     """The name of what multiplies this dtype on the current device."""
     if _chosen == "fma" or dtype != np.float32:
         return "fma"
-    number = 0 if SIMULATED else xp.cuda.runtime.getDevice()
-    return _chosen if _capability(number) >= WAYS[_chosen].least else "fma"
+    return _chosen if _current() >= WAYS[_chosen].least else "fma"
 
 
 def multiplies_halves():
     """Whether the current device has tensor cores for float16 and bfloat16."""
-    number = 0 if SIMULATED else xp.cuda.runtime.getDevice()
-    return _capability(number) >= HALVES["bf"].least
+    return _current() >= HALVES["bf"].least
+
+
+def loads():
+    """The name of how tiles come to the current device's shared memory: see ``tile.LOADS``."""
+    return "ahead" if _current() >= (8, 0) else "plain"
+
+
+def _current():
+    return _capability(0 if SIMULATED else xp.cuda.runtime.getDevice())
 
 
 @cache

@@ -13,7 +13,7 @@ import numpy as np
 from ..half import is_half
 from ..quiet import quiet
 
-__all__ = ["Pointer", "cuda", "fresh", "run"]
+__all__ = ["Pointer", "arrived", "committed", "cuda", "fresh", "later", "run"]
 
 WARP = 32
 order = 1                    # -1: threads run from the last to the first
@@ -88,6 +88,7 @@ class _Thread:
         self.number, self.threads, self.block, self.blocks = number, threads, block, blocks
         self.memory, self.groups = memory, groups      # static and dynamic shared memory
         self.made = self.exchanges = 0
+        self.copies = [[]]                 # groups of copies to shared memory, the last one open
         for group in groups.values():
             group.live += 1
 
@@ -221,6 +222,24 @@ def _atomic_add(array, i, value):
     old = array[i]
     array[i] = old + value
     return old
+
+
+def later(move):
+    """A copy that may happen from now until it is waited for: at once, or (with ``order``) as late
+    as can be."""
+    move() if order == 1 else _running.thread.copies[-1].append(move)
+
+
+def committed():
+    _running.thread.copies.append([])
+
+
+def arrived(n):
+    """All but the last n groups of copies have happened."""
+    copies = _running.thread.copies
+    while len(copies) > n + 1:
+        for move in copies.pop(0):
+            move()
 
 
 _JOINING = {"syncthreads", "syncwarp", "shfl_sync", "shfl_xor_sync", "shfl_down_sync",

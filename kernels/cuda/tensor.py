@@ -4,16 +4,17 @@ number is the sum of two of TF32, of whose products the least is left out, which
 accuracy at a third of the speed. Needs compute capability 8.0.
 
 A warp computes 64 × 32 results, as 4 × 4 products of (16, 8) and (8, 8) for 8 k at once; of halves
-for 16, with words in the places of numbers. A row of shared memory has 8 elements more than the
-tile: the 4 k by 8 rows of a fragment lie in 32 banks.
+for 16, with words in the places of numbers. Where rows are neighbours in shared memory, those of a
+k have 8 elements more than the tile: the 4 k by 8 rows of a fragment lie in 32 banks. Where k are,
+one instruction reads 16 rows of 8.
 """
 
 from functools import partial
 
 import numpy as np
 
-from .intrinsics import cuda, device, mma, mma_of_halves, tf32
-from .tile import Arithmetic
+from .intrinsics import cuda, device, matrices, mma, mma_of_halves, store, tf32
+from .tile import Arithmetic, swizzled
 
 __all__ = ["PAD", "exact", "fast", "halves"]
 
@@ -40,55 +41,72 @@ def _rounded(v):
 
 
 @device
-def _same(v):
-    return v
-
-
-@device
 def _rest(v):
     return tf32(v - tf32(v))
 
 
-def _fragments(f, high, broad):
-    """A thread's part of 16 rows of a and of 8 columns of b, for 8 k; f of each number."""
-    @device
-    def left(s, p):
-        return f(s[p]), f(s[p + 8]), f(s[p + 4 * high]), f(s[p + 4 * high + 8])
+def _of_each(f):
+    """f of a fragment's four numbers, and of two."""
+    return (device(lambda v: (f(v[0]), f(v[1]), f(v[2]), f(v[3]))),
+            device(lambda v: (f(v[0]), f(v[1]))))
+
+
+def _left(layout):
+    """A thread's part of rows 16 n … 16 n + 15 of a, for 8 k."""
+    pitch = layout.pitch
+    if layout.by == "k":
+        return device(lambda s, p, k, n: matrices(s, (p ^ k) + 16 * n * pitch))
 
     @device
-    def right(s, q):
-        return f(s[q]), f(s[q + 4 * broad])
-    return left, right
+    def left(s, p, k, n):
+        i = p + k * pitch + 16 * n
+        return s[i], s[i + 8], s[i + 4 * pitch], s[i + 4 * pitch + 8]
+    return left
 
 
-def _line_of(left, right, multiply):
-    """16 rows by 32 columns of the sums after 8 more k."""
+def _right(layout):
+    """Its part of columns 16 n … 16 n + 15 of b: two of each 8."""
+    pitch = layout.pitch
+    if layout.by == "k":
+        return device(lambda s, q, k, n: matrices(s, (q ^ k) + 16 * n * pitch))
+
+    @device
+    def right(s, q, k, n):
+        i = q + k * pitch + 16 * n
+        return s[i], s[i + 4 * pitch], s[i + 8], s[i + 4 * pitch + 8]
+    return right
+
+
+def _line_of(left, right, of_a, of_b, multiply):
+    """64 rows by 32 columns of the sums after 8 more k; of_a, of_b: what is made of fragments."""
     @device
     def rows(sums, a, b):
         return (multiply(sums[0], a, b[0]), multiply(sums[1], a, b[1]),
                 multiply(sums[2], a, b[2]), multiply(sums[3], a, b[3]))
 
     @device
-    def step(acc, s, p, q):
-        b = right(s, q), right(s, q + 8), right(s, q + 16), right(s, q + 24)
-        return (rows(acc[0], left(s, p), b), rows(acc[1], left(s, p + 16), b),
-                rows(acc[2], left(s, p + 32), b), rows(acc[3], left(s, p + 48), b))
+    def step(acc, s, p, q, k):
+        v, w = right(s, q, k, 0), right(s, q, k, 1)
+        b = of_b(v[:2]), of_b(v[2:]), of_b(w[:2]), of_b(w[2:])
+        return (rows(acc[0], of_a(left(s, p, k, 0)), b), rows(acc[1], of_a(left(s, p, k, 1)), b),
+                rows(acc[2], of_a(left(s, p, k, 2)), b), rows(acc[3], of_a(left(s, p, k, 3)), b))
     return step
 
 
-def _step(precise, high, broad):
+def _step(precise, left, right):
     if isinstance(precise, str):
-        return _line_of(*_fragments(_same, high, broad), mma_of_halves(precise))
-    left, right = _fragments(_rounded, high, broad)
+        same = device(lambda v: v)
+        return _line_of(left, right, same, same, mma_of_halves(precise))
+    high_a, high_b = _of_each(_rounded)
     if not precise:
-        return _line_of(left, right, mma)
-    rest_left, rest_right = _fragments(_rest, high, broad)
+        return _line_of(left, right, high_a, high_b, mma)
+    low_a, low_b = _of_each(_rest)
 
     @device
     def multiply(sums, a, b):                    # the small products first
         return mma(mma(mma(sums, a[1], b[0]), a[0], b[1]), a[0], b[0])
-    return _line_of(device(lambda s, p: (left(s, p), rest_left(s, p))),
-                    device(lambda s, q: (right(s, q), rest_right(s, q))), multiply)
+    return _line_of(left, right, device(lambda v: (high_a(v), low_a(v))),
+                    device(lambda v: (high_b(v), low_b(v))), multiply)
 
 
 def _put(shape, pitch, half):
@@ -96,12 +114,16 @@ def _put(shape, pitch, half):
     warp, lane = _places(shape)
 
     @device
+    def square(s, i, v):
+        store(s, i, v[:2])
+        store(s, i + 8 * pitch, v[2:])
+
+    @device
     def line(s, i, sums):
-        for n in range(2):
-            s[i + n], s[i + 8 * pitch + n] = sums[0][n], sums[0][2 + n]
-            s[i + 8 + n], s[i + 8 * pitch + 8 + n] = sums[1][n], sums[1][2 + n]
-            s[i + 16 + n], s[i + 8 * pitch + 16 + n] = sums[2][n], sums[2][2 + n]
-            s[i + 24 + n], s[i + 8 * pitch + 24 + n] = sums[3][n], sums[3][2 + n]
+        square(s, i, sums[0])
+        square(s, i + 8, sums[1])
+        square(s, i + 16, sums[2])
+        square(s, i + 24, sums[3])
 
     @device
     def put(s, sums):
@@ -113,17 +135,28 @@ def _put(shape, pitch, half):
     return put
 
 
-def _arithmetic(precise, dtype, shape, pitches):
-    high, broad = pitches
-    warp, lane = _places(shape)
+def _places_of(layout, dtype, left):
+    """Where lane t reads for k = 0, behind row, or column, ``first`` of its warp."""
+    pitch = layout.pitch
+    if layout.by == "row":
+        return device(lambda first, t: first + t // 4 + t % 4 * pitch)
+    to = swizzled(dtype)             # the row that lane t has the address of, and which 4 k
+    if left:
+        return device(lambda first, t: to(first + t % 16, t // 16))
+    return device(lambda first, t: to(first + t // 16 * 8 + t % 8, t // 8 % 2))
+
+
+def _arithmetic(precise, dtype, shape, a, b):
+    warp, _ = _places(shape)
+    of_a, of_b = _places_of(a, dtype, True), _places_of(b, dtype, False)
 
     @device
     def at(t):
-        (m, n), (row, k) = warp(t), lane(t)
-        return m + row + k * high, n + row + k * broad
+        m, n = warp(t)
+        return of_a(m, t % 32), of_b(n, t % 32)
     zeros = (((np.float32(0),) * 4,) * 4,) * 4
-    put = [_put(shape, broad, half) for half in (0, 2)]
-    return Arithmetic(at, zeros, 8, _step(precise, high, broad), put,
+    put = [_put(shape, shape[1] + PAD, half) for half in (0, 2)]
+    return Arithmetic(at, zeros, 8, _step(precise, _left(a), _right(b)), put,
                       device(lambda part, r: r // 32 * 64 + part * 32 + r % 32))
 
 

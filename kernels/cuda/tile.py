@@ -1,12 +1,17 @@
 """The product of two matrices in tiles, whatever the matrices are made of.
 
 A block computes ``rows`` × ``columns`` of c = a b, a thread 64 of them, on the CUDA cores (fma.py)
-or the tensor cores (tensor.py). Tiles of a and b are read ahead into registers while those before
-are multiplied, and go to the other half of shared memory. Sums run over k in its order: a result
-has the same bits in every run.
+or the tensor cores (tensor.py). While a step of k is multiplied, those after it are on their way to
+other parts of shared memory: two of them, without passing through registers, where the device can
+copy so ("ahead", compute capability 8.0); else one, in registers ("plain"). Sums run over k in
+its order: a result has the same bits in every run.
 
 An operand says where an element lies, in two halves: one for its row (of a; column of b), computed
 once, and one for k, in each step. A convolution's pixels and taps are such halves, too.
+
+Shared memory has an operand's vectors of 16 bytes as they are in memory: of neighbouring rows, k
+after k; or of neighbouring k, row after row of 64 bytes, where vector v of row r lies at the place
+of v ^ (r / 2 mod 4), so that 8 rows' are in different banks.
 """
 
 from functools import cache
@@ -15,16 +20,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .epilogue import epilogue, staged
-from .intrinsics import address, cuda, device, load, quotient, store, width
+from .intrinsics import (
+    address,
+    commit,
+    copy,
+    cuda,
+    device,
+    load,
+    quotient,
+    store,
+    wait,
+    width,
+)
+from .launch import Kernel
 from .layout import MISSING
 from .memory import SIMULATED
 
-__all__ = ["LARGE", "SMALL", "Arithmetic", "Operand", "Plan", "depth", "divided", "multiplier",
-           "plan", "shared", "threads", "tile_of", "together"]
+__all__ = ["LARGE", "LOADS", "SMALL", "Arithmetic", "Operand", "Plan", "compiled",
+           "depth", "divided", "multiplier", "plan", "swizzled", "threads", "tile_of"]
 
 LARGE, SMALL = (128, 128), (64, 64)
 BLOCKS = 264                 # what fills a large GPU twice; a constant, so that bits do not depend
 DEEP = 256                   # on the device. And the least k that is worth a block of its own
+MOST = 2**31 - 512           # rows, columns and k
 GROUP = 8                    # rows of tiles computed side by side: they share b in the L2 cache
 
 
@@ -42,8 +60,8 @@ class Operand(NamedTuple):
 
 class Arithmetic(NamedTuple):
     """How a block multiplies tiles in shared memory s. ``at(thread)``: where its first elements of
-    a and b are for k = 0. ``step(sums, s, p, q)``: the sums after ``each`` more k of a at p, b at
-    q. ``put`` and ``begin``: how ``epilogue`` gets them."""
+    a and b are for k = 0. ``step(sums, s, p, q, k)``: the sums after ``each`` more from k on, for
+    a at p and b at q. ``put`` and ``begin``: how ``epilogue`` gets them."""
 
     at: Any
     zeros: Any
@@ -63,8 +81,60 @@ class Plan(NamedTuple):
     length: int
 
 
+class Loads(NamedTuple):
+    """How vectors come to shared memory. ``x = vector(s, i, p, at)``, or element by element
+    ``single``, asks for p[at], 0 if ``at`` is MISSING, to be at s[i] after ``keep(s, i, x)``,
+    ``commit()`` and ``wait(n)()``, after which n may have been committed. ``stages``: steps that
+    shared memory has."""
+
+    stages: int
+    least: tuple[int, int]       # compute capability
+    vector: Any
+    single: Any
+    keep: Any
+    commit: Any
+    wait: Any
+
+
+@device
+def _nothing(*args):
+    return None
+
+
+@cache
+def _plain(dtype):
+    """By registers: read before the step that is multiplied, written after it."""
+    zero, zeros = dtype.type(0), (dtype.type(0),) * width(dtype)
+    return Loads(
+        2, (0, 0), device(lambda s, i, p, at: load(p, at) if at > MISSING // 2 else zeros),
+        device(lambda s, i, p, at: p[at] if at > MISSING // 2 else zero), store, _nothing,
+        lambda n: _nothing)
+
+
+@cache
+def _ahead(dtype):
+    """Two steps ahead, by copies that nobody waits for."""
+    many, one = copy(width(dtype)), copy(1)
+
+    @device
+    def vector(s, i, p, at):
+        there = at > MISSING // 2
+        many(s, i, p, at if there else 0, there)
+        return 0
+
+    @device
+    def single(s, i, p, at):
+        there = at > MISSING // 2
+        one(s, i, p, at if there else 0, there)
+        return 0
+    return Loads(3, (8, 0), vector, single, _nothing, commit, wait)
+
+
+LOADS = {"plain": _plain, "ahead": _ahead}       # by dtype
+
+
 def depth(dtype):
-    """k of a step: 33 KB of shared memory for two steps of two large tiles."""
+    """k of a step: 64 bytes of a row."""
     return 64 // np.dtype(dtype).itemsize
 
 
@@ -73,14 +143,11 @@ def threads(shape):
     return shape[0] * shape[1] // 64
 
 
-def together(shape, dtype, way):
-    """Blocks that a multiprocessor must have room for: large tiles of 32 bits take half of it. Two
-    fragments for one, as 3xtf32 has them, would then lie in memory."""
-    return 2 if shape == LARGE and dtype.itemsize == 4 and way != "3xtf32" else None
-
-
 def plan(M, N, K, batches, dtype):
-    """Large tiles where they fill the device; fewer small ones share k, if it is long."""
+    """Large tiles where they fill the device; fewer small ones share k, if it is long. Raises
+    ValueError for sizes that kernels cannot count in 32 bits."""
+    if max(M, N, K) > MOST:
+        raise ValueError(f"({M}, {K}) times ({K}, {N}) on CUDA: sizes must not be above {MOST:,}")
     def count(shape):
         return -(-M // shape[0]) * -(-N // shape[1])
     large = 2 * count(LARGE) * batches > BLOCKS and not SIMULATED and dtype.itemsize == 4
@@ -109,139 +176,188 @@ def tile_of(t, down, tiles):
     return first + rest - column * high, column
 
 
-def _repeated(V, one):
-    """(one(0), …, one(V − 1)) of a function of p, g, u, m, k and a number."""
-    if V == 2:
-        return device(lambda p, g, u, m, k: (one(p, g, u, m, k, 0), one(p, g, u, m, k, 1)))
-    return device(lambda p, g, u, m, k: (one(p, g, u, m, k, 0), one(p, g, u, m, k, 1),
-                                         one(p, g, u, m, k, 2), one(p, g, u, m, k, 3)))
+class Layout(NamedTuple):
+    """How an operand's tile lies in shared memory: ``by`` "row" or "k", and from which line to the
+    next; ``size`` elements."""
 
-
-def _vector(operand, dtype):
-    """The 16 bytes from row m and step k on; u is ``along(g, m)``."""
-    along, deep, join, by, vectors = operand
-    W, zero = width(dtype), dtype.type(0)
-    zeros = (zero,) * W
-
-    @device
-    def single(p, g, u, k):
-        at = join(g, u, deep(g, k))
-        return p[at] if at > MISSING // 2 else zero
-
-    if vectors:
-        @device
-        def vector(p, g, u, m, k):
-            at = join(g, u, deep(g, k))
-            return load(p, at) if at > MISSING // 2 else zeros
-        return vector
-    if by == "k":
-        return device((lambda p, g, u, m, k: (single(p, g, u, k), single(p, g, u, k + 1)))
-                      if W == 2 else
-                      (lambda p, g, u, m, k: (single(p, g, u, k), single(p, g, u, k + 1),
-                                              single(p, g, u, k + 2), single(p, g, u, k + 3))))
-    return device((lambda p, g, u, m, k: (single(p, g, u, k), single(p, g, along(g, m + 1), k)))
-                  if W == 2 else
-                  (lambda p, g, u, m, k: (single(p, g, u, k), single(p, g, along(g, m + 1), k),
-                                          single(p, g, along(g, m + 2), k),
-                                          single(p, g, along(g, m + 3), k))))
-
-
-def _across(W, pitch):
-    """A vector into shared memory as a column."""
-    if W == 2:
-        @device
-        def put(s, i, v):
-            s[i] = v[0]
-            s[i + pitch] = v[1]
-    else:
-        @device
-        def put(s, i, v):
-            s[i] = v[0]
-            s[i + pitch] = v[1]
-            s[i + 2 * pitch] = v[2]
-            s[i + 3 * pitch] = v[3]
-    return put
-
-
-def _loader(operand, size, dtype, count, pitch):
-    """For an operand's tile of so many rows: where thread t's vectors are in it (row, k), how they
-    are read, and how they go to shared memory, which holds k after k of ``pitch`` elements."""
-    W, steps = width(dtype), depth(dtype)
-    vector = _vector(operand, dtype)
-    if operand.by == "k":            # 16 rows by 2 vectors of a warp go to 32 banks
-        lanes = count // size
-        V, step, shift, put = steps // W // lanes, lanes * W, lanes * W * pitch, _across(W, pitch)
-        place = device(lambda t: (t // lanes, t % lanes * W))
-    else:
-        line = size // W
-        step, put = count // line, store
-        V, shift = steps // step, step * pitch
-        place = device(lambda t: (t % line * W, t // line))
-    fetch = _repeated(V, device(lambda p, g, u, m, k, v: vector(p, g, u, m, k + v * step)))
-    if V == 2:
-        @device
-        def keep(s, i, x):
-            put(s, i, x[0])
-            put(s, i + shift, x[1])
-    else:
-        @device
-        def keep(s, i, x):
-            put(s, i, x[0])
-            put(s, i + shift, x[1])
-            put(s, i + 2 * shift, x[2])
-            put(s, i + 3 * shift, x[3])
-    return place, fetch, keep
-
-
-def shared(shape, dtype, pad):
-    """Bytes of shared memory: two steps of both tiles; half a tile of sums; what statistics need.
-    """
-    item, pitches = dtype.itemsize, sum(shape) + 2 * pad
-    return max(2 * pitches * depth(dtype) * item, staged(shape, shape[1] + pad, f"f{item}"),
-               24 * threads(shape))
+    by: str
+    pitch: int
+    size: int
 
 
 @cache
-def multiplier(a, b, line, shape, dtype, arithmetic, pad, kind, moments=False):
+def layout(by, rows, dtype, pad):
+    """``pad``: unused elements behind each k, for the banks' sake, where rows are neighbours."""
+    steps = depth(dtype)
+    return Layout(by, steps, rows * steps) if by == "k" else Layout(
+        by, rows + pad, steps * (rows + pad))
+
+
+@cache
+def swizzled(dtype):
+    """Where k = v W of a row lies, row after row: v is one of 4 vectors."""
+    W, steps = width(dtype), depth(dtype)
+    return device(lambda row, v: row * steps + (v ^ ((row >> 1) & 3)) * W)
+
+
+def _repeated(V, one):
+    """(one(0, …), …, one(V − 1, …))."""
+    if V == 2:
+        return device(lambda s, i, p, g, u, m, k: (one(0, s, i, p, g, u, m, k),
+                                                   one(1, s, i, p, g, u, m, k)))
+    return device(lambda s, i, p, g, u, m, k: (
+        one(0, s, i, p, g, u, m, k), one(1, s, i, p, g, u, m, k), one(2, s, i, p, g, u, m, k),
+        one(3, s, i, p, g, u, m, k)))
+
+
+def _kept(V, shift, keep):
+    """V vectors, ``shift`` elements from each to the next, to where they belong."""
+    if V == 2:
+        @device
+        def two(s, i, x):
+            keep(s, i, x[0])
+            keep(s, i + shift, x[1])
+        return two
+
+    @device
+    def four(s, i, x):
+        keep(s, i, x[0])
+        keep(s, i + shift, x[1])
+        keep(s, i + 2 * shift, x[2])
+        keep(s, i + 3 * shift, x[3])
+    return four
+
+
+def _rows_of(V, along, apart):
+    """``along`` of V rows."""
+    if V == 2:
+        return device(lambda g, m: (along(g, m), along(g, m + apart)))
+    return device(lambda g, m: (along(g, m), along(g, m + apart), along(g, m + 2 * apart),
+                                along(g, m + 3 * apart)))
+
+
+def _singles(operand, dtype, loads, at):
+    """A vector's elements one by one; ``at(e, g, u, m, k)``: where element e lies."""
+    one = loads.single
+    if width(dtype) == 2:
+        return device(lambda s, i, p, g, u, m, k: (one(s, i, p, at(0, g, u, m, k)),
+                                                   one(s, i + 1, p, at(1, g, u, m, k))))
+    return device(lambda s, i, p, g, u, m, k: (
+        one(s, i, p, at(0, g, u, m, k)), one(s, i + 1, p, at(1, g, u, m, k)),
+        one(s, i + 2, p, at(2, g, u, m, k)), one(s, i + 3, p, at(3, g, u, m, k))))
+
+
+def _of_64_bits(f):
+    """Rows and k are kept in 32 bits, for registers' sake; what they are multiplied by is not."""
+    return device(lambda g, n: f(g, np.int64(n)))
+
+
+def _loader(operand, rows, dtype, count, where, loads):
+    """For a tile: ``place(t)``, the row and k of thread t's first vector, and where it goes;
+    ``state(g, row)`` of its rows; ``begin(s, i, p, g, state, row, k)`` to read all its vectors;
+    ``finish(s, i, what begin returned)``."""
+    join, by, vectors = operand.join, operand.by, operand.vectors
+    along, deep = _of_64_bits(operand.along), _of_64_bits(operand.deep)
+    W, steps = width(dtype), depth(dtype)
+    if by == "k":                    # a row's 4 vectors are 4 threads'
+        apart, to = count * W // steps, swizzled(dtype)
+        V, shift = rows // apart, apart * steps
+        place = device(lambda t: (t // 4, t % 4 * W, to(t // 4, t % 4)))
+        state = _rows_of(V, along, apart)
+        at = device(lambda e, g, u, m, k: join(g, u, deep(g, k + e)))
+        vector, single = loads.vector, _singles(operand, dtype, loads, at)
+        whole = device(lambda v, s, i, p, g, u, m, k: vector(
+            s, i + v * shift, p, join(g, u[v], deep(g, k))))
+        apiece = device(lambda v, s, i, p, g, u, m, k: single(s, i + v * shift, p, g, u[v], m, k))
+    else:                            # a k's vectors are neighbouring threads'
+        line, pitch = rows // W, where.pitch
+        apart = count // line
+        V, shift = steps // apart, apart * pitch
+        place = device(lambda t: (t % line * W, t // line, t // line * pitch + t % line * W))
+        state = along
+        at = device(lambda e, g, u, m, k: join(g, along(g, m + e), deep(g, k)))
+        vector, single = loads.vector, _singles(operand, dtype, loads, at)
+        whole = device(lambda v, s, i, p, g, u, m, k: vector(
+            s, i + v * shift, p, join(g, u, deep(g, k + v * apart))))
+        apiece = device(lambda v, s, i, p, g, u, m, k: single(
+            s, i + v * shift, p, g, u, m, k + v * apart))
+    return place, state, _repeated(V, whole if vectors else apiece), _kept(V, shift, loads.keep)
+
+
+def tiles_in_shared_memory(by_a, by_b, shape, dtype, pad):
+    """The layouts of both operands."""
+    return layout(by_a, shape[0], dtype, pad), layout(by_b, shape[1], dtype, pad)
+
+
+def compiled(body, parameters, name, by, shape, dtype, how, loads, strided=False):
+    """The kernel of a body made by ``multiplier``.
+
+    Shared memory has ``stages`` steps of both tiles: 48 KB for large ones of the CUDA cores and of
+    halves, so that two blocks' fit 100 KB; then half a tile of sums; then what statistics need.
+    Two blocks of large tiles must find registers, but not where two fragments stand for one, nor
+    before compute capability 8.0, where their shared memory would not fit."""
+    two = shape == LARGE and loads == "ahead" and how.suffix != "_3xtf32"
+    loads, item = LOADS[loads](dtype), dtype.itemsize
+    step = sum(t.size for t in tiles_in_shared_memory(*by, shape, dtype, how.pad)) * item
+    sums = staged(shape, shape[1] + (how.pad or 4), f"f{item}")
+    return Kernel(body, parameters, name=name, threads=threads(shape),
+                  shared=max(loads.stages * step, sums, 24 * threads(shape)),
+                  minimum=2 if two else None, least=max(how.least, loads.least), strided=strided)
+
+
+def multiplier(a, b, line, shape, dtype, how, kind, loads, moments=None):
     """The body of a block: tile (i, j) of c = a b + bias for k from ``begin`` to ``end``.
 
     c, of ``kind``: its rows lie where ``line(g, row)`` says, N columns behind it; ``wide``: on 16
-    bytes. ``first``: bias for column 0 is bias[first]; none if it is negative. ``pad``: unused
-    elements behind each row of a tile in shared memory, for its banks' sake. ``found``: see
-    ``epilogue``, which gives it ``moments``."""
+    bytes. ``first``: bias for column 0 is bias[first]; none if it is negative. ``found``: see
+    ``epilogue``, which gives it ``moments``. ``how``: a ``precision.Way``."""
     (tall, across), steps, element = shape, depth(dtype), dtype.type
-    high, broad = tall + pad, across + pad
-    place_a, fetch_a, keep_a = _loader(a, tall, dtype, threads(shape), high)
-    place_b, fetch_b, keep_b = _loader(b, across, dtype, threads(shape), broad)
-    at, zeros, each, step, put, first_row = arithmetic(dtype, shape, (high, broad))
-    along_a, along_b = a.along, b.along
-    size_a, size_b = steps * high, steps * broad
-    down, right, behind_a = each * high, each * broad, 2 * size_a
-    finish = epilogue(shape, broad, line, np.dtype(f"f{dtype.itemsize}").type, kind, put, first_row,
-                      moments)
+    arithmetic, pad, loads = how.arithmetic, how.pad, LOADS[loads](dtype)
+    stages, commit, all_but, all_there = (
+        loads.stages, loads.commit, loads.wait(loads.stages - 2), loads.wait(0))
+    in_a, in_b = tiles_in_shared_memory(a.by, b.by, shape, dtype, pad)
+    place_a, rows_a, begin_a, finish_a = _loader(a, tall, dtype, threads(shape), in_a, loads)
+    place_b, rows_b, begin_b, finish_b = _loader(b, across, dtype, threads(shape), in_b, loads)
+    at, zeros, each, step, put, first_row = arithmetic(dtype, shape, in_a, in_b)
+    size, behind = in_a.size + in_b.size, in_a.size
+    finish = epilogue(shape, across + (pad or 4), line, np.dtype(f"f{dtype.itemsize}").type, kind,
+                      put, first_row, moments)
 
     @device
     def body(pa, pb, c, bias, first, g, i, j, begin, end, N, wide, found):
         s, t = address(cuda.shared.array(0, element)), cuda.threadIdx.x
-        (ra, ka), (rb, kb), (pt, qt) = place_a(t), place_b(t), at(t)
-        to_a, to_b, qt = ka * high + ra, behind_a + kb * broad + rb, behind_a + qt
-        ra, rb = i * tall + ra, j * across + rb
-        u, v = along_a(g, ra), along_b(g, rb)
-        keep_a(s, to_a, fetch_a(pa, g, u, ra, begin + ka))
-        keep_b(s, to_b, fetch_b(pb, g, v, rb, begin + kb))
+        (ra, ka, to_a), (rb, kb, to_b), (pt, qt) = place_a(t), place_b(t), at(t)
+        to_a, to_b = np.int32(to_a), np.int32(to_b + behind)
+        pt, qt = np.int32(pt), np.int32(qt + behind)
+        top, left = np.int32(i * tall), np.int32(j * across)
+        ra, rb = np.int32(top + ra), np.int32(left + rb)
+        u, v = rows_a(g, ra), rows_b(g, rb)
+        for d in range(stages - 1):
+            n = d * size
+            x = begin_a(s, n + to_a, pa, g, u, ra, np.int32(begin + d * steps + ka))
+            y = begin_b(s, n + to_b, pb, g, v, rb, np.int32(begin + d * steps + kb))
+            finish_a(s, n + to_a, x)
+            finish_b(s, n + to_b, y)
+            commit()
+        acc, now, free = zeros, np.int32(0), np.int32((stages - 1) * size)
+        k, end = np.int32(begin), np.int32(end)
+        while k < end:
+            all_but()
+            cuda.syncthreads()       # this step is there, and nobody reads the one before
+            after = k + (stages - 1) * steps         # beyond the end nobody uses it
+            x = begin_a(s, free + to_a, pa, g, u, ra, np.int32(after + ka))
+            y = begin_b(s, free + to_b, pb, g, v, rb, np.int32(after + kb))
+            commit()
+            n, p, q = np.int32(0), np.int32(now + pt), np.int32(now + qt)
+            some = np.int32(min(steps, end - k))     # unknown: written out, the loop would spill
+            while n < some:                          # range() would test twice
+                acc = step(acc, s, p, q, n)
+                n = np.int32(n + each)
+            finish_a(s, free + to_a, x)
+            finish_b(s, free + to_b, y)
+            k = np.int32(k + steps)
+            free, now = now, np.int32(now + size if now < (stages - 1) * size else 0)
+        all_there()
         cuda.syncthreads()
-        acc, now = zeros, 0
-        for k in range(begin, end, steps):
-            after = min(k + steps, end)          # beyond the end all is missing: nothing is read
-            x, y = fetch_a(pa, g, u, ra, after + ka), fetch_b(pb, g, v, rb, after + kb)
-            p, q = now * size_a + pt, now * size_b + qt
-            for _ in range(0, steps, each):      # unrolled by the assembler; by hand it spills
-                acc = step(acc, s, p, q)
-                p += down
-                q += right
-            now = 1 - now
-            keep_a(s, now * size_a + to_a, x)
-            keep_b(s, now * size_b + to_b, y)
-            cuda.syncthreads()
-        finish(c, g, i * tall, j * across, N, wide, acc, bias, first, found)
+        finish(c, g, top, left, N, wide, acc, bias, first, found)
     return body

@@ -15,17 +15,7 @@ from .intrinsics import cuda, device
 from .launch import Kernel
 from .layout import MISSING
 from .memory import SIMULATED
-from .tile import (
-    LARGE,
-    SMALL,
-    Operand,
-    divided,
-    multiplier,
-    shared,
-    threads,
-    tile_of,
-    together,
-)
+from .tile import LARGE, SMALL, Operand, compiled, divided, multiplier, tile_of
 
 __all__ = ["Grid", "SINGLE", "convolution", "direct", "direct_weights", "every", "weights"]
 
@@ -129,16 +119,17 @@ def _line(g, m):
 
 
 @cache
-def convolution(dtype, shape, vectors_a, vectors_b, way="fma", out=None, moments=False):
+def convolution(dtype, shape, vectors_a, vectors_b, way="fma", out=None, moments=False,
+                loads="ahead"):
     """y[z, pixel, o] = Σ over the z-th part of the taps and a group's channels of x's windows times
     w (I, J, C/G, O). Of words of halves, w is (O, I, J, C/G), and y of them or float32: ``out``.
     ``moments``: also mean and M2 of the rows of each tile, (down, O)."""
     kind, half = dtype.str[1:], way in precision.HALVES
-    arithmetic, pad, least, suffix = (precision.HALVES if half else precision.WAYS)[way]
+    how = (precision.HALVES if half else precision.WAYS)[way]
     filters = (Operand(_filter_row, _word_k, _sum, "k", vectors_b) if half else
                Operand(_filter, _filter_k, _sum, "row", vectors_b))
     body = multiplier(Operand(_row, _tap_k, _window, "k", vectors_a), filters, _line, shape, dtype,
-                      arithmetic, pad, out or kind, (out or kind) if moments else None)
+                      how, out or kind, loads, (out or kind) if moments else None)
 
     def run(x, w, y, bias, means, squares, biased, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh,
             dw, depth, columns, O, first, image, row, pixel, groups, down, tiles, length):
@@ -152,11 +143,10 @@ def convolution(dtype, shape, vectors_a, vectors_b, way="fma", out=None, moments
              min(begin + length, K), columns, wide,
              (means, squares, i * O + group * columns, N * A * B))
     results = f"*{out} *{way}" if half else f"*{kind} *{kind}"
-    return Kernel(run, f"*{kind} *{kind} {results} *f8 *f8 i4 i4 " + FIELDS + "i8 " * 11,
-                  threads=threads(shape), shared=shared(shape, dtype, pad),
-                  minimum=together(shape, dtype, way), least=least,
-                  name=f"conv_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}{suffix}"
-                  + (f"_{out}" if half else "") + "_moments" * moments)
+    name = (f"conv_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}{how.suffix}"
+            + (f"_{out}" if half else "") + "_moments" * moments + "_plain" * (loads == "plain"))
+    return compiled(run, f"*{kind} *{kind} {results} *f8 *f8 i4 i4 " + FIELDS + "i8 " * 11, name,
+                    ("k", filters.by), shape, dtype, how, loads)
 
 
 @device
@@ -190,13 +180,13 @@ def _filters(g, m):
 
 
 @cache
-def weights(dtype, shape, vectors_a, vectors_b, way="fma"):
+def weights(dtype, shape, vectors_a, vectors_b, way="fma", loads="ahead"):
     """dw[z, o, tap and channel] = Σ over the z-th part of the pixels of dy[pixel, o] times x's
     windows."""
-    kind, (arithmetic, pad, least, suffix) = dtype.str[1:], precision.WAYS[way]
+    kind, how, by = dtype.str[1:], precision.WAYS[way], "row" if vectors_b else "k"
     body = multiplier(Operand(_gradient, _gradient_k, _sum, "row", vectors_a),
-                      Operand(_tap_n, _pixel_k, _window_of_tap, "row" if vectors_b else "k",
-                              vectors_b), _filters, shape, dtype, arithmetic, pad, kind)
+                      Operand(_tap_n, _pixel_k, _window_of_tap, by, vectors_b), _filters, shape,
+                      dtype, how, kind, loads)
 
     def run(dy, x, dw, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw_, depth, columns, O,
             groups, down, tiles, splits, length):
@@ -209,10 +199,10 @@ def weights(dtype, shape, vectors_a, vectors_b, way="fma"):
              K, O, group * columns, part * columns * taps)
         begin = z * length
         body(dy, x, dw, dy, -1, g, i, j, begin, min(begin + length, K), taps, wide, ())
-    return Kernel(run, f"*{kind} *{kind} *{kind} i4 " + FIELDS + "i8 " * 8,
-                  threads=threads(shape), shared=shared(shape, dtype, pad),
-                  minimum=together(shape, dtype, way), least=least,
-                  name=f"conv_weight_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}{suffix}")
+    name = (f"conv_weight_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}{how.suffix}"
+            + "_plain" * (loads == "plain"))
+    return compiled(run, f"*{kind} *{kind} *{kind} i4 " + FIELDS + "i8 " * 8, name, ("row", by),
+                    shape, dtype, how, loads)
 
 
 @cache

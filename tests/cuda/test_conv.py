@@ -81,6 +81,12 @@ def test_either_order_large_tiles_and_parts_of_sums(either_order, monkeypatch):
     all_three(((1, 4, 4, 3), (4, 4, 2, 2), (1, 1), (1, 1), (1, 1), 1), np.float32)
 
 
+def test_by_registers_into_shared_memory(monkeypatch, either_order):
+    monkeypatch.setattr(precision, "loads", lambda: "plain")
+    all_three(((1, 4, 7, 7), (4, 4, 3, 3), (1, 1), (1, 1), (1, 1), 1), np.float32)
+    all_three(((1, 3, 5, 7), (5, 3, 2, 3), (1, 2), (1, 1), (1, 1), 1), np.float64)
+
+
 def test_memory_orders_and_views():
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((2, 5, 6, 4)), rng.standard_normal((8, 2, 3, 4))

@@ -48,11 +48,27 @@ def test_large_tiles(normal, monkeypatch, either_order):
     check(cuda.matmul(to_device(a), to_device(b)), a, b)
 
 
+@pytest.mark.parametrize("loads", ["plain", "ahead"])
+def test_either_way_into_shared_memory(loads, normal, monkeypatch, either_order):
+    """By registers, or by copies which happen at once or as late as they may: each layout."""
+    monkeypatch.setattr(precision, "loads", lambda: loads)
+    for dtype in (np.float32, np.float64):
+        a, b = normal(dtype, 8, 52), normal(dtype, 52, 12)
+        for x, y in ((a, b), (np.asfortranarray(a), b), (a, np.asfortranarray(b)),
+                     (a[:, 1:50], b[1:50, :11])):
+            check(cuda.matmul(to_device(x), to_device(y)), x, y)
+
+
 def test_splits_of_k(normal, monkeypatch, either_order):
     monkeypatch.setattr(tile, "DEEP", 16)
     a, b, bias = normal(np.float32, 3, 100), normal(np.float32, 5, 100), normal(np.float32, 5)
     check(cuda.matmul(to_device(a), to_device(b).T), a, b.T)
     check(cuda.linear(to_device(a), to_device(b), to_device(bias)), a, b.T, bias)
+
+
+def test_sizes_beyond_32_bits_are_refused():
+    with pytest.raises(ValueError, match=r"\(2147483648, 3\) times \(3, 5\) on CUDA"):
+        tile.plan(2**31, 5, 3, 1, np.dtype(np.float32))
 
 
 BATCHES = [((3, 2, 4), (3, 4, 2)), ((2, 1, 3, 4), (3, 4, 2)), ((4, 3), (2, 3, 5)),
@@ -109,12 +125,13 @@ def test_tensor_cores(way, bits, normal, monkeypatch, either_order):
     """TF32 rounds each number to 11 bits, two of them to 21 or more; sums are float32."""
     monkeypatch.setattr(precision, "_chosen", way)
     a, b, bias = normal(np.float32, 30, 20), normal(np.float32, 70, 20), normal(np.float32, 70)
-    got = to_host(cuda.linear(to_device(a), to_device(b), to_device(bias)))
     want = a.astype(np.float64) @ b.T.astype(np.float64) + bias
     size = np.abs(a) @ np.abs(b).T + np.abs(bias)
-    error = np.abs(got - want) / size
-    assert error.max() <= 2.0 ** (1 - bits) + 22 * 2.0**-24
-    assert way == "3xtf32" or error.max() > 2.0**-17           # it is TF32
+    for x, w in ((a, b), (np.asfortranarray(a), np.asfortranarray(b))):
+        got = to_host(cuda.linear(to_device(x), to_device(w), to_device(bias)))
+        error = np.abs(got - want) / size
+        assert error.max() <= 2.0 ** (1 - bits) + 22 * 2.0**-24
+        assert way == "3xtf32" or error.max() > 2.0**-17           # it is TF32
 
 
 def test_what_multiplies_is_asked_for():
