@@ -59,7 +59,7 @@ def _placement(**after):
     return record
 
 
-def _sizes(ghost, batch, group):
+def sizes(ghost, batch, group):
     """What each loses from the largest to the smallest size."""
     def record(cell):
         drop = ghost if cell["sweep"] == "ghost" else batch if cell["norm"] == "batch" else group
@@ -150,8 +150,8 @@ RECORDS = {
         "depends": _placement(sigmoid=-0.02, tanh=-0.02, relu=0.01),
         "not supported": _placement(relu=0.02)},
     "batch-size": {
-        "supported": _sizes(0.1, 0.2, 0.01), "depends": _sizes(0.1, 0.01, 0.02),
-        "not supported": _sizes(0, 0, 0)},
+        "supported": sizes(0.1, 0.2, 0.01), "depends": sizes(0.1, 0.01, 0.02),
+        "not supported": sizes(0, 0, 0)},
     "momentum": {
         "supported": _decays(False, 0.02), "depends": _decays(True, 0.02),
         "not supported": _decays(True, 0)},

@@ -9,7 +9,7 @@ from nbgrad.lab import Finding, running
 from nbgrad.lab.results import clean, text_table
 from nbgrad.lab.running import Plan
 from nbgrad.lab.studies import find, names
-from tests.lab_records import RECORDS
+from tests.lab_records import RECORDS, sizes
 
 VERDICTS = ("supported", "not supported", "depends")
 OWN = [name for name in names() if name in RECORDS]
@@ -65,6 +65,15 @@ def test_a_place_that_is_better_in_half_of_the_cases_is_not_the_right_one():
         wins = cell["network"] == "MLP" and cell["placement"] == "before"
         return {"final_accuracy": 0.9 + 0.001 * cell["seed"] + 0.02 * wins, "diverged": False}
     assert study.judge([record(cell) for cell in cells], cells).verdict == "depends"
+
+
+def test_a_gain_of_group_norm_is_not_a_loss_of_batch_norm():
+    study = find("batch-size")
+    cells = study.cells("quick")
+    for batch, group, noted in ((0.1, 0.05, False), (0.0, -0.05, True), (0.0, 0.05, False)):
+        made = sizes(0.0, batch, group)
+        finding = study.judge([made(cell) for cell in cells], cells)
+        assert any("group norm gains" in note for note in finding.notes) == noted
 
 
 @pytest.mark.parametrize("name", ["convergence-speed", "higher-learning-rates", "initialisation"])

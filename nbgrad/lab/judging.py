@@ -17,8 +17,8 @@ SEEDS = 5               # of fewer, an interval of 95 % cannot be had: see ``int
 _DIFFERS = "Differs from"
 NOBODY_ARRIVED = (
     "After a first run on MNIST, where no run got to the test accuracy that counts on the digits, "
-    "each data set was given its own, and where no run arrives the verdict is \"depends\". What is "
-    "found on the digits did not change.")
+    "each data set was given its own, and where no run arrives the verdict is \"depends\". This "
+    "changed nothing of what is found on the digits.")
 Value = float | None
 
 
