@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .cuda_clock import nbgrad_clock, rotating, torch_clock
-from .cuda_verify import channels_last, drawn
+from .cuda_verify import channels_last, drawn, kernels_for
 
 IMAGES = [(64, c, 56, 56) for c in (64, 128, 256)] + [(256, 256, 56, 56)]
 ROWS = [(1 << 24) // c for c in (256, 1024, 4096, 32768)], (256, 1024, 4096, 32768)
@@ -20,6 +20,7 @@ CONV = [(3, 64, 224, 7, 2), (64, 64, 56, 1, 1), (64, 64, 56, 3, 1), (64, 256, 56
         (128, 128, 28, 3, 1), (256, 512, 56, 1, 2), (256, 256, 14, 3, 1), (1024, 256, 14, 1, 1),
         (512, 512, 7, 3, 1)]
 BATCH, SIDE = 64, 4096
+HALVES = "f2", "bf"
 
 
 class Case(NamedTuple):
@@ -64,14 +65,22 @@ class Bench:
 
     def _theirs(self, case, size):
         torch = self.peer
-        sets = [[torch.from_numpy(a).cuda() for a in case.arrays]     # keeps channels-last memory
+        sets = [[to_torch(torch, a).cuda() for a in case.arrays]      # keeps channels-last memory
                 for _ in range(rotating(size, self.cache))]
         with torch.no_grad():
             return self.peer_clock([partial(case.torch, torch, *arrays) for arrays in sets])
 
 
+def to_torch(torch, a):
+    """A tensor of an array's memory; bfloat16, which torch does not take from NumPy, by its bits.
+    """
+    if a.dtype.name != "bfloat16":
+        return torch.from_numpy(a)
+    return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
+
+
 def bench(report):
-    """A Bench of the current device."""
+    """A Bench of the current device, whose clocks stop when the time of ``report`` is over."""
     from nbgrad.kernels.cuda.memory import to_device, xp
 
     cache = xp.cuda.Device().attributes["L2CacheSize"]
@@ -80,8 +89,9 @@ def bench(report):
         import torch
     if torch is None or not torch.cuda.is_available():
         report.add("measure", "torch", "skipped", note="no torch with CUDA: no ratios")
-        return Bench(report, nbgrad_clock(), cache, to_device)
-    return Bench(report, nbgrad_clock(), cache, to_device, torch, torch_clock(torch))
+        return Bench(report, nbgrad_clock(report.deadline), cache, to_device)
+    return Bench(report, nbgrad_clock(report.deadline), cache, to_device, torch,
+                 torch_clock(torch, report.deadline))
 
 
 def cases(report, simulate):
@@ -102,119 +112,169 @@ def table(images=IMAGES, rows=ROWS, convolutions=CONV, batch=BATCH, side=SIDE):
     """Functions that make a Case: its arrays are large, and made when it is its turn."""
     from nbgrad.kernels.cuda import precision
 
-    for shape in images:
-        for layout in ("NCHW", "channels-last"):
-            for what in (_forward, _backward, _added, _added_backward):
-                yield partial(what, shape, layout)
-    for shape in zip(*rows):
-        for name in ("layer_norm", "rms_norm", "softmax"):
-            yield partial(_rows, name, shape)
-    for way in precision.WAYS:
+    norms = _forward, _backward, _added, _added_backward
+    for dtype, shapes in (("f4", images), *((half, images[:1]) for half in HALVES)):
+        for shape in shapes:
+            for layout in ("NCHW", "channels-last"):
+                for what in norms:
+                    yield partial(what, shape, layout, dtype)
+    shapes = list(zip(*rows))
+    for dtype, some in (("f4", shapes), *((half, shapes[:1]) for half in HALVES)):
+        for shape in some:
+            for name in ("layer_norm", "rms_norm", "softmax"):
+                yield partial(_rows, name, shape, dtype)
+                yield partial(_rows_backward, name, shape, dtype)
+    for way in (*precision.WAYS, *HALVES):
         yield partial(_matmul, way, side)
-    for sizes in convolutions:
-        for name in ("conv2d", "conv2d_input", "conv2d_weight"):
-            yield partial(_convolution, name, batch, *sizes)
+    for way in ("fma", "tf32", *HALVES):
+        for sizes in convolutions:
+            for name in ("conv2d", "conv2d_input", "conv2d_weight"):
+                yield partial(_convolution, name, batch, *sizes, way)
 
 
-def _image(shape, layout, seed=0):
-    x = drawn("f4", *shape[1:], seed=seed)                     # one image, for all: drawing is slow
+def _image(shape, layout, dtype="f4", seed=0):
+    x = drawn(dtype, *shape[1:], seed=seed)                    # one image, for all: drawing is slow
     x = np.broadcast_to(x, shape)
     return channels_last(x) if layout == "channels-last" else np.ascontiguousarray(x)
 
 
-def _kernels():
+def _kernels(dtype="f4"):
     from nbgrad.kernels import cuda
 
-    return cuda
+    return kernels_for(cuda, dtype)
 
 
-def _norm(shape, layout, arrays):
+def _norm(shape, layout, dtype, arrays):
+    """Images, γ and β; of a backward also the statistics."""
     C = shape[1]
-    return [*(_image(shape, layout, i) for i in range(arrays)), drawn("f4", C, seed=3),
-            drawn("f4", C, seed=4)]
+    return [*(_image(shape, layout, dtype, i) for i in range(arrays)), drawn(dtype, C, seed=3),
+            drawn(dtype, C, seed=4)]
 
 
-def _named(what, shape, layout):
-    return f"batch_norm {what} {'x'.join(map(str, shape))} {layout}"
+def _ending(dtype):
+    """Of the names of cases: nothing for float32."""
+    return "" if dtype in ("f4", "fma") else f" {dtype}"
 
 
-def _forward(shape, layout):
-    arrays = _norm(shape, layout, 1)
-    return Case(_named("forward", shape, layout), arrays,
-                lambda x, g, b: _kernels().batch_norm(x, g, b, eps=1e-5),
+def _named(what, shape, layout, dtype):
+    return f"batch_norm {what} {'x'.join(map(str, shape))} {layout}{_ending(dtype)}"
+
+
+def _forward(shape, layout, dtype):
+    arrays = _norm(shape, layout, dtype, 1)
+    return Case(_named("forward", shape, layout, dtype), arrays,
+                lambda x, g, b: _kernels(dtype).batch_norm(x, g, b, eps=1e-5),
                 lambda t, x, g, b: t.nn.functional.batch_norm(x, None, None, g, b, True),
                 2 * arrays[0].nbytes)
 
 
-def _backward(shape, layout):
+def _of_batch(t, dy, x, g, mean, invstd):
+    """torch's dx, dγ and dβ."""
+    return t.ops.aten.native_batch_norm_backward(
+        dy, x, g, None, None, mean.float(), invstd.float(), True, 1e-5, [True, True, True])
+
+
+def _backward(shape, layout, dtype):
     C = shape[1]
-    arrays = [*_norm(shape, layout, 2)[:3], np.zeros(C), np.ones(C)]
-
-    def theirs(t, dy, x, g, mean, invstd):
-        return t.ops.aten.native_batch_norm_backward(
-            dy, x, g, None, None, mean.float(), invstd.float(), True, 1e-5, [True, True, True])
-    return Case(_named("backward", shape, layout), arrays,
-                lambda dy, x, g, m, s: _kernels().batch_norm_backward(dy, x, g, m, s), theirs,
-                3 * arrays[0].nbytes)
+    arrays = [*_norm(shape, layout, dtype, 2)[:3], np.zeros(C), np.ones(C)]
+    return Case(_named("backward", shape, layout, dtype), arrays,
+                lambda dy, x, g, m, s: _kernels(dtype).batch_norm_backward(dy, x, g, m, s),
+                _of_batch, 3 * arrays[0].nbytes)
 
 
-def _added(shape, layout):
-    arrays = _norm(shape, layout, 2)
+def _added(shape, layout, dtype):
+    arrays = _norm(shape, layout, dtype, 2)
 
     def theirs(t, x, z, g, b):
         return t.relu_(t.nn.functional.batch_norm(x, None, None, g, b, True).add_(z))
-    return Case(_named("+ add + relu forward", shape, layout), arrays,
-                lambda x, z, g, b: _kernels().batch_norm(x, g, b, z, eps=1e-5, relu=True), theirs,
-                3 * arrays[0].nbytes)
+    return Case(_named("+ add + relu forward", shape, layout, dtype), arrays,
+                lambda x, z, g, b: _kernels(dtype).batch_norm(x, g, b, z, eps=1e-5, relu=True),
+                theirs, 3 * arrays[0].nbytes)
 
 
-def _added_backward(shape, layout):
+def _added_backward(shape, layout, dtype):
     C = shape[1]
-    arrays = [*_norm(shape, layout, 3)[:4], np.zeros(C), np.ones(C)]
-    return Case(_named("+ add + relu backward", shape, layout), arrays,
-                lambda dy, x, y, g, m, s: _kernels().batch_norm_backward(
-                    dy, x, g, m, s, y=y, relu=True, residual=True), None, 5 * arrays[0].nbytes)
+    arrays = [*_norm(shape, layout, dtype, 3)[:4], np.zeros(C), np.ones(C)]
+
+    def theirs(t, dy, x, y, g, mean, invstd):
+        dz = t.ops.aten.threshold_backward(dy, y, 0)
+        return *_of_batch(t, dz, x, g, mean, invstd), dz
+    return Case(_named("+ add + relu backward", shape, layout, dtype), arrays,
+                lambda dy, x, y, g, m, s: _kernels(dtype).batch_norm_backward(
+                    dy, x, g, m, s, y=y, relu=True, residual=True), theirs, 5 * arrays[0].nbytes)
 
 
-def _rows(name, shape):
-    arrays = [drawn("f4", *shape), drawn("f4", shape[1], seed=1)]
-    ours = {"layer_norm": lambda x, g: _kernels().layer_norm(x, g, None, dims=1, eps=1e-5),
-            "rms_norm": lambda x, g: _kernels().rms_norm(x, g, dims=1, eps=1e-5),
-            "softmax": lambda x, g: _kernels().softmax(x, axis=1)}
+def _rows(name, shape, dtype):
+    arrays = [drawn(dtype, *shape), drawn(dtype, shape[1], seed=1)]
+    ours = {"layer_norm": lambda x, g: _kernels(dtype).layer_norm(x, g, None, dims=1, eps=1e-5),
+            "rms_norm": lambda x, g: _kernels(dtype).rms_norm(x, g, dims=1, eps=1e-5),
+            "softmax": lambda x, g: _kernels(dtype).softmax(x, axis=1)}
     theirs = {"layer_norm": lambda t, x, g: t.nn.functional.layer_norm(x, g.shape, g),
               "rms_norm": lambda t, x, g: t.nn.functional.rms_norm(x, g.shape, g, 1e-5),
               "softmax": lambda t, x, g: t.softmax(x, 1)}
-    return Case(f"{name} forward {shape[0]}x{shape[1]}", arrays, ours[name], theirs[name],
-                2 * arrays[0].nbytes)
+    return Case(f"{name} forward {shape[0]}x{shape[1]}{_ending(dtype)}", arrays, ours[name],
+                theirs[name], 2 * arrays[0].nbytes)
+
+
+def _rows_backward(name, shape, dtype):
+    """Of dy, of x (softmax: y), γ and statistics that are given."""
+    arrays = [drawn(dtype, *shape), drawn(dtype, *shape, seed=1), drawn(dtype, shape[1], seed=2),
+              np.zeros(shape[0]), np.ones(shape[0])]
+    ours = {"layer_norm": lambda dy, x, g, m, s: _kernels(dtype).layer_norm_backward(
+                dy, x, g, m, s, dims=1),
+            "rms_norm": lambda dy, x, g, m, s: _kernels(dtype).rms_norm_backward(
+                dy, x, g, s, dims=1),
+            "softmax": lambda dy, y, g, m, s: _kernels(dtype).softmax_backward(dy, y, axis=1)}
+
+    def layer(t, dy, x, g, m, s):
+        return t.ops.aten.native_layer_norm_backward(
+            dy, x, g.shape, m.float()[:, None], s.float()[:, None], g, g, [True, True, True])
+
+    def rms(t, dy, x, g, m, s):
+        return t.ops.aten._fused_rms_norm_backward(dy, x, g.shape, s.float()[:, None], g,
+                                                   [True, True])
+
+    def soft(t, dy, y, g, m, s):
+        return t.ops.aten._softmax_backward_data(dy, y, 1, y.dtype)
+    theirs = {"layer_norm": layer, "rms_norm": rms, "softmax": soft}
+    return Case(f"{name} backward {shape[0]}x{shape[1]}{_ending(dtype)}", arrays, ours[name],
+                theirs[name], 3 * arrays[0].nbytes)
+
+
+def _in_way(way, call):
+    """``call`` with float32 multiplied in a way; halves have their own."""
+    from nbgrad.kernels.cuda import precision
+
+    def run(*arrays):
+        precision.use("fma" if way in HALVES else way)
+        try:
+            return call(*arrays)
+        finally:
+            precision.use("fma")
+    return run
 
 
 def _matmul(way, n):
-    from nbgrad.kernels.cuda import precision
-
-    arrays = [drawn("f4", n, n), drawn("f4", n, n, seed=1)]
-
-    def ours(a, b):
-        precision.use(way)
-        try:
-            return _kernels().matmul(a, b)
-        finally:
-            precision.use("fma")
+    dtype = way if way in HALVES else "f4"
+    arrays = [drawn(dtype, n, n), drawn(dtype, n, n, seed=1)]
 
     def theirs(t, a, b):
         t.backends.cuda.matmul.allow_tf32 = way == "tf32"
         return a @ b
-    return Case(f"matmul {n}x{n}x{n} {way}", arrays, ours, theirs, madds=n ** 3)
+    return Case(f"matmul {n}x{n}x{n} {way}", arrays,
+                _in_way(way, lambda a, b: _kernels(dtype).matmul(a, b)), theirs, madds=n ** 3)
 
 
-def _convolution(name, batch, channels, filters, size, k, stride):
+def _convolution(name, batch, channels, filters, size, k, stride, way):
     pad, out = k // 2, (size + 2 * (k // 2) - k) // stride + 1
-    x = _image((batch, channels, size, size), "channels-last")
-    dy = _image((batch, filters, out, out), "channels-last", 1)
-    w = drawn("f4", filters, channels, k, k, seed=2)
+    dtype = way if way in HALVES else "f4"
+    x = _image((batch, channels, size, size), "channels-last", dtype)
+    dy = _image((batch, filters, out, out), "channels-last", dtype, 1)
+    w = drawn(dtype, filters, channels, k, k, seed=2)
     how = {"stride": (stride, stride), "padding": (pad, pad), "dilation": (1, 1), "groups": 1}
 
     def theirs(t, x, dy, w):
-        t.backends.cudnn.allow_tf32 = False
+        t.backends.cudnn.allow_tf32 = way == "tf32"
         w = w.contiguous(memory_format=t.channels_last)
         if name == "conv2d":
             return t.nn.functional.conv2d(x, w, None, stride, pad)
@@ -224,13 +284,14 @@ def _convolution(name, batch, channels, filters, size, k, stride):
     more = {"conv2d_input": {"input_size": x.shape}, "conv2d_weight": {"kernel_size": (k, k)}}
     first = {"conv2d": lambda x, dy, w: (x, w), "conv2d_input": lambda x, dy, w: (dy, w),
              "conv2d_weight": lambda x, dy, w: (dy, x)}[name]
-    return Case(f"{name} {batch}x{channels}->{filters} {k}x{k}/{stride} @{size}", [x, dy, w],
-                lambda *a: getattr(_kernels(), name)(*first(*a), **more.get(name, {}), **how),
-                theirs, madds=batch * filters * out * out * channels * k * k)
+    call = _in_way(way, lambda *a: getattr(_kernels(dtype), name)(
+        *first(*a), **more.get(name, {}), **how))
+    return Case(f"{name} {batch}x{channels}->{filters} {k}x{k}/{stride} @{size}{_ending(way)}",
+                [x, dy, w], call, theirs, madds=batch * filters * out * out * channels * k * k)
 
 
 def step(b, name, captured, model="resnet20", shape=(128, 3, 32, 32), **how):
-    """A training step of SGD with momentum."""
+    """A training step of SGD with momentum, beside PyTorch's, eager, where it has the model."""
     import nbgrad
     from nbgrad import models, nn, optim
 
@@ -247,5 +308,27 @@ def step(b, name, captured, model="resnet20", shape=(128, 3, 32, 32), **how):
     run = nbgrad.cuda.graph(once, warmup=3) if captured else once
     for _ in range(4):
         run()
-    b.report.add("measure", name, value=1e3 * b.clock([run]), unit="ms",
-                 note=f"{nbgrad.cuda.memory_reserved() >> 20} MB in the pool")
+    seconds, more = b.clock([run]), {}
+    if b.peer is not None:
+        more["of_torch"] = b.peer_clock([torch_step(b.peer, shape, "cuda")]) / seconds
+    b.report.add("measure", name, value=1e3 * seconds, unit="ms",
+                 note=f"{nbgrad.cuda.memory_reserved() >> 20} MB in the pool", **more)
+
+
+def torch_step(torch, shape, device):
+    """The same step of ResNet-20 in PyTorch, channels-last, by cuDNN's fastest float32."""
+    from .on_torch import resnet20
+
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False
+    net = resnet20().to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    x = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
+    t = torch.zeros(shape[0], dtype=torch.int64, device=device)
+
+    def once():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(net(x), t)
+        loss.backward()
+        optimizer.step()
+        return loss
+    return once

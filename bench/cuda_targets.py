@@ -22,11 +22,11 @@ class Target(NamedTuple):
 _SHAPE, _CONV = r"\d+x\d+x\d+x\d+", r"conv2d(_input|_weight)? .*@\d+"
 TARGETS = [
     Target("batch norm forward, of copy", rf"batch_norm forward {_SHAPE} [\w-]+", "of_copy", 0.85),
-    Target("  NCHW, of PyTorch", rf"batch_norm forward {_SHAPE} NCHW", "of_torch", 1.5),
-    Target("  channels-last, of PyTorch", rf"batch_norm forward {_SHAPE} channels-last", "of_torch",
-           1.0),
+    Target("  forward, NCHW, of PyTorch", rf"batch_norm forward {_SHAPE} NCHW", "of_torch", 1.5),
+    Target("  forward, channels-last, of PyTorch", rf"batch_norm forward {_SHAPE} channels-last",
+           "of_torch", 1.0),
     Target("batch norm backward, of copy", rf"batch_norm backward {_SHAPE} [\w-]+", "of_copy", 0.8),
-    Target("  NCHW, of PyTorch", rf"batch_norm backward {_SHAPE} NCHW", "of_torch", 1.3),
+    Target("  backward, NCHW, of PyTorch", rf"batch_norm backward {_SHAPE} NCHW", "of_torch", 1.3),
     Target("with add and ReLU, of copy", rf"batch_norm \+ add \+ relu \w+ {_SHAPE} [\w-]+",
            "of_copy", 0.8),
     Target("  of PyTorch's three ops", rf"batch_norm \+ add \+ relu \w+ {_SHAPE} [\w-]+",

@@ -1,6 +1,8 @@
 """Training on the device and on the CPU: the same losses, step by step."""
 
+import math
 from functools import partial
+from time import monotonic
 
 import numpy as np
 
@@ -16,8 +18,8 @@ RUNS = [("lenet", (1, 28, 28), 64, 20, "float64", 1e-8), ("lenet", (1, 28, 28), 
 TINY = [("lenet", (1, 8, 8), 2, 2, "float64", 1e-8)]
 
 
-def losses(name, image, batch, steps, dtype, device):
-    """The loss of each step of SGD with momentum on random images."""
+def losses(name, image, batch, steps, dtype, device, until=math.inf):
+    """The loss of each step of SGD with momentum on random images, of those before ``until``."""
     rng, kind = np.random.default_rng(0), np.dtype(dtype)
     nbgrad.manual_seed(1)
     how = {"image_size": image[-1]} if name == "lenet" else {}
@@ -26,6 +28,8 @@ def losses(name, image, batch, steps, dtype, device):
     x = nbgrad.tensor(rng.standard_normal((batch, *image)).astype(kind), device=device)
     t = nbgrad.tensor(rng.integers(0, 10, batch), device=device)
     for _ in range(steps):
+        if monotonic() > until:
+            break
         step.zero_grad()
         loss = nn.functional.cross_entropy(model(x), t)
         loss.backward()
@@ -35,7 +39,11 @@ def losses(name, image, batch, steps, dtype, device):
 
 
 def _compare(report, case, name, image, batch, steps, dtype, close):
-    want, got = (losses(name, image, batch, steps, dtype, d) for d in ("cpu", "cuda"))
+    want, got = (losses(name, image, batch, steps, dtype, d, report.deadline)
+                 for d in ("cpu", "cuda"))
+    if len(got) < steps:
+        report.add("train", case, "skipped", note=f"out of time after {len(got)} steps")
+        return
     apart = float(np.max(np.abs(got - want) / np.abs(want)))
     assert apart <= close, f"losses differ by {apart:.3g} of theirs: cuda {got}, cpu {want}"
     assert steps < 5 or got[-1] < got[0], f"the loss does not fall: {got}"

@@ -8,6 +8,7 @@ arrays of such copies are kept until their events have passed, since CuPy's pool
 memory out again before.
 """
 
+import gc
 import math
 import threading
 from contextlib import nullcontext
@@ -47,14 +48,16 @@ def _sized(shape, dtype, error):
 
 
 def empty(shape, dtype):
-    """An uninitialised C-ordered array. Raises MemoryError with sizes where even an emptied pool
-    has no room."""
+    """An uninitialised C-ordered array. Raises MemoryError with sizes where there is no room even
+    without what nobody reaches any more and the pool's idle blocks."""
     dtype = np.dtype(dtype)
     if SIMULATED:
         return fresh(shape, dtype).view(Array)
     try:
         return xp.empty(shape, dtype)
     except xp.cuda.memory.OutOfMemoryError:
+        _sweep()
+        gc.collect()                     # graphs whose tensors know each other
         empty_cache()
     try:
         return xp.empty(shape, dtype)
@@ -167,9 +170,15 @@ def _hold(*arrays):
     """Keep arrays alive until the current stream has done what it has been asked for."""
     event = xp.cuda.Event(disable_timing=True)
     event.record()
+    _sweep()
+    with _lock:
+        _flying.append((event, arrays))
+
+
+def _sweep():
+    """Let go of arrays whose copies are done."""
     with _lock:
         _flying[:] = [pair for pair in _flying if not pair[0].done]
-        _flying.append((event, arrays))
 
 
 def to_device(x, number=0, non_blocking=False):

@@ -1,6 +1,8 @@
 """What goes wrong on a device, with stand-ins for CuPy: memory, captures, grids."""
 
 import ctypes
+import gc
+import weakref
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -9,6 +11,9 @@ import pytest
 from nbgrad.kernels.cuda import graphs, launch, memory
 from nbgrad.kernels.cuda.intrinsics import cuda
 from nbgrad.kernels.cuda.launch import KERNELS, Kernel
+
+import nbgrad
+from nbgrad import optim
 
 
 @pytest.fixture
@@ -44,6 +49,39 @@ def test_out_of_memory_frees_idle_blocks_then_says_sizes(room, monkeypatch):
                                               r"2,000 free"):
             memory.empty((3, 4), "f4")
     assert freed
+
+
+class Cycle:
+    """What the garbage collector alone frees."""
+
+    def __init__(self):
+        self.me = self
+
+
+def test_out_of_memory_frees_what_nobody_reaches(monkeypatch):
+    """Cycles, and arrays that were kept for copies which are done."""
+    gone = weakref.ref(Cycle())
+    copied = weakref.ref(done := Cycle())
+    done.me = None
+    flying = [(SimpleNamespace(done=True), done), (SimpleNamespace(done=False), "still copied")]
+    del done
+
+    def empty(shape, dtype):
+        if gone() is None and copied() is None:
+            return "array"
+        raise OutOfMemoryError("no room")
+    pool = SimpleNamespace(free_all_blocks=lambda: None)
+    monkeypatch.setattr(memory, "_flying", flying)
+    monkeypatch.setattr(memory, "SIMULATED", False)
+    monkeypatch.setattr(memory, "xp", SimpleNamespace(
+        empty=empty, get_default_memory_pool=lambda: pool, get_default_pinned_memory_pool=lambda:
+        pool, cuda=SimpleNamespace(memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError))))
+    gc.disable()
+    try:
+        assert memory.empty((3,), "f4") == "array"
+    finally:
+        gc.enable()
+    assert [kept for _, kept in flying] == ["still copied"]
 
 
 class Cupy:
@@ -84,6 +122,47 @@ def test_a_failed_capture_is_over_and_gives_its_memory_back():
         graphs.capture(lambda: graphs.refuse(".item()"), cupy, False)
     assert cupy.asked == ["waited", "begin", "end", "freed"]
     assert graphs.state.capture is None
+
+
+def test_a_capture_that_cuda_refuses_at_the_end_is_over(monkeypatch):
+    cupy = Cupy()
+
+    def end_capture(self):
+        cupy.asked.append("refused")
+        raise RuntimeError("operation failed due to a previous error during capture")
+    monkeypatch.setattr(cupy.cuda.Stream, "end_capture", end_capture)
+    with pytest.raises(RuntimeError, match="previous error during capture"):
+        graphs.capture(lambda: 5, cupy, False)
+    assert cupy.asked == ["waited", "begin", "refused", "refused", "freed"]
+    assert graphs.state.capture is None
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), KeyboardInterrupt(), ValueError("own")],
+                         ids=lambda e: type(e).__name__)
+def test_a_failed_capture_leaves_eager_and_later_captures_usable(error):
+    """The weight is what so many steps of gradient descent give, whichever way they ran."""
+    w, faults = nbgrad.tensor([8.0], device="cuda", requires_grad=True), [error]
+    optimizer = optim.SGD([w], 0.25)
+
+    def step():
+        optimizer.zero_grad()
+        (w * w).sum().backward()                               # w ← w − 0.25 · 2 w
+        if graphs.state.capture is not None and faults:
+            raise faults.pop()
+        optimizer.step()
+        return w
+    run = nbgrad.cuda.graph(step, warmup=1)
+    run()
+    with pytest.raises(type(error)):
+        run()
+    assert graphs.state.capture is None
+    assert w.item() == 4                                       # nothing has run
+    step()
+    assert w.item() == 2
+    run()
+    run()
+    assert run.captured
+    assert w.item() == 0.5
 
 
 def test_more_blocks_than_fit_16_bits(kernel):
