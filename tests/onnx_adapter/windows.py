@@ -2,7 +2,6 @@
 
 import nbgrad as nb
 from nbgrad.nn import functional as F
-from nbgrad.ops.conv import conv2d_input
 
 from .tools import Unsupported
 
@@ -58,30 +57,32 @@ def conv(x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_sha
 
 def conv_transpose(x, w, b=None, *, auto_pad="NOTSET", dilations=None, group=1, kernel_shape=None,
                    output_padding=None, output_shape=None, pads=None, strides=None):
-    """The input gradient of conv2d, in full, of which the padding is cut off."""
+    """With ONNX's padding where both ends have the same, else in full and then cut, or grown."""
     spatial = x.ndim - 2
-    x, strides, dilations = flat(x, strides, dilations)
-    w = w if spatial == 2 else nb.unsqueeze(w, 2)
-    extra = [0] * (2 - spatial) + list(output_padding or [0] * spatial)
+    if spatial > 2:
+        raise Unsupported("windows over three dims")
+    f = {1: F.conv_transpose1d, 2: F.conv_transpose2d}[spatial]
+    ones = [1] * spatial
+    strides, dilations, extra = strides or ones, dilations or ones, output_padding or [0] * spatial
     sizes = [s * (n - 1) + d * (k - 1) + 1 + e for n, k, s, d, e
              in zip(x.shape[2:], w.shape[2:], strides, dilations, extra)]
     if auto_pad.startswith("SAME") and not output_shape:
         output_shape = [n * s for n, s in zip(x.shape[2:], strides)]
-    cuts = _cuts(sizes, auto_pad, output_shape, pads)
-    sizes = [n - min(b + a, 0) for n, (b, a) in zip(sizes, cuts)]
-    y = conv2d_input(x, w, input_size=(len(x), w.shape[1] * group, *sizes), stride=tuple(strides),
-                     padding=(0, 0), dilation=tuple(dilations), groups=group)
-    rows, columns = (slice(max(b, 0), n - max(a, 0)) for n, (b, a) in zip(sizes, cuts))
-    y = back(y[:, :, rows, columns], spatial)
-    return y if b is None else y + b.reshape(-1, *[1] * spatial)
+    cuts = _cuts(sizes, auto_pad, output_shape, pads or [0] * 2 * spatial)
+    if all(before == after >= 0 for before, after in cuts):
+        return f(x, w, b, strides, [before for before, _ in cuts], extra, group, dilations)
+    y = f(x, w, None, strides, 0, 0, group, dilations)
+    ends = [(-before, e - after) for (before, after), e in zip(cuts, extra)]
+    y = y[(..., *[slice(-min(start, 0), n + min(end, 0)) for (start, end), n
+                  in zip(ends, y.shape[2:])])]
+    y = F.pad(y, [max(n, 0) for pair in reversed(ends) for n in pair])
+    return y if b is None else y + b.reshape(-1, *ones)
 
 
 def _cuts(sizes, auto_pad, output_shape, pads):
     """[(before, after)] to cut off the whole of it; below 0 where it is to grow, at the end."""
     if not output_shape:
-        pads = pads or [0] * 4
-        pads = [0, *pads[:1], 0, *pads[1:]] if len(pads) == 2 else pads
-        return list(zip(pads[:2], pads[2:]))
+        return list(zip(pads[:len(sizes)], pads[len(sizes):]))
     found = []
     for n, want in zip(sizes, output_shape):
         half, total = (n - want) // 2, n - want
