@@ -186,8 +186,7 @@ def moving(train: Any, inputs: Any, mean: Tensor | None, var: Tensor | None, mom
     node = (out[0] if type(out) is tuple else out).grad_fn
     if node is not None:
         del node.settings["running"]             # what the graph keeps and shows is the function
-    bump(mean)
-    bump(var)
+    bump(mean, var)
     return out
 
 
