@@ -3,6 +3,7 @@
 Named tuples, because Numba passes them into kernels by name.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ class Conv(NamedTuple):
     G: int
 
     @classmethod
+    @lru_cache(1 << 10)
     def of(cls, x_shape, weight_shape, stride, padding, dilation, groups):
         """Geometry from the shapes of x and weight."""
         (N, C, H, W), (O, _, I, J) = x_shape, weight_shape
@@ -79,6 +81,7 @@ class Pool(NamedTuple):
     dw: int
 
     @classmethod
+    @lru_cache(1 << 10)
     def of(cls, x_shape, kernel_size, stride, padding, dilation, ceil_mode):
         """Geometry from the shape of x."""
         (H, W), (I, J) = x_shape[2:], kernel_size

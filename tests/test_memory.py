@@ -205,6 +205,17 @@ def test_a_piece_is_cut_from_the_smallest_that_holds_it():
     assert pool.free == {8 * MB: [eight]}
 
 
+def test_a_small_block_is_torn_off_a_larger_one_only_where_nothing_is_unused():
+    pool = memory.Pool()
+    large, _ = pool.take(8 * MB), pool.take(MB)
+    pool.give(large)
+    assert pool.take(MB // 4).address == large.address + 9 * MB
+    assert pool.free == {8 * MB: [large]}
+    pool.take(memory.SEGMENT_BYTES - 9 * MB - MB // 4)
+    assert pool.take(MB // 4).address == large.address
+    assert (pool.idle, len(pool.segments)) == (8 * MB - MB // 4, 1)
+
+
 def test_blocks_never_overlap():
     rng, pool, held = np.random.default_rng(0), memory.Pool(), {}
     for _ in range(2000):

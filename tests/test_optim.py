@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from nbgrad.kernels.cpu import optim as kernels_optim
 
 import nbgrad
 from nbgrad import nn, optim
@@ -369,3 +370,20 @@ def test_what_changes_between_steps_is_noticed(make):
         np.testing.assert_array_equal(a, b)
     assert run(False)[0][3].tolist() == [3, 3, 3]
     assert run(False)[1][0].tolist() == run(False)[0][0].tolist()
+
+
+def test_tasks_cut_every_array_in_the_same_proportion():
+    sizes = [78400, 100, 10000, 0, 1, 300_000]
+    pieces, spans = kernels_optim._pieces(sizes)
+    for t, n in enumerate(sizes):
+        own = pieces[pieces[:, 0] == t]
+        assert own[:, 2].sum() == n
+        assert (np.diff(own[:, 1]) == own[:-1, 2]).all()
+    assert spans[0, 0] == 0
+    assert spans[-1, 1] == len(pieces)
+    assert (spans[1:, 0] == spans[:-1, 1]).all()
+    first = pieces[:spans[len(spans) // 2, 0]]
+    for t, n in enumerate(sizes):             # an edge of a piece is rounded up to a unit
+        done = first[first[:, 0] == t, 2].sum()
+        part = n * (len(spans) // 2) / len(spans)
+        assert part <= done <= min(n, part + kernels_optim.UNIT)

@@ -8,6 +8,7 @@ while the result is turned into the weights' order. 3×3 kernels with stride 1 a
 go by Winograd's products (winograd_weight.py).
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -65,6 +66,7 @@ def _block(g, pixels, per_row):
     return images, -(-g.P // -(-g.P // min(rows, g.P)))
 
 
+@lru_cache(256)
 def _cut(g, size):
     """A tile has 4 rows at least: other small numbers of channels go window by window, a row being
     a value of the window."""

@@ -17,7 +17,16 @@ from .columns import BY_Y, RELU, inner
 from .jit import Kernel, prange
 from .matmul import _NOTHING, _empty, dots_preferred, linear, linear_backward
 from .norm import _vector, batch_norm, batch_norm_backward
-from .products import DEPTH, TASK, TASKS, dots_block, sums_between, tiles_shares, tiles_task
+from .products import (
+    DEPTH,
+    TASK,
+    TASKS,
+    as_bytes,
+    dots_block,
+    sums_between,
+    tiles_shares,
+    tiles_task,
+)
 from .simd import VECTOR, lanes, load, load_part, store, store_part
 from .tiles import pack, strip
 
@@ -203,7 +212,7 @@ def linear_batch_norm(x, weight, bias, gamma, beta, *, eps, activation=None, run
         if not way[0](np.ascontiguousarray(x), np.ascontiguousarray(weight),
                       zeros if bias is None else _vector(bias, dtype), _vector(gamma, dtype),
                       _vector(beta, dtype), mean, var, float(momentum), float(eps),
-                      KINDS[activation], way[2], z, y, stats, work=2 * N * K * C):
+                      KINDS[activation], way[2], z, y, stats, work=as_bytes(N * K * C)):
             return y, z, stats[0], stats[2]
     z = linear(x, weight, bias)
     y, mean, _, invstd = batch_norm(z, gamma, beta, eps=eps, relu=activation == "relu",
@@ -227,7 +236,7 @@ def linear_batch_norm_backward(dy, x, weight, gamma, z, y, mean, invstd, *, acti
         if not way[1](np.ascontiguousarray(dy), np.ascontiguousarray(x),
                       np.ascontiguousarray(weight), zeros, _vector(gamma, dtype), z, y, mean,
                       invstd, KINDS[activation], way[2], dz, dx.reshape(-1), dw, dgamma, dbeta, db,
-                      work=(4 if input_gradient else 2) * N * K * C):
+                      work=as_bytes((2 if input_gradient else 1) * N * K * C)):
             return dx if input_gradient else np.zeros((), dtype), dw, dgamma, dbeta, db
     masked = activation == "relu"
     if activation in ("sigmoid", "tanh"):

@@ -17,6 +17,7 @@ from .products import (
     ALONE,
     BLOCK,
     IN_PLACE,
+    as_bytes,
     column_sums,
     dots_shares,
     dots_task,
@@ -143,7 +144,7 @@ def _times_transposed(x, w, bias):
         W = 2 * VECTOR // x.itemsize
         packed = memory.empty((-(-N // W) * K * W,), x.dtype)
     _linear(x, w, s if bias is None else bias, y, packed, 0 if bias is None else 1,
-            work=2 * M * N * K)
+            work=as_bytes(M * N * K))
     return y
 
 
@@ -236,5 +237,5 @@ def linear_backward(dy, x, weight, *, input_gradient):
     dx = _empty(M, K, x.dtype) if input_gradient else none
     dw, db = _empty(N, K, x.dtype), np.empty(N, x.dtype)
     _backward(rows.ravel(), inputs.ravel(), weight.ravel(), s, dx.ravel(), dw.ravel(), db, M, N, K,
-              work=(4 if input_gradient else 2) * M * N * K)
+              work=as_bytes((2 if input_gradient else 1) * M * N * K))
     return dx.reshape(x.shape) if input_gradient else nothing, dw, db

@@ -117,6 +117,36 @@ def _settle(t, line, W, n, before, mean, m2):
 
 
 @inner
+def _offsets(work, at, n, base, share):
+    """Σ (value − base) · share of n values."""
+    p, L, total_of, i = pointer(work), lanes(work), fill(work, 0), at
+    center, part = fill(work, base), fill(work, share)
+    while i + L <= at + n:
+        total_of = total_of + (load(p, i) - center) * part
+        i += L
+    out = total(total_of)
+    for k in range(i, at + n):
+        out += (work[u(k)] - base) * share
+    return out
+
+
+@inner
+def _squares(work, at, own, n, mean, count):
+    """Σ of n values from ``own`` on and of the squares of those from ``at`` on about the mean."""
+    p, L, total_of, i = pointer(work), lanes(work), fill(work, 0), 0
+    center, times = fill(work, mean), fill(work, count)
+    while i + L <= n:
+        d = load(p, at + i) - center
+        total_of = total_of + (load(p, own + i) + d * d * times)
+        i += L
+    out = total(total_of)
+    for k in range(i, n):
+        d = work[u(at + k)] - mean
+        out += work[u(own + k)] + d * d * count
+    return out
+
+
+@inner
 def _gather(work, plan, channels, n, mean, m2, b):
     """Statistics of the channels from those of their columns, n values in each."""
     inner, reach, P = plan.inner, channels * plan.inner, _padded(plan)
@@ -124,6 +154,14 @@ def _gather(work, plan, channels, n, mean, m2, b):
     for c in range(channels):                    # about one of them: of equal ones exactly that
         mean[u(b + c)], m2[u(b + c)] = work[u(c * inner)], 0.0
     share = 1.0 / (repeats * inner)
+    if inner >= lanes(work):
+        for j in range(0, repeats * reach, inner):
+            c = j // inner % channels
+            mean[u(b + c)] += _offsets(work, j, inner, work[u(c * inner)], share)
+        for j in range(0, repeats * reach, inner):
+            c = j // inner % channels
+            m2[u(b + c)] += _squares(work, j, P + j, inner, mean[u(b + c)], n)
+        return
     for first in range(0, repeats * reach, reach):
         for k in range(inner):
             for c in range(channels):
@@ -246,6 +284,10 @@ def _fold(work, P, channels, plan, out, v):
     repeats = plan.W // reach if channels == plan.together else 1
     for c in range(channels):
         out[u(v + c)] = 0.0
+    if inner >= lanes(work):
+        for j in range(0, repeats * reach, inner):
+            out[u(v + j // inner % channels)] += _offsets(work, P + j, inner, 0.0, 1.0)
+        return
     for first in range(P, P + repeats * reach, reach):
         for k in range(inner):
             for c in range(channels):

@@ -93,7 +93,7 @@ def max_pool2d(x, *, kernel_size, stride, padding, dilation, ceil_mode):
     if y.size:
         _max(channels_last(x), g, _taps(g.H, g.P, g.I, g.sh, g.ph, g.dh),
              _taps(g.W, g.Q, g.J, g.sw, g.pw, g.dw), y, indices,
-             work=x.nbytes + y.nbytes + indices.nbytes)
+             work=3 * x.nbytes)
     return channels_first(y), channels_first(indices)
 
 
@@ -166,7 +166,7 @@ def max_pool2d_backward(dy, indices, *, input_size, kernel_size=None, stride=Non
     the caches is written in one pass."""
     N, C, H, W = input_size
     dx = empty((N, H, W, C), dy.dtype)
-    dy, indices, work = channels_last(dy), channels_last(indices), dx.nbytes + 3 * dy.nbytes
+    dy, indices, work = channels_last(dy), channels_last(indices), 3 * dx.nbytes
     known = kernel_size is not None and tuple(dilation) == (1, 1)
     if known and dx.nbytes >= PAST_BYTES and C * dx.itemsize % VECTOR == 0:
         rows, columns = (_windows_of(*a) for a in zip((H, W), dy.shape[1:3], kernel_size, stride,

@@ -8,6 +8,7 @@ order: sums do not depend on the number of threads.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -123,7 +124,7 @@ def _sum_middle(x):
         return sums if whole == R else sums + x[:, whole:].sum(axis=1, dtype=np.float64)
     rows = -(-BLOCK // _smaller(B, COLUMNS))
     partial = np.empty((A, -(-R // rows), B))
-    _sum_blocks(np.ascontiguousarray(x), rows, partial, work=x.nbytes)
+    _sum_blocks(np.ascontiguousarray(x), rows, partial, work=3 * x.nbytes)
     return partial[:, 0] if partial.shape[1] == 1 else partial.sum(axis=1)
 
 
@@ -186,34 +187,47 @@ def _extremes(x, sign, width, out):
                                 pointer(flat), a * B + b)
 
 
-def _merged(x, axes, last, middle, merge):
-    """A reduction of the last run of reduced axes in memory order by last (A, R) or middle
-    (A, R, B), merged over the others; None where x has gaps."""
-    if axes is None and (x.flags.c_contiguous or x.flags.f_contiguous):
-        return last(x.reshape(1, -1) if x.flags.c_contiguous else x.T.reshape(1, -1))[0]
-    axes = range(x.ndim) if axes is None else axes if type(axes) is tuple else (axes,)
-    axes = {a % x.ndim for a in axes}
-    order, t = list(range(x.ndim)), x
-    if not x.flags.c_contiguous:
-        if _smaller(x.strides) < 0:                           # a sum may be read from its other end
-            x = x[tuple(slice(None, None, -1 if i in axes and x.strides[i] < 0 else 1)
-                        for i in range(x.ndim))]
-        order.sort(key=lambda i: -x.strides[i])
-        t = x.transpose(order)
-    if not axes or not t.flags.c_contiguous:
-        return None
+@lru_cache(1 << 12)
+def _runs(shape, strides, axes):
+    """How x lies around the last run of reduced axes in memory: its axes in memory's order; x in
+    that order as (A, R, B) with the run in the middle; the shape of what is left of x, the order
+    that sorts its axes (None if they are), and those of them that are reduced."""
+    axes = {a % len(shape) for a in axes}
+    order = sorted(range(len(shape)), key=lambda i: -strides[i])
     end = order.index(next(i for i in reversed(order) if i in axes)) + 1
     first = end - 1
     while first and order[first - 1] in axes:
         first -= 1
-    sizes = t.shape
-    A, R, B = math.prod(sizes[:first]), math.prod(sizes[first:end]), math.prod(sizes[end:])
-    part = last(t.reshape(A, R)) if B == 1 else middle(t.reshape(A, R, B))
+    sizes = [shape[i] for i in order]
+    three = math.prod(sizes[:first]), math.prod(sizes[first:end]), math.prod(sizes[end:])
     left = order[:first] + order[end:]
-    part = part.reshape([x.shape[i] for i in left])
-    if left != sorted(left):
-        part = part.transpose(np.argsort(left))
+    back = None if left == sorted(left) else tuple(map(int, np.argsort(left)))
     rest = tuple(n for n, i in enumerate(sorted(left)) if i in axes)
+    return tuple(order), three, tuple(shape[i] for i in left), back, rest
+
+
+def _merged(x, axes, last, middle, merge):
+    """A reduction of the last run of reduced axes in memory order by last (A, R) or middle
+    (A, R, B), merged over the others; None where x has gaps."""
+    contiguous = x.flags.c_contiguous
+    if axes is None and (contiguous or x.flags.f_contiguous):
+        return last(x.reshape(1, -1) if contiguous else x.T.reshape(1, -1))[0]
+    axes = tuple(range(x.ndim)) if axes is None else axes if type(axes) is tuple else (axes,)
+    if not axes:
+        return None
+    if not contiguous and _smaller(x.strides) < 0:            # a sum may be read from its other end
+        reduced = {a % x.ndim for a in axes}
+        x = x[tuple(slice(None, None, -1 if i in reduced and x.strides[i] < 0 else 1)
+                    for i in range(x.ndim))]
+    order, (A, R, B), left, back, rest = _runs(
+        x.shape, tuple(range(x.ndim, 0, -1)) if contiguous else x.strides, axes)
+    t = x if contiguous else x.transpose(order)
+    if not t.flags.c_contiguous:
+        return None
+    part = last(t.reshape(A, R)) if B == 1 else middle(t.reshape(A, R, B))
+    part = part.reshape(left)
+    if back is not None:
+        part = part.transpose(back)
     return merge(part, axis=rest) if rest else part
 
 

@@ -31,7 +31,7 @@ def propagate(roots: Sequence[Tensor], dys: Sequence[Tensor], targets: set[Any] 
     """Carry cotangents from the roots back. Leaves get ``.grad``, or, with ``targets``, only these
     are computed and returned. ``stop``: the targets' own histories are not entered."""
     sources = [r.grad_fn or r for r in roots]
-    nodes = [s for s in sources if isinstance(s, Node)]
+    nodes = [r.grad_fn for r in roots if r.grad_fn is not None]
     pending = _pending(nodes, targets if stop and targets else set())
     needed = None
     if targets is not None:
@@ -76,14 +76,20 @@ def _visit(roots: Sequence[Node], pending: dict[Any, int], dy_of: dict[Any, Any]
             continue                               # nor is anything behind it
         edges = node.edges
         dxs = (None,) * len(edges) if dy is None else _pull(node, dy, retain)
+        taken = {id(dy)}
         for edge, dx in zip(edges, dxs):
             if edge is None:
                 continue
             left = pending.get(edge)               # None: a leaf
             if dx is not None and (wanted is None or edge in wanted):
-                if left is None and not recording:
-                    dx = _owned(dx, dy, dxs)
-                if edge not in dy_of and dx.data.shape == edge.shape:
+                leaf = left is None
+                if leaf and not recording and (id(dx) in taken or (
+                        dx.data.base is not None and is_array(dx.data.base))):
+                    # it keeps its gradient, and users scale it in place
+                    dx = wrap(dx.data.copy(order="K"))
+                taken.add(id(dx))
+                shape = edge.data.shape if leaf else edge.shape
+                if edge not in dy_of and dx.data.shape == shape:
                     dy_of[edge] = dx
                 else:
                     _deliver(dy_of, edge, dx, node)
@@ -194,16 +200,6 @@ def _hooked(hooks: list[Any], dy: Any, owner: Node | Tensor) -> Any:
                                f"the gradient, {dy.dtype} of shape {dy.shape}")
         dy = new
     return dy
-
-
-def _owned(dx: Tensor, dy: Any, dxs: Sequence[Any]) -> Tensor:
-    """A leaf keeps its gradient, and users scale it in place: it must not be somebody else's."""
-    uses = 0
-    for d in dxs:
-        if d is dx:
-            uses += 1
-    shared = dx is dy or uses > 1 or is_array(dx.data.base)
-    return wrap(dx.data.copy(order="K")) if shared else dx
 
 
 def accumulate(leaf: Tensor, dy: Tensor, record: bool) -> None:

@@ -54,8 +54,9 @@ def _unmodified(node: Node) -> bool:
             if isinstance(value, Tensor):
                 if value._version is not None and value._version[0] > node.clock:
                     return False
-            elif type(value) in (FunctionType, list, tuple):
-                return False                 # tensors may hide in there
+            elif type(value) is FunctionType or (type(value) in (list, tuple) and any(
+                    isinstance(v, (Tensor, FunctionType)) for v in value)):
+                return False
     y = node.output
     return y is None or y._version is None or y._version[0] <= node.clock
 

@@ -17,13 +17,17 @@ __all__ = ["bump", "clock", "share_version"]
 clock = 0                   # counts in-place writes
 
 
-def bump(t: Tensor) -> None:
-    """Say that ``t.data`` was written to: a vjp that still needs the old value will raise."""
+def bump(*ts: Tensor) -> None:
+    """Say that the ``data`` of these was written to: a vjp that still needs an old value will
+    raise."""
     global clock
     clock += 1
-    if t._version is None:
-        t._version = [0]
-    t._version[0] = clock
+    for t in ts:
+        version = t._version
+        if version is None:
+            t._version = [clock]
+        else:
+            version[0] = clock
 
 
 def share_version(base: Tensor, view: Tensor) -> None:

@@ -233,8 +233,7 @@ class BatchNorm(Normalization):
             return
         mean.data[...], var.data[...] = self._moved(now, batch, t + 1)
         tracked.data[...] = t + 1
-        bump(mean)
-        bump(var)
+        bump(mean, var)
         if self.update == "step":                    # whoever writes to the mean starts it anew
             self._pending = self._moment(), batch, start
 

@@ -20,6 +20,12 @@ Pair = tuple[int, int]
 
 def ints(value: Any, name: str, op_name: str, low: int = 1, n: int = 2) -> Any:
     """An int or n ints, each at least ``low``, as n ints."""
+    if type(value) is int and value >= low:
+        return (value,) * n
+    if type(value) is tuple and len(value) == n == 2:
+        a, b = value
+        if type(a) is type(b) is int and a >= low <= b:
+            return value
     each = tuple(value) if isinstance(value, (tuple, list, str)) else (value,)
     if len(each) == 1:
         each *= n

@@ -59,8 +59,7 @@ class Adam(Optimizer):
             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"],
             weight_decay=group["weight_decay"], decoupled=self._decoupled,
             steps=[own["step"] for own in states], plans=self._plans_of(group))
-        for p in params:
-            bump(p)
+        bump(*params)
 
 
 class AdamW(Adam):

@@ -107,7 +107,6 @@ class Optimizer:
 
     def _check_step(self) -> None:
         """Kernels trust the shapes: they would read and write beyond a smaller array."""
-        state, buffers = self.state, self._buffers
         for group in self.param_groups:
             for p in group["params"]:
                 g = p.grad
@@ -116,15 +115,13 @@ class Optimizer:
                 if not isinstance(g, Tensor):
                     raise TypeError(f"{type(self).__name__}: expected a Tensor as the gradient of "
                                     f"a parameter of shape {p.shape}, got {type(g).__name__}")
-                shape = p.data.shape
-                if g.data.shape != shape:
+                if g.data.shape != p.data.shape:
                     raise self._misfit("the gradient", g, p)
-                own = state.get(p) if state else None
-                if own:
-                    for name in buffers:
-                        buf = own.get(name)
-                        if buf is not None and buf.shape != shape:
-                            raise self._misfit(name, buf, p)
+        for p, own in self.state.items():
+            for name in self._buffers:
+                buf = own.get(name)
+                if buf is not None and buf.shape != p.data.shape:
+                    raise self._misfit(name, buf, p)
 
     def _misfit(self, name: str, x: Any, p: Tensor) -> ValueError:
         return ValueError(f"{type(self).__name__}: {name} of a parameter of shape {p.shape} has "

@@ -44,16 +44,16 @@ class SGD(Optimizer):
         bufs: list[Any] | None = None
         first = [False] * len(params)
         if group["momentum"]:
-            bufs = [self.state.get(p, {}).get("momentum_buffer") for p in params]
+            state = self.state
+            bufs = [state[p].get("momentum_buffer") if p in state else None for p in params]
             first = [buf is None for buf in bufs]
-            for i, p in enumerate(params):
+            for i, p in enumerate(params if True in first else ()):
                 if first[i]:
                     bufs[i] = np.empty_like(p.data)
-                    self.state[p] = {"momentum_buffer": bufs[i]}
+                    state[p] = {"momentum_buffer": bufs[i]}
         kernels(params[0]).sgd_step(
             [p.data for p in params], self._gradients(params, group), bufs, lr=group["lr"],
             momentum=group["momentum"], dampening=group["dampening"],
             weight_decay=group["weight_decay"], nesterov=group["nesterov"], first=first,
             plans=self._plans_of(group))
-        for p in params:
-            bump(p)
+        bump(*params)

@@ -96,8 +96,7 @@ class _SpectralNorm(Module):
         for _ in range(n):
             u.data[...] = self._unit(matrix @ v.data)
             v.data[...] = self._unit(matrix.T @ u.data)
-        bump(u)
-        bump(v)
+        bump(u, v)
 
     def forward(self, weight: Tensor) -> Tensor:
         if weight.ndim == 1:

@@ -189,8 +189,7 @@ def moving(train: Any, inputs: Any, mean: Tensor | None, var: Tensor | None, mom
         return transient(train, inputs, "known", **settings)
     out = transient(train, inputs, "running", "known", running=(mean.data, var.data, momentum),
                     **settings)
-    bump(mean)
-    bump(var)
+    bump(mean, var)
     return out
 
 
