@@ -13,7 +13,7 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .emit import I64, Code
+from .emit import I32, I64, Code
 
 __all__ = ["OUTPUTS", "ROWS", "rows_of"]
 
@@ -23,6 +23,8 @@ ROWS = 3                   # of taps, at most
 
 class _Row:
     """The code of one row: b the builder, the rest as in the comment below."""
+
+    writes = 1                 # y is written
 
     def __init__(self, code, shape, pointers, source, steps, places, first, target, n):
         self.code, self.b, self.n = code, code.builder, n
@@ -100,6 +102,26 @@ class _Row:
         outputs = [(b.select(self.first, self.bias, p), p) for p in places]
         self.loop(self.n, self.code.lanes, lambda i: self.vector(i, pixels, outputs))
 
+    def ahead(self, u):
+        """Ask for the pixels that the next row of outputs reads first, below those of output u and
+        the three after it, and for the places of that row: the hardware loses count of so many
+        streams. Addresses may be outside. (128 channels of 56×56, one core beside busy ones: 2.9 ms
+        without, 1.2 with it; 32 of 112×112, gradient of the weights: 3.4 and 1.1.)"""
+        b, at, step = self.b, self.code.at, self.step
+        first = b.add(self.at, b.mul(u, b.mul(self.pixel, I64(step))))
+        for r in range(self.rows, self.rows + step):
+            self.ask(at(self.x, b.add(first, b.mul(self.line, I64(r)))),
+                     b.mul(self.pixel, I64(OUTPUTS * step)), 0)
+        self.ask(at(self.y, b.add(self.yt, b.mul(b.add(u, self.count), self.out))),
+                 b.mul(self.out, I64(OUTPUTS)), self.writes)
+
+    def ask(self, p, n, write):
+        """Fetch n values from p on to an L2."""
+        kind = ir.FunctionType(ir.VoidType(), [p.type, *[I32] * 3])
+        fetch = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch.p0")
+        self.loop(n, self.code.lanes, lambda i: self.b.call(
+            fetch, [self.code.at(p, i), I32(write), I32(2), I32(1)]))
+
     def column(self, u):
         """The column of output u's first tap."""
         return self.b.add(self.w, self.b.mul(u, self.b.mul(self.dw, I64(self.step))))
@@ -107,6 +129,7 @@ class _Row:
     def four(self, u, full=None):
         """Outputs u … u + 3, by whether all that they read is there."""
         b, w, whole = self.b, self.column(u), self.seen[0]
+        self.ahead(u)
         last = b.add(w, b.mul(self.dw, I64(self.columns - 1)))
         for here in [*self.seen[1:], b.icmp_signed(">=", w, I64(0)),
                      b.icmp_signed("<", last, self.W), *([] if full is None else [full])]:
@@ -127,6 +150,8 @@ class _Gradient(_Row):
     """The same for the gradient of the weights: what a row adds to it. y is read and the weights
     are written. A tile loads and stores the sums, for 36 multiply-adds 31 loads and 9 stores; rows
     of the image are read as they lie."""
+
+    writes = 0
 
     def vector(self, i, x, outputs):
         code, mask = self.code, self.mask(i)
