@@ -91,19 +91,18 @@ def _plane(x, w, at, i, first, last, begin, count):
     p, P, v = pointer(x), lanes(x), np.float64(x[at + begin])
     mean, m2 = v if abs(v) < math.inf else 0.0, 0.0
     zero, one = fill(pointer(ONES), 0.0), fill(pointer(ONES), 1.0)
-    full = first if w.size else last - (last - first) % P         # whole vectors without weights
-    two = one if P > L else zero
+    here, there, n = one, one if P > L else zero, (last - first) % P
     for _ in range(2):
         middle, s, q, r, t = fill(pointer(ONES), mean), zero, zero, zero, zero
-        for j in range(first, full, P):
-            a, b = _deviations(p, at + j, P, middle, middle, one, two, zero)
-            s, q, r, t = s + a, q + a * a, r + b, t + b * b
-        for j in range(full, last, P):
-            n = min(P, last - j)
-            here, there = _weights(w, i + j, n)
-            a, b = _deviations(p, at + j, n, middle, middle, here, there, zero)
-            s, q = s + here * a, q + here * a * a
-            r, t = r + there * b, t + there * b * b
+        for j in range(first, last - n, P):
+            if w.size:
+                here, there = _weights(w, i + j, P)
+            a, b = _deviations(p, at + j, P, middle, middle, here, there, zero)
+            s, q, r, t = s + here * a, q + here * a * a, r + there * b, t + there * b * b
+        if n:
+            own, rest = _weights(w, i + last - n, n)
+            a, b = _deviations(p, at + last - n, n, middle, middle, own, rest, zero)
+            s, q, r, t = s + own * a, q + own * a * a, r + rest * b, t + rest * b * b
         d = total(s + r) / count
         mean, m2 = mean + d, total(q + t) - d * d * count
     return mean, m2
