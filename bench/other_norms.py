@@ -101,6 +101,31 @@ def _masked_composed(x, gamma, beta, _):
     return _affine(xc * ops.rsqrt(var + EPS), gamma, beta) * there
 
 
+def _weights(x):
+    """Of positions, from 0 up; a quarter of them are 0."""
+    N, _, H, W = x.shape
+    return (np.arange(N * H * W) % 4 / 2).reshape(N, 1, H, W)
+
+
+def _weighted_composed(x, gamma, beta, _):
+    w = _weights(x)
+    share, there = (nbgrad.as_tensor(a.astype(np.float32)) for a in (w / w.sum(), w > 0))
+    xc = x - (x * share).sum((0, 2, 3), True)
+    var = (xc * xc * share).sum((0, 2, 3), True)
+    return _affine(xc * ops.rsqrt(var + EPS), gamma, beta) * there
+
+
+def _sync(x, gamma, beta, _):
+    """One worker, which has all there is: what merging costs a process."""
+    workers = nn.InProcess(1).rank(0)
+    return ops.weighted_batch_norm(x, gamma, beta, EPS, workers=workers)[0]
+
+
+def _batch_composed(x, gamma, beta, _):
+    xc, var = _moments(x, (0, 2, 3))
+    return _affine(xc * ops.rsqrt(var + EPS), gamma, beta)
+
+
 def _switchable(x, gamma, beta, v):
     return ops.switchable_norm(x, v[:3], v[3:6], gamma, beta, EPS)[0]
 
@@ -154,6 +179,10 @@ OTHERS = {
                         _global_composed),
     "masked": (lambda x, g, b, _: ops.weighted_batch_norm(x, g, b, EPS, mask=_mask(x))[0],
                _masked_composed),
+    "masked by weights": (
+        lambda x, g, b, _: ops.weighted_batch_norm(x, g, b, EPS, mask=_weights(x))[0],
+        _weighted_composed),
+    "sync": (_sync, _batch_composed),
     "switchable": (_switchable, _switchable_composed),
     "decorrelated": (_decorrelated, _decorrelated_composed),
     "absolute deviation": (_absolute, _absolute_composed),

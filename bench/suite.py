@@ -135,7 +135,7 @@ def _sample_norms(limit):
 FUNCTIONS = {"local_response_norm": ({"size": 5}, 20), "normalize": ({}, 8)}
 BOTH = ("ghost", "filter response", "filter response, TLU", "weight standardization")
 ONCE = ("renorm", "EvoNorm B0", "EvoNorm S0", "global response", "absolute deviation",
-        "masked", "switchable", "decorrelated")
+        "masked", "masked by weights", "sync", "switchable", "decorrelated")
 
 
 def _other_norms(limit):

@@ -85,31 +85,24 @@ def _present(w, i, first, last):
     return begin, count
 
 
-@inlined
-def _unmasked(w, first, last, P):
-    """Where vectors end that are whole and have no weights."""
-    return first if w.size else last - (last - first) % P
-
-
 @inner
 def _plane(x, w, at, i, first, last, begin, count):
     """Mean and M2 of one channel of a piece, from one of its values: of equal ones exactly that."""
     p, P, v = pointer(x), lanes(x), np.float64(x[at + begin])
     mean, m2 = v if abs(v) < math.inf else 0.0, 0.0
-    zero, full = fill(pointer(ONES), 0.0), _unmasked(w, first, last, P)
-    one = fill(pointer(ONES), 1.0)
-    two = one if P > L else zero
+    zero, one = fill(pointer(ONES), 0.0), fill(pointer(ONES), 1.0)
+    here, there, n = one, one if P > L else zero, (last - first) % P
     for _ in range(2):
         middle, s, q, r, t = fill(pointer(ONES), mean), zero, zero, zero, zero
-        for j in range(first, full, P):
-            a, b = _deviations(p, at + j, P, middle, middle, one, two, zero)
-            s, q, r, t = s + a, q + a * a, r + b, t + b * b
-        for j in range(full, last, P):
-            n = min(P, last - j)
-            here, there = _weights(w, i + j, n)
-            a, b = _deviations(p, at + j, n, middle, middle, here, there, zero)
-            s, q = s + here * a, q + here * a * a
-            r, t = r + there * b, t + there * b * b
+        for j in range(first, last - n, P):
+            if w.size:
+                here, there = _weights(w, i + j, P)
+            a, b = _deviations(p, at + j, P, middle, middle, here, there, zero)
+            s, q, r, t = s + here * a, q + here * a * a, r + there * b, t + there * b * b
+        if n:
+            own, rest = _weights(w, i + last - n, n)
+            a, b = _deviations(p, at + last - n, n, middle, middle, own, rest, zero)
+            s, q, r, t = s + own * a, q + own * a * a, r + rest * b, t + rest * b * b
         d = total(s + r) / count
         mean, m2 = mean + d, total(q + t) - d * d * count
     return mean, m2
@@ -233,14 +226,15 @@ def _map(name):
                     here = fill(pointer(ONES), w[i + j]) if w.size else one
                     vector(px, pd, py, at + j * C, m, k, l, b, d, here, here, back, one, zero)
             else:
-                at, k = (n * C + c) * S, _every(table, rows, r, C, c)
-                b, full = _every(slopes, rows, r, C, c), _unmasked(w, first, last, P)
+                at, k, m = (n * C + c) * S, _every(table, rows, r, C, c), (last - first) % P
+                b, full, here, there = _every(slopes, rows, r, C, c), last - m, one, one
                 for j in range(first, full, P):
-                    vector(px, pd, py, at + j, P, k, k, b, b, one, one, back, one, zero)
-                for j in range(full, last, P):
-                    m = min(P, last - j)
-                    here, there = _weights(w, i + j, m)
-                    vector(px, pd, py, at + j, m, k, k, b, b, here, there, back, one, zero)
+                    if w.size:
+                        here, there = _weights(w, i + j, P)
+                    vector(px, pd, py, at + j, P, k, k, b, b, here, there, back, one, zero)
+                if m:
+                    here, there = _weights(w, i + full, m)
+                    vector(px, pd, py, at + full, m, k, k, b, b, here, there, back, one, zero)
 
     def loop(run, x, dy, w, last_axis, N, C, S, pieces, rows, table, slopes, back, y):
         share(task, N * pieces, run, (x, dy, w, last_axis, N, C, S, pieces, rows, table, slopes,
@@ -295,14 +289,15 @@ def _sums(name):
                 put(po, b, step, s, m)
                 put(po, b + L, step, z, m - L)
             else:
-                at, k = (n * C + c) * S, _every(table, rows, r, C, c)
-                full = _unmasked(w, first, last, P)
+                at, k, m = (n * C + c) * S, _every(table, rows, r, C, c), (last - first) % P
+                full, here, there = last - m, one, one
                 for j in range(first, full, P):
-                    s, z = vector(px, pd, at + j, P, k, k, one, one, s, z, one, zero)
-                for j in range(full, last, P):
-                    m = min(P, last - j)
-                    here, there = _weights(w, i + j, m)
-                    s, z = vector(px, pd, at + j, m, k, k, here, there, s, z, one, zero)
+                    if w.size:
+                        here, there = _weights(w, i + j, P)
+                    s, z = vector(px, pd, at + j, P, k, k, here, there, s, z, one, zero)
+                if m:
+                    here, there = _weights(w, i + full, m)
+                    s, z = vector(px, pd, at + full, m, k, k, here, there, s, z, one, zero)
                 put(po, b, step, (fill(po, total(s[0] + z[0])), fill(po, total(s[1] + z[1])),
                                   fill(po, total(s[2] + z[2])), fill(po, total(s[3] + z[3])),
                                   fill(po, total(s[4] + z[4]))), 1)
