@@ -25,8 +25,15 @@ HOT = {
     "batch norm: statistics": "statistics_f4_4", "normalize": "normalize_f4_4",
     "sums of the backward": "sums_f4_4", "input's gradient": "gradient_f4_4",
     "single read": "single_f4_4", "backward, single read": "single_backward_f4_4",
+    "bfloat16: statistics": "statistics_bf_8", "bfloat16: normalize": "normalize_bf_8",
+    "bfloat16: sums of the backward": "sums_bf_8", "bfloat16: input's gradient": "gradient_bf_8",
+    "bfloat16: single read": "single_bf_8",
+    "bfloat16: backward, single read": "single_backward_bf_8",
     "layer norm, a warp a row": "rows_f4_4_32", "a block a row": "rows_f4_4_256",
     "its backward": "rows_backward_f4_4_256", "sums of γ and β": "column_sums_f4_4",
+    "bfloat16: a block a row": "rows_bf_8_256",
+    "bfloat16: its backward": "rows_backward_bf_8_256",
+    "bfloat16: sums of γ and β": "column_sums_bf_8",
     "softmax": "softmax_f4_4_32", "cross entropy": "cross_entropy_f4_4_32",
     "matrix product, float32": "matmul_f4_128_ks_rows", "TF32": "matmul_f4_128_ks_rows_tf32",
     "3×TF32": "matmul_f4_128_ks_rows_3xtf32", "bfloat16": "matmul_u4_128_ks_ks_bf_bf",
@@ -95,12 +102,11 @@ def keep(reports, path=RESULTS):
 
 
 def _line(label, row):
-    n = {k: int(row[k]) for k in ("threads", "dynamic", *COLUMNS)}
+    n = {k: int(row[k]) for k in ("threads", *COLUMNS)}
     cc = int(row["cc"][:-1]), int(row["cc"][-1])
-    shared = n["shared"] + n["dynamic"]
-    there, most = warps(cc, n["threads"], n["registers"], shared)
+    there, most = warps(cc, n["threads"], n["registers"], n["shared"])
     loads = f"{n['wide_loads']} of {n['loads']}"
-    cells = (label, n["threads"], n["registers"], n["spilled"], f"{shared / 1024:.1f}", loads,
+    cells = (label, n["threads"], n["registers"], n["spilled"], f"{n['shared'] / 1024:.1f}", loads,
              f"{n['wide_stores']} of {n['stores']}", f"{there} of {most}" if there else "none fits")
     return "| " + " | ".join(map(str, cells)) + " |\n"
 

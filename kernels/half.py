@@ -71,7 +71,11 @@ def _rounded(function, name):
     @quiet
     def run(*args, **settings):
         dtype = _dtype_of((*args, *settings.values()))
-        y = function(*wide(args), **{n: wide(x) for n, x in settings.items()})
+        used = {n: wide(x) for n, x in settings.items()}
+        y = function(*wide(args), **used)
+        for a, moved in zip(settings.get("running") or (), used.get("running") or ()):
+            if moved is not a:
+                a[...] = moved.astype(a.dtype)           # running statistics move in place
         if dtype is None or name in _KEPT:
             return y
         return (_narrow(y[0], dtype), *y[1:]) if name in _STATISTICS else _narrow(y, dtype)

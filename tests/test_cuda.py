@@ -103,7 +103,7 @@ SHARED = {(7, 5): (64 << 10, 64 << 10), (8, 0): (163 << 10, 164 << 10),
 @pytest.mark.slow
 @pytest.mark.parametrize("half", ["f2", "bf"])
 @pytest.mark.parametrize("columns", [True, False])
-def test_hot_norms_of_halves_do_as_well(half, columns):
+def test_hot_norms_of_halves_spill_nothing(half, columns):
     """Eight halves to a load; γ and β of the same kind or float32."""
     from nbgrad.kernels.cuda import offline
     from nbgrad.kernels.cuda.layer_norm import column_sums
@@ -114,15 +114,14 @@ def test_hot_norms_of_halves_do_as_well(half, columns):
     from nbgrad.kernels.cuda.single_backward import gradients
 
     f4, _, f2, bf = dtypes()
-    dtype = {"f2": f2, "bf": bf}[half]
+    dtype, params = {"f2": (f2, f2), "bf": (bf, f4)}[half]
     hot = (statistics, 4, 0), (normalize, 4, 2), (sums, 6, 0), (gradient, 6, 4), (single, 5, 1), (
         gradients, 6, 1)
-    cases = [(make(dtype, params, 8, columns, "u4"), *least) for make, *least in hot
-             for params in (dtype, f4)]
+    cases = [(make(dtype, params, 8, columns, "u4"), *least) for make, *least in hot]
     if not columns:                         # kernels of rows
-        cases += [(forward(dtype, dtype, 8, 256, True, False), 12, 4),
-                  (forward(dtype, f4, 8, 32, True, False), 20, 4),
-                  (backward(dtype, dtype, 8, 256, True), 6, 2), (column_sums(dtype, f4, 8), 4, 0)]
+        cases += [(forward(dtype, params, 8, 256, True, False), 12, 4),
+                  (backward(dtype, params, 8, 256, True), 6, 2),
+                  (column_sums(dtype, params, 8), 4, 0)]
     for kernel, loads, stores in cases:
         r = offline.report(kernel, (9, 0))
         assert (r.spilled, r.local) == (0, 0), r

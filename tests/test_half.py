@@ -60,6 +60,20 @@ def test_ops_round_once(dtype):
 
 
 @dtypes
+def test_running_statistics_move(dtype):
+    """By float32's rule, rounded once."""
+    x = np.random.default_rng(2).standard_normal((6, 3, 5, 5)) + 2
+    layers = [nn.BatchNorm2d(3).to(dtype=kind) for kind in (np.float32, dtype)]
+    for layer in layers:
+        layer(tensor(x).to(dtype).to(layer.weight.dtype))
+    for name in ("running_mean", "running_var"):
+        want, got = (getattr(layer, name).data for layer in layers)
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, want.astype(dtype))
+        assert (want != (name == "running_var")).all()
+
+
+@dtypes
 def test_a_network_and_its_gradients(dtype):
     """Within some roundings of float32's gradients, in the dtype of each parameter."""
     rng = np.random.default_rng(1)

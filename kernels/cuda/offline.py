@@ -26,7 +26,6 @@ class Report(NamedTuple):
     name: str
     cc: tuple[int, int]
     threads: int             # of a block
-    dynamic: int             # bytes of shared memory that a launch adds
     registers: int
     spilled: int             # bytes of registers written to memory
     local: int               # bytes of stack of a thread
@@ -61,7 +60,7 @@ def report(kernel, cc):
     ptx = kernel.ptx(cc)
     code, log = assemble(ptx, cc)
     wide = r"\.global(?:\.\w+)*\.(?:v4\.[fbu]32|v2\.[fbu]64)"
-    return Report(kernel.name, cc, kernel.threads, kernel.shared,
+    return Report(kernel.name, cc, kernel.threads,
                   _number(r"Used (\d+) registers", log), _number(r"(\d+) bytes spill stores", log),
                   _number(r"(\d+) bytes stack frame", log),
                   sum(map(int, re.findall(r"\.shared \.align \d+ \.b8 \w+\[(\d+)\]", ptx)))

@@ -43,7 +43,6 @@ __all__ = ["SHARED", "enabled", "leave", "meet", "plan", "planned", "run", "sing
            "two_per_tile", "unit"]
 
 SHARED = 80 << 10 if not SIMULATED else 16 << 10      # bytes: two blocks on a multiprocessor
-STATIC = 33 << 10                                     # that merging takes, at most
 _max, _min = max, min
 enabled = True
 
@@ -220,11 +219,12 @@ def plan(c, itemsize, resident):
 
 
 @cache
-def _fits(number):
-    """Whether the device has as much shared memory."""
+def _fits(number, cells):
+    """Whether the device has as much shared memory, beside that of so many cells."""
     if SIMULATED:
         return True
-    return xp.cuda.Device(number).attributes["MaxSharedMemoryPerBlockOptin"] >= SHARED + STATIC
+    needed = SHARED + 8 * cells + 64
+    return xp.cuda.Device(number).attributes["MaxSharedMemoryPerBlockOptin"] >= needed
 
 
 @cache
@@ -244,10 +244,10 @@ def two_per_tile(tiles):
     return _counters(xp.cuda.runtime.getDevice(), xp.cuda.get_current_stream().ptr, count)
 
 
-def planned(start, c, x, kept=1):
-    """``plan``, and two arrays for what blocks find, for a kernel that keeps so many arrays like x;
-    None where this is not the way."""
-    if not enabled or not _fits(device_of(x)):
+def planned(start, c, x, cells, kept=1):
+    """``plan``, and two arrays for what blocks find, for a kernel that merges in so many cells and
+    keeps so many arrays like x; None where this is not the way."""
+    if not enabled or not _fits(device_of(x), cells):
         return None
     how = plan(c, kept * x.itemsize, _resident(start, device_of(x)))
     if how is None:
@@ -260,7 +260,7 @@ def run(x, z, gamma, beta, params, c, eps, relu, running):
     """y, mean, var and invstd of dense x, cut as c says, all of one memory order; ``params``: dtype
     of γ, β and the running ones. None where this is not the way."""
     start = single(x.dtype, params, *c.kind)
-    how = planned(start, c, x)
+    how = planned(start, c, x, 3 * states(c.W, c.columns) * CELLS)
     if how is None:
         return None
     lines, P, groups, parts = how

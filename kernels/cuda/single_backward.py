@@ -119,7 +119,7 @@ def run(dy, x, y, c, gamma, beta, params, mean, invstd, dz, option):
     """dx, dγ and dβ of dense arrays of one memory order, cut as c says; ``params``: dtype of γ, β
     and their gradients. None where this is not the way."""
     start = gradients(x.dtype, params, *c.kind)
-    how = planned(start, c, x, 2)
+    how = planned(start, c, x, 2 * c.W * THREADS, 2)
     if how is None:
         return None
     segment, P, groups, parts = how
