@@ -13,4 +13,5 @@ from .pool import *  # noqa: F403
 from .random import *  # noqa: F403
 from .reduce import *  # noqa: F403
 
-HALF = {"conv2d", "conv2d_input", "linear", "linear_backward", "matmul"}   # take halves as such
+# these take halves as such
+HALF = {"conv2d", "conv2d_input", "conv2d_weight", "linear", "linear_backward", "matmul"}
