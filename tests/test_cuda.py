@@ -184,16 +184,17 @@ def test_products_of_halves_use_the_tensor_cores(half, kind):
     from nbgrad.kernels.cuda import offline
     from nbgrad.kernels.cuda.matmul import WORD, _products
     from nbgrad.kernels.cuda.tile import LARGE
-    from nbgrad.kernels.cuda.windows import convolution
+    from nbgrad.kernels.cuda.windows import convolution, weights
 
     by_k = ("k", True)
     name = f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32"
     for kernel in (_products(WORD, LARGE, by_k, by_k, half, half),
                    convolution(WORD, LARGE, True, True, half, half),
-                   convolution(WORD, LARGE, True, True, half, half, True)):
+                   convolution(WORD, LARGE, True, True, half, half, True),
+                   weights(WORD, LARGE, True, True, half, "f4")):
         r = offline.report(kernel, (8, 0))
         assert (r.spilled, r.local) == (0, 0), r
-        assert r.wide_stores >= 2, r            # eight halves of the result
+        assert r.wide_stores >= 2, r            # eight halves of the result, or four of float32
         assert r.registers <= 128, r
         found = offline.instructions(kernel, (8, 0))
         assert found["LDGSTS"] == 12, found

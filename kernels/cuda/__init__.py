@@ -18,6 +18,6 @@ from .reduce import *  # noqa: F403
 # what takes halves as such
 HALF = {"batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
         "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats", "batch_norm_update",
-        "conv2d", "conv2d_input", "group_norm", "group_norm_backward", "layer_norm",
-        "layer_norm_backward", "linear", "linear_backward", "matmul", "rms_norm",
+        "conv2d", "conv2d_input", "conv2d_weight", "group_norm", "group_norm_backward",
+        "layer_norm", "layer_norm_backward", "linear", "linear_backward", "matmul", "rms_norm",
         "rms_norm_backward"}

@@ -16,9 +16,9 @@ from .elementwise import add
 from .epilogue import merged
 from .intrinsics import width
 from .layout import aligned
-from .matmul import WORD, words
+from .matmul import words
 from .memory import SIMULATED, empty, xp
-from .tile import plan
+from .tile import WORD, plan
 
 __all__ = ["conv2d", "conv2d_input", "conv2d_weight"]
 
@@ -170,15 +170,22 @@ def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
 
 def _weights(dy, x, grid, g):
     """(O/G of each group, I, J, C/G) from parts of the pixels, added up in their order."""
-    dtype, depth, columns = x.dtype, g.C // g.G, g.O // g.G
-    p = plan(columns, g.depth, g.N * g.P * g.Q, g.G, dtype)
-    parts = empty((p.splits, g.G * columns, g.I, g.J, depth), dtype)
-    a = _in_vectors(dtype, columns, g.O) and aligned(dy)
+    dtype, depth, columns, O = x.dtype, g.C // g.G, g.O // g.G, g.O
+    a = _in_vectors(dtype, columns, O) and aligned(dy)
     b = _in_vectors(dtype, depth, g.C) and aligned(x)
-    windows.weights(dtype, p.shape, a, b, precision.way(dtype), precision.loads())(
-        p.tiles * g.G * p.splits, dy, x, parts, _in_vectors(dtype, g.depth), *grid, depth, columns,
-        g.O, g.G, p.down, p.tiles, p.splits, p.length)
-    return _added(parts).transpose(0, 3, 1, 2)
+    way, out, result = precision.way(dtype), None, dtype
+    if is_half(dtype):
+        dy, x, grid = dy.view(WORD), x.view(WORD), grid._replace(C=g.C // 2)
+        depth, columns, O = depth // 2, columns // 2, O // 2
+    p = plan(g.O // g.G, g.depth, g.N * g.P * g.Q, g.G, x.dtype)
+    if is_half(dtype):
+        way, result = kind(dtype), dtype if p.splits == 1 else np.dtype(np.float32)
+        out = kind(result)
+    parts = empty((p.splits, g.O, g.I, g.J, g.C // g.G), result)
+    windows.weights(x.dtype, p.shape, a, b, way, out, precision.loads())(
+        p.tiles * g.G * p.splits, dy, x, parts, _in_vectors(result, g.depth), *grid, depth, columns,
+        O, g.G, p.down, p.tiles, p.splits, p.length)
+    return _added(parts).transpose(0, 3, 1, 2).astype(dtype, copy=False)
 
 
 def _direct_weights(dy, x, grid, g):
@@ -204,6 +211,10 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
         return dw
     grid = windows.Grid(g.N, g.H, g.W, g.C, g.P, g.Q, g.I, g.J, g.sh, g.sw, -g.ph, -g.pw, g.dh,
                         g.dw)
+    if is_half(dtype) and not (precision.multiplies_halves() and _in_vectors(
+            dtype, g.C // g.G, g.O // g.G)):
+        return conv2d_weight(wide(dy), wide(x), kernel_size=kernel_size, stride=stride,
+                             padding=padding, dilation=dilation, groups=groups).astype(dtype)
     few = g.G > 1 and g.C // g.G * (g.O // g.G) < FEW
     return xp.ascontiguousarray((_direct_weights if few else _weights)(
         _last(dy, dtype), _last(x, dtype), grid, g))

@@ -12,10 +12,10 @@ from ..half import is_half, kind as kind_of, named as half_of
 from .memory import SIMULATED
 from .simulator import Pointer, pause
 
-__all__ = ["FULL", "HALVES", "address", "address_of", "arrive", "commit", "copy", "couple", "cuda",
-           "device", "libm", "load", "load_raw", "matrices", "mma", "mma_of_halves", "multiply_add",
-           "outer", "quotient", "rounded", "store", "store_raw", "tf32", "wait", "wait_for",
-           "width"]
+__all__ = ["FULL", "HALVES", "address", "address_of", "arrive", "commit", "copy", "couple",
+           "crossed", "cuda", "device", "libm", "load", "load_raw", "matrices", "mma",
+           "mma_of_halves", "multiply_add", "outer", "quotient", "rounded", "store", "store_raw",
+           "tf32", "wait", "wait_for", "width"]
 
 FULL = 0xFFFFFFFF            # every lane of a warp
 WARP = 32
@@ -96,6 +96,15 @@ if SIMULATED:
         rows = [i for _, i in sorted(exchange(i, None).items())]
         group, t = cuda.threadIdx.x % WARP // 4, cuda.threadIdx.x % 4
         return tuple(p.memory[p.at(rows[8 * k + group], 4) + t] for k in range(4))
+
+    def crossed(p, i):
+        rows = [i for _, i in sorted(exchange(i, None).items())]
+        group, t = cuda.threadIdx.x % WARP // 4, cuda.threadIdx.x % 4
+
+        def half(matrix, row):
+            word = int(p.memory[p.at(rows[8 * matrix + row], 4) + group // 2])
+            return word >> group % 2 * 16 & 0xFFFF
+        return tuple(np.uint32(half(k, 2 * t) | half(k, 2 * t + 1) << 16) for k in range(4))
 
     def mma(sums, a, b):
         lanes = [v for _, v in sorted(exchange((a, b), None).items())]
@@ -315,22 +324,28 @@ else:
             return types.void(), codegen
         return run
 
-    @intrinsic
-    def matrices(typingctx, p, i):
-        """Four matrices of 8 rows of 4 elements of 32 bits in shared memory, the addresses of
-        whose rows are i of 32 lanes: lane 4 g + t gets element t of row g of each."""
-        kind = types.UniTuple(p.dtype, 4)
+    def _matrices(how, text):
+        @intrinsic
+        def run(typingctx, p, i):
+            kind = types.UniTuple(p.dtype, 4)
 
-        def codegen(context, builder, sig, args):
-            word, element = ir.IntType(32), args[0].type.pointee
-            code = ir.InlineAsm(
-                ir.FunctionType(ir.LiteralStructType([word] * 4), [word]),
-                "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {$0, $1, $2, $3}, [$4];",
-                "=r,=r,=r,=r,r,~{memory}", side_effect=True)
-            v = builder.call(code, [_in(builder, *args, 3, 32)])
-            return context.make_tuple(builder, kind, [
-                builder.bitcast(builder.extract_value(v, k), element) for k in range(4)])
-        return kind(p, i), codegen
+            def codegen(context, builder, sig, args):
+                word, element = ir.IntType(32), args[0].type.pointee
+                code = ir.InlineAsm(
+                    ir.FunctionType(ir.LiteralStructType([word] * 4), [word]),
+                    f"ldmatrix.sync.aligned.m8n8.x4{how}.shared.b16 {{$0, $1, $2, $3}}, [$4];",
+                    "=r,=r,=r,=r,r,~{memory}", side_effect=True)
+                v = builder.call(code, [_in(builder, *args, 3, 32)])
+                return context.make_tuple(builder, kind, [
+                    builder.bitcast(builder.extract_value(v, k), element) for k in range(4)])
+            return kind(p, i), codegen
+        run.__doc__ = text
+        return run
+
+    matrices = _matrices("", """Four matrices of 8 rows of 4 elements of 32 bits in shared memory,
+        whose rows are where i of 32 lanes says: lane 4 g + t gets element t of row g of each.""")
+    crossed = _matrices(".trans", """The same of 8 rows of 8 halves, transposed: lane 4 g + t gets
+        halves g of rows 2 t and 2 t + 1.""")
 
     @intrinsic
     def tf32(typingctx, x):

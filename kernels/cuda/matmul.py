@@ -22,6 +22,7 @@ from .memory import empty, xp
 from .tile import (
     LARGE,
     SMALL,
+    WORD,
     Operand,
     compiled,
     divided,
@@ -32,7 +33,6 @@ from .tile import (
 
 __all__ = ["linear", "linear_backward", "matmul"]
 
-WORD = np.dtype(np.uint32)   # two halves
 AXES = 2                     # of batches that a launch walks; more are launched one by one
 
 

@@ -6,14 +6,14 @@ accuracy at a third of the speed. Needs compute capability 8.0.
 A warp computes 64 × 32 results, as 4 × 4 products of (16, 8) and (8, 8) for 8 k at once; of halves
 for 16, with words in the places of numbers. Where rows are neighbours in shared memory, those of a
 k have 8 elements more than the tile: the 4 k by 8 rows of a fragment lie in 32 banks. Where k are,
-one instruction reads 16 rows of 8.
+one instruction reads 16 rows of 8, as it does, transposed, where rows of halves are.
 """
 
 from functools import partial
 
 import numpy as np
 
-from .intrinsics import cuda, device, matrices, mma, mma_of_halves, store, tf32
+from .intrinsics import crossed, cuda, device, matrices, mma, mma_of_halves, store, tf32
 from .tile import Arithmetic, swizzled
 
 __all__ = ["PAD", "exact", "fast", "halves"]
@@ -56,6 +56,8 @@ def _left(layout):
     pitch = layout.pitch
     if layout.by == "k":
         return device(lambda s, p, k, n: matrices(s, (p ^ k) + 16 * n * pitch))
+    if layout.packed:
+        return device(lambda s, p, k, n: crossed(s, p + k * pitch + 8 * n))
 
     @device
     def left(s, p, k, n):
@@ -69,6 +71,8 @@ def _right(layout):
     pitch = layout.pitch
     if layout.by == "k":
         return device(lambda s, q, k, n: matrices(s, (q ^ k) + 16 * n * pitch))
+    if layout.packed:
+        return device(lambda s, q, k, n: crossed(s, q + k * pitch + 8 * n))
 
     @device
     def right(s, q, k, n):
@@ -138,6 +142,11 @@ def _put(shape, pitch, half):
 def _places_of(layout, dtype, left):
     """Where lane t reads for k = 0, behind row, or column, ``first`` of its warp."""
     pitch = layout.pitch
+    if layout.packed:                # the k that lane t has the address of, and which 8 rows
+        if left:
+            return device(lambda first, t: (t // 16 * 8 + t % 8) * pitch
+                          + first // 2 + t // 8 % 2 * 4)
+        return device(lambda first, t: t % 16 * pitch + first // 2 + t // 16 * 4)
     if layout.by == "row":
         return device(lambda first, t: first + t // 4 + t % 4 * pitch)
     to = swizzled(dtype)             # the row that lane t has the address of, and which 4 k
@@ -156,7 +165,7 @@ def _arithmetic(precise, dtype, shape, a, b):
         return of_a(m, t % 32), of_b(n, t % 32)
     zeros = (((np.float32(0),) * 4,) * 4,) * 4
     put = [_put(shape, shape[1] + PAD, half) for half in (0, 2)]
-    return Arithmetic(at, zeros, 8, _step(precise, _left(a), _right(b)), put,
+    return Arithmetic(at, zeros, 16 if a.packed else 8, _step(precise, _left(a), _right(b)), put,
                       device(lambda part, r: r // 32 * 64 + part * 32 + r % 32))
 
 

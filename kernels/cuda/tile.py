@@ -11,7 +11,8 @@ once, and one for k, in each step. A convolution's pixels and taps are such halv
 
 Shared memory has an operand's vectors of 16 bytes as they are in memory: of neighbouring rows, k
 after k; or of neighbouring k, row after row of 64 bytes, where vector v of row r lies at the place
-of v ^ (r / 2 mod 4), so that 8 rows' are in different banks.
+of v ^ (r / 2 mod 4), so that 8 rows' are in different banks. Halves come in words of two: of
+neighbouring k, which are counted in words then, or both operands' of neighbouring rows.
 """
 
 from functools import cache
@@ -36,12 +37,13 @@ from .launch import Kernel
 from .layout import MISSING
 from .memory import SIMULATED
 
-__all__ = ["LARGE", "LOADS", "SMALL", "Arithmetic", "Operand", "Plan", "compiled",
+__all__ = ["LARGE", "LOADS", "SMALL", "WORD", "Arithmetic", "Operand", "Plan", "compiled",
            "depth", "divided", "multiplier", "plan", "swizzled", "threads", "tile_of"]
 
 LARGE, SMALL = (128, 128), (64, 64)
 BLOCKS = 264                 # what fills a large GPU twice; a constant, so that bits do not depend
 DEEP = 256                   # on the device. And the least k that is worth a block of its own
+WORD = np.dtype(np.uint32)   # two halves, of neighbouring k or rows
 MOST = 2**31 - 512           # rows, columns and k
 GROUP = 8                    # rows of tiles computed side by side: they share b in the L2 cache
 
@@ -177,20 +179,24 @@ def tile_of(t, down, tiles):
 
 
 class Layout(NamedTuple):
-    """How an operand's tile lies in shared memory: ``by`` "row" or "k", and from which line to the
-    next; ``size`` elements."""
+    """How an operand's tile lies in shared memory: ``by`` "row" or "k", ``pitch`` from line to the
+    next; ``size`` elements. ``packed``: they are words of two halves of neighbouring rows."""
 
     by: str
     pitch: int
     size: int
+    packed: bool = False
 
 
 @cache
 def layout(by, rows, dtype, pad):
-    """``pad``: unused elements behind each k, for the banks' sake, where rows are neighbours."""
-    steps = depth(dtype)
-    return Layout(by, steps, rows * steps) if by == "k" else Layout(
-        by, rows + pad, steps * (rows + pad))
+    """``pad``: unused numbers behind each k, for the banks' sake, where rows are neighbours."""
+    steps, pitch = depth(dtype), rows + pad
+    if by == "k":
+        return Layout(by, steps, rows * steps)
+    if dtype == WORD:
+        return Layout(by, pitch // 2, steps * pitch, True)
+    return Layout(by, pitch, steps * pitch)
 
 
 @cache
@@ -270,7 +276,9 @@ def _loader(operand, rows, dtype, count, where, loads):
             s, i + v * shift, p, join(g, u[v], deep(g, k))))
         apiece = device(lambda v, s, i, p, g, u, m, k: single(s, i + v * shift, p, g, u[v], m, k))
     else:                            # a k's vectors are neighbouring threads'
-        line, pitch = rows // W, where.pitch
+        pitch, line = where.pitch, rows // W
+        if where.packed:
+            line, steps = line // 2, 2 * steps
         apart = count // line
         V, shift = steps // apart, apart * pitch
         place = device(lambda t: (t % line * W, t // line, t // line * pitch + t % line * W))
@@ -319,7 +327,8 @@ def multiplier(a, b, line, shape, dtype, how, kind, loads, moments=None):
     place_a, rows_a, begin_a, finish_a = _loader(a, tall, dtype, threads(shape), in_a, loads)
     place_b, rows_b, begin_b, finish_b = _loader(b, across, dtype, threads(shape), in_b, loads)
     at, zeros, each, step, put, first_row = arithmetic(dtype, shape, in_a, in_b)
-    size, behind = in_a.size + in_b.size, in_a.size
+    size, behind, per = in_a.size + in_b.size, in_a.size, 2 if in_a.packed else 1
+    steps *= per
     finish = epilogue(shape, across + (pad or 4), line, np.dtype(f"f{dtype.itemsize}").type, kind,
                       put, first_row, moments)
 
@@ -330,7 +339,7 @@ def multiplier(a, b, line, shape, dtype, how, kind, loads, moments=None):
         to_a, to_b = np.int32(to_a), np.int32(to_b + behind)
         pt, qt = np.int32(pt), np.int32(qt + behind)
         top, left = np.int32(i * tall), np.int32(j * across)
-        ra, rb = np.int32(top + ra), np.int32(left + rb)
+        ra, rb = np.int32(top // per + ra), np.int32(left // per + rb)
         u, v = rows_a(g, ra), rows_b(g, rb)
         for d in range(stages - 1):
             n = d * size

@@ -15,7 +15,7 @@ from .intrinsics import cuda, device
 from .launch import Kernel
 from .layout import MISSING
 from .memory import SIMULATED
-from .tile import LARGE, SMALL, Operand, compiled, divided, multiplier, tile_of
+from .tile import LARGE, SMALL, WORD, Operand, compiled, divided, multiplier, tile_of
 
 __all__ = ["Grid", "SINGLE", "convolution", "direct", "direct_weights", "every", "weights"]
 
@@ -179,14 +179,22 @@ def _filters(g, m):
     return g[21] + m * g[17] if m < g[16] else MISSING
 
 
+@device
+def _filters_of_words(g, m):
+    return g[21] + m * 2 * g[17] if m < 2 * g[16] else MISSING
+
+
 @cache
-def weights(dtype, shape, vectors_a, vectors_b, way="fma", loads="ahead"):
+def weights(dtype, shape, vectors_a, vectors_b, way="fma", out=None, loads="ahead"):
     """dw[z, o, tap and channel] = Σ over the z-th part of the pixels of dy[pixel, o] times x's
-    windows."""
-    kind, how, by = dtype.str[1:], precision.WAYS[way], "row" if vectors_b else "k"
+    windows. Of words of halves, all counts of channels are of words but for dw, which is of halves
+    or float32: ``out``."""
+    kind, half, by = dtype.str[1:], way in precision.HALVES, "row" if vectors_b else "k"
+    how, per = (precision.HALVES if half else precision.WAYS)[way], 2 if half else 1
     body = multiplier(Operand(_gradient, _gradient_k, _sum, "row", vectors_a),
-                      Operand(_tap_n, _pixel_k, _window_of_tap, by, vectors_b), _filters, shape,
-                      dtype, how, kind, loads)
+                      Operand(_tap_n, _pixel_k, _window_of_tap, by, vectors_b),
+                      _filters_of_words if half else _filters, shape, dtype, how, out or kind,
+                      loads)
 
     def run(dy, x, dw, wide, N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw_, depth, columns, O,
             groups, down, tiles, splits, length):
@@ -196,13 +204,13 @@ def weights(dtype, shape, vectors_a, vectors_b, way="fma", loads="ahead"):
         group = part - z * groups
         taps, K = I * J * depth, N * A * B
         g = (N, H, W, C, A, B, I, J, sh, sw, h0, w0, dh, dw_, depth, group * depth, columns, taps,
-             K, O, group * columns, part * columns * taps)
+             K, O, group * columns, part * columns * per * taps * per)
         begin = z * length
-        body(dy, x, dw, dy, -1, g, i, j, begin, min(begin + length, K), taps, wide, ())
+        body(dy, x, dw, dw, -1, g, i, j, begin, min(begin + length, K), taps * per, wide, ())
     name = (f"conv_weight_{kind}_{shape[0]}_{vectors_a:d}{vectors_b:d}{how.suffix}"
-            + "_plain" * (loads == "plain"))
-    return compiled(run, f"*{kind} *{kind} *{kind} i4 " + FIELDS + "i8 " * 8, name, ("row", by),
-                    shape, dtype, how, loads)
+            + (f"_{out}" if half else "") + "_plain" * (loads == "plain"))
+    return compiled(run, f"*{kind} *{kind} *{out or kind} i4 " + FIELDS + "i8 " * 8, name,
+                    ("row", by), shape, dtype, how, loads)
 
 
 @cache
@@ -277,8 +285,9 @@ def every():
         yield direct_weights(dtype)
     yield convolution(np.dtype(np.float32), LARGE, True, True, moments=True)
     for half in precision.HALVES:
-        yield convolution(np.dtype(np.uint32), LARGE, True, True, half, half)
-        yield convolution(np.dtype(np.uint32), LARGE, True, True, half, half, True)
+        yield convolution(WORD, LARGE, True, True, half, half)
+        yield convolution(WORD, LARGE, True, True, half, half, True)
+        yield weights(WORD, LARGE, True, True, half, "f4")
     for way in ("tf32", "3xtf32"):
         yield convolution(np.dtype(np.float32), LARGE, True, True, way)
         yield weights(np.dtype(np.float32), LARGE, True, True, way)

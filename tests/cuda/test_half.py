@@ -64,3 +64,38 @@ def test_bfloat16_needs_ampere(monkeypatch):
     monkeypatch.setattr(launch, "KERNELS", {})
     assert Kernel(None, "*bf f4", name="a").least == (8, 0)
     assert Kernel(None, "*f2 f4", name="b").least == (0, 0)
+
+
+# x, weight, stride, padding, dilation, groups: 70 pixels are two steps of 32 and some
+WEIGHTS = [((1, 8, 7, 10), (8, 8, 3, 3), (1, 1), (1, 1), (1, 1), 1),
+           ((2, 16, 5, 4), (72, 16, 2, 1), (2, 1), (1, 0), (1, 2), 1),
+           ((1, 16, 5, 8), (16, 8, 1, 2), (1, 1), (0, 0), (1, 1), 2),
+           ((1, 3, 6, 5), (5, 3, 2, 2), (1, 1), (0, 0), (1, 1), 1)]          # through float32
+
+
+@dtypes
+@pytest.mark.parametrize("case", WEIGHTS)
+def test_gradient_of_weights(dtype, case, either_order, monkeypatch):
+    """Products of halves are exact; sums in float32, in parts of the pixels or not; one rounding.
+    The images are read as they are: nothing is converted."""
+    from nbgrad.kernels import cuda as kernels, reference
+    from nbgrad.kernels.cuda import conv, tile
+    from nbgrad.kernels.shapes import Conv
+
+    size, weight, stride, padding, dilation, groups = case
+    settings = {"kernel_size": weight[2:], "stride": stride, "padding": padding,
+                "dilation": dilation, "groups": groups}
+    g, rng = Conv.of(size, weight, stride, padding, dilation, groups), np.random.default_rng(0)
+    dy, x = (rng.standard_normal(s).astype(dtype) for s in ((g.N, g.O, g.P, g.Q), size))
+    wide = [a.astype(np.float64) for a in (dy, x)]
+    want = reference.conv2d_weight(*wide, **settings)
+    sizes = reference.conv2d_weight(*map(np.abs, wide), **settings)
+    unit = 2.0**-11 if dtype == np.float16 else 2.0**-8
+    bound = unit * np.abs(want) + g.N * g.P * g.Q * 2.0**-23 * sizes + 2.0**-25
+    if size[1] % 8 == 0:
+        monkeypatch.setattr(conv, "wide", None)
+    for deep in (tile.DEEP, 16):
+        monkeypatch.setattr(tile, "DEEP", deep)
+        dw = kernels.conv2d_weight(to_device(dy), to_device(x), **settings)
+        assert dw.dtype == dtype
+        assert (np.abs(to_host(dw).astype(np.float64) - want) <= bound).all()
