@@ -153,9 +153,9 @@ class RunningNorm(ChannelNorm):
         for name, (value, count) in found.items():
             buffer = getattr(self, name)
             now = buffer.data if start is None else start[name]
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"):          # a statistic may be no float32
                 moved = (1 - m) * now + m * value
-            buffer.data[...] = moved if start is None else np.where(count > 0, moved, now)
+                buffer.data[...] = moved if start is None else np.where(count > 0, moved, now)
             bump(buffer)
 
     def _momentum(self, t: int) -> float:
