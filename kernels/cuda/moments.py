@@ -21,8 +21,8 @@ from .layout import aligned
 from .memory import SIMULATED, empty, xp
 from .vectors import dtypes, each, filled, gather, of_lanes, reader, scatter
 
-__all__ = ["THREADS", "Cut", "add_trees", "cases", "cut", "kernel", "line_at", "statistics",
-           "tickets"]
+__all__ = ["THREADS", "Cut", "add_trees", "cases", "cut", "kernel", "line_at", "move", "settled",
+           "statistics", "tickets"]
 
 THREADS = 256 if not SIMULATED else 32
 LOG = THREADS.bit_length() - 1
@@ -358,6 +358,13 @@ def cases():
                     yield dtype, params, W, columns, "u4"
 
 
+@device
+def move(c, n, mean, var, running_mean, running_var, momentum):
+    """Running statistics towards those of n numbers."""
+    running_mean[c] = (1.0 - momentum) * running_mean[c] + momentum * mean
+    running_var[c] = (1.0 - momentum) * running_var[c] + momentum * (var * (n / (n - 1.0)))
+
+
 @cache
 def statistics(dtype, params, W, columns, index):
     """mean, var (biased) and invstd of channels; the running ones move."""
@@ -404,11 +411,32 @@ def statistics(dtype, params, W, columns, index):
             n, v, c = counts[t], squares[t] / counts[t], a * B + c
             mean[c], var[c], invstd[c] = means[t], v, 1.0 / sqrt(v + eps)
             if moving:
-                running_mean[c] = (1.0 - momentum) * running_mean[c] + momentum * means[t]
-                running_var[c] = ((1.0 - momentum) * running_var[c]
-                                  + momentum * (v * (n / (n - 1.0))))
+                move(c, n, means[t], v, running_mean, running_var, momentum)
     return kernel(body, "statistics", dtype, params, W, columns, index,
                   f"*k {'*f8 ' * 5} *i4 *p *p {'i8 ' * 7} f8 f8 i4")
+
+
+@cache
+def _settled(params):
+    sqrt, kind = libm("sqrt", np.float64), kind_of(params)
+
+    def body(mean, var, invstd, running_mean, running_var, C, n, eps, momentum, moving):
+        c = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
+        if c < C:
+            invstd[c] = 1.0 / sqrt(var[c] + eps)
+            if moving:
+                move(c, n, mean[c], var[c], running_mean, running_var, momentum)
+    return Kernel(body, f"*f8 *f8 *f8 *{kind} *{kind} i8 f8 f8 f8 i4", name=f"settled_{kind}",
+                  threads=THREADS)
+
+
+def settled(mean, var, n, eps, params, running=None):
+    """invstd of the statistics of n numbers; the running arrays, of dtype ``params``, move."""
+    C, invstd = len(mean), empty((len(mean),), np.float64)
+    towards = (None, None, 0.0) if running is None else running
+    _settled(params)(-(-C // THREADS), mean, var, invstd, *towards[:2], C, n, eps, towards[2],
+                     running is not None)
+    return invstd
 
 
 @cache

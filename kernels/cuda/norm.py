@@ -22,7 +22,7 @@ from .layer_norm import (
 )
 from .layout import alike, ordered
 from .memory import empty, empty_like, order_of, xp
-from .moments import cut, parts, statistics, tickets
+from .moments import cut, parts, settled, statistics, tickets
 from .passes import ADD, BETA, BY_Y, CENTER, GAMMA, RELU, WRITE
 
 __all__ = ["batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
@@ -82,11 +82,6 @@ def _of_nothing(C, eps):
     return _zeros(C), _zeros(C), _zeros(C, value=1 / math.sqrt(eps) if eps else math.inf)
 
 
-def _with_invstd(mean, var, eps):
-    mean, var = vector(mean, np.float64), vector(var, np.float64)
-    return mean, var, 1 / xp.sqrt(var + eps)
-
-
 def batch_norm_stats(x):
     """mean = Σx / n,  var = Σ(x − mean)² / n: float64 (C,); 0 and 0 of nothing. Reads x once."""
     if not x.size:
@@ -121,21 +116,22 @@ def batch_norm(x, gamma, beta, residual=None, *, eps, relu=False, running=None, 
         return empty_like(x), *_of_nothing(x.shape[1], eps)
     x, (residual,), c = _planned(x, residual)
     gamma, beta, params = parameters(x, gamma, beta)
-    inside = known is None and (running is None or all(
-        a.dtype == params and a.flags.c_contiguous for a in running[:2]))
-    moved = running if inside else None
-    found = None
-    if known is None:
-        found = single.run(x, residual, gamma, beta, params, c, eps, relu, moved)
-        stats = _statistics(x, c, eps, params, moved) if found is None else found[1:]
+    inside = running is None or all(a.dtype == params and a.flags.c_contiguous
+                                    for a in running[:2])
+    moved, found = (running if inside else None), None
+    if known is not None:
+        mean, var = map(vector, known)
+        invstd = settled(mean, var, x.size / x.shape[1], eps, params, moved)
+    elif found := single.run(x, residual, gamma, beta, params, c, eps, relu, moved):
+        y, mean, var, invstd = found
     else:
-        stats = _with_invstd(*known, eps)
-    y = found[0] if found else _normalized(x, residual, c, gamma, beta, params, stats[0], stats[2],
-                                           relu)
-    if running is not None and not inside:
-        batch_norm_update(*running[:2], *stats[:2], momentum=running[2],
+        mean, var, invstd = _statistics(x, c, eps, params, moved)
+    if not found:
+        y = _normalized(x, residual, c, gamma, beta, params, mean, invstd, relu)
+    if not inside:
+        batch_norm_update(*running[:2], mean, var, momentum=running[2],
                           count=x.size // x.shape[1])
-    return y, *stats
+    return y, mean, var, invstd
 
 
 def batch_norm_update(running_mean, running_var, mean, var, *, momentum, count):

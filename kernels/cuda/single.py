@@ -30,6 +30,7 @@ from .moments import (
     kernel,
     line_at,
     merge_trees,
+    move,
     of_lines,
     of_parts,
     places,
@@ -155,8 +156,7 @@ def single(dtype, params, W, columns, index):
         v = m2 / n
         mean[c], var[c], invstd[c] = mean_of, v, 1.0 / sqrt(v + eps)
         if moving:
-            running_mean[c] = (1.0 - momentum) * running_mean[c] + momentum * mean_of
-            running_var[c] = (1.0 - momentum) * running_var[c] + momentum * (v * (n / (n - 1.0)))
+            move(c, n, mean_of, v, running_mean, running_var, momentum)
 
     def body(x, z, gamma, beta, y, mean, var, invstd, parts_mean, parts_m2, counters, running_mean,
              running_var, R, B, S, shift, segment, P, tiles, groups, eps, momentum, moving, option):
