@@ -82,7 +82,9 @@ def suits(x, weight, padding=(0, 0), stride=(1, 1)):
 @pytest.mark.skipif(simd.VECTOR != 64, reason="the choice is by cycles of 64-byte vectors")
 def test_which_convolutions_go_this_way():
     assert suits((64, 1, 28, 28), (6, 1, 5, 5), (2, 2)) == (True, True, True)
-    assert suits((64, 6, 14, 14), (16, 6, 5, 5)) == (False, True, False)
+    assert suits((64, 6, 14, 14), (16, 6, 5, 5)) == (False, True, True)
+    assert suits((128, 3, 32, 32), (16, 3, 3, 3), (1, 1))[2]
+    assert not suits((128, 16, 32, 32), (16, 16, 3, 3), (1, 1))[2]
     assert suits((8, 3, 32, 32), (8, 3, 5, 5)) == (False, True, True)
     assert suits((8, 32, 16, 16), (32, 32, 3, 3), (1, 1)) == (False, False, False)
     assert suits((8, 3, 64, 64), (64, 3, 7, 7), (3, 3), (2, 2))[::2] == (False, False)

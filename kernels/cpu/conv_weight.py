@@ -23,7 +23,7 @@ from .memory import channels_last, empty
 from .microkernel import transpose
 from .padded import copy, padded, zeros
 from .simd import VECTOR, after, keep, lanes, load, load_part, pointer, store, store_part
-from .sumtile import ROWS, strip
+from .sumtile import ROWS, by_windows, strip
 from .tasks import share, tasks
 
 __all__ = ["conv2d_weight"]
@@ -68,11 +68,10 @@ def _block(g, pixels, per_row):
 
 @lru_cache(256)
 def _cut(g, size):
-    """A tile has 4 rows at least: other small numbers of channels go window by window, a row being
-    a value of the window."""
+    """Sizes of the tasks."""
     n_c, lanes = g.C // g.G, VECTOR // size
     n_o, taps, width = _up(g.O // g.G, lanes), g.I * g.J, g.W + 2 * g.pw
-    windows = n_c < 12 and n_c % ROWS != 0
+    windows = by_windows(n_c)
     cut = n_c if windows else min(n_c, max(16, SUM_BYTES // (taps * n_o * size) // 16 * 16))
     slices, rows_c = -(-n_c // cut), _up(g.depth if windows else cut, ROWS)
     depth = _up(rows_c if windows else _up(n_c, ROWS) * taps, lanes)

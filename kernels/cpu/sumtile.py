@@ -19,7 +19,7 @@ from .emit import I64, Code, place
 from .jit import device
 from .simd import VECTOR
 
-__all__ = ["LINES", "ROWS", "SHAPES", "line_tile", "strip", "sum_tile"]
+__all__ = ["LINES", "ROWS", "SHAPES", "by_windows", "line_tile", "strip", "sum_tile"]
 
 
 def _step(builder, vector, row, a, b, sums):
@@ -67,7 +67,7 @@ def _nest(builder, vector, levels, row, a, b, sums):
 
 ROWS = 4                   # of the smallest tile
 SHAPES = (12, 2), (8, 2), (4, 2), (16, 1), (8, 1), (4, 1)
-LINES = tuple((rows, vectors) for vectors in (2, 1) for rows in (7, 5, 3, 1))
+LINES = tuple((rows, vectors) for vectors in (3, 2, 1) for rows in (7, 5, 3, 1))
 
 
 def _tile(code, rows, vectors, row, a, a_steps, b, b_steps, counts, c, ldc):
@@ -126,6 +126,12 @@ if config.DISABLE_JIT:                            # the same in NumPy
         c[ct + r * ldc + v] += a[at + r * row + p] @ b[bt + q[:, None] + v]
 
     line_tile = sum_tile
+
+
+def by_windows(n_c):
+    """Whether tiles take values of the window as rows: a tile has 4 rows at least, which few
+    channels of one pixel do not fill."""
+    return n_c < 12 and n_c % ROWS != 0
 
 
 @device
