@@ -18,7 +18,7 @@ from .intrinsics import width
 from .layout import aligned
 from .matmul import words
 from .memory import SIMULATED, empty, xp
-from .tile import WORD, plan
+from .tile import MOST, WORD, plan
 
 __all__ = ["conv2d", "conv2d_input", "conv2d_weight"]
 
@@ -27,7 +27,11 @@ ROWS = 4096 if not SIMULATED else 8        # pixels of a part of a direct weight
 
 
 def _last(x, dtype):
-    """x as (n, h, w, c), which is its order in memory."""
+    """x as (n, h, w, c), which is its order in memory. Raises ValueError for sizes that kernels
+    cannot count in 32 bits."""
+    if max(x.shape[1], x.shape[2] * x.shape[3]) > MOST:
+        raise ValueError(f"images of {tuple(x.shape[1:])} on CUDA: channels and pixels must not be "
+                         f"more than {MOST:,}")
     return xp.ascontiguousarray(x.transpose(0, 2, 3, 1).astype(dtype, copy=False))
 
 

@@ -19,7 +19,7 @@ from .tile import LARGE, SMALL, WORD, Operand, compiled, divided, multiplier, ti
 
 __all__ = ["Grid", "SINGLE", "convolution", "direct", "direct_weights", "every", "weights"]
 
-OUTSIDE = -(1 << 40)         # a row or column that no image has
+OUTSIDE = -(1 << 30)         # a row or column that no image has; the sum of two fits 32 bits
 SINGLE = 256 if not SIMULATED else 32        # threads of ``direct``
 
 
@@ -48,19 +48,23 @@ FIELDS = "i8 " * 14
 # grid lies in it, the steps from image to image, row to row, pixel to pixel; then for operands.
 
 
+# Rows, columns and pixels of an image are counted in 32 bits: half of what a step of a product of
+# halves would else do is 64-bit arithmetic.
+
+
 @device
 def _pixel(g, m):
-    """The first pixel of an image, and the row and column where a window begins."""
+    """The first element of an image, and the row and column where a window begins."""
     image = divided(m, g[4] * g[5])
     rest = m - image * g[4] * g[5]
     a = divided(rest, g[5])
     b = rest - a * g[5]
-    return (image * g[1] * g[2], a * g[8] + g[10], b * g[9] + g[11])
+    return (image * g[1] * g[2] * g[3], np.int32(a * g[8] + g[10]), np.int32(b * g[9] + g[11]))
 
 
 @device
 def _row(g, m):
-    return _pixel(g, m) if m < g[16] else (0, OUTSIDE, 0)
+    return _pixel(g, m) if m < g[16] else (0, np.int32(OUTSIDE), np.int32(0))
 
 
 @device
@@ -68,19 +72,20 @@ def _tap(g, k):
     """What a tap and channel add to where a window begins."""
     tap = divided(k, g[14])
     i = divided(tap, g[7])
-    return (i * g[12], (tap - i * g[7]) * g[13], g[15] + k - tap * g[14])
+    return (np.int32(i * g[12]), np.int32((tap - i * g[7]) * g[13]), g[15] + k - tap * g[14])
 
 
 @device
 def _tap_k(g, k):
-    return _tap(g, k) if k < g[18] else (OUTSIDE, 0, 0)
+    return _tap(g, k) if k < g[18] else (np.int32(OUTSIDE), np.int32(0), 0)
 
 
 @device
 def _window(g, u, v):
-    h, w = u[1] + v[0], u[2] + v[1]
-    inside = h >= 0 and h < g[1] and w >= 0 and w < g[2]
-    return (u[0] + h * g[2] + w) * g[3] + v[2] if inside else MISSING
+    h, w = np.int32(u[1] + v[0]), np.int32(u[2] + v[1])
+    H, W, C = np.int32(g[1]), np.int32(g[2]), np.int32(g[3])
+    inside = h >= 0 and h < H and w >= 0 and w < W
+    return u[0] + np.int64(np.int32(h * W + w)) * np.int64(C) + v[2] if inside else MISSING
 
 
 @device
@@ -161,12 +166,12 @@ def _gradient_k(g, k):
 
 @device
 def _tap_n(g, n):
-    return _tap(g, n) if n < g[17] else (OUTSIDE, 0, 0)
+    return _tap(g, n) if n < g[17] else (np.int32(OUTSIDE), np.int32(0), 0)
 
 
 @device
 def _pixel_k(g, k):
-    return _pixel(g, k) if k < g[18] else (0, OUTSIDE, 0)
+    return _pixel(g, k) if k < g[18] else (0, np.int32(OUTSIDE), np.int32(0))
 
 
 @device

@@ -99,6 +99,12 @@ def test_memory_orders_and_views():
     close(cuda.conv2d(d[:, 1:3, ::-1], e[::2, ::2], **settings), want, 24)
 
 
+def test_images_beyond_32_bits_are_refused():
+    x = np.broadcast_to(to_device(np.ones(1, np.float32)), (1, 1, 1 << 16, 1 << 15))
+    with pytest.raises(ValueError, match=r"images of \(1, 65536, 32768\) on CUDA"):
+        cuda.conv2d(x, x[:, :, :1, :1], stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1)
+
+
 def test_nothing():
     settings = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
     for size, weight in (((0, 2, 4, 4), (3, 2, 2, 2)), ((2, 0, 4, 4), (3, 0, 2, 2)),
