@@ -202,6 +202,13 @@ def full(shape: Any, value: Any, dtype: Any, like: Any) -> Any:
     return np.full_like(like, value, dtype, order="C", shape=tuple(shape))
 
 
+def greatest(array: Any, axes: Any = None, keepdims: bool = False, least: float = 0.0) -> Any:
+    """The largest element over axes, or ``least`` of none. (CuPy's max takes no initial value.)"""
+    if array.size:
+        return array.max(axes, keepdims=keepdims)
+    return array.sum(axes, keepdims=keepdims) + least
+
+
 def writable(array: Any) -> bool:
     """Whether an array may be written to: it is not read-only, and no two of its elements are one.
     (CuPy has no read-only arrays.)"""

@@ -94,6 +94,17 @@ def _waiting(name):
     setattr(Array, name, method)
 
 
+def _without_initial(name):
+    plain = getattr(np.ndarray, name)
+
+    def method(self, axis=None, dtype=None, out=None, keepdims=False):    # as CuPy has it
+        more = {} if dtype is None else {"dtype": dtype}
+        return plain(self, axis=axis, out=out, keepdims=keepdims, **more)
+    setattr(Array, name, method)
+
+
+for _name in ("max", "mean", "min", "prod", "sum"):
+    _without_initial(_name)
 for _name in ("argmax", "argmin", "argsort", "astype", "copy", "cumprod", "cumsum", "flatten",
               "nonzero", "ravel", "repeat", "reshape", "take"):
     _returning(_name)

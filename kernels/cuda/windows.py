@@ -292,7 +292,7 @@ def every():
     for half in precision.HALVES:
         yield convolution(WORD, LARGE, True, True, half, half)
         yield convolution(WORD, LARGE, True, True, half, half, True)
-        yield weights(WORD, LARGE, True, True, half, "f4")
+        yield weights(WORD, LARGE, True, True, half, half)
     for way in ("tf32", "3xtf32"):
         yield convolution(np.dtype(np.float32), LARGE, True, True, way)
         yield weights(np.dtype(np.float32), LARGE, True, True, way)

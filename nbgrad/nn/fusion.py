@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbgrad.autograd import Tensor, no_grad
+from nbgrad.backend import greatest
 
 from .activation import ReLU, Sigmoid, Tanh
 from .batch_controls import LpBatchNorm, MeanOnlyBatchNorm, NoisyBatchNorm
@@ -297,7 +298,7 @@ def _fold(layer: Any, norm: Any) -> float:
     shift = shift * scale + (0.0 if norm.bias is None else norm.bias.data)
     layer.weight = Parameter((w * _by_output(layer, scale)).astype(dtype))
     layer.bias = Parameter(shift.astype(dtype))
-    return float(np.abs(scale).max(initial=0.0))
+    return float(greatest(np.abs(scale)))
 
 
 def _by_output(layer: Any, scale: Any) -> Any:
@@ -330,8 +331,8 @@ def _compare(model: Module, fused: Module, example: tuple[Tensor, ...]) -> float
                          "numbers, or some that are not finite: it shows nothing")
     worst = 0.0
     for y, new in pairs:
-        off = float(np.abs(y - new).max(initial=0))
-        if not off <= 1e-3 * np.abs(y).max(initial=0):
+        off = float(greatest(np.abs(y - new)))
+        if not off <= 1e-3 * greatest(np.abs(y)):
             raise RuntimeError(f"fuse: the example's output changed by {off:.3g}: the output of a "
                                "layer before a batch norm is used elsewhere, too, or the model "
                                "does not give the same output twice")

@@ -21,7 +21,8 @@ def both(module, x, *more):
         assert y.device == device
         weights = np.cos(np.arange(y.data.size)).reshape(y.shape).astype(x.dtype)
         (y * tensor(weights, device=device)).sum().backward()
-        tensors = [y, t.grad, *(p.grad for p in m.parameters()), *m.buffers()]
+        tensors = [y, t.grad, *(p.grad for p in m.parameters() if p.requires_grad),
+                   *m.buffers()]
         assert {a.device for a in tensors} == {device}
         found.append([a.detach().cpu().numpy() for a in tensors])
     for want, got in zip(*found, strict=True):
@@ -44,6 +45,13 @@ LAYERS = [(nn.BatchNorm2d(3), (4, 3, 2, 3)), (nn.BatchNorm1d(5), (6, 5)),
           (nn.GroupNorm(2, 4), (2, 4, 3)), (nn.InstanceNorm2d(3, affine=True), (2, 3, 2, 2)),
           (nn.InstanceNorm1d(3, track_running_stats=True), (2, 3, 4)), (nn.RMSNorm(6), (3, 6)),
           (nn.Softmax(1), (3, 5)), (nn.LogSoftmax(1), (2, 3, 4))]
+LAYERS += [(nn.create_norm(name, 4), (6, 4, 2, 3)) for name in (
+    "decorrelated", "evonorm_b0", "evonorm_s0", "filter_response", "frozen", "ghost",
+    "global_response", "local", "lp", "mean_only", "renorm", "split", "switchable", "sync")]
+LAYERS += [(nn.FilterResponseNorm(4).eval(), (2, 4, 2, 3)),
+           (nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), (5, 4)),
+           (nn.utils.parametrizations.weight_standardization(nn.Conv2d(2, 3, 2)), (2, 2, 3, 3)),
+           (nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)).eval(), (5, 4))]
 
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda v: type(v).__name__)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor, bump
+from nbgrad.backend import greatest
 from nbgrad.ops import cat, reshape
 
 from . import parametrizations, parametrize
@@ -79,7 +80,7 @@ def _norm(grads: list[Array], p: float) -> float:
     if not grads:
         return 0.0
     if math.isinf(p):
-        return float(max(np.abs(g).max(initial=0.0) for g in grads))
+        return float(max(greatest(np.abs(g)) for g in grads))
     if p == 2.0:
         return math.sqrt(sum(float(np.einsum("i,i->", g, g)) for g in map(_flat, grads)))
     return float(sum(float((np.abs(_flat(g)) ** p).sum()) for g in grads) ** (1 / p))

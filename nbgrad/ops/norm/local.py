@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor
-from nbgrad.backend import kernels
+from nbgrad.backend import greatest, kernels
 from nbgrad.ops.elementwise import clamp, div, maximum, pow
 from nbgrad.ops.indexing import pad
 from nbgrad.ops.reduce import norm
@@ -55,7 +55,7 @@ def _largest(x: Tensor) -> float:
     top = float(k.max(k.abs(x.data), axes=tuple(range(x.ndim)), keepdims=False))
     if math.isfinite(top):
         return top
-    return float(np.abs(x.data).max(initial=0.0, where=np.isfinite(x.data)))
+    return float(np.where(np.isfinite(x.data), np.abs(x.data), 0).max())
 
 
 def _slices(x: Any, window: tuple[int, int], C: int) -> list[Any]:
@@ -106,11 +106,11 @@ def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -
         return div(x, clamp(length, min=eps))  # type: ignore[no-any-return]
     # in units of the largest |x|, on which y does not depend: a constant for the gradient
     axes = tuple(range(x.ndim)) if dim is None else tuple(np.atleast_1d(dim))
-    top = np.abs(x.data).max(axes, keepdims=True, initial=0.0)
+    top = greatest(np.abs(x.data), axes, True)
     unit = as_tensor(np.where((top > 0) & np.isfinite(top), top, 1.0).astype(x.dtype))
     u = x / unit
     with np.errstate(all="ignore"):
-        least = as_tensor(np.asarray(np.float64(eps) / unit.data, x.dtype))
+        least = as_tensor((np.float64(eps) / unit.data).astype(x.dtype))
     return div(u, maximum(norm(u, p, dim, keepdim=True), least))  # type: ignore[no-any-return]
 
 

@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor
+from nbgrad.backend import greatest
 from nbgrad.ops.elementwise import sqrt, where
 from nbgrad.ops.norm.channels import check_tensors
 from nbgrad.ops.norm.layer import layer_norm
@@ -57,8 +58,8 @@ def norm_axes(v: Tensor, dim: int | None) -> tuple[int, ...]:
 
 def largest(v: Tensor, axes: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.floating]]:
     """The largest |v| over axes, kept as 1s; 1 where that is 0."""
-    top = np.abs(v.data).max(axes, keepdims=True, initial=0.0)
-    return np.asarray(np.where(top > 0, top, 1.0), v.dtype)
+    top = greatest(np.abs(v.data), axes, True)
+    return np.where(top > 0, top, 1.0).astype(v.dtype)
 
 
 def weight_standardization(weight: Tensor, eps: float = 1e-5, dim: int = 0) -> Tensor:

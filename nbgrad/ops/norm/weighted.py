@@ -93,7 +93,7 @@ def _backward_of_weighted(dy: Tensor, x: Tensor, gamma: Tensor | None, count: An
         return a if workers is None else sum_over_workers(a, workers=workers)
 
     def constant(a: Any) -> Tensor:
-        return as_tensor(np.asarray(a, x.dtype))
+        return as_tensor(a.astype(x.dtype))
     share = constant(np.where(count > 0, 1 / np.maximum(count, 1e-300), 0).reshape(per_channel))
     if w is not None:
         share = share * constant(w)

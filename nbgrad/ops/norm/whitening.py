@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor
+from nbgrad.backend import greatest, move
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.matmul import matmul
 from nbgrad.ops.norm.channels import center, check_channels, check_count, check_tensors
@@ -36,13 +37,13 @@ def inverse_sqrt(matrix: Tensor) -> Tensor:
     if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2] or matrix.dtype.kind not in "fV":
         raise ValueError("inverse_sqrt: expected floating square matrices, got "
                          f"{matrix.dtype} of size {list(matrix.shape)}")
-    eye = as_tensor(np.eye(matrix.shape[-1], dtype=matrix.dtype))
+    eye = as_tensor(move(np.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.device))
     trace = sum(matrix * eye, (-2, -1), True)
     y, z, left, last = matrix / trace, broadcast_to(eye, matrix.shape), 2, np.inf
     for _ in range(STEPS):
         product = matmul(z, y)
-        each = np.abs(product.data - eye.data).max((-2, -1), initial=0.0)
-        apart = float(each.max(initial=0.0, where=np.isfinite(each)))  # one bad matrix is not all
+        each = greatest(np.abs(product.data - eye.data), (-2, -1))
+        apart = float(greatest(np.where(np.isfinite(each), each, 0)))  # one bad matrix is not all
         close = apart < CLOSE or (apart < 1e-2 and apart >= last)     # or as close as rounding lets
         left, last = left - close, apart
         t = (eye * 3 - product) * 0.5
@@ -71,7 +72,7 @@ def whiten(input: Tensor, group_size: int, eps: float = 1e-5) -> tuple[Tensor, T
     xc, mean = center(input)
     xc = grouped(xc, d).to(np.float64)
     m = max(xc.shape[-1], 1)
-    eye = as_tensor(np.eye(d))
+    eye = as_tensor(move(np.eye(d), input.device))
     w = inverse_sqrt(matmul(xc, mT(xc)) / m + eye * eps)
     y = ungrouped(matmul(w, xc), input)
     return y, mean, w.detach()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, no_grad
+from nbgrad.backend import greatest
 from nbgrad.nn import Dropout, Module, ReLU
 from nbgrad.nn.functional import cross_entropy
 from nbgrad.ops import Moments, moments
@@ -209,7 +210,7 @@ class _Watch:
     def relu(self, args: tuple[Any, ...]) -> None:
         y = self.output
         if y is not None and args[0] is y:
-            high = y.data.max(axis=(0, *range(2, y.data.ndim)), initial=-np.inf)
+            high = greatest(y.data, (0, *range(2, y.data.ndim)), least=-np.inf)
             before = self.layer.highest
             self.layer.highest = high if before is None else np.maximum(before, high)
 
