@@ -33,10 +33,10 @@ from .tasks import share
 __all__ = ["NO_ROOM", "Room", "collect", "merge", "room_for"]
 
 RUN = 256                  # pixels, for four accumulators
-# Convolution and batch norm of 32 → 64 channels at stride 2, 128 images of 8×8 (2 MB): 4 % slower
-# with it; of 512 → 512 in tasks of 56 pixels (3 MB): 5 % slower; of 16 → 16 at 32×32 (8 MB): 2 %
-# faster; depthwise, 32 channels of 112×112 (13 MB): 3 to 10 % faster.
-LEAST_BYTES = 3 << 20      # of an output; batch norm reads a smaller one from a cache, too
+# Convolution and batch norm with it, two cores: depthwise, 32 channels of 112×112 (13 MB), 18 %
+# faster; 3 → 64, 7×7, and 32 → 64, 1×1 (26 MB), 5 and 3 %; 512 → 512 in tasks of 56 pixels 3 %
+# slower. A step of ResNet-20, whose outputs take 8 MB at most, took 91.2 ms with it, 89.7 without.
+LEAST_BYTES = 10 << 20     # of an output; batch norm reads a smaller one from a cache, too
 SHARE = 24                 # least of the output's bytes per byte of the table: 96 pixels a task
 PARALLEL = 1 << 15         # values of a table that all threads merge; 50 us of one
 
