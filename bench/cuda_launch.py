@@ -69,7 +69,7 @@ def launches(make):
     f4 = np.dtype(np.float32)
     x, d, c = make(f4, 64), make(np.float64, 64), make(np.int32, 64)
     relu, add, sums = (elementwise.unary("relu", f4), elementwise.binary("add", f4),
-                       passes.sums(f4, 4, True, "u4"))
+                       passes.sums(f4, f4, 4, True, "u4"))
     yield "launch: 2 arrays, 4 numbers", lambda: relu(1, x, x, 64, 64, 0, 0)
     yield "launch: 3 arrays, 4 numbers", lambda: add(1, x, x, x, 64, 64, 0, 0)
     yield "launch: 14 arrays, 11 numbers", lambda: sums(
