@@ -232,3 +232,17 @@ def test_one_mark_of_a_series_has_its_words():
     said = "".join(marks(figure, figure.series[0], layout(figure), ""))
     assert "<title>ReLU: 900 at none [800, 1,000]</title>" in said
     assert isinstance(layout(figure), Layout)
+
+
+@pytest.mark.parametrize("words", [1, 6, 12])
+def test_the_legend_of_a_png_lies_inside(words, tmp_path):
+    """Three long names do not fit one line: behind the last letter there is paper."""
+    image = pytest.importorskip("matplotlib.image")
+    from nbgrad.viz.picture import png
+
+    names = [f"{k} " + "longer " * words for k in range(3)]
+    figure = Figure("t", "x", "y", [Series(name, [0, 1], [0.0, 1.0]) for name in names])
+    pixels = image.imread(png(figure, tmp_path / "a.png"))[..., :3]
+    below = pixels[int(0.94 * len(pixels)):]             # the last line of the legend
+    assert (below < 0.5).any()
+    assert (below[:, -8:] > 0.99).all()

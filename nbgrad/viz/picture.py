@@ -41,14 +41,26 @@ def png(figure: Figure, path: str | os.PathLike[str], *, width: float = 6.4) -> 
     _axes(panel, figure, plan)
     panel.set_title(figure.title, loc="left", fontsize="medium", weight="bold")
     if len(figure.series) > 1:
-        canvas.legend(loc="outside lower left", frameon=False, ncols=3, fontsize="small",
-                      handlelength=3)
+        _legend(canvas)
     drawn = io.BytesIO()
     canvas.savefig(drawn, format="png")
     # 64 colours are all there are, with the blends at edges: a quarter of the bytes
     Image.open(drawn).convert("RGB").quantize(64, Image.Quantize.MAXCOVERAGE).save(
         path, format="PNG", optimize=True)
     return Path(path)
+
+
+def _legend(canvas: Any) -> None:
+    """Below the panel, in as many columns as fit its width."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(canvas).get_renderer()
+    for columns in (3, 2, 1):
+        legend = canvas.legend(loc="outside lower left", frameon=False, ncols=columns,
+                               fontsize="small", handlelength=3)
+        if columns == 1 or legend.get_window_extent(renderer).width <= canvas.bbox.width:
+            return
+        legend.remove()
 
 
 def _series(panel: Any, figure: Figure, series: Series, plan: Layout, style: Style) -> None:
