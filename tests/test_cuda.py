@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -228,3 +229,15 @@ def test_the_hosts_share_of_a_launch_is_measured_without_a_gpu(capsys):
     assert len(lines) == 14
     assert all(float(line.split()[-2]) > 0 for line in lines)
     assert launch.xp is before
+
+
+@wheels
+def test_a_kernel_is_refused_by_a_device_that_is_too_old(monkeypatch):
+    from nbgrad.kernels.cuda import launch, passes
+
+    bf = np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+    monkeypatch.setattr(launch, "xp", SimpleNamespace(cuda=SimpleNamespace(
+        Device=lambda number: SimpleNamespace(compute_capability="75"))))
+    with pytest.raises(RuntimeError, match=r"^sums_bf_8_columns needs compute capability 8\.0, "
+                                           r"the device has 7\.5$"):
+        passes.sums(bf, bf, 8, True, "u4")._on(0)

@@ -172,8 +172,13 @@ class Kernel:
         may be there at once if they wait for each other."""
         if number not in self._loaded:
             cc = xp.cuda.Device(number).compute_capability
+            cc = int(cc[:-1]), int(cc[-1])
+            if cc < self.least:
+                raise RuntimeError(f"{self.name} needs compute capability "
+                                   f"{'.'.join(map(str, self.least))}, the device has "
+                                   f"{'.'.join(map(str, cc))}")
             module, driver = xp.cuda.function.Module(), xp.cuda.driver
-            module.load(self.machine_code((int(cc[:-1]), int(cc[-1]))))
+            module.load(self.machine_code(cc))
             f = module.get_function(self.name)
             if self.shared > DEFAULT_SHARED:
                 driver.funcSetAttribute(
