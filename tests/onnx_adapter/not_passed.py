@@ -31,7 +31,7 @@ ABSENT = {
 }
 
 # Of the other operators: reason, and the names of the cases; * stands for anything.
-DTYPE = "a type that nbgrad does not have"
+DTYPE = "a type that the adapter does not run"
 REASONS = {
     DTYPE: """
         cast*FLOAT16* cast*FLOAT8* cast*FLOAT4* cast*INT4* cast*INT2* *fp16* *bf16* *float16*

@@ -89,7 +89,8 @@ def how():
     return (f"**{kinds['']} of {total}** cases of onnx {onnx.__version__} pass: same dtype, same "
             f"shape, and values within rtol {RTOL:g}\nand atol {ATOL:g} (ONNX itself asks for "
             f"1e-3), with the data that `np.random.seed({SEED})` gives. {kinds['operator']} use "
-            f"operators\nthat nbgrad does not have, {kinds['dtype']} types that it does not have, "
+            f"operators\nthat nbgrad does not have, {kinds['dtype']} types that the adapter does "
+            f"not run (nbgrad's float16\nand bfloat16, which compute in float32, among them), "
             f"{kinds['lacks'] + kinds['differs']} fail for other reasons; all are listed below.\n\n"
             f"Made in the adapter of several functions, since nbgrad has none of that name: "
             f"{composed}.\n")
