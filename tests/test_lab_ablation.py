@@ -127,6 +127,7 @@ def test_every_arm_is_compared_with_what_its_baseline_comes_to(axes, compared):
         for c in cells], cells))
     said = made.finding.sentence.split(": ", 1)[1].rstrip(".").split("; ")
     assert [re.split(" [+-]", part)[0] for part in said] == compared
+    assert made.finding.notes[0].startswith(f"{len(compared)} comparisons, each")
     assert {row[-2] for row in made.finding.table.rows} == {"> 4"}
     first = {"placement": "none", "norm": "layer"}
     if axes["placement"][0] == "none":

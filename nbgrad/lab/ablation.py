@@ -14,7 +14,7 @@ from typing import Any
 
 from nbgrad.lab.arms import accuracies, bars, edges, lost, percent, points, steps_to
 from nbgrad.lab.intervals import Interval, bootstrap, paired
-from nbgrad.lab.judging import arrival
+from nbgrad.lab.judging import arrival, many
 from nbgrad.lab.results import text_table
 from nbgrad.lab.running import Plan, run
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
@@ -240,7 +240,7 @@ def _judged(arms: Sequence[Arm], level: float = 0.95, tried: Sequence[float] = (
     names = [arm.name for arm in arms]
     figure = Figure("Final test accuracy (median over seeds)", "", "test accuracy", [
         bars("median", names, [bootstrap(accuracies(arm.records)) for arm in arms])], kind="bar")
-    notes = edges({arm.name: (arm.lr, []) for arm in arms}, tried)
+    notes = [*many(len(found)), *edges({arm.name: (arm.lr, []) for arm in arms}, tried)]
     return Ablation(arms, Finding(verdict, sentence, _table(arms, level), [figure], notes))
 
 

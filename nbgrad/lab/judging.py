@@ -13,7 +13,7 @@ from nbgrad.lab.intervals import Interval, bootstrap, paired, paired_ratio, plai
 from nbgrad.lab.study import Cell, Finding, Record, Verdict
 
 __all__ = ["NOBODY_ARRIVED", "SEEDS", "Pairs", "arrival", "difference", "differs", "enough", "few",
-           "ratio", "shorter", "text"]
+           "many", "ratio", "shorter", "text"]
 
 SEEDS = 5               # of fewer, an interval of 95 % cannot be had: see ``intervals``
 _DIFFERS = "Differs from"
@@ -87,6 +87,17 @@ def differs(verdict: Verdict, published: Verdict, what: str) -> list[str]:
     """
     return [] if verdict == published else [
         f'{_DIFFERS} the paper: {what}; the verdict here is "{verdict}".']
+
+
+def many(comparisons: int) -> list[str]:
+    """A note where a finding rests on several intervals: none is made wider for that.
+
+    >>> many(1), many(6)[0][:50]
+    ([], '6 comparisons, each with an interval of its own: o')
+    """
+    return [] if comparisons < 2 else [
+        (f"{comparisons} comparisons, each with an interval of its own: of so many, one may leave "
+         "0 out by chance.")]
 
 
 def shorter(cells: Sequence[Cell]) -> list[str]:
