@@ -29,10 +29,19 @@ SHOWN = (1, 5, 6, 2)
 
 
 def keep(folder, kept=KEPT):
-    """Copy the findings of a folder of results, without the paths of the machine."""
+    """Copy the findings of a folder of results, without the paths of the machine.
+
+    Raises ValueError for a folder that has none, or some of other settings, data or seeds than the
+    study's own, which the page would show among these as if they were; then nothing is copied.
+    """
     found = [o for o in results.load_all(Path(folder)) if o.finding is not None]
     if not found:
         raise ValueError(f"{folder}: holds no finding of `nbgrad lab run`")
+    other = [o.name for o in found if o.scale != "quick" or o.data not in ("", "digits")
+             or "--seeds" in o.command.split()]
+    if other:
+        raise ValueError(f"{folder}: expected quick runs on the digits with the studies' own seeds,"
+                         f" got others of {', '.join(other)}")
     for outcome in found:
         machine = {k: v for k, v in outcome.machine.items() if k != "kernel cache"}
         results.save(kept, dataclasses.replace(outcome, machine=machine))

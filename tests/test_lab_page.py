@@ -51,6 +51,19 @@ def test_findings_are_kept_without_the_paths_of_the_machine(made, tmp_path):
         lab_page.keep(tmp_path / "nothing", tmp_path)
 
 
+@pytest.mark.parametrize("changes", [
+    {"scale": "full"}, {"data": "mnist"}, {"command": "nbgrad lab run study-7 --seeds 3"}])
+def test_findings_of_other_settings_are_refused(changes, tmp_path):
+    """Nothing is kept, not even what could be; a study that needs no data can."""
+    folder = findings.write(tmp_path / "lab", [
+        findings.outcome("study-5", data=""), findings.outcome("study-7", **changes)])
+    with pytest.raises(ValueError, match=r"own seeds, got others of study-7$"):
+        lab_page.keep(folder, tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+    findings.write(folder, [findings.outcome("study-7")])
+    assert len(lab_page.keep(folder, tmp_path / "kept")) == 2
+
+
 def test_the_readme_says_what_the_files_say(made, there):
     assert lab_page.main([str(made)]) == 0
     text = (there / "README.md").read_text()
@@ -84,6 +97,7 @@ def test_the_page_has_every_study_and_its_pictures(made, there):
     assert "Run it again: `nbgrad lab run study-7`" in text
     assert text.count("- Changed: Seeds were raised after a first run.") == 2   # one is hostile
     assert text.count("With 5 seeds the interval is the range of the values") == 1
+    assert text.count("which is not to say that they show its opposite") == 1
 
 
 def test_without_results_it_says_what_to_do(there, capsys):

@@ -74,6 +74,36 @@ def test_a_gain_of_group_norm_is_not_a_loss_of_batch_norm():
         made = sizes(0.0, batch, group)
         finding = study.judge([made(cell) for cell in cells], cells)
         assert any("group norm gains" in note for note in finding.notes) == noted
+        assert (finding.verdict == "depends") == (batch > 0)
+
+
+def test_what_differs_of_dropout_is_named():
+    study = find("dropout")
+    cells = study.cells("quick")
+    for verdict, says in (("depends", "here statistics found again mend nothing clearly in MLP"),
+                          ("not supported", "here it costs nothing clearly in MLP, CNN; stat")):
+        made = RECORDS["dropout"][verdict]
+        finding = study.judge([made(cell) for cell in cells], cells)
+        assert says in finding.notes[0]
+
+
+def test_runs_that_never_arrive_are_not_printed_as_if_they_had():
+    study = find("cnn")
+    cells = study.cells("quick")
+    made = _never(RECORDS["cnn"]["supported"])
+    rows = study.judge([made(cell) for cell in cells], cells).table.rows
+    assert {row[3] for row in rows if row[1] == "none"} == {"> 400"}
+    assert {row[3] for row in rows if row[1] == "batch"} == {"100 [100, > 400]"}
+
+
+def _never(made):
+    """Without a norm, no run arrives; with one, all but one do."""
+    def record(cell):
+        found = made(cell)
+        if cell["norm"] == "none" or cell["seed"] == 0:
+            found["test_accuracy"] = [0.5] * len(found["steps"])
+        return found
+    return record
 
 
 @pytest.mark.parametrize("name", ["convergence-speed", "higher-learning-rates", "initialisation"])
@@ -134,7 +164,8 @@ def test_its_texts_say_what_was_asked(name):
 def test_studies_that_were_changed_after_a_first_run_say_so():
     assert {name for name in names() if find(name).changed} >= {
         "batch-size", "placement", "covariate-shift", "landscape-smoothness", "hessian-eigenvalue",
-        "noisy-batch-norm", "statistics-at-inference", "batch-renorm"}
+        "noisy-batch-norm", "statistics-at-inference", "batch-renorm", "cnn", "initialisation",
+        "gamma-beta-only", "regularisation"}
 
 
 # Steps of `--full`, where the paper counts steps of a network that is not larger than a laptop's.

@@ -92,6 +92,9 @@ def test_what_differs_from_the_papers_covariate_shift():
         made = covariate_shift(relative, papers)
         notes = study.judge([made(cell) for cell in cells], cells).notes
         assert sum(note.startswith("Differs from the paper") for note in notes) == differs
+        assert study.judge([made(cell) for cell in cells], cells).sentence.startswith(
+            f"By the published definition in {differs} of 2 networks; relative to ‖G‖ in "
+            f"{2 - differs} of 2")
     made = covariate_shift((1.5, 1.5), few=True)
     finding = study.judge([made(cell) for cell in cells], cells)
     assert "(4 of 8 seeds without a value)" in finding.sentence

@@ -14,6 +14,7 @@ from typing import Any
 
 from nbgrad.lab.arms import accuracies, bars, edges, lost, percent, points, steps_to
 from nbgrad.lab.intervals import Interval, bootstrap, paired
+from nbgrad.lab.judging import arrival, many
 from nbgrad.lab.results import text_table
 from nbgrad.lab.running import Plan, run
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
@@ -31,16 +32,21 @@ _PLACES = ("each", "before", "last")
 @dataclass(frozen=True)
 class Arm:
     """One combination of settings (those that vary), at the learning rate that was chosen for it
-    where one was, and its records in the order of the seeds."""
+    where one was, and its records in the order of the seeds. ``also``: other combinations that were
+    asked for and are the same runs, such as another placement of no norm."""
 
     settings: dict[str, Any]
     lr: float
     records: Sequence[Record]
+    also: Sequence[dict[str, Any]] = ()
 
     @property
     def name(self) -> str:
-        return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
-                         for k, v in self.settings.items()) or "the base"
+        return _named(self.settings)
+
+    @property
+    def asked(self) -> list[dict[str, Any]]:
+        return [self.settings, *self.also]
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,8 @@ class Ablation:
         return paired(accuracies(one.records), accuracies(other.records))
 
     def _arm(self, settings: Mapping[str, Any]) -> Arm:
-        found = [arm for arm in self.arms if settings.items() <= arm.settings.items()]
+        found = [arm for arm in self.arms
+                 if any(settings.items() <= own.items() for own in arm.asked)]
         if len(found) != 1:
             raise ValueError(f"expected settings of one arm, got those of {len(found)}: "
                              f"{dict(settings)}")
@@ -156,17 +163,16 @@ class _Grid:
                              f"{', '.join(map(str, sorted(unknown)))}")
         self.varied = [n for n, v in self.axes.items() if len(v) > 1 and not (tune and n == "lr")]
         self.tried = self.axes["lr"] if tune else []
-        self._points = list(self._distinct())
+        self._points = self._distinct()
 
-    def _distinct(self) -> Iterator[tuple[dict[str, Any], Config]]:
-        """Settings and Config of each combination; of those that are the same run, the first."""
-        seen = set()
+    def _distinct(self) -> list[tuple[list[dict[str, Any]], Config]]:
+        """Each Config, with all combinations that come to it, in the order of the first ones."""
+        found: dict[str, tuple[list[dict[str, Any]], Config]] = {}
         for values in itertools.product(*self.axes.values()):
             settings = dict(zip(self.axes, values))
             config = _config(self.base, settings)
-            if config.to_json() not in seen:
-                seen.add(config.to_json())
-                yield settings, config
+            found.setdefault(config.to_json(), ([], config))[0].append(settings)
+        return list(found.values())
 
     def cells(self) -> list[Cell]:
         return [{"config": config.to_dict(), "evaluations": self.evaluations}
@@ -178,13 +184,14 @@ class _Grid:
         for record, cell in zip(records, cells):
             runs.setdefault(json.dumps(cell["config"]), []).append(record)
         found: dict[str, Arm] = {}
-        for settings, config in self._points:
+        for same, config in self._points:
             for word in self.evaluations:
-                own = {name: settings[name] for name in self.varied}
-                own |= {"evaluation": word} if len(self.evaluations) > 1 else {}
+                own, *also = ({name: settings[name] for name in self.varied}
+                              | ({"evaluation": word} if len(self.evaluations) > 1 else {})
+                              for settings in same)
                 of_word = [{**r, "final_accuracy": r["accuracies"][word]}
                            for r in runs[json.dumps(config.to_dict())]]
-                arm, key = Arm(own, config.lr, of_word), json.dumps(own)
+                arm, key = Arm(own, config.lr, of_word, also), json.dumps(own)
                 if key not in found or _score(arm) > _score(found[key]):
                     found[key] = arm
         return list(found.values())
@@ -210,6 +217,11 @@ def _config(base: Config, settings: dict[str, Any]) -> Config:
         raise ValueError(f"ablate: {e}".replace("Config.__init__() got an ", "")) from e
 
 
+def _named(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}"
+                     for k, v in settings.items()) or "the base"
+
+
 def _score(arm: Arm) -> float:
     return bootstrap(accuracies(arm.records)).estimate
 
@@ -219,14 +231,7 @@ def _judged(arms: Sequence[Arm], level: float = 0.95, tried: Sequence[float] = (
     which arms are best at an end of the learning rates that were tried."""
     axis = next(iter(arms[0].settings), "")
     first = arms[0].settings.get(axis)
-    found: list[tuple[str, Interval]] = []
-    for arm in arms:
-        rest = {k: v for k, v in arm.settings.items() if k != axis}
-        others = [o for o in arms if {k: v for k, v in o.settings.items() if k != axis} == rest
-                  and o.settings.get(axis) == first] if axis else []
-        if others and arm is not others[0]:
-            found.append((arm.name, paired(accuracies(arm.records),
-                                           accuracies(others[0].records))))
+    found = list(_against(arms, axis, first)) if axis else []
     up, down = any(d.above(0) for _, d in found), any(d.below(0) for _, d in found)
     verdict: Any = "depends" if up and down else "supported" if up or down else "not supported"
     sentence = (f"Against {axis} {first}: " + "; ".join(f"{name} {points(d)}" for name, d in found)
@@ -235,8 +240,22 @@ def _judged(arms: Sequence[Arm], level: float = 0.95, tried: Sequence[float] = (
     names = [arm.name for arm in arms]
     figure = Figure("Final test accuracy (median over seeds)", "", "test accuracy", [
         bars("median", names, [bootstrap(accuracies(arm.records)) for arm in arms])], kind="bar")
-    notes = edges({arm.name: (arm.lr, []) for arm in arms}, tried)
+    notes = [*many(len(found)), *edges({arm.name: (arm.lr, []) for arm in arms}, tried)]
     return Ablation(arms, Finding(verdict, sentence, _table(arms, level), [figure], notes))
+
+
+def _against(arms: Sequence[Arm], axis: str, first: Any) -> Iterator[tuple[str, Interval]]:
+    """Each combination that was asked for, against the same one with the axis's first value; what
+    is the same pair of runs, once."""
+    of = {json.dumps(own, sort_keys=True): arm for arm in arms for own in arm.asked}
+    seen: set[tuple[int, int]] = set()
+    for arm in arms:
+        for own in arm.asked:
+            base = of.get(json.dumps({**own, axis: first}, sort_keys=True), arm)
+            pair = id(arm), id(base)
+            if base is not arm and pair not in seen:
+                seen.add(pair)
+                yield _named(own), paired(accuracies(arm.records), accuracies(base.records))
 
 
 def _table(arms: Sequence[Arm], level: float) -> Table:
@@ -246,5 +265,5 @@ def _table(arms: Sequence[Arm], level: float) -> Table:
     return Table(columns, [
         [*(f"{v:g}" if isinstance(v, float) else str(v) for v in arm.settings.values()),
          *([] if "lr" in axes else [f"{arm.lr:g}"]), percent(accuracies(arm.records)),
-         bootstrap([r["steps_to"] for r in arm.records]).text(".0f"), lost(arm.records)]
+         arrival(arm.records, level), lost(arm.records)]
         for arm in arms])

@@ -4,14 +4,16 @@ verdict needs; a common note."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nbgrad.lab.arms import reached, steps_to
 from nbgrad.lab.intervals import Interval, bootstrap, paired, paired_ratio, plainly
-from nbgrad.lab.study import Cell, Finding, Verdict
+from nbgrad.lab.study import Cell, Finding, Record, Verdict
 
-__all__ = ["NOBODY_ARRIVED", "SEEDS", "Pairs", "difference", "differs", "enough", "few", "ratio",
-           "shorter", "text"]
+__all__ = ["NOBODY_ARRIVED", "SEEDS", "Pairs", "arrival", "difference", "differs", "enough", "few",
+           "many", "ratio", "shorter", "text"]
 
 SEEDS = 5               # of fewer, an interval of 95 % cannot be had: see ``intervals``
 _DIFFERS = "Differs from"
@@ -87,6 +89,17 @@ def differs(verdict: Verdict, published: Verdict, what: str) -> list[str]:
         f'{_DIFFERS} the paper: {what}; the verdict here is "{verdict}".']
 
 
+def many(comparisons: int) -> list[str]:
+    """A note where a finding rests on several intervals: none is made wider for that.
+
+    >>> many(1), many(6)[0][:50]
+    ([], '6 comparisons, each with an interval of its own: o')
+    """
+    return [] if comparisons < 2 else [
+        (f"{comparisons} comparisons, each with an interval of its own: of so many, one may leave "
+         "0 out by chance.")]
+
+
 def shorter(cells: Sequence[Cell]) -> list[str]:
     """A note where training is shorter than Santurkar et al. 2018 train."""
     steps = max(cell["steps"] for cell in cells)
@@ -105,6 +118,23 @@ def text(found: Interval | Sequence[Value] | None, form: str = ".3g") -> str:
         there = [v for v in found if v is not None]
         found = _pairs(bootstrap(there), there, found) if there else None
     return "diverged" if found is None else found.text(form)
+
+
+def arrival(records: Sequence[Record], level: float) -> str:
+    """Median and interval of the steps to a test accuracy; a run that never gets there is later
+    than its last step, whatever that is.
+
+    >>> run = {"planned": 300, "steps": [100, 200, 300], "test_accuracy": [0.1, 0.9, 0.9]}
+    >>> arrival([run] * 5, 0.9), arrival([run] * 5, 0.95)
+    ('200 [200, 200]', '> 300')
+    """
+    found = bootstrap([steps_to(r, level) if reached(r, level) else math.inf for r in records])
+    never = f"> {records[0]['planned']:,}"
+    if math.isinf(found.low):
+        return never
+    middle, low, high = (never if math.isinf(v) else plainly(v, ".0f")
+                         for v in (found.estimate, found.low, found.high))
+    return f"{middle} [{low}, {high}]"
 
 
 def _pairs(found: Interval, there: Sequence[float], seeds: Sequence[Value]) -> Pairs:

@@ -19,12 +19,15 @@ from nbgrad.viz.palette import STYLES
 from nbgrad.viz.svg import legend, svg
 from nbgrad.viz.tables import cell, figure_table, is_value
 
-__all__ = ["html"]
+__all__ = ["INTERVALS", "TITLE", "VERDICTS", "html"]
 
 TITLE = "What normalization does, measured"
 INTERVALS = ("With 5 seeds the interval is the range of the values, which covers the true median "
              "with 94 %; all seeds share their test images, and learning rates are chosen by the "
              "accuracy on these: intervals are of seeds, not of images.")
+VERDICTS = ("Supported: these runs show the claim, by the study's rule. Not supported: they do not "
+            "show it, which is not to say that they show its opposite. Depends: the parts of the "
+            "rule disagree, or too few runs got far enough to be judged.")
 _ORDER = ("supported", "depends", "not supported")      # of verdicts, when sorted
 
 
@@ -96,7 +99,7 @@ def _claims(outcomes: Sequence[Outcome]) -> Iterator[str]:
                f'{escape(outcome.study["claim"])}</a></td>'
                f'<td data-key="{rank} {escape(verdict)}">{_verdict(outcome)}</td>'
                f'<td class="source">{escape(authors(outcome.study["source"]))}</td></tr>')
-    yield "</tbody></table>"
+    yield f'</tbody></table>\n<p class="soft">{escape(VERDICTS)}</p>'
 
 
 def _verdict(outcome: Outcome) -> str:

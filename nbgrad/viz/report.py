@@ -67,7 +67,8 @@ def _answer(outcome: Outcome) -> str:
 def markdown_page(outcomes: Sequence[Outcome], pictures: dict[str, Sequence[str]] | None = None
                   ) -> str:
     """The whole report in Markdown. ``pictures``: files of a study's figures, by its name."""
-    parts = [f"# {page.TITLE}", markdown_text(heading(outcomes)), verdicts(outcomes)]
+    parts = [f"# {page.TITLE}", markdown_text(heading(outcomes)), verdicts(outcomes),
+             markdown_text(page.VERDICTS)]
     for outcome in outcomes:
         parts += _section(outcome, (pictures or {}).get(outcome.name, ()))
     parts.append(markdown_text(page.INTERVALS))

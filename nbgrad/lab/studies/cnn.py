@@ -19,7 +19,7 @@ from nbgrad.lab.arms import (
     steps_to,
 )
 from nbgrad.lab.intervals import bootstrap, paired
-from nbgrad.lab.judging import differs
+from nbgrad.lab.judging import arrival, differs
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
 from nbgrad.lab.training import configured, train
 
@@ -65,7 +65,7 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     sentence = "; ".join(
         f"{n}: {faster[n].text('.2g')} times as many steps to {100 * level:g} % without batch "
         f"norm, and with it {points(better[n])} at the end" for n in networks) + "."
-    rows = [[n, norm, f"{lr:g}", bootstrap(column(arms[n, norm, lr], "steps_to")).text(".0f"),
+    rows = [[n, norm, f"{lr:g}", arrival(arms[n, norm, lr], level),
              percent(accuracies(arms[n, norm, lr])), lost(arms[n, norm, lr])]
             for n, norm, lr in arms]
     names = {"none": "without", "batch": "batch norm"}
@@ -91,10 +91,11 @@ STUDY = Study(
     name="cnn",
     question="Does batch norm help a convolutional network?",
     claim="A convolutional network trains faster, or ends better, with batch normalization.",
-    source="Ioffe & Szegedy 2015, section 4.2, and every tutorial since",
+    source="Ioffe & Szegedy 2015, section 4.2.2, and every tutorial since",
     published="Inception on ImageNet reaches the accuracy of the plain network (72.2 %) in 13.3 "
               "million steps instead of 31.0 at the same learning rate, and in 2.1 million at five "
-              "times that.",
+              "times that (there also without dropout and local response normalization, with less "
+              "L2 and a faster decay: section 4.2.1).",
     setup="LeNet-5 (with 3 × 3 kernels) and a CNN of six convolutions on 8 × 8 digits, ReLU, "
           "He's weights, momentum 0.9, batches of 64, four learning rates, 5 paired seeds of 300 "
           "steps; "
@@ -108,4 +109,7 @@ STUDY = Study(
     literature="Santurkar et al. 2018: VGG on CIFAR-10 83 % with and 80 % without. With careful "
                "initialisation (Zhang et al. 2019) or adaptive clipping (Brock et al. 2021) deep "
                "networks reach the same without a norm.",
+    changed="After a first run, the claim, which had read \"faster and better\", became "
+            "\"faster, or ends better\", which is what the rule tests; eight convolutions became "
+            "six and 400 steps 300, so that the study fits into a minute.",
 )

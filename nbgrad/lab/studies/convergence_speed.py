@@ -11,7 +11,7 @@ import numpy as np
 from nbgrad.autograd import no_grad
 from nbgrad.lab.arms import curve, edges, goal, grouped, lost, percent, reached, speedup, steps_to
 from nbgrad.lab.intervals import Interval, bootstrap
-from nbgrad.lab.judging import NOBODY_ARRIVED, differs
+from nbgrad.lab.judging import NOBODY_ARRIVED, arrival, differs
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
 from nbgrad.lab.training import configured, task_of, train
 from nbgrad.train.loop import Trainer
@@ -112,7 +112,7 @@ def _drift(records: Sequence[Record]) -> str:
 
 def _row(lr: float, plain: Sequence[Record], batch: Sequence[Record], ratio: Interval,
          level: float) -> list[Any]:
-    steps = [bootstrap([steps_to(r, level) for r in arm]).text(".0f") for arm in (plain, batch)]
+    steps = [arrival(arm, level) for arm in (plain, batch)]
     hits = [sum(reached(r, level) for r in arm) for arm in (plain, batch)]
     return [f"{lr:g}", *steps, ratio.text(".2g"), f"{hits[0]}, {hits[1]} of {len(batch)}",
             *(percent([r["final_accuracy"] for r in arm]) for arm in (plain, batch)),

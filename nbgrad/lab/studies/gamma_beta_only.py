@@ -143,5 +143,6 @@ STUDY = Study(
     literature="The effect grows with depth and width; ours is a network of 352 gammas and betas.",
     changed="After a first run, the claim, which had read \"high accuracy\", got the words that "
             "the rule tests. After another, the grid got the learning rates 0.01 and 1, because "
-            "every arm was best at one of its ends.",
+            "every arm was best at one of its ends. 400 steps became 300, so that the study fits "
+            "into a minute.",
 )

@@ -77,8 +77,9 @@ STUDY = Study(
     question="Does a higher momentum of the moving averages regularise?",
     claim="A higher momentum (decay) of batch norm's moving averages gives a smoother, regularised "
           "model.",
-    source="tutorials; the averages are those of Ioffe & Szegedy 2015, algorithm 2",
-    published="No measurement. Wu & Johnson 2021, section 3: moving averages are unstable early "
+    source="tutorials; the averages are those of Ioffe & Szegedy 2015, section 3.1",
+    published="No measurement: moving averages are an aside there, and algorithm 2 averages over "
+              "many mini-batches. Wu & Johnson 2021, section 3: moving averages are unstable early "
               "and with large batches, statistics of the population are not.",
     setup="An MLP of 3 × 100 ReLUs on 8 × 8 digits, plain SGD at 0.1, batches of 32, 5 paired "
           "seeds of 600 steps, decay from 0 to 0.999, evaluated every 20 steps with the moving "

@@ -7,7 +7,7 @@ from typing import Any
 
 from nbgrad.lab.arms import accuracies, bars, edges, grouped, percent, points, tuned
 from nbgrad.lab.intervals import bootstrap, paired
-from nbgrad.lab.judging import differs
+from nbgrad.lab.judging import differs, many
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
 from nbgrad.lab.training import configured, train
 
@@ -63,6 +63,7 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
         [figure], [
             *differs(verdict, "depends", "in Mishkin et al. 2016 before is better in GoogLeNet, "
                                          "and after in CaffeNet"),
+            *many(len(cases)),
             *edges(best, (c["lr"] for c in cells))])
 
 
