@@ -571,11 +571,22 @@ def test_a_negative_eps_is_refused(call, eps):
         call(nbgrad.randn(2, 4, 3), nbgrad.ones(4), eps)
 
 
+def switched(x, weight=None, batch=None):
+    weight = nbgrad.ones(3) if weight is None else weight
+    return ops.switchable_norm(x, weight, weight, batch=batch)
+
+
 @pytest.mark.parametrize(("call", "error", "said"), [
     (lambda x: ops.evonorm_b0(x, None, None, None, None), TypeError, "expected std to be a Tensor"),
     (lambda x: ops.evonorm_b0(x, None, None, None, nbgrad.ones(4)), ValueError, "std of shape"),
     (lambda x: ops.switchable_norm(x, None, nbgrad.ones(3)), TypeError, "expected mean_weight to"),
     (lambda x: ops.switchable_norm(x, nbgrad.ones(3), 2.0), TypeError, "expected var_weight to be"),
+    (lambda x: switched(x, nbgrad.ones(3, dtype=np.int64)), ValueError, "floating weights"),
+    (lambda x: switched(x, batch=nbgrad.ones(1, 4, 1)), TypeError, "a mean and a variance"),
+    (lambda x: switched(x, batch=(None, nbgrad.ones(1, 4, 1))), TypeError, "batch's mean to be a"),
+    (lambda x: switched(x, batch=(nbgrad.ones(1, 4, 1), nbgrad.ones(4))), ValueError, "variance"),
+    (lambda x: switched(x, batch=(nbgrad.ones(1, 4, 1, dtype=np.float64), nbgrad.ones(1, 4, 1))),
+     ValueError, "batch's mean of shape .* and float32"),
     (lambda x: ops.weight_norm(x, None), TypeError, "expected g to be a Tensor, got NoneType"),
     (lambda x: ops.weight_norm(None, x), TypeError, "expected v to be a Tensor, got NoneType"),
     (lambda x: ops.weight_norm(x, nbgrad.ones(2, 1, 1, dtype=np.float64)), TypeError, "one float"),
