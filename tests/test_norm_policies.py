@@ -182,3 +182,38 @@ def test_words_and_contradictions(name):
 def test_what_is_unusual_is_told(name):
     text = repr(OTHERS[name](average=nn.Cumulative(), update="step", on_nonfinite="raise"))
     assert "average=Cumulative(), update='step', on_nonfinite='raise'" in text
+
+
+def moved(name, update, average, batches):
+    layer = ALL[name](dtype=np.float64, on_nonfinite="skip_update", update=update, average=average)
+    for x in batches:
+        layer(x)
+        step_taken()
+    return layer
+
+
+@pytest.mark.parametrize("update", ["forward", "step"])
+@pytest.mark.parametrize("average", [nn.Cumulative(), nn.DebiasedExponential(0.75)])
+@pytest.mark.parametrize("name", ALL)
+def test_a_channel_averages_the_batches_that_it_has(name, average, update):
+    """As if there had been no others: the start values of a channel that skipped are forgotten."""
+    _, bad = spoiled()
+    second, third = batches(2)
+    hit = np.array([2, 3] if name == "decorrelated" else [2])             # its group
+    got = running(moved(name, update, average, [bad, second, bad, third]))
+    own = running(moved(name, update, average, [second, third]))
+    every = running(moved(name, update, average, [spoiled()[0], second, spoiled()[0], third]))
+    for key in own:
+        whole = key == "running_whitening"
+        at, rest = (1, 0) if whole else (hit, np.setdiff1d(np.arange(C), hit))
+        np.testing.assert_allclose(got[key][at], own[key][at], rtol=1e-10)
+        np.testing.assert_allclose(got[key][rest], every[key][rest], rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_batch_of_which_nothing_is_counted_is_no_batch(name):
+    layer = ALL[name](dtype=np.float64, on_nonfinite="skip_update", average=nn.Cumulative())
+    before = running(layer)
+    layer(nbgrad.tensor(np.full(SHAPE, np.nan)))
+    same(running(layer), before, rtol=0)
+    assert layer.num_batches_tracked.item() == 0

@@ -18,7 +18,7 @@ from . import init
 from .norm import MOMENTUM, Normalization, Unsaid, check_eps, check_momentum
 from .parameter import Parameter, check_sizes
 from .policies import check_policies, check_word, imitate
-from .statistics import Average, current_step
+from .statistics import Average, current_step, momenta
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -60,7 +60,8 @@ class BatchNorm(Normalization):
       accumulation and recomputed activations do not count twice (a batch of n that comes again
       changes the correction, as 2n values); "forward": each batch counts.
     on_nonfinite: of a batch whose mean or var is NaN or infinite in some channels, "propagate" it
-      into their running values, "skip_update" of those channels, or "raise" FloatingPointError.
+      into their running values, "skip_update" of those channels, which average the batches that
+      they have (since a state was loaded), or "raise" FloatingPointError.
 
     Calls take ``mask``: weights w ≥ 0 of samples or positions, (N, *S) or what broadcasts against
     (N, 1, *S); what has weight 0 does not count, and y is 0 there.
@@ -79,7 +80,8 @@ class BatchNorm(Normalization):
     _optional_state = ("num_batches_tracked",)
     _ndims: tuple[int, ...] = (2, 3, 4, 5)
     workers: ops.Workers | None = None
-    _pending: tuple[Any, Moments, tuple[Any, Any, int]] | None = None
+    _pending: tuple[Any, Moments, tuple[Any, Any, int, Any]] | None = None
+    _skipped: tuple[int, Any] | None = None           # after t batches, how many each channel lacks
     _thawed: tuple[str, list[bool]] | None = None     # what unfreeze_batch_norm goes back to
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
@@ -120,7 +122,7 @@ class BatchNorm(Normalization):
 
     def reset_running_stats(self) -> None:
         """mean 0, var 1, no batches."""
-        self._pending = None
+        self._pending = self._skipped = None
         if self.running_mean is not None and self.running_var is not None:
             init.zeros_(self.running_mean)
             init.ones_(self.running_var)
@@ -222,17 +224,21 @@ class BatchNorm(Normalization):
         assert tracked is not None
         batch = self._accepted(batch)
         now, t = (mean.data, var.data), int(tracked.data)
+        skipped = self._skipped[1] if self._skipped is not None and self._skipped[0] == t else 0
         if self.update == "step":
             step, pending = self._moment(), self._pending
             if pending is not None and pending[0] == step:
                 _, before, start = pending
-                batch, now, t = before.merge(batch), start[:2], start[2]
+                batch, now, (t, skipped) = before.merge(batch), start[:2], start[2:]
             else:
-                start = now[0].copy(), now[1].copy(), t
-        if not (batch.count > self.correction).any():
+                start = now[0].copy(), now[1].copy(), t, skipped
+        nothing = batch.count <= self.correction     # also of one value: it has no variance
+        if nothing.all():
             return
-        mean.data[...], var.data[...] = self._moved(now, batch, t + 1)
+        m = momenta(self._momentum, t + 1, skipped)
+        mean.data[...], var.data[...] = self._moved(now, batch, m, nothing)
         tracked.data[...] = t + 1
+        self._skipped = t + 1, skipped + nothing.astype(np.int64)
         bump(mean, var)
         if self.update == "step":                    # whoever writes to the mean starts it anew
             self._pending = self._moment(), batch, start
@@ -253,9 +259,8 @@ class BatchNorm(Normalization):
             return Moments(*(np.where(bad, 0.0, a) for a in batch))
         return batch
 
-    def _moved(self, now: Any, batch: Moments, t: int) -> tuple[Any, Any]:
-        m, found = self._momentum(t), (batch.mean, batch.var(self.correction))
-        nothing = batch.count <= self.correction     # also of one value: it has no variance
+    def _moved(self, now: Any, batch: Moments, m: Any, nothing: Any) -> tuple[Any, Any]:
+        found = batch.mean, batch.var(self.correction)
         with np.errstate(all="ignore"):
             mean, var = (np.where(nothing, a, (1 - m) * a + m * b) for a, b in zip(now, found))
         return mean, var
