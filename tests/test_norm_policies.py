@@ -6,6 +6,7 @@ import pytest
 import nbgrad
 from nbgrad import nn
 from nbgrad.nn.statistics import step_taken
+from nbgrad.train import update_bn
 
 C, SHAPE = 4, (6, 4, 3, 2)
 OTHERS = {"lp": lambda **s: nn.LpBatchNorm(C, p=3, **s), "mean": lambda **s: nn.MeanOnlyBatchNorm(
@@ -217,3 +218,43 @@ def test_a_batch_of_which_nothing_is_counted_is_no_batch(name):
     layer(nbgrad.tensor(np.full(SHAPE, np.nan)))
     same(running(layer), before, rtol=0)
     assert layer.num_batches_tracked.item() == 0
+
+
+def too_large():
+    x, = batches(1)
+    y = np.array(x.data, np.float32)
+    y[:, 2] *= np.float32(1e25)                     # a variance of 1e50 is no float32
+    return nbgrad.tensor(y)
+
+
+@pytest.mark.parametrize("name", CORRECTED)
+def test_statistics_that_only_float64_holds_are_not_finite(name):
+    x = too_large()
+    layer = ALL[name](on_nonfinite="skip_update")
+    layer(x)
+    assert all(np.isfinite(value).all() for value in running(layer).values())
+    assert layer.running_var.data[2] == 1
+    assert (layer.running_var.data[[0, 1, 3]] != 1).all()
+    layer = ALL[name](on_nonfinite="raise")
+    with pytest.raises(FloatingPointError, match=r"not finite in channels 2"):
+        layer(x)
+    assert (layer.running_var.data == 1).all()
+    assert layer.num_batches_tracked.item() == 0
+
+
+def test_the_correction_counts_for_what_is_finite():
+    """Of two values the variance that is kept is twice the batch's, and that is no float32."""
+    x = nbgrad.tensor(np.array([[-1.5e19], [1.5e19]], np.float32))         # 2.25e38, and 4.5e38
+    for correction in (0, 1):
+        layer = nn.BatchNorm1d(1, on_nonfinite="skip_update", correction=correction)
+        layer(x)
+        assert (layer.running_var.item() == 1) == bool(correction)
+
+
+def test_statistics_of_a_data_set_that_only_float64_holds_are_not_finite():
+    model = nn.Sequential(nn.BatchNorm2d(C, on_nonfinite="skip_update"))
+    update_bn(model, [too_large()])
+    np.testing.assert_array_equal(model[0].running_var.data == 1, np.arange(C) == 2)
+    model[0].on_nonfinite = "raise"
+    with pytest.raises(FloatingPointError, match="channels 2"):
+        update_bn(model, [too_large()])

@@ -18,7 +18,7 @@ from . import init
 from .norm import MOMENTUM, Normalization, Unsaid, check_eps, check_momentum
 from .parameter import Parameter, check_sizes
 from .policies import check_policies, check_word, imitate
-from .statistics import Average, current_step, momenta
+from .statistics import Average, current_step, fits, momenta
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -59,9 +59,10 @@ class BatchNorm(Normalization):
     update: "step": the batches between two steps of any optimizer count as one, so that gradient
       accumulation and recomputed activations do not count twice (a batch of n that comes again
       changes the correction, as 2n values); "forward": each batch counts.
-    on_nonfinite: of a batch whose mean or var is NaN or infinite in some channels, "propagate" it
-      into their running values, "skip_update" of those channels, which average the batches that
-      they have (since a state was loaded), or "raise" FloatingPointError.
+    on_nonfinite: of a batch whose mean or var, in the running ones' dtype, is NaN or infinite in
+      some channels, "propagate" it into their running values, "skip_update" of those channels,
+      which average the batches that they have (since a state was loaded), or "raise"
+      FloatingPointError.
 
     Calls take ``mask``: weights w ≥ 0 of samples or positions, (N, *S) or what broadcasts against
     (N, 1, *S); what has weight 0 does not count, and y is 0 there.
@@ -250,7 +251,9 @@ class BatchNorm(Normalization):
 
     def _accepted(self, batch: Moments) -> Moments:
         """The batch, by ``on_nonfinite`` without channels that are not finite."""
-        bad = ~(np.isfinite(batch.mean) & np.isfinite(batch.m2)) & (batch.count > 0)
+        var = np.where(batch.count > self.correction, batch.var(self.correction), batch.m2)
+        dtype = var.dtype if self.running_mean is None else self.running_mean.dtype
+        bad = ~(fits(batch.mean, dtype) & fits(var, dtype)) & (batch.count > 0)
         if self.on_nonfinite == "raise" and bad.any():
             where = ", ".join(map(str, np.flatnonzero(bad)[:8]))
             raise FloatingPointError(f"{type(self).__name__}: the batch's mean or variance is not "

@@ -16,7 +16,7 @@ from . import init
 from .norm import MOMENTUM, Normalization, Unsaid, check_eps, check_momentum
 from .parameter import Parameter, check_sizes
 from .policies import check_policies, imitate
-from .statistics import Average, current_step, momenta
+from .statistics import Average, current_step, fits, momenta
 
 Found = dict[str, tuple[Any, Any]]                   # values, and how many each is the mean of
 
@@ -137,6 +137,9 @@ class RunningNorm(ChannelNorm):
         if self.update == "forward" and self.on_nonfinite == "propagate":
             self._write({name: (value, 1.0) for name, value in found.items()}, t + 1)
             return
+        if self.on_nonfinite != "propagate":         # what overflows in the buffer is infinite
+            found = {name: np.where(fits(value, getattr(self, name).dtype), value, np.inf)
+                     for name, value in found.items()}
         counted = self._counted(found, x.data.size // x.shape[1])
         start = {name: getattr(self, name).data.copy() for name in found}
         skipped = self._skipped[1] if self._skipped is not None and self._skipped[0] == t else {}

@@ -96,6 +96,12 @@ def momenta(momentum: Callable[[int], float], t: int, skipped: Any) -> Any:
     return move(each, device_of(skipped))
 
 
+def fits(values: Any, dtype: Any) -> Any:
+    """Where values are finite, and stay so in dtype."""
+    with np.errstate(all="ignore"):
+        return np.isfinite(values.astype(dtype))
+
+
 # --------------------------------------------------------------------------- the optimizer's step
 
 _step = 0

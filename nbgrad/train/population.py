@@ -12,6 +12,7 @@ import numpy as np
 from nbgrad.autograd import Tensor, bump, no_grad
 from nbgrad.nn import Module
 from nbgrad.nn.running import RunningNorm, is_tracked_instance_norm
+from nbgrad.nn.statistics import fits
 from nbgrad.ops import Generator, Moments, moments
 from nbgrad.ops.random import default_generator
 from nbgrad.train.metrics import batch_norm_layers
@@ -256,7 +257,8 @@ def _write(layer: Any, name: str, found: Moments, samples: int, batches: int,
     keep theirs."""
     mean, var = found.mean, found.var()
     skip = found.count == 0
-    bad = ~(skip | np.isfinite(mean) & np.isfinite(var))
+    dtype = layer.running_mean.dtype
+    bad = ~(skip | fits(mean, dtype) & fits(var, dtype))
     if layer.on_nonfinite == "raise" and bad.any():
         where = ", ".join(map(str, np.flatnonzero(bad)[:8]))
         raise FloatingPointError(f"population statistics: the mean or variance in batch norm "
