@@ -9,6 +9,7 @@ import pytest
 import nbgrad
 from nbgrad import nn, optim
 from nbgrad.data import DataLoader, TensorDataset
+from nbgrad.nn.statistics import step_taken
 from nbgrad.train import adapt, bn_doctor, evaluate, population_statistics, update_bn
 from nbgrad.train.population import unchanged
 
@@ -304,6 +305,32 @@ def test_a_finished_block_can_be_kept_or_taken_back():
         model.eval()
         update_bn(model, loader())
     assert_same_state(model, before)
+
+
+@pytest.mark.parametrize("make", [nn.BatchNorm1d, nn.LpBatchNorm, nn.MeanOnlyBatchNorm,
+                                  nn.SwitchableNorm,
+                                  lambda C, **s: nn.DecorrelatedBatchNorm(C, 2, **s)])
+def test_a_look_within_a_step_does_not_end_what_it_collected(make):
+    """Also with a channel that has skipped a batch before."""
+    parts = rng.standard_normal((3, 6, 4, 5))
+    parts[0, :, 2:] = np.nan
+    found = []
+    for look in (False, True):
+        layer = make(4, update="step", on_nonfinite="skip_update", average=nn.Cumulative(),
+                     dtype=np.float64)
+        layer(nbgrad.tensor(parts[0]))
+        step_taken()
+        layer(nbgrad.tensor(parts[1]))
+        if look:
+            with unchanged(layer):
+                layer(nbgrad.tensor(parts[2] * 9))
+                layer.reset_running_stats()
+        layer(nbgrad.tensor(parts[2]))
+        step_taken()
+        layer(nbgrad.tensor(parts[1]))
+        found.append({name: b.data for name, b in layer.named_buffers()})
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(found[1][name], value, err_msg=name)
 
 
 # --------------------------------------------------------------------------------------- conversion
