@@ -553,6 +553,20 @@ def test_frozen_layers_train_by_running_statistics_and_stay(affine):
     assert not np.array_equal(model[0].running_mean.data, before["0.running_mean"])
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"bias": False}, {"affine": False}])
+def test_a_layer_that_was_built_frozen_trains_once_it_is_not(settings, affine):
+    layer = nn.FrozenBatchNorm(2, **settings)
+    for released in (nn.unfreeze_batch_norm(copy.deepcopy(layer)),
+                     nn.unfreeze_batch_norm(nn.freeze_batch_norm(layer, affine=affine)),
+                     nn.unfreeze_batch_norm(nn.convert_norm(nn.FrozenBatchNorm(2, **settings),
+                                                            "ghost"))):
+        assert released.statistics == "batch"
+        assert all(p.requires_grad for p in released.parameters())
+    frozen = nn.freeze_batch_norm(layer)
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
 def test_the_words_of_evaluate_win_over_a_layers_policy():
     model = network()
     update_bn(model, loader())

@@ -37,6 +37,7 @@ class FrozenBatchNorm(BatchNorm):
 
     def __init__(self, num_features: int, eps: float = 1e-5, **settings: Any) -> None:
         super().__init__(num_features, eps, statistics="frozen", **settings)
+        self._thawed = "batch", [True for _ in self.parameters()]
         self.requires_grad_(False)
 
 
