@@ -121,6 +121,26 @@ def test_batch_norms_between_two_steps(name):
     assert layer.num_batches_tracked.item() == 1
 
 
+@pytest.mark.parametrize("make", [BATCH["renorm"],
+                                  lambda **s: nn.BatchNorm2d(C, statistics="running", **s)])
+def test_a_recomputed_forward_pass_gives_what_it_gave(make):
+    """By the statistics with which the step began; the next step reads what it moved."""
+    first, second = batches(2)
+    layer, forward = (make(dtype=np.float64, update=word) for word in ("step", "forward"))
+    y = layer(first)
+    np.testing.assert_array_equal(layer(first).data, y.data)
+    np.testing.assert_array_equal(y.data, forward(first).data)
+    at_evaluation = layer.eval()(first).data
+    step_taken()
+    np.testing.assert_array_equal(layer(first).data, at_evaluation)
+    layer.train()
+    other = make(dtype=np.float64)
+    other.load_state_dict(layer.state_dict())
+    np.testing.assert_array_equal(layer(second).data, other(second).data)
+    layer.load_state_dict(make(dtype=np.float64).state_dict())     # within a step: from there on
+    np.testing.assert_array_equal(layer(first).data, y.data)
+
+
 def spoiled():
     x, = batches(1)
     y = np.array(x.data)

@@ -58,7 +58,8 @@ class BatchNorm(Normalization):
     like: "torch" or "keras" sets eps, average and correction as there, in place of momentum.
     update: "step": the batches between two steps of any optimizer count as one, so that gradient
       accumulation and recomputed activations do not count twice (a batch of n that comes again
-      changes the correction, as 2n values); "forward": each batch counts.
+      changes the correction, as 2n values); running statistics that normalize in training are
+      those with which the step began. "forward": each batch counts.
     on_nonfinite: of a batch whose mean or var, in the running ones' dtype, is NaN or infinite in
       some channels, "propagate" it into their running values, "skip_update" of those channels,
       which average the batches that they have (since a state was loaded), or "raise"
@@ -178,8 +179,8 @@ class BatchNorm(Normalization):
                 self._collect(batch)
             return y
         at = x if mask is None else there(x, mask)
-        y = ops.batch_norm(at, self.running_mean, self.running_var, self.weight, self.bias,
-                           eps=self.eps)
+        mean, var = self._known()
+        y = ops.batch_norm(at, mean, var, self.weight, self.bias, eps=self.eps)
         if moves:
             batch = ops.moments(x, mask=mask)
             self._collect(batch if self.workers is None else self.workers.merge(batch))
@@ -243,6 +244,17 @@ class BatchNorm(Normalization):
         bump(mean, var)
         if self.update == "step":                    # whoever writes to the mean starts it anew
             self._pending = self._moment(), batch, start
+
+    def _known(self) -> tuple[Tensor, Tensor]:
+        """The running mean and var that normalize: what they were when this step began, where its
+        batches count as one, so that a forward pass that is recomputed gives what it gave."""
+        mean, var = self.running_mean, self.running_var
+        assert mean is not None
+        assert var is not None
+        pending = self._pending if self.training and self.update == "step" else None
+        if pending is None or pending[0] != self._moment():
+            return mean, var
+        return as_tensor(pending[2][0]).to(mean.dtype), as_tensor(pending[2][1]).to(mean.dtype)
 
     def _moment(self) -> tuple[int, list[Any]]:
         """Of the optimizer's step and of the running statistics, as _pending remembers it."""
