@@ -257,7 +257,7 @@ def test_a_last_batch_of_one_sample(healthy):
     assert report.evaluations["batch"].samples == 720
 
 
-def unseen_of_one_sample_in_a_layer_that_needs_two():
+def test_batches_of_one_sample_in_a_layer_that_needs_two():
     report = bn_doctor(network(), loader(1, X[:9], Y[:9]))
     assert "tiny-batches" in codes(report)
 
@@ -426,7 +426,7 @@ def test_a_lag_that_costs_nothing_is_a_note(healthy):
     assert str(report).index("no problem found") < str(report).index("note: lagging in norm2")
 
 
-def unseen_sorted_by_class(healthy):
+def test_sorted_by_class(healthy):
     order = np.argsort(Y, kind="stable")
     report = bn_doctor(healthy, loader(x=X[order], y=Y[order], shuffle=False))
     assert codes(report) == ["unshuffled"]

@@ -261,6 +261,32 @@ def test_a_bad_value_stays_where_it_is(name):
 
 # --------------------------------------------------------------------------------------- identities
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("matrix", [
+    [[1, 2], [2, 4]], [[0, 0], [0, 0]], [[-1, 0], [0, -1]], [[3, 0], [0, -1]],
+    [[1, 1, 1], [1, 1, 1], [1, 1, 1]]])
+def test_what_has_no_inverse_square_root_is_refused(matrix, dtype):
+    matrix = np.array(matrix, dtype)
+    with pytest.raises(ValueError, match="expected positive definite"):
+        ops.inverse_sqrt(nbgrad.tensor(matrix))
+    with pytest.raises(ValueError, match="expected positive definite"):        # beside a good one
+        ops.inverse_sqrt(nbgrad.tensor(np.stack([np.eye(len(matrix), dtype=dtype), matrix])))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_matrix_that_is_not_finite_spoils_no_other(bad):
+    both = np.stack([np.diag([4.0, 16.0]), np.diag([bad, 1.0])])
+    good, spoiled = ops.inverse_sqrt(nbgrad.tensor(both)).data
+    np.testing.assert_allclose(good, np.diag([0.5, 0.25]), rtol=1e-12)
+    assert np.isnan(spoiled).all()
+
+
+def test_channels_that_are_one_channel_are_refused_without_eps():
+    x = np.repeat([[1.0], [3.0], [-4.0]], 2, 1)         # whole numbers: the covariance is exact
+    with pytest.raises(ValueError, match="positive definite"):
+        ops.whiten(nbgrad.tensor(x), 2, 0.0)
+
+
 def test_whitened_channels_are_uncorrelated():
     x = rng.standard_normal((40, 6, 5))
     x[:, 1] += 0.9 * x[:, 0]
@@ -571,11 +597,22 @@ def test_a_negative_eps_is_refused(call, eps):
         call(nbgrad.randn(2, 4, 3), nbgrad.ones(4), eps)
 
 
+def switched(x, weight=None, batch=None):
+    weight = nbgrad.ones(3) if weight is None else weight
+    return ops.switchable_norm(x, weight, weight, batch=batch)
+
+
 @pytest.mark.parametrize(("call", "error", "said"), [
     (lambda x: ops.evonorm_b0(x, None, None, None, None), TypeError, "expected std to be a Tensor"),
     (lambda x: ops.evonorm_b0(x, None, None, None, nbgrad.ones(4)), ValueError, "std of shape"),
     (lambda x: ops.switchable_norm(x, None, nbgrad.ones(3)), TypeError, "expected mean_weight to"),
     (lambda x: ops.switchable_norm(x, nbgrad.ones(3), 2.0), TypeError, "expected var_weight to be"),
+    (lambda x: switched(x, nbgrad.ones(3, dtype=np.int64)), ValueError, "floating weights"),
+    (lambda x: switched(x, batch=nbgrad.ones(1, 4, 1)), TypeError, "a mean and a variance"),
+    (lambda x: switched(x, batch=(None, nbgrad.ones(1, 4, 1))), TypeError, "batch's mean to be a"),
+    (lambda x: switched(x, batch=(nbgrad.ones(1, 4, 1), nbgrad.ones(4))), ValueError, "variance"),
+    (lambda x: switched(x, batch=(nbgrad.ones(1, 4, 1, dtype=np.float64), nbgrad.ones(1, 4, 1))),
+     ValueError, "batch's mean of shape .* and float32"),
     (lambda x: ops.weight_norm(x, None), TypeError, "expected g to be a Tensor, got NoneType"),
     (lambda x: ops.weight_norm(None, x), TypeError, "expected v to be a Tensor, got NoneType"),
     (lambda x: ops.weight_norm(x, nbgrad.ones(2, 1, 1, dtype=np.float64)), TypeError, "one float"),

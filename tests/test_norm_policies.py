@@ -6,6 +6,7 @@ import pytest
 import nbgrad
 from nbgrad import nn
 from nbgrad.nn.statistics import step_taken
+from nbgrad.train import update_bn
 
 C, SHAPE = 4, (6, 4, 3, 2)
 OTHERS = {"lp": lambda **s: nn.LpBatchNorm(C, p=3, **s), "mean": lambda **s: nn.MeanOnlyBatchNorm(
@@ -120,6 +121,26 @@ def test_batch_norms_between_two_steps(name):
     assert layer.num_batches_tracked.item() == 1
 
 
+@pytest.mark.parametrize("make", [BATCH["renorm"],
+                                  lambda **s: nn.BatchNorm2d(C, statistics="running", **s)])
+def test_a_recomputed_forward_pass_gives_what_it_gave(make):
+    """By the statistics with which the step began; the next step reads what it moved."""
+    first, second = batches(2)
+    layer, forward = (make(dtype=np.float64, update=word) for word in ("step", "forward"))
+    y = layer(first)
+    np.testing.assert_array_equal(layer(first).data, y.data)
+    np.testing.assert_array_equal(y.data, forward(first).data)
+    at_evaluation = layer.eval()(first).data
+    step_taken()
+    np.testing.assert_array_equal(layer(first).data, at_evaluation)
+    layer.train()
+    other = make(dtype=np.float64)
+    other.load_state_dict(layer.state_dict())
+    np.testing.assert_array_equal(layer(second).data, other(second).data)
+    layer.load_state_dict(make(dtype=np.float64).state_dict())     # within a step: from there on
+    np.testing.assert_array_equal(layer(first).data, y.data)
+
+
 def spoiled():
     x, = batches(1)
     y = np.array(x.data)
@@ -182,3 +203,78 @@ def test_words_and_contradictions(name):
 def test_what_is_unusual_is_told(name):
     text = repr(OTHERS[name](average=nn.Cumulative(), update="step", on_nonfinite="raise"))
     assert "average=Cumulative(), update='step', on_nonfinite='raise'" in text
+
+
+def moved(name, update, average, batches):
+    layer = ALL[name](dtype=np.float64, on_nonfinite="skip_update", update=update, average=average)
+    for x in batches:
+        layer(x)
+        step_taken()
+    return layer
+
+
+@pytest.mark.parametrize("update", ["forward", "step"])
+@pytest.mark.parametrize("average", [nn.Cumulative(), nn.DebiasedExponential(0.75)])
+@pytest.mark.parametrize("name", ALL)
+def test_a_channel_averages_the_batches_that_it_has(name, average, update):
+    """As if there had been no others: the start values of a channel that skipped are forgotten."""
+    _, bad = spoiled()
+    second, third = batches(2)
+    hit = np.array([2, 3] if name == "decorrelated" else [2])             # its group
+    got = running(moved(name, update, average, [bad, second, bad, third]))
+    own = running(moved(name, update, average, [second, third]))
+    every = running(moved(name, update, average, [spoiled()[0], second, spoiled()[0], third]))
+    for key in own:
+        whole = key == "running_whitening"
+        at, rest = (1, 0) if whole else (hit, np.setdiff1d(np.arange(C), hit))
+        np.testing.assert_allclose(got[key][at], own[key][at], rtol=1e-10)
+        np.testing.assert_allclose(got[key][rest], every[key][rest], rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_batch_of_which_nothing_is_counted_is_no_batch(name):
+    layer = ALL[name](dtype=np.float64, on_nonfinite="skip_update", average=nn.Cumulative())
+    before = running(layer)
+    layer(nbgrad.tensor(np.full(SHAPE, np.nan)))
+    same(running(layer), before, rtol=0)
+    assert layer.num_batches_tracked.item() == 0
+
+
+def too_large():
+    x, = batches(1)
+    y = np.array(x.data, np.float32)
+    y[:, 2] *= np.float32(1e25)                     # a variance of 1e50 is no float32
+    return nbgrad.tensor(y)
+
+
+@pytest.mark.parametrize("name", CORRECTED)
+def test_statistics_that_only_float64_holds_are_not_finite(name):
+    x = too_large()
+    layer = ALL[name](on_nonfinite="skip_update")
+    layer(x)
+    assert all(np.isfinite(value).all() for value in running(layer).values())
+    assert layer.running_var.data[2] == 1
+    assert (layer.running_var.data[[0, 1, 3]] != 1).all()
+    layer = ALL[name](on_nonfinite="raise")
+    with pytest.raises(FloatingPointError, match=r"not finite in channels 2"):
+        layer(x)
+    assert (layer.running_var.data == 1).all()
+    assert layer.num_batches_tracked.item() == 0
+
+
+def test_the_correction_counts_for_what_is_finite():
+    """Of two values the variance that is kept is twice the batch's, and that is no float32."""
+    x = nbgrad.tensor(np.array([[-1.5e19], [1.5e19]], np.float32))         # 2.25e38, and 4.5e38
+    for correction in (0, 1):
+        layer = nn.BatchNorm1d(1, on_nonfinite="skip_update", correction=correction)
+        layer(x)
+        assert (layer.running_var.item() == 1) == bool(correction)
+
+
+def test_statistics_of_a_data_set_that_only_float64_holds_are_not_finite():
+    model = nn.Sequential(nn.BatchNorm2d(C, on_nonfinite="skip_update"))
+    update_bn(model, [too_large()])
+    np.testing.assert_array_equal(model[0].running_var.data == 1, np.arange(C) == 2)
+    model[0].on_nonfinite = "raise"
+    with pytest.raises(FloatingPointError, match="channels 2"):
+        update_bn(model, [too_large()])

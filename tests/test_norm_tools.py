@@ -9,6 +9,7 @@ import pytest
 import nbgrad
 from nbgrad import nn, optim
 from nbgrad.data import DataLoader, TensorDataset
+from nbgrad.nn.statistics import step_taken
 from nbgrad.train import adapt, bn_doctor, evaluate, population_statistics, update_bn
 from nbgrad.train.population import unchanged
 
@@ -306,6 +307,32 @@ def test_a_finished_block_can_be_kept_or_taken_back():
     assert_same_state(model, before)
 
 
+@pytest.mark.parametrize("make", [nn.BatchNorm1d, nn.LpBatchNorm, nn.MeanOnlyBatchNorm,
+                                  nn.SwitchableNorm,
+                                  lambda C, **s: nn.DecorrelatedBatchNorm(C, 2, **s)])
+def test_a_look_within_a_step_does_not_end_what_it_collected(make):
+    """Also with a channel that has skipped a batch before."""
+    parts = rng.standard_normal((3, 6, 4, 5))
+    parts[0, :, 2:] = np.nan
+    found = []
+    for look in (False, True):
+        layer = make(4, update="step", on_nonfinite="skip_update", average=nn.Cumulative(),
+                     dtype=np.float64)
+        layer(nbgrad.tensor(parts[0]))
+        step_taken()
+        layer(nbgrad.tensor(parts[1]))
+        if look:
+            with unchanged(layer):
+                layer(nbgrad.tensor(parts[2] * 9))
+                layer.reset_running_stats()
+        layer(nbgrad.tensor(parts[2]))
+        step_taken()
+        layer(nbgrad.tensor(parts[1]))
+        found.append({name: b.data for name, b in layer.named_buffers()})
+    for name, value in found[0].items():
+        np.testing.assert_array_equal(found[1][name], value, err_msg=name)
+
+
 # --------------------------------------------------------------------------------------- conversion
 
 class Scaled(nn.Module):
@@ -524,6 +551,20 @@ def test_frozen_layers_train_by_running_statistics_and_stay(affine):
     assert (model[0].weight.requires_grad, model[0].bias.requires_grad) == (True, False)
     values(model, 2 * X)
     assert not np.array_equal(model[0].running_mean.data, before["0.running_mean"])
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"bias": False}, {"affine": False}])
+def test_a_layer_that_was_built_frozen_trains_once_it_is_not(settings, affine):
+    layer = nn.FrozenBatchNorm(2, **settings)
+    for released in (nn.unfreeze_batch_norm(copy.deepcopy(layer)),
+                     nn.unfreeze_batch_norm(nn.freeze_batch_norm(layer, affine=affine)),
+                     nn.unfreeze_batch_norm(nn.convert_norm(nn.FrozenBatchNorm(2, **settings),
+                                                            "ghost"))):
+        assert released.statistics == "batch"
+        assert all(p.requires_grad for p in released.parameters())
+    frozen = nn.freeze_batch_norm(layer)
+    assert not any(p.requires_grad for p in frozen.parameters())
 
 
 def test_the_words_of_evaluate_win_over_a_layers_policy():

@@ -38,6 +38,15 @@ def test_weight_norm_is_its_formula(dim, axes, shape):
     gradcheck(lambda v, g: ops.weight_norm(v, g, dim), (v, g), order=3, mode="fast")
 
 
+def test_weight_norm_of_a_vector_has_a_length_per_element():
+    v, g = nbgrad.tensor([3.0, -4.0], requires_grad=True), nbgrad.tensor([2.0, 2.0])
+    assert ops.weight_norm(v, g, 0).tolist() == [2.0, -2.0]
+    layer = nn.Linear(3, 2)
+    before = layer.bias.data.copy()
+    np.testing.assert_allclose(weight_norm(layer, "bias").bias.data, before, rtol=1e-6)
+    gradcheck(lambda v, g: ops.weight_norm(v, g, 0), (tensor(3), tensor(3)), allow_zero=True)
+
+
 @pytest.mark.parametrize("scale", [1e-38, 1e-25, 1e25, 1e38])
 def test_weights_whose_squares_overflow(scale):
     v = rng.uniform(0.5, 3, (4, 5)).astype(np.float32)

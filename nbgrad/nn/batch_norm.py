@@ -18,7 +18,7 @@ from . import init
 from .norm import MOMENTUM, Normalization, Unsaid, check_eps, check_momentum
 from .parameter import Parameter, check_sizes
 from .policies import check_policies, check_word, imitate
-from .statistics import Average, current_step
+from .statistics import Average, current_step, fits, momenta
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -58,9 +58,12 @@ class BatchNorm(Normalization):
     like: "torch" or "keras" sets eps, average and correction as there, in place of momentum.
     update: "step": the batches between two steps of any optimizer count as one, so that gradient
       accumulation and recomputed activations do not count twice (a batch of n that comes again
-      changes the correction, as 2n values); "forward": each batch counts.
-    on_nonfinite: of a batch whose mean or var is NaN or infinite in some channels, "propagate" it
-      into their running values, "skip_update" of those channels, or "raise" FloatingPointError.
+      changes the correction, as 2n values); running statistics that normalize in training are
+      those with which the step began. "forward": each batch counts.
+    on_nonfinite: of a batch whose mean or var, in the running ones' dtype, is NaN or infinite in
+      some channels, "propagate" it into their running values, "skip_update" of those channels,
+      which average the batches that they have (since a state was loaded), or "raise"
+      FloatingPointError.
 
     Calls take ``mask``: weights w ≥ 0 of samples or positions, (N, *S) or what broadcasts against
     (N, 1, *S); what has weight 0 does not count, and y is 0 there.
@@ -79,7 +82,8 @@ class BatchNorm(Normalization):
     _optional_state = ("num_batches_tracked",)
     _ndims: tuple[int, ...] = (2, 3, 4, 5)
     workers: ops.Workers | None = None
-    _pending: tuple[Any, Moments, tuple[Any, Any, int]] | None = None
+    _pending: tuple[Any, Moments, tuple[Any, Any, int, Any]] | None = None
+    _skipped: tuple[int, Any] | None = None           # after t batches, how many each channel lacks
     _thawed: tuple[str, list[bool]] | None = None     # what unfreeze_batch_norm goes back to
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
@@ -120,7 +124,7 @@ class BatchNorm(Normalization):
 
     def reset_running_stats(self) -> None:
         """mean 0, var 1, no batches."""
-        self._pending = None
+        self._pending = self._skipped = None
         if self.running_mean is not None and self.running_var is not None:
             init.zeros_(self.running_mean)
             init.ones_(self.running_var)
@@ -175,8 +179,8 @@ class BatchNorm(Normalization):
                 self._collect(batch)
             return y
         at = x if mask is None else there(x, mask)
-        y = ops.batch_norm(at, self.running_mean, self.running_var, self.weight, self.bias,
-                           eps=self.eps)
+        mean, var = self._known()
+        y = ops.batch_norm(at, mean, var, self.weight, self.bias, eps=self.eps)
         if moves:
             batch = ops.moments(x, mask=mask)
             self._collect(batch if self.workers is None else self.workers.merge(batch))
@@ -222,20 +226,35 @@ class BatchNorm(Normalization):
         assert tracked is not None
         batch = self._accepted(batch)
         now, t = (mean.data, var.data), int(tracked.data)
+        skipped = self._skipped[1] if self._skipped is not None and self._skipped[0] == t else 0
         if self.update == "step":
             step, pending = self._moment(), self._pending
             if pending is not None and pending[0] == step:
                 _, before, start = pending
-                batch, now, t = before.merge(batch), start[:2], start[2]
+                batch, now, (t, skipped) = before.merge(batch), start[:2], start[2:]
             else:
-                start = now[0].copy(), now[1].copy(), t
-        if not (batch.count > self.correction).any():
+                start = now[0].copy(), now[1].copy(), t, skipped
+        nothing = batch.count <= self.correction     # also of one value: it has no variance
+        if nothing.all():
             return
-        mean.data[...], var.data[...] = self._moved(now, batch, t + 1)
+        m = momenta(self._momentum, t + 1, skipped)
+        mean.data[...], var.data[...] = self._moved(now, batch, m, nothing)
         tracked.data[...] = t + 1
+        self._skipped = t + 1, skipped + nothing.astype(np.int64)
         bump(mean, var)
         if self.update == "step":                    # whoever writes to the mean starts it anew
             self._pending = self._moment(), batch, start
+
+    def _known(self) -> tuple[Tensor, Tensor]:
+        """The running mean and var that normalize: what they were when this step began, where its
+        batches count as one, so that a forward pass that is recomputed gives what it gave."""
+        mean, var = self.running_mean, self.running_var
+        assert mean is not None
+        assert var is not None
+        pending = self._pending if self.training and self.update == "step" else None
+        if pending is None or pending[0] != self._moment():
+            return mean, var
+        return as_tensor(pending[2][0]).to(mean.dtype), as_tensor(pending[2][1]).to(mean.dtype)
 
     def _moment(self) -> tuple[int, list[Any]]:
         """Of the optimizer's step and of the running statistics, as _pending remembers it."""
@@ -244,7 +263,9 @@ class BatchNorm(Normalization):
 
     def _accepted(self, batch: Moments) -> Moments:
         """The batch, by ``on_nonfinite`` without channels that are not finite."""
-        bad = ~(np.isfinite(batch.mean) & np.isfinite(batch.m2)) & (batch.count > 0)
+        var = np.where(batch.count > self.correction, batch.var(self.correction), batch.m2)
+        dtype = var.dtype if self.running_mean is None else self.running_mean.dtype
+        bad = ~(fits(batch.mean, dtype) & fits(var, dtype)) & (batch.count > 0)
         if self.on_nonfinite == "raise" and bad.any():
             where = ", ".join(map(str, np.flatnonzero(bad)[:8]))
             raise FloatingPointError(f"{type(self).__name__}: the batch's mean or variance is not "
@@ -253,9 +274,8 @@ class BatchNorm(Normalization):
             return Moments(*(np.where(bad, 0.0, a) for a in batch))
         return batch
 
-    def _moved(self, now: Any, batch: Moments, t: int) -> tuple[Any, Any]:
-        m, found = self._momentum(t), (batch.mean, batch.var(self.correction))
-        nothing = batch.count <= self.correction     # also of one value: it has no variance
+    def _moved(self, now: Any, batch: Moments, m: Any, nothing: Any) -> tuple[Any, Any]:
+        found = batch.mean, batch.var(self.correction)
         with np.errstate(all="ignore"):
             mean, var = (np.where(nothing, a, (1 - m) * a + m * b) for a, b in zip(now, found))
         return mean, var

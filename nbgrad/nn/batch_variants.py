@@ -37,6 +37,7 @@ class FrozenBatchNorm(BatchNorm):
 
     def __init__(self, num_features: int, eps: float = 1e-5, **settings: Any) -> None:
         super().__init__(num_features, eps, statistics="frozen", **settings)
+        self._thawed = "batch", [True for _ in self.parameters()]
         self.requires_grad_(False)
 
 
@@ -186,11 +187,10 @@ class BatchRenorm(BatchNorm):
 
     def _limits(self, batch: Moments) -> tuple[Tensor, Tensor]:
         """r and d of each channel."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        dtype, mean = self.running_mean.dtype, self.running_mean.data.astype(np.float64)
+        known, var = self._known()
+        dtype, mean = known.dtype, known.data.astype(np.float64)
         with np.errstate(all="ignore"):
-            own = np.sqrt(self.running_var.data.astype(np.float64) + self.eps)
+            own = np.sqrt(var.data.astype(np.float64) + self.eps)
             r = np.clip(np.sqrt(batch.var() + self.eps) / own, 1 / self.r_max, self.r_max)
             d = np.clip((batch.mean - mean) / own, -self.d_max, self.d_max)
         r, d = np.where(batch.count > 0, r, 1.0), np.where(batch.count > 0, d, 0.0)

@@ -105,8 +105,8 @@ def _freeze(layers: dict[str, Any], affine: bool = True) -> None:
 
 def unfreeze_batch_norm(model: Module) -> Module:
     """Undo ``freeze_batch_norm``: the statistics that were used before, and gamma and beta trained
-    where they were. Layers that were built with statistics="frozen" get "batch". In place; returns
-    the model.
+    where they were, all of a ``FrozenBatchNorm``. Layers that were built with statistics="frozen"
+    get "batch". In place; returns the model.
 
     >>> from nbgrad import nn
     >>> layer = unfreeze_batch_norm(freeze_batch_norm(nn.BatchNorm1d(2, statistics="population")))

@@ -17,7 +17,7 @@ from . import init
 from .norm import MOMENTUM, Normalization, Unsaid, check_eps, check_momentum
 from .parameter import Parameter, check_sizes
 from .policies import check_policies, imitate
-from .statistics import Average, current_step
+from .statistics import Average, current_step, fits, momenta
 
 Found = dict[str, tuple[Any, Any]]                   # values, and how many each is the mean of
 
@@ -81,7 +81,8 @@ class RunningNorm(ChannelNorm):
     num_batches_tracked: Tensor
     average: Average | None
     _optional_state = ("num_batches_tracked",)
-    _pending: tuple[Any, Found, dict[str, Any], int] | None = None
+    _pending: tuple[Any, Found, dict[str, Any], int, dict[str, Any]] | None = None
+    _skipped: tuple[int, dict[str, Any]] | None = None    # as in BatchNorm, of each statistic
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
                  affine: bool = True, *, average: Average | None = None,
@@ -111,7 +112,7 @@ class RunningNorm(ChannelNorm):
 
     def reset_running_stats(self) -> None:
         """As at construction."""
-        self._pending = None
+        self._pending = self._skipped = None
         for name, start in {**self._starts, "num_batches_tracked": 0}.items():
             buffer = getattr(self, name)
             buffer.data[...] = start
@@ -137,21 +138,30 @@ class RunningNorm(ChannelNorm):
         if self.update == "forward" and self.on_nonfinite == "propagate":
             self._write({name: (value, 1.0) for name, value in found.items()}, t + 1)
             return
+        if self.on_nonfinite != "propagate":         # what overflows in the buffer is infinite
+            found = {name: np.where(fits(value, getattr(self, name).dtype), value, np.inf)
+                     for name, value in found.items()}
         counted = self._counted(found, x.data.size // x.shape[1])
         start = {name: getattr(self, name).data.copy() for name in found}
+        skipped = self._skipped[1] if self._skipped is not None and self._skipped[0] == t else {}
         if self.update == "step" and self._pending is not None and (
                 self._pending[0] == self._moment()):
-            _, before, start, t = self._pending
+            _, before, start, t, skipped = self._pending
             counted = {name: _together(before[name], counted[name]) for name in counted}
-        self._write(counted, t + 1, start)
+        if not any((count > 0).any() for _, count in counted.values()):
+            return
+        self._write(counted, t + 1, start, skipped)
+        self._skipped = t + 1, {name: skipped.get(name, 0) + (count == 0).astype(np.int64)
+                                for name, (_, count) in counted.items()}
         if self.update == "step":
-            self._pending = self._moment(), counted, start, t
+            self._pending = self._moment(), counted, start, t, skipped
 
-    def _write(self, found: Found, t: int, start: dict[str, Any] | None = None) -> None:
+    def _write(self, found: Found, t: int, start: dict[str, Any] | None = None,
+               skipped: dict[str, Any] | None = None) -> None:
         """Values with their counts; where nothing is counted, nothing moves."""
-        m = self._momentum(t)
         self.num_batches_tracked.data[...] = t
         for name, (value, count) in found.items():
+            m = momenta(self._momentum, t, (skipped or {}).get(name, 0))
             buffer = getattr(self, name)
             now = buffer.data if start is None else start[name]
             with np.errstate(all="ignore"):          # a statistic may be no float32

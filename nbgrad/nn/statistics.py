@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nbgrad.backend import device_of, move
 from nbgrad.ops import Moments
 
 __all__ = ["Average", "Cumulative", "DebiasedExponential", "Exponential", "InProcess", "PRESETS"]
@@ -83,6 +84,22 @@ PRESETS: dict[str, dict[str, Any]] = {
     "torch": {"eps": 1e-5, "average": Exponential(0.9), "correction": 1},
     "keras": {"eps": 1e-3, "average": Exponential(0.99), "correction": 0},
 }
+
+
+def momenta(momentum: Callable[[int], float], t: int, skipped: Any) -> Any:
+    """momentum of the t-th batch, which is an earlier one of channels that ``skipped`` some; a
+    number where none did."""
+    if np.ndim(skipped) == 0 or not skipped.any():
+        return momentum(t)
+    own, back = np.unique(t - move(skipped, "cpu"), return_inverse=True)
+    each = np.array([momentum(int(n)) for n in own])[back].reshape(skipped.shape)
+    return move(each, device_of(skipped))
+
+
+def fits(values: Any, dtype: Any) -> Any:
+    """Where values are finite, and stay so in dtype."""
+    with np.errstate(all="ignore"):
+        return np.isfinite(values.astype(dtype))
 
 
 # --------------------------------------------------------------------------- the optimizer's step

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, bump, no_grad
-from nbgrad.nn import Module
+from nbgrad.nn import BatchNorm, Module
 from nbgrad.nn.running import RunningNorm, is_tracked_instance_norm
+from nbgrad.nn.statistics import fits
 from nbgrad.ops import Generator, Moments, moments
 from nbgrad.ops.random import default_generator
 from nbgrad.train.metrics import batch_norm_layers
@@ -99,9 +100,11 @@ def unchanged(model: Module, *, errors_only: bool = False) -> Iterator[None]:
     error; with ``errors_only``, after success the modes alone."""
     modes = [(m, m.training) for m in model.modules()]
     saved = [(b, b.data.copy()) for b in model.buffers()]
-    pending = [(layer, layer._pending) for layer in batch_norm_layers(model).values()
-               if layer._pending is not None]
-    current = {layer for layer, batches in pending if batches[0] == layer._moment()}
+    averages: list[tuple[Any, Any, Any]] = [
+        (m, m._pending, m._skipped) for m in model.modules()
+        if isinstance(m, BatchNorm | RunningNorm)]
+    current = {layer for layer, batches, _ in averages
+               if batches is not None and batches[0] == layer._moment()}
     drawn = [(g, g.get_state()) for m in model.modules() for g in vars(m).values()
              if isinstance(g, Generator)]
     done = False
@@ -115,11 +118,10 @@ def unchanged(model: Module, *, errors_only: bool = False) -> Iterator[None]:
             for buffer, values in saved:
                 buffer.data[...] = values
                 bump(buffer)
-            for layer in batch_norm_layers(model).values():
-                layer._pending = None
-            for layer, batches in pending:      # those that still counted go on counting
-                layer._pending = (layer._moment() if layer in current else batches[0],
-                                  *batches[1:])
+            for layer, batches, skipped in averages:
+                # those that still counted go on counting
+                layer._pending = (layer._moment(), *batches[1:]) if layer in current else batches
+                layer._skipped = skipped
             for generator, state in drawn:
                 generator.set_state(state)
 
@@ -256,7 +258,8 @@ def _write(layer: Any, name: str, found: Moments, samples: int, batches: int,
     keep theirs."""
     mean, var = found.mean, found.var()
     skip = found.count == 0
-    bad = ~(skip | np.isfinite(mean) & np.isfinite(var))
+    dtype = layer.running_mean.dtype
+    bad = ~(skip | fits(mean, dtype) & fits(var, dtype))
     if layer.on_nonfinite == "raise" and bad.any():
         where = ", ".join(map(str, np.flatnonzero(bad)[:8]))
         raise FloatingPointError(f"population statistics: the mean or variance in batch norm "

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from nbgrad.autograd import Tensor
 from nbgrad.ops.elementwise import rsqrt
@@ -27,16 +28,18 @@ def switchable_norm(input: Tensor, mean_weight: Tensor, var_weight: Tensor,
     x: (N, C, *S)   mean_weight, var_weight: (3,)   γ, β: (C,)   batch: μ and σ² of the channels,
     (1, C, 1, …), in place of the batch's own, in evaluation. The means and variances of the layer
     and the batch are merged from the instances'. In float64, rounded once; keeps x. Raises
-    ValueError for sizes that do not fit and a negative ε, TypeError for weights that are no
-    Tensors.
+    ValueError for sizes that do not fit, weights that are not floating, a batch of another dtype
+    than x and a negative ε, TypeError for weights and batches that are no Tensors.
     """
     check_channels("switchable_norm", input, weight, bias, least=3)
     check_eps("switchable_norm", eps)
     check_tensors("switchable_norm", mean_weight=mean_weight, var_weight=var_weight)
     for t in (mean_weight, var_weight):
-        if t.shape != (3,):
-            raise ValueError("switchable_norm: expected weights of shape (3,), of instance, "
-                             f"layer and batch, got {t.shape}")
+        if t.shape != (3,) or t.dtype.kind not in "fV":
+            raise ValueError("switchable_norm: expected floating weights of shape (3,), of "
+                             f"instance, layer and batch, got {t.shape} and {t.dtype}")
+    if batch is not None:
+        _check_batch(input, batch)
     how = Sampled("affine", partial(_constants, eps), partial(_composed, eps))
     given = () if batch is None else batch
     y, means, variances = sample_norm(input, mean_weight, var_weight,
@@ -46,6 +49,18 @@ def switchable_norm(input: Tensor, mean_weight: Tensor, var_weight: Tensor,
     whole = (1, -1, *[1] * (input.ndim - 2))
     mu, var = (reshape(t, whole) for t in merged(means, variances, 0))
     return y, mu, var
+
+
+def _check_batch(x: Tensor, batch: Any) -> None:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        raise TypeError("switchable_norm: expected batch to be a mean and a variance, got "
+                        f"{type(batch).__name__}")
+    for name, t in zip(("mean", "variance"), batch):
+        check_tensors("switchable_norm", **{f"the batch's {name}": t})
+        if t.shape != (1, *x.shape[1:2], *[1] * (x.ndim - 2)) or t.dtype != x.dtype:
+            raise ValueError(f"switchable_norm: expected the batch's {name} of shape (1, C, 1, …) "
+                             f"and {x.dtype}, got {t.shape} and {t.dtype} for an input of size "
+                             f"{list(x.shape)}")
 
 
 def _mixed(mean: Tensor, var: Tensor, mean_weight: Tensor, var_weight: Tensor,

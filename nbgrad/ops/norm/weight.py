@@ -43,7 +43,7 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
                          f"for v of shape {v.shape} and dim={dim}, got {g.shape}")
     unit = largest(v, axes)
     u = v / as_tensor(unit)                            # w is the same whatever v is measured in
-    square = sum(u * u, axes, True)
+    square = sum(u * u, axes, True) if axes else u * u     # () is "all of them" to a reduction
     zero = square.data == 0
     return u * (g / sqrt(where(zero, 1.0, square) if zero.any() else square))
 

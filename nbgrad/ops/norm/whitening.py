@@ -26,7 +26,8 @@ def inverse_sqrt(matrix: Tensor) -> Tensor:
     The coupled Newton–Schulz iteration Y ← Y T, Z ← T Z, T = (3 I − Z Y)/2 from Y = A / tr A and
     Z = I, whose Z approaches √(tr A) A^(−1/2), until it has converged (Higham 2008; Huang et al.
     2019, who stop early). Made of products, so derivatives of all orders follow. Steps grow with
-    the logarithm of the condition number: about 10 for 10, 24 for 10⁶.
+    the logarithm of the condition number: about 10 for 10, 24 for 10⁶. Raises ValueError for what
+    is singular or not positive definite in its dtype; a matrix with NaN or infinity gives NaN.
 
     >>> import nbgrad
     >>> root = inverse_sqrt(nbgrad.tensor([[4.0, 0.0], [0.0, 16.0]]))
@@ -39,18 +40,25 @@ def inverse_sqrt(matrix: Tensor) -> Tensor:
                          f"{matrix.dtype} of size {list(matrix.shape)}")
     eye = as_tensor(move(np.eye(matrix.shape[-1], dtype=matrix.dtype), matrix.device))
     trace = sum(matrix * eye, (-2, -1), True)
+    finite = np.isfinite(greatest(np.abs(matrix.data), (-2, -1)))
+    if (finite & ~(trace.data[..., 0, 0] > 0)).any() and matrix.data.size:
+        raise ValueError("inverse_sqrt: expected positive definite matrices, got a trace of "
+                         "0 or less")
     y, z, left, last = matrix / trace, broadcast_to(eye, matrix.shape), 2, np.inf
     for _ in range(STEPS):
         product = matmul(z, y)
         each = greatest(np.abs(product.data - eye.data), (-2, -1))
-        apart = float(greatest(np.where(np.isfinite(each), each, 0)))  # one bad matrix is not all
+        apart = float(greatest(np.where(finite, each, 0)))            # one bad matrix is not all
         close = apart < CLOSE or (apart < 1e-2 and apart >= last)     # or as close as rounding lets
         left, last = left - close, apart
         t = (eye * 3 - product) * 0.5
         y, z = matmul(y, t), matmul(t, z)
         if left <= 0:
+            return z * rsqrt(trace)
+        if not np.isfinite(apart):
             break
-    return z * rsqrt(trace)
+    raise ValueError("inverse_sqrt: expected positive definite matrices, got one that is singular "
+                     f"in {matrix.dtype}: the iteration does not converge")
 
 
 def whiten(input: Tensor, group_size: int, eps: float = 1e-5) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,8 +67,8 @@ def whiten(input: Tensor, group_size: int, eps: float = 1e-5) -> tuple[Tensor, T
     which carry no gradient.      Huang et al. 2018
 
     x: (N, C, *S), groups of d = ``group_size`` channels; μ and Σ (biased) are over N and S. Σ and W
-    are computed in float64 and kept. Raises ValueError for group sizes that do not divide C, and
-    for one value per channel.
+    are computed in float64 and kept. Raises ValueError for group sizes that do not divide C, for
+    one value per channel, and for a Σ + ε I that is singular in float64.
     """
     check_channels("whiten", input)
     check_count("whiten", input)
