@@ -10,6 +10,7 @@ import numpy as np
 
 from nbgrad import ops
 from nbgrad.autograd import OPS, Tensor, as_tensor, bump
+from nbgrad.backend import device_of, move
 from nbgrad.ops import Moments
 from nbgrad.ops.moments import weights
 from nbgrad.ops.norm import check_batch, check_fused
@@ -226,7 +227,9 @@ class BatchNorm(Normalization):
         assert tracked is not None
         batch = self._accepted(batch)
         now, t = (mean.data, var.data), int(tracked.data)
-        skipped = self._skipped[1] if self._skipped is not None and self._skipped[0] == t else 0
+        skipped = 0
+        if self._skipped is not None and self._skipped[0] == t:
+            skipped = move(self._skipped[1], device_of(batch.count))    # the layer's, if it moved
         if self.update == "step":
             step, pending = self._moment(), self._pending
             if pending is not None and pending[0] == step:

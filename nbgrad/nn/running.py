@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor, bump
-from nbgrad.backend import full
+from nbgrad.backend import full, move
 from nbgrad.ops.norm import batch_norm_inference
 from nbgrad.ops.norm.channels import check_channels, check_count
 
@@ -143,7 +143,9 @@ class RunningNorm(ChannelNorm):
                      for name, value in found.items()}
         counted = self._counted(found, x.data.size // x.shape[1])
         start = {name: getattr(self, name).data.copy() for name in found}
-        skipped = self._skipped[1] if self._skipped is not None and self._skipped[0] == t else {}
+        skipped = {}
+        if self._skipped is not None and self._skipped[0] == t:
+            skipped = {name: move(n, x.device) for name, n in self._skipped[1].items()}
         if self.update == "step" and self._pending is not None and (
                 self._pending[0] == self._moment()):
             _, before, start, t, skipped = self._pending

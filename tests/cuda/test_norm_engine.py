@@ -139,3 +139,15 @@ def test_what_is_wrong_is_said():
     mean = nbgrad.zeros(1, device="cuda").expand(3)
     with pytest.raises(ValueError, match="running_mean is to be updated in training"):
         F.batch_norm(x, mean, nbgrad.ones(3, device="cuda"), training=True)
+
+
+@pytest.mark.parametrize("layer", [nn.GhostBatchNorm(3, 2), nn.DecorrelatedBatchNorm(3),
+                                   nn.BatchNorm2d(3, average=nn.Cumulative())],
+                         ids=lambda v: type(v).__name__)
+def test_a_layer_that_has_trained_may_move(layer):
+    x = np.random.default_rng(0).standard_normal((4, 3, 2, 2)).astype("f4")
+    for device in ("cpu", "cuda", "cpu"):
+        layer.to(device)(tensor(x, device=device))
+    assert layer.num_batches_tracked.item() == 3
+    assert layer.running_mean.device == "cpu"
+    assert np.isfinite(layer.running_mean.numpy()).all()
