@@ -235,7 +235,9 @@ def _of_workers(k, dy, x, g, b):
     mean, var = k.batch_norm_stats(x)
     invstd = 1 / (var + 1e-5) ** 0.5
     sums = k.batch_norm_backward_reduce(dy, x, mean, invstd)
-    return (mean, var, k.batch_norm_elemt(x, g, b, mean, invstd), *sums,
+    running = [(sums[0] * 0 + i).astype(g.dtype) for i in (0, 1)]
+    known = k.batch_norm(x, g, b, eps=1e-5, known=(mean, var), running=(*running, 0.3))
+    return (mean, var, k.batch_norm_elemt(x, g, b, mean, invstd), *sums, *known, *running,
             k.batch_norm_backward_elemt(dy, x, g, mean, invstd, *sums))
 
 

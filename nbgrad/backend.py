@@ -199,7 +199,17 @@ def full(shape: Any, value: Any, dtype: Any, like: Any) -> Any:
     """A new array of one value where ``like`` lives."""
     if type(like) is np.ndarray:
         return np.full(shape, value, dtype)
-    return np.full_like(like, value, dtype, order="C", shape=tuple(shape))
+    array = _cuda.memory.empty(tuple(shape), dtype)     # CuPy's full_like takes () for no shape
+    array.fill(value)
+    return array
+
+
+def add_at(array: Any, index: Any, values: Any) -> None:
+    """array[index] += values, also where indices repeat (on a device in no fixed order)."""
+    if type(array) is np.ndarray:
+        np.add.at(array, index, values)
+    else:
+        _cuda.memory.add_at(array, index, values)
 
 
 def greatest(array: Any, axes: Any = None, keepdims: bool = False, least: float = 0.0) -> Any:

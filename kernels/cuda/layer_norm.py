@@ -63,6 +63,7 @@ def column_sums(dtype, params, W):
             cuda.threadfence()
             cuda.syncthreads()
             if t == 0:
+                cuda.threadfence()
                 last[0] = arrive(counters, tile)
             cuda.syncthreads()
             if last[0] != P - 1:

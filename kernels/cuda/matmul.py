@@ -216,8 +216,11 @@ def linear_backward(dy, x, weight, *, input_gradient):
     """dx = dy w (0 unless asked for),  dw = dyᵀ x,  db = Σ dy over rows."""
     M = math.prod(dy.shape[:-1])
     rows = dy.reshape(M, dy.shape[-1])
-    dx = matmul(rows, weight).reshape(x.shape) if input_gradient else xp.zeros_like(
-        x, shape=())
+    if input_gradient:
+        dx = matmul(rows, weight).reshape(x.shape)
+    else:
+        dx = empty((), x.dtype)
+        dx.fill(0)
     dweight = matmul(rows.T, x.reshape(M, x.shape[-1]))
     db = reduce.sum(widened(rows), axes=(0,), keepdims=False)
     return dx, dweight, db.astype(dy.dtype, copy=False)

@@ -17,11 +17,12 @@ from functools import lru_cache
 import numpy as np
 from numba import config
 
+from ..half import is_half
 from . import graphs
 from .simulator import fresh
 
-__all__ = ["Array", "SIMULATED", "contiguous", "empty", "empty_like", "gapless", "in_order",
-           "is_pinned", "order_of", "pin", "to_device", "to_host", "xp"]
+__all__ = ["Array", "SIMULATED", "add_at", "contiguous", "empty", "empty_like", "gapless",
+           "in_order", "is_pinned", "order_of", "pin", "to_device", "to_host", "xp"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
@@ -196,6 +197,16 @@ def to_device(x, number=0, non_blocking=False):
         return out
 
 
+def add_at(x, index, values):
+    """x[index] += values; where indices repeat, CuPy adds atomically, in no fixed order."""
+    if is_half(x.dtype):
+        sums = x.astype(np.float32)
+        xp.add.at(sums, index, values.astype(np.float32))
+        x[...] = sums.astype(x.dtype)
+    else:
+        xp.add.at(x, index, values)
+
+
 def to_host(x, non_blocking=False):
     """A copy of a device array as NumPy's. ``non_blocking``: in pinned memory, whose values are
     there after ``synchronize()``."""
@@ -205,7 +216,9 @@ def to_host(x, non_blocking=False):
     if SIMULATED:
         _arrive()
         return np.array(x.view(np.ndarray), order="K")
-    return xp.asnumpy(x, order="A")
+    if contiguous(x):
+        return xp.asnumpy(x)
+    return xp.asnumpy(in_order(x)).transpose(_axes(x.shape, x.strides)[2])
 
 
 def _later(x):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..half import kind as kind_of, real as real_of
+from . import graphs
 from .intrinsics import arrive, cuda, device, libm, quotient, width
 from .launch import Kernel
 from .layout import aligned
@@ -397,6 +398,7 @@ def statistics(dtype, params, W, columns, index):
             cuda.threadfence()
             cuda.syncthreads()
             if t == 0:
+                cuda.threadfence()
                 last[0] = arrive(counters, a * tiles + tile)
             cuda.syncthreads()
             if last[0] != P - 1:
@@ -448,8 +450,8 @@ def tickets():
     """Counters of blocks that have arrived, 0 between kernels; of the current stream, since
     kernels of two may run at the same time."""
     if SIMULATED:
-        return _tickets(0, 0)
-    return _tickets(xp.cuda.runtime.getDevice(), xp.cuda.get_current_stream().ptr)
+        return graphs.own(_tickets, 0, 0)
+    return graphs.own(_tickets, xp.cuda.runtime.getDevice(), xp.cuda.get_current_stream().ptr)
 
 
 def parts(c):
@@ -463,3 +465,5 @@ def every():
     """All kernels of this module."""
     for kinds in cases():
         yield statistics(*kinds)
+    for dtype in dtypes():
+        yield _settled(dtype)

@@ -225,6 +225,7 @@ def sums(dtype, params, W, columns, index):
             cuda.threadfence()
             cuda.syncthreads()
             if t == 0:
+                cuda.threadfence()
                 last[0] = arrive(counters, a * tiles + tile)
             cuda.syncthreads()
             if last[0] != P - 1:

@@ -25,6 +25,11 @@ class Array(np.ndarray):
         return _result(call, inputs)
 
     def __array_function__(self, function, types, args, settings):
+        if function not in _INDEXED and any(
+                type(a) is np.ndarray for a in _given((*args, *settings.values()))):
+            raise TypeError(f"{function.__name__}: an array on the device and one of NumPy's")
+        if not settings.get("shape", True):                  # () is no shape to CuPy's zeros_like
+            settings = {**settings, "shape": None}
         call = partial(super().__array_function__, function, types, args, settings)
         if graphs.state.capture is not None and (function in _WRITE or "out" in settings):
             graphs.state.capture.launch(call)
@@ -60,11 +65,20 @@ def _arrays(args):
             yield from _arrays(a)
 
 
+def _given(args):
+    for a in args:
+        if isinstance(a, (tuple, list)):
+            yield from _given(a)
+        else:
+            yield a
+
+
 def _result(call, inputs):
     capture = graphs.state.capture
     return _wrapped(call() if capture is None else capture.result(call, list(_arrays(inputs))))
 
 
+_INDEXED = {np.take, np.copyto}     # with indices, or from an array, of NumPy
 _WRITE = {np.copyto, np.put, np.putmask, np.place, np.fill_diagonal}
 
 

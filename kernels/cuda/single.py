@@ -11,6 +11,7 @@ from functools import cache, lru_cache
 import numpy as np
 
 from ..half import is_half, real as real_of
+from . import graphs
 from .intrinsics import (
     address_of,
     arrive,
@@ -95,6 +96,7 @@ def meet(counters, tile, P):
     cuda.threadfence()
     cuda.syncthreads()
     if cuda.threadIdx.x == 0:
+        cuda.threadfence()
         arrive(counters, 2 * tile)
         wait_for(counters, 2 * tile, P)
     cuda.syncthreads()
@@ -240,8 +242,9 @@ def _counters(number, stream, count):
 def two_per_tile(tiles):
     count = 1 << _max(10, (2 * tiles - 1).bit_length())
     if SIMULATED:
-        return _counters(0, 0, count)
-    return _counters(xp.cuda.runtime.getDevice(), xp.cuda.get_current_stream().ptr, count)
+        return graphs.own(_counters, 0, 0, count)
+    return graphs.own(_counters, xp.cuda.runtime.getDevice(), xp.cuda.get_current_stream().ptr,
+                      count)
 
 
 def planned(start, c, x, cells, kept=1):

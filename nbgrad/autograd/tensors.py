@@ -20,6 +20,7 @@ from nbgrad.backend import (
     is_pinned,
     move,
     pinned,
+    refuse_captured,
     writable,
 )
 
@@ -185,9 +186,11 @@ class Tensor:
         if self.data.size != 1:
             raise RuntimeError(f"a Tensor with {self.data.size} elements cannot be converted to "
                                "Scalar")
+        refuse_captured("item(), which waits for a value of the device,")
         return self.data.item()
 
     def tolist(self) -> Any:
+        refuse_captured("tolist(), which waits for values of the device,")
         return self.data.tolist()
 
     def detach(self) -> Tensor:
@@ -202,7 +205,7 @@ class Tensor:
     def __bool__(self) -> bool:
         if self.data.size != 1:
             raise RuntimeError("Boolean value of Tensor with more than one value is ambiguous")
-        return bool(self.data.item())
+        return bool(self.item())
 
     def __float__(self) -> float:
         return float(self.item())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor
+from nbgrad.backend import device_of, move
 from nbgrad.ops import (
     adaptive_avg_pool2d,
     avg_pool2d,
@@ -66,4 +67,4 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
         raise ValueError(f"one_hot: Class values must be from 0 to num_classes - 1, got "
                          f"num_classes={num_classes}"
                          + (f" and classes {x.min()} to {x.max()}" if x.size else ""))
-    return as_tensor((x[..., None] == np.arange(num_classes)).astype(np.int64))
+    return as_tensor((x[..., None] == move(np.arange(num_classes), device_of(x))).astype(np.int64))

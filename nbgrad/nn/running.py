@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor, bump
+from nbgrad.backend import full
 from nbgrad.ops.norm import batch_norm_inference
 from nbgrad.ops.norm.channels import check_channels, check_count
 
@@ -171,9 +172,10 @@ class RunningNorm(ChannelNorm):
         """With counts of n, or, by ``on_nonfinite``, of 0 in the channels, or groups of channels,
         in which some value is not finite."""
         if self.on_nonfinite == "propagate":
-            return {name: (value, np.full(value.shape, float(n))) for name, value in found.items()}
+            return {name: (value, full(value.shape, float(n), np.float64, value))
+                    for name, value in found.items()}
         C = self.num_features
-        bad = np.zeros(C, bool)
+        bad = full((C,), False, bool, next(iter(found.values())))
         for value in found.values():                 # (C,), or (C / d, d, d) of d channels each
             own = (~np.isfinite(value)).reshape(len(value), -1).any(1)
             bad |= np.repeat(own, C // max(len(value), 1))

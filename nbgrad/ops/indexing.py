@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import OPS, Tensor, as_tensor, op
-from nbgrad.backend import full
+from nbgrad.backend import add_at, full, move
 from nbgrad.ops.shape import _axis, _ints, flatten, reshape
 
 
@@ -56,7 +56,7 @@ def index_add(dy: Tensor, /, index: Any, shape: tuple[int, ...]) -> Any:
     if _is_basic(index):
         x[index] = dy.data
     else:
-        np.add.at(x, index, dy.data)
+        add_at(x, index, dy.data)
     return x, (lambda dx: getitem(dx, index=index),)
 
 
@@ -207,7 +207,7 @@ def _triangle(x: Tensor, diagonal: int) -> Any:
         raise RuntimeError("tril, triu: input tensor must have at least 2 dimensions, got "
                            f"{x.ndim}")
     rows, columns = x.shape[-2:]
-    return np.broadcast_to(np.tri(rows, columns, diagonal, dtype=bool), x.shape)
+    return np.broadcast_to(move(np.tri(rows, columns, diagonal, dtype=bool), x.device), x.shape)
 
 
 def tril(input: Tensor, diagonal: int = 0) -> Tensor:

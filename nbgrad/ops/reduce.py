@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor, checked_dtype, op
-from nbgrad.backend import kernels
+from nbgrad.backend import kernels, move
 from nbgrad.ops.elementwise import abs, exp, log, mask, pow, sqrt, where
 from nbgrad.ops.indexing import flip, gather
 from nbgrad.ops.shape import _axis as axis_of, broadcast_to, reshape, unsqueeze
@@ -240,6 +240,7 @@ def _product_of_others(x: Tensor, axes: tuple[int, ...] | None) -> Tensor:
     axis = 0 if axes is None else axes[0]
     n = flat.shape[axis]
     own = np.eye(n, dtype=bool).reshape([n, *[n if i == axis else 1 for i in range(flat.ndim)]])
+    own = move(own, x.device)
     others = prod(where(as_tensor(own), 1.0, unsqueeze(flat, 0)), axis + 1)   # (n, …) without axis
     order = list(range(1, flat.ndim))
     order.insert(axis, 0)

@@ -85,7 +85,7 @@ def reshape(input: Tensor, *shape: Any) -> Tensor:
 def view(input: Tensor, *shape: Any) -> Tensor:
     """``reshape`` that raises RuntimeError where it would have to copy."""
     y = reshape(input, *shape)
-    if input.data.size and not np.shares_memory(input.data, y.data):
+    if input.data.size and not np.may_share_memory(input.data, y.data):     # a view, or fresh
         raise RuntimeError("view size is not compatible with input tensor's size and stride (at "
                            "least one dimension spans across two contiguous subspaces). Use "
                            ".reshape(...) instead.")

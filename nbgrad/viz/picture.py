@@ -54,7 +54,7 @@ def _legend(canvas: Any) -> None:
     """Below the panel, in as many columns as fit its width."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    renderer = FigureCanvasAgg(canvas).get_renderer()
+    renderer = FigureCanvasAgg(canvas).get_renderer()   # type: ignore[no-untyped-call]
     for columns in (3, 2, 1):
         legend = canvas.legend(loc="outside lower left", frameon=False, ncols=columns,
                                fontsize="small", handlelength=3)

@@ -129,3 +129,43 @@ def test_in_place_writes_and_second_derivatives():
         x[0] = 5
         x.mul_(2).clamp_(max=9)
     assert x.tolist() == [9.0, 4.0]
+
+
+def test_what_cupy_has_another_way():
+    """Repeated indices, triangles, shapes of (), a product with a zero: the CPU's values."""
+    def of(device):
+        x = tensor(X, requires_grad=True, device=device)
+        rows = nbgrad.tensor([0, 2, 0], device=device)
+        y = (x[:, rows].sum() + x.max(1)[0].sum() + x.tril().sum() + x.index_select(0, rows).mean()
+             + (x * 0 + x.round()).prod(1).sum() + nn.functional.cross_entropy(
+                 x, nbgrad.tensor([1, 0, 3], device=device)))
+        y.backward()
+        assert y.shape == ()
+        one_hot = nn.functional.one_hot(nbgrad.tensor([1, 0], device=device), 3)
+        return [a.detach().cpu().numpy() for a in (y, x.grad, one_hot, x.view(-1))]
+    X = np.array([[0.2, -1.4, 2.0, 0.6], [1.0, 3.0, -2.0, 0.7], [0.9, 1.2, -1.1, 1.8]], "f4")
+    for want, got in zip(of("cpu"), of("cuda"), strict=True):
+        np.testing.assert_allclose(got, want, rtol=2e-6, atol=2e-6)
+
+
+def test_a_convolutions_statistics_reach_batch_norm_on_a_device(monkeypatch):
+    """Where its output is large; the same step as without, to the rounding of sums."""
+    from nbgrad.kernels.cuda import norm
+
+    from nbgrad.ops import conv
+
+    known, found = [], {}
+    plain = norm.batch_norm
+    monkeypatch.setattr("nbgrad.kernels.cuda.batch_norm", lambda *a, **k: (
+        known.append("known" in k), plain(*a, **k))[1])
+    for least in (0, 1 << 30):
+        monkeypatch.setattr(conv, "DEVICE_BYTES", least)
+        nbgrad.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).to("cuda")
+        x = nbgrad.randn(3, 2, 6, 6).to("cuda")
+        (model(x) ** 2).sum().backward()
+        found[least] = [a.detach().cpu().numpy() for a in (
+            *(p.grad for p in model.parameters()), *model.buffers())]
+    assert known == [True, False]
+    for a, b in zip(*found.values(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
