@@ -398,7 +398,7 @@ def statistics(dtype, params, W, columns, index):
             cuda.threadfence()
             cuda.syncthreads()
             if t == 0:
-                cuda.threadfence()
+                cuda.threadfence()         # for what others wrote, too (PTX)
                 last[0] = arrive(counters, a * tiles + tile)
             cuda.syncthreads()
             if last[0] != P - 1:

@@ -58,11 +58,7 @@ def _wrapped(y):
 
 
 def _arrays(args):
-    for a in args:
-        if isinstance(a, np.ndarray):
-            yield _bare(a)
-        elif isinstance(a, (tuple, list)):
-            yield from _arrays(a)
+    return (_bare(a) for a in _given(args) if isinstance(a, np.ndarray))
 
 
 def _given(args):
