@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from nbgrad.lab import results, studies
-from nbgrad.viz import outcomes as reading
+from nbgrad.viz import outcomes as reading, page
 from nbgrad.viz.picture import png
 from nbgrad.viz.report import markdown_page, verdicts
 from nbgrad.viz.tables import markdown_text
@@ -77,6 +77,7 @@ def write(text, outcomes):
                       for name, figure in shown(outcomes))
     versions = ", ".join(reading.where(outcomes[0])[2:])
     block = (f"<!-- table: lab -->\n{verdicts(outcomes, 'docs/lab.md')}\n"
+             f"{markdown_text(page.VERDICTS)}\n\n"
              f"{markdown_text(reading.heading(outcomes))}\n{markdown_text(versions)} "
              f"(`nbgrad lab run --all`, `python -m bench.lab_page`).\n\n{plots}\n"
              "<!-- end: lab -->")

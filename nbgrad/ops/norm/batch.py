@@ -143,7 +143,7 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
     ``momentum`` towards μ and the unbiased variance. Evaluation: the running arrays. Beyond
     PyTorch's arguments: ``residual``, of x's shape and dtype, is added, and ``activation="relu"``
     clips the sum at 0, both in the same pass over memory; ``return_moments`` (training only): also
-    the batch's ``Moments``; ``moments``: those of x, where a convolution on the CPU has returned
+    the batch's ``Moments``; ``moments``: those of x, where ``conv2d`` has returned
     them: they are not taken again.
 
     Keeps x, γ, μ, 1/σ; with relu also β, or with both y. Raises ValueError for one value per
