@@ -66,7 +66,9 @@ def _nest(builder, vector, levels, row, a, b, sums):
 
 
 ROWS = 4                   # of the smallest tile
-SHAPES = (12, 2), (8, 2), (4, 2), (16, 1), (8, 1), (4, 1)
+TALL, TALL_HALF = (12, 16) if VECTOR == 64 else (6, 12)      # of two vectors and of one
+SHAPES = tuple((rows, vectors) for vectors, tall in ((2, TALL), (1, TALL_HALF))
+               for rows in (tall, 8, 4) if rows <= tall)
 LINES = tuple((rows, vectors) for vectors in (3, 2, 1) for rows in (7, 5, 3, 1))
 
 
@@ -135,14 +137,20 @@ def by_windows(n_c):
 
 
 @device
+def _height(left, most):
+    """Rows of the next tile: rather two of middle height than a tall one and a low one."""
+    middle = 8 if most > 8 else 4
+    if left >= most and (left != 2 * middle or left == most):
+        return most
+    return middle if left >= middle else ROWS
+
+
+@device
 def strip(half, a, at, a_steps, n, b, bt, b_steps, counts, c, ct, ldc):
     """n rows of sums, in fours, of one vector or two."""
-    most, r = 16 if half else 12, 0
+    most, r = TALL_HALF if half else TALL, 0
     while r < n:
-        left = n - r
-        rows = 8 if left >= 8 else 4
-        if left >= most and (half or left != 16):                # 8 + 8 rather than 12 + 4
-            rows = most
+        rows = _height(n - r, most)
         sum_tile(rows, 1 if half else 2, a, at + r, 1, a_steps, b, bt, b_steps, counts, c,
                  ct + r * ldc, ldc)
         r += rows
