@@ -18,13 +18,13 @@ from . import thinweight, winograd_weight
 from .depthweight import depthwise_weight
 from .depthwise import repeated
 from .groups import groups_together, parted
-from .jit import device, get_num_threads
+from .jit import device
 from .memory import channels_last, empty
 from .microkernel import transpose
 from .padded import copy, padded, zeros
 from .simd import VECTOR, after, keep, lanes, load, load_part, pointer, store, store_part
 from .sumtile import ROWS, by_windows, strip
-from .tasks import share, tasks
+from .tasks import share, spaces, tasks
 
 __all__ = ["conv2d_weight"]
 
@@ -88,12 +88,6 @@ def _cut(g, size):
                 n_o, depth, _up(images * copied * rows_c + 2 * lanes, lanes),
                 _up(high * width * n_c + 2 * lanes, lanes) if windows else 0,
                 images * rows * g.Q * 2 * lanes if g.O // g.G % lanes else 0)
-
-
-def _spaces(values, dtype):
-    """Memory for each thread to work in: allocated by the tasks, its pages would be new to each."""
-    lanes = VECTOR // dtype.itemsize
-    return empty((get_num_threads(), -(-values // lanes) * lanes), dtype)
 
 
 @device
@@ -271,7 +265,7 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
     cut = _cut(g, x.itemsize)
     sums = empty((cut.parts, g.G, cut.depth, cut.n_o), x.dtype)
     _weight(channels_last(dy), channels_last(x), steps, g, cut,
-            _spaces(cut.room + cut.aside + cut.own, x.dtype), sums, work=work)
+            spaces(cut.room + cut.aside + cut.own, x.dtype), sums, work=work)
     out = _turn(sums, g)
     if cut.windows:
         out = np.ascontiguousarray(out.reshape(g.O, g.I * g.J, g.C // g.G).transpose(0, 2, 1))

@@ -16,9 +16,11 @@ from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
 from ..polynomials import POLICY
-from .jit import Kernel, _Cache, _compile, cache_dir
+from .jit import Kernel, _Cache, _compile, cache_dir, get_num_threads
+from .memory import empty
+from .simd import VECTOR
 
-__all__ = ["share", "tasks"]
+__all__ = ["share", "spaces", "tasks"]
 
 
 @intrinsic
@@ -139,3 +141,9 @@ class _Tasks(Kernel):
 def tasks(loop, name=None):
     """Decorator: a kernel of (run, *args) that shares out its tasks; it is called with the args."""
     return _Tasks(loop, name)
+
+
+def spaces(values, dtype):
+    """Memory for each thread to work in: allocated by the tasks, its pages would be new to each."""
+    lanes = VECTOR // dtype.itemsize
+    return empty((get_num_threads(), -(-values // lanes) * lanes), dtype)

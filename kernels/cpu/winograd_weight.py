@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from . import winograd
-from .jit import device, get_num_threads
+from .jit import device
 from .memory import empty
 from .padded import zeros
 from .simd import VECTOR, after, fill, fma, lanes, load, load_part, pointer, store, total
 from .sumtile import strip
-from .tasks import share, tasks
+from .tasks import share, spaces, tasks
 from .winograd import Tiles, load6, next_tile, save, take_tile
 
 __all__ = ["suits", "winograd_weight"]
@@ -223,8 +223,8 @@ def winograd_weight(dy, x, g):
     s, lanes = _tiles(g), VECTOR // x.itemsize
     cut = _cut(s, x.itemsize)
     sums = empty((cut.parts, cut.slices_c, cut.slices_o, 36, cut.size), x.dtype)
-    spaces = empty((get_num_threads(), 36 * (cut.size_v + cut.size_w + lanes)), x.dtype)
-    _sum(dy, x, s, cut, spaces, sums, work=2 * dy.size * g.depth)
+    _sum(dy, x, s, cut, spaces(36 * (cut.size_v + cut.size_w + lanes), x.dtype), sums,
+         work=2 * dy.size * g.depth)
     rows, columns = -(-9 * g.C // lanes) * lanes, -(-g.O // lanes) * lanes
     out, spoiled = empty((1, 1, rows, columns), x.dtype), np.zeros(1, np.bool_)
     _backs(sums, cut, g.C, empty((g.C, 36 * lanes), x.dtype), out, spoiled, work=sums.nbytes)
