@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .columns import inner
+from .columns import inlined, inner
 from .group_lines import (
     GAMMA,
     INVSTD,
@@ -18,7 +18,7 @@ from .group_lines import (
     width,
 )
 from .jit import kernel, prange
-from .pixels import RUN, add, constants
+from .pixels import RUN, add, clear, constants, sums_of
 from .planes import above, add_up_all, unfit_gradients
 from .simd import (
     after,
@@ -38,29 +38,12 @@ from .simd import (
 __all__ = ["backward_pixels"]
 
 
-@inner
-def _products(x, dy, at, rows, C, W, hi, sums):
-    """Adds Σ dy and Σ dy (x − hi) of each column to lines of W sums."""
-    L, zero = lanes(x), fill(x, 0)
-    for start in range(at, at + rows * C, RUN * C):
-        m = min(RUN, (at + rows * C - start) // C)
-        for j in range(0, C, L):
-            k, i, p = min(L, C - j), start + j, load(hi, j)
-            a = b = q = r = zero
-            for _ in range(m // 2):
-                prefetch(x, i + RUN * C)
-                prefetch(x, i + RUN * C + C)
-                prefetch(dy, i + RUN * C)
-                prefetch(dy, i + RUN * C + C)
-                d, e = load_part(dy, i, k), load_part(dy, i + C, k)
-                a, q = a + d, fma(d, load_part(x, i, k) - p, q)
-                b, r = b + e, fma(e, load_part(x, i + C, k) - p, r)
-                i += 2 * C
-            if m % 2:
-                d = load_part(dy, i, k)
-                a, q = a + d, fma(d, load_part(x, i, k) - p, q)
-            add(sums, j, a + b)
-            add(sums, W + j, q + r)
+@sums_of
+@inlined
+def _products(x, dy, i, n, hi, s, q):
+    """Σ dy and Σ dy (x − hi)."""
+    d = load_part(dy, i, n)
+    return s + d, fma(d, load_part(x, i, n) - hi, q)
 
 
 @inner
@@ -95,7 +78,8 @@ def _sums(x, dy, at, rows, C, W, table, wide, floored, sums, sum_p, sum_dy, rest
     if floored:
         _floored_products(x, dy, at, rows, C, W, table, sums)
     else:
-        _products(x, dy, at, rows, C, W, table, sums)
+        clear(table, 4 * W, 6 * W)
+        _products(x, dy, at, rows, C, W, table, after(table, 4 * W), sums)
     for c in range(0, C, L):
         k, a = min(L, C - c), load(sums, c)
         p = load(sums, W + c) - load(wide, LOW * W + c) * a
@@ -123,31 +107,29 @@ def _means(invstd, n, B, C, G, inverse, center, sum_p, sum_dy, bad, size, W, wid
         spread(wide, MEAN_P * W + g * D, D, q * inverse)
 
 
+@inlined
+def _value(x, dy, i, n, table, W, j, floored, zero, past, dx):
+    g, d = load_part(dy, i, n), load_part(x, i, n) - load(table, j)
+    if floored:
+        g = above(g, d, load(table, W + j), load(table, 2 * W + j), load(table, 3 * W + j), zero)
+    line = after(table, 4 * W + j)
+    v = fma(g - load(line, 0), load(line, W), fma(d, load(line, 2 * W), load(line, 3 * W)))
+    if n == lanes(x):
+        put(dx, i, v, past)
+    else:
+        store_part(dx, i, v, n)
+
+
 @inner
 def _slope(x, dy, at, rows, C, W, table, floored, past, dx):
     """dx = (dy − pivot) scale + (x − hi) slope + rest."""
     L, zero = lanes(x), fill(x, 0)
-    for start in range(at, at + rows * C, RUN * C):
-        m = min(RUN, (at + rows * C - start) // C)
-        for j in range(0, C, L):
-            k, i, h, u = C - j, start + j, load(table, j), load(table, W + j)
-            v, t = load(table, 2 * W + j), load(table, 3 * W + j)
-            p, a = load(table, 4 * W + j), load(table, 5 * W + j)
-            b, e = load(table, 6 * W + j), load(table, 7 * W + j)
-            if k >= L:
-                for _ in range(m):
-                    g, d = load(dy, i), load(x, i) - h
-                    if floored:
-                        g = above(g, d, u, v, t, zero)
-                    put(dx, i, fma(g - p, a, fma(d, b, e)), past)
-                    i += C
-            else:
-                for _ in range(m):
-                    g, d = load_part(dy, i, k), load_part(x, i, k) - h
-                    if floored:
-                        g = above(g, d, u, v, t, zero)
-                    store_part(dx, i, fma(g - p, a, fma(d, b, e)), k)
-                    i += C
+    for i in range(at, at + rows * C, C):
+        for j in range(0, C - L + 1, L):
+            _value(x, dy, i + j, L, table, W, j, floored, zero, past, dx)
+        if C % L:
+            j = C - C % L
+            _value(x, dy, i + j, C % L, table, W, j, floored, zero, past, dx)
 
 
 @inner
