@@ -108,7 +108,7 @@ class _Run:
         if len(there) == len(self.cells):
             try:
                 finding = enough(self.study.judge([record for record, _ in there], self.cells),
-                                 self.cells)
+                                 self.cells, self.study.comparisons)
                 state = "complete"
             except Exception as e:          # of a rule: the other studies go on
                 self.errors.append(f"judge: {type(e).__name__}: {e}\n{traceback.format_exc()}")
