@@ -56,7 +56,9 @@ def said(outcomes: Sequence[Outcome], plan: Plan) -> Iterator[str]:
 def _one(outcome: Outcome) -> str:
     head = f"{outcome.name}: {outcome.verdict}"
     lines = [head, "=" * len(head), f"claim: {outcome.study['claim']}",
-             f"data: {DATA.get(outcome.data, 'none')}", ""]
+             f"data: {DATA.get(outcome.data, 'none')}",
+             *(f"{part.cells} of the cells {part}" for part in outcome.ran if len(outcome.ran) > 1),
+             ""]
     if outcome.finding is None:
         lines += [f"{outcome.done} of {outcome.cells} cells are done"]
         lines += [error.splitlines()[0] for error in outcome.errors[:3]]
