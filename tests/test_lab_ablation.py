@@ -283,6 +283,8 @@ def test_curves_go_on_where_a_run_has_ended_and_say_so():
     ended = [{**run, "planned": 9} for run in runs]
     assert arms.curve("x", ended, "loss").label == "x (none of 3 runs to the end)"
     assert arms.curve("x", ended[1:2], "loss").label == "x (none of 1 run to the end)"
+    layers = [{"planned": 9, "layer": [2, 3], "loss": [1.0, 2.0]}]      # an x that has no end
+    assert arms.curve("x", layers, "loss", "layer").label == "x"
 
 
 def test_a_rate_at_which_runs_diverge_is_not_best_for_its_median():

@@ -169,20 +169,20 @@ def curve(label: str, records: Sequence[Record], name: str, x: str = "steps",
         found.append(bootstrap(values) if values else None)
     ends = [[None if f is None else getattr(f, end) for f in found]
             for end in ("estimate", "low", "high")]
-    return Series(label + _survivors(records, name, len(longest)), longest, *ends)
+    return Series(label + _survivors(records, name, x, len(longest)), longest, *ends)
 
 
-def _survivors(records: Sequence[Record], name: str, longest: int) -> str:
+def _survivors(records: Sequence[Record], name: str, x: str, longest: int) -> str:
     """Nothing where all runs have a value at the last point that was planned."""
-    there = sum(len(r[name]) == longest and r[name][-1] is not None and not _short(r)
+    there = sum(len(r[name]) == longest and r[name][-1] is not None and not _short(r, x)
                 for r in records if r[name])
     return "" if there == len(records) else (
         f" ({there or 'none'} of {len(records)} run{'s' * (len(records) > 1)} to the end)")
 
 
-def _short(record: Record) -> bool:
-    """Whether it has fewer steps than were planned, where it says how many these are."""
-    return "planned" in record and record["steps"][-1] < record["planned"]
+def _short(record: Record, x: str) -> bool:
+    """Whether its steps end before the last one that was planned, where it says which that is."""
+    return x.startswith("step") and record[x][-1] < record.get("planned", 0)
 
 
 def lost(records: Iterable[Record]) -> str:

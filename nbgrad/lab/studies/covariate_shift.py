@@ -9,7 +9,7 @@ import numpy as np
 
 from nbgrad.lab.arms import curve, grouped
 from nbgrad.lab.judging import Pairs, corrected, few, ratio, shorter, text
-from nbgrad.lab.networks import Problem, along, problem
+from nbgrad.lab.networks import Problem, along, last_step, problem
 from nbgrad.lab.shift import covariate_shift
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
 
@@ -48,7 +48,8 @@ def run(cell: Cell) -> Record:
     typical = {f"typical_{name}": float(np.median(record[name])) if rows else None
                for name in ("difference", "relative", "cosine")}
     by_layer = np.median(layers[:len(rows)], axis=0).tolist() if rows else []
-    return {**record, **typical, "by_layer": by_layer, "layer": list(range(2, len(by_layer) + 2))}
+    return {**record, **typical, "planned": last_step(cell), "by_layer": by_layer,
+            "layer": list(range(2, len(by_layer) + 2))}
 
 
 def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:

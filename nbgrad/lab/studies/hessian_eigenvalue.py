@@ -12,7 +12,7 @@ from nbgrad.autograd import as_tensor
 from nbgrad.lab.arms import curve, grouped
 from nbgrad.lab.curvature import top_eigenvalue
 from nbgrad.lab.judging import Pairs, corrected, few, ratio, text
-from nbgrad.lab.networks import Problem, along, problem
+from nbgrad.lab.networks import Problem, along, last_step, problem
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
 from nbgrad.ops import Generator
 
@@ -49,7 +49,8 @@ def run(cell: Cell) -> Record:
     tops = [row["top"] for row in found]
     ends = {"start": tops[0], "typical": float(np.median(tops)), "end": tops[-1]} if tops else {}
     return {"step": [row["step"] for row in found], "top": tops,
-            "loss": [row["loss"] for row in found], **dict.fromkeys(WHEN), **ends}
+            "loss": [row["loss"] for row in found], "planned": last_step(cell),
+            **dict.fromkeys(WHEN), **ends}
 
 
 def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:

@@ -10,7 +10,7 @@ import numpy as np
 from nbgrad.lab.arms import curve, grouped
 from nbgrad.lab.curvature import landscape
 from nbgrad.lab.judging import Pairs, corrected, differs, few, ratio, shorter, text
-from nbgrad.lab.networks import Problem, along, problem
+from nbgrad.lab.networks import Problem, along, last_step, problem
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table, Verdict
 
 __all__ = ["STUDY"]
@@ -49,7 +49,8 @@ def run(cell: Cell) -> Record:
                                                               *MEASURES)}
     first = max(1, len(rows) // 5)
     early = {f"early_{name}": _median(record[name][:first]) for name in MEASURES}
-    return {**record, **early, **{f"all_{name}": _median(record[name]) for name in MEASURES}}
+    return {**record, **early, **{f"all_{name}": _median(record[name]) for name in MEASURES},
+            "planned": last_step(cell)}
 
 
 def _median(numbers: Sequence[float]) -> float | None:
