@@ -147,6 +147,23 @@ def test_the_learning_rate_may_be_chosen_for_each_arm(tmp_path):
     assert not inside.finding.notes
 
 
+def test_as_a_default_there_are_as_many_seeds_as_a_verdict_needs(tmp_path, monkeypatch):
+    """Of a sign that may be either: 2k/2ⁿ ≤ 6.25 %."""
+    seen = []
+
+    def run(studies, plan, progress):
+        seen.append((len(studies[0].cells("quick")), studies[0].comparisons))
+        raise KeyboardInterrupt
+    monkeypatch.setattr(ablation, "run", run)
+    for axes, seeds, comparisons in (
+            ({"norm": ["none", "batch"]}, 5, 1), ({"norm": ["none", "batch", "layer"]}, 6, 2),
+            ({"norm": ["none", "batch"], "depth": [1, 2, 3, 4]}, 7, 4), ({"depth": 2}, 5, 1)):
+        with pytest.raises(KeyboardInterrupt):
+            ablate(BASE, folder=tmp_path, **axes)
+        arms_ = len(axes.get("norm", "x")) * (4 if comparisons == 4 else 1)
+        assert seen[-1] == (seeds * arms_, comparisons)
+
+
 def test_it_shows_how_far_it_is(tmp_path, monkeypatch):
     """In a bar of its own as a default; in the one that is given otherwise, which stays open."""
     class Heard(Silent):

@@ -14,7 +14,7 @@ from typing import Any
 
 from nbgrad.lab.arms import accuracies, bars, edges, lost, percent, points, steps_to, tuned
 from nbgrad.lab.intervals import Interval, bootstrap, paired, together
-from nbgrad.lab.judging import arrival
+from nbgrad.lab.judging import arrival, needed
 from nbgrad.lab.results import text_table
 from nbgrad.lab.running import Plan, run
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
@@ -84,7 +84,7 @@ class Ablation:
                             *self.finding.notes])
 
 
-def ablate(base: Config | None = None, *, seeds: int = 5, steps: int | None = None,
+def ablate(base: Config | None = None, *, seeds: int | None = None, steps: int | None = None,
            every: int | None = None, tune: bool = False, level: float = 0.95,
            folder: Path | str = "runs/lab", processes: int | None = None,
            progress: Silent | None = None, **axes: Any) -> Ablation:
@@ -95,7 +95,9 @@ def ablate(base: Config | None = None, *, seeds: int = 5, steps: int | None = No
     placement "none" is no norm; dropout takes "none", "before", "each" and "last" beside numbers
     (probability 0.5, if base has none); evaluation: "running", "batch", "population", the
     statistics that batch norms are tested with.
-    seeds: repetitions; runs of one seed have the same initial weights and batches in all arms.
+    seeds: repetitions (as a default, as many as a verdict on either sign needs: 5 for one
+    comparison, 6 for two, 7 for four); runs of one seed have the same initial weights and batches
+    in all arms.
     steps: of each run, evaluated after each ``every`` (the epochs of ``base``, evaluated after
     each; and a fiftieth of the steps).
     tune: choose lr for each arm, from the values given for it, as ``arms.tuned`` does.
@@ -110,6 +112,8 @@ def ablate(base: Config | None = None, *, seeds: int = 5, steps: int | None = No
     Example: ``print(ablate(Config(lr=1.0), norm=["none", "batch"], lr=[0.1, 1.0], tune=True))``
     """
     grid = _Grid(base or Config(), axes, tune)
+    comparisons = max(len(list(_against(grid.settings()))), 1)
+    seeds = needed(2 * comparisons) if seeds is None else seeds
     cells = [{**cell, "seed": seed, "steps": steps, "every": every, "level": level}
              for seed in range(seeds) for cell in grid.cells()]
     found: list[Ablation] = []
@@ -122,7 +126,7 @@ def ablate(base: Config | None = None, *, seeds: int = 5, steps: int | None = No
     question = f"Does {next(iter(grid.varied), 'anything')} make a difference?"
     study = Study(name, question, "", "", "", "", "", lambda scale: [
         {**cell, "steps": 2, "every": 1} for cell in cells] if scale == "tiny" else cells,
-        run_cell, judge, comparisons=max(len(list(_against(grid.settings()))), 1))
+        run_cell, judge, comparisons=comparisons)
     plan = Plan(processes=processes, folder=Path(folder))
     with bar(1) if progress is None else nullcontext(progress) as shown:
         outcome, = run([study], plan, shown)

@@ -30,9 +30,9 @@ NOBODY_ARRIVED = (
     "each data set was given its own, and where no run arrives the verdict is \"depends\". This "
     "changed nothing of what is found on the digits.")
 BY_MEAN = (
-    "Later, so that no rate at which some seeds diverge is best, learning rates are chosen by the "
-    "mean over seeds, in which a diverged run counts as one that guesses, and no more by the "
-    "median, which looks past two of five.")
+    "Later, learning rates are chosen by the mean over seeds, in which a diverged run counts as "
+    "one that guesses; the median, by which they had been chosen, looks past two such runs of "
+    "five.")
 Value = float | None
 
 
@@ -85,7 +85,8 @@ def few(found: Pairs | None) -> bool:
 def needed(comparisons: int = 1) -> int:
     """How many seeds a verdict needs that takes any of so many comparisons. By chance, n paired
     differences are all above 0 in 1 of 2ⁿ, which no level of an interval can make rarer: with as
-    many seeds as this, one of k comparisons has such in k/2ⁿ ≤ 6.25 %.
+    many seeds as this, one of k comparisons has such in k/2ⁿ ≤ 6.25 %. (A rule that takes either
+    sign has 2k.)
 
     >>> [needed(k) for k in (1, 2, 3, 4, 6, 8)]
     [5, 5, 6, 6, 7, 7]
