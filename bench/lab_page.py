@@ -75,7 +75,7 @@ def write(text, outcomes):
     """The README's text with its verdicts and two plots written anew."""
     plots = "\n".join(f"![{markdown_text(figure.title)}](docs/lab/{name}-1.png)"
                       for name, figure in shown(outcomes))
-    versions = ", ".join(reading.where(outcomes[0])[2:])
+    versions = ", ".join(outcomes[0].ran[-1].where[2:])
     block = (f"<!-- table: lab -->\n{verdicts(outcomes, 'docs/lab.md')}\n"
              f"{markdown_text(page.VERDICTS)}\n\n"
              f"{markdown_text(reading.heading(outcomes))}\n{markdown_text(versions)} "

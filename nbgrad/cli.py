@@ -255,8 +255,11 @@ def _lab_report(args: argparse.Namespace) -> None:
 
     folder = args.folder
     if folder is None:                  # `lab run --out DIR && lab report --out DIR`
-        there = args.out is not None and any(Path(args.out).glob("*/finding.json"))
+        there = args.out is not None and any(
+            any(Path(args.out).glob(f"*/{name}")) for name in ("finding.json", "cells.jsonl"))
         folder = args.out if there else "runs/lab"
+        if args.out is not None and not Path(folder).is_dir():
+            raise _Exit(2, f"neither {args.out} nor {folder} holds results of `nbgrad lab run`")
     paths = write(folder, args.out)
     for path in paths[:3]:
         print(path)
@@ -368,7 +371,8 @@ def _lab_commands(commands: Any) -> None:
     commands = lab.add_subparsers(metavar="COMMAND", required=True)
     _command(commands, "list", _lab_list, "show the studies")
     p = _command(commands, "run", _lab_run, "run studies; finished parts are kept, not run again")
-    p.add_argument("names", metavar="STUDY", nargs="*", help="names of `nbgrad lab list`")
+    p.add_argument("names", metavar="STUDY", nargs="*",
+                   help="names or numbers of `nbgrad lab list`")
     p.add_argument("--all", action="store_true", help="all studies")
     p.add_argument("--full", action="store_true", help="the papers' steps, more seeds: hours")
     p.add_argument("--data", choices=CHOICES["data"], help="what to train on (digits); studies "

@@ -5,7 +5,7 @@ import math
 from types import SimpleNamespace
 
 from nbgrad.lab import results, studies
-from nbgrad.lab.results import Outcome
+from nbgrad.lab.results import Outcome, Part
 from nbgrad.lab.study import Figure, Finding, Series, Table
 
 HOSTILE = "<script>alert('a & b')</script> | `x` \"*q*\" <img src=x onerror=alert(1)>"
@@ -131,6 +131,8 @@ def outcomes(n=20):
     made[-1] = outcome(listed[-1], number=n, finding=None, state="interrupted", done=12)
     made[-2] = outcome(listed[-2], number=n - 1, finding=None, state="failed", done=28,
                        errors=["FloatingPointError: loss is <nan>", "cell 4"])
+    made[0] = outcome(listed[0], "not supported", FIGURES[1], 1, parts=[
+        Part(20, "", {}), Part(9, "2026-11-19", MACHINE), Part(1, "2026-11-20", MACHINE)])
     evil = {key: f"{HOSTILE} {key}" for key in made[-3].study} | {"name": listed[-3]}
     finding = Finding("depends", HOSTILE, Table([HOSTILE, "b"], [[HOSTILE, 1.5]]), [hostile()],
                       [HOSTILE])

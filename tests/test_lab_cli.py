@@ -71,7 +71,8 @@ def test_run_says_verdict_sentence_table_and_notes(lab, tmp_path):
         "one-thing: supported", "=" * 20, "claim: It is one-thing.",
         "data: UCI digits", "",
         "The values are [0, 1] on digits.", "", "seed  value", "----  -----", "   0      0",
-        "   1      1", "", "- A note.", "", "runs/lab/verdicts.md"]
+        "   1      1", "", "- A note.", "", "runs/lab/verdicts.md",
+        "A page with the pictures: nbgrad lab report"]
     assert "one-thing: supported (2 cells, 0 s)" in err
     assert results.load(tmp_path / "runs" / "lab", "one-thing").scale == "quick"
     text = (tmp_path / "runs" / "lab" / "verdicts.md").read_text()
@@ -82,9 +83,10 @@ def test_several_end_with_all_verdicts_and_a_failure_is_a_status(lab, tmp_path):
     status, out, err = lab("run", "--all", "--out", "here", "--full", "--quiet")
     assert status == 1
     assert "0 of 2 cells are done\nseed=0, bad=True, scale=full: ValueError: no such thing" in out
-    assert out.splitlines()[-5:] == [
+    assert out.splitlines()[-6:] == [
         "one-thing  UCI digits  supported        0", "other      –           supported        0",
-        "broken     UCI digits  failed           0", "", "here/verdicts.md"]
+        "broken     UCI digits  failed           0", "", "here/verdicts.md",
+        "A page with the pictures: nbgrad lab report --out here"]
     assert err == "nbgrad: failed: broken; here/<study>/finding.json says where\n"
     assert results.load(tmp_path / "here", "one-thing").command == "nbgrad lab run one-thing --full"
     lab("run", "other", "--out", "here")
@@ -128,6 +130,31 @@ def test_seeds_data_and_root(lab, tmp_path):
 ])
 def test_what_cannot_be_run_says_why(lab, words, says):
     assert lab("run", *words) == (2, "", f"nbgrad: error: {says}\n")
+
+
+def test_a_study_may_be_named_by_its_number(lab):
+    status, out, _ = lab("run", "2", "other", "--quiet", "--out", "a b")
+    assert (status, out.splitlines()[0]) == (0, "other: supported")
+    assert out.count("other: supported") == 1
+    assert out.splitlines()[-1] == "A page with the pictures: nbgrad lab report --out 'a b'"
+    assert lab("run", "3")[2].startswith("nbgrad: error: there is no study '3'")
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_runs(lab, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out, says in (("file", "file is a file; expected a folder, or a name for a new one"),
+                      ("file/deep", "file/deep cannot be made: Not a directory")):
+        status, said, err = lab("run", "other", "--out", out)
+        assert (status, said, err) == (2, "", f"nbgrad: error: --out: {says}\n")
+
+
+def test_a_report_of_a_folder_without_results_says_where_it_looked(lab, tmp_path):
+    assert lab("report", "--out", "nowhere") == (
+        2, "", "nbgrad: error: neither nowhere nor runs/lab holds results of `nbgrad lab run`\n")
+    lab("run", "other", "--out", "here")
+    (tmp_path / "here" / "other" / "finding.json").unlink()         # killed before it could judge
+    assert lab("report", "--out", "here")[:2] == (
+        0, "here/report.html\nhere/report.md\nhere/verdicts.csv\n")
 
 
 def test_help_imports_nothing_heavy():

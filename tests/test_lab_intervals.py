@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from nbgrad.lab import intervals
-from nbgrad.lab.intervals import Interval, bootstrap, paired, paired_ratio, share
+from nbgrad.lab.intervals import Interval, bootstrap, paired, paired_ratio, share, together
+from nbgrad.lab.judging import needed
 
 
 def test_the_median_of_five_has_their_range_as_its_interval():
@@ -88,6 +89,17 @@ def test_counting_and_drawing_agree():
 
 def test_one_value_is_its_own_interval():
     assert bootstrap([7.0]) == Interval(7.0, 7.0, 7.0)
+
+
+@pytest.mark.parametrize("k", range(1, 9))
+def test_of_several_comparisons_one_is_above_by_chance_in_6_percent_at_most(k):
+    """With the seeds that a verdict needs, the interval is the range of the differences, so that
+    one comparison is above 0 by chance in 2⁻ⁿ: 3.1 % alone, 6.2 of two, 4.7 of six. At 95 % and
+    five seeds for each it would be 17 % of six."""
+    n = needed(k)
+    found = bootstrap(range(1, n + 1), level=together(k))
+    assert (found.low, found.high) == (1, n)
+    assert 1 - (1 - 2.0 ** -n) ** k <= 0.0625
 
 
 def test_shares():

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import re
-import shutil
 
 import pytest
 
@@ -14,11 +13,10 @@ from nbgrad.viz.outcomes import USUAL
 from nbgrad.viz.palette import STYLES
 
 from . import lab_findings as findings
+from .lab_browser import CONTENT, PHONE, browser, visit
 from .lab_findings import HOSTILE
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-                None)
-PHONE, DESK = {"width": 390, "height": 844}, {"width": 1280, "height": 800}
+__all__ = ["browser", "visit"]          # fixtures
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +101,24 @@ def test_it_names_the_data(made):
         [made[0], dataclasses.replace(made[1], data="cifar10")])
 
 
+def test_it_names_the_days_and_machines_of_a_run_that_was_resumed(made):
+    there = {"nbgrad": "0.1.0", "cpu": "znver4", "cores": 2}
+    parts = [results.Part(20, "2026-11-18", there),
+             results.Part(10, "2026-11-20", {**there, "cpu": "haswell", "cores": 1})]
+    one = dataclasses.replace(made[0], parts=parts)
+    assert reading.machine(one)[-2:] == [
+        "20 of the cells on 2026-11-18 on znver4, 2 cores, nbgrad 0.1.0",
+        "10 of the cells on 2026-11-20 on haswell, 1 core, nbgrad 0.1.0"]
+    assert reading.heading([one, made[1]]).endswith(
+        "znver4 with 2 cores; haswell with 1 core; 2026-11-18 to 2026-11-20.")
+    assert "10 of the cells on 2026-11-20 on haswell" in page.html([one])
+    unknown = dataclasses.replace(one, parts=[results.Part(30, "", {})])
+    assert reading.machine(unknown)[-1] == (
+        "30 of the cells at a time and place that their file does not say")
+    whole = dataclasses.replace(one, parts=parts[:1])
+    assert reading.machine(whole)[-2:] == ["nbgrad 0.1.0", "2026-11-18"]
+
+
 def test_what_is_no_folder_of_results_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder; `nbgrad lab run` makes one"):
         report.write(tmp_path / "nowhere")
@@ -151,48 +167,6 @@ def test_markdown_shows_hostile_texts_as_they_are(written):
 
 
 # ----------------------------------------------------------------------------------------- browser
-
-@pytest.fixture(scope="module")
-def browser():
-    driver = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no browser to open the page in: apt-get install chromium")
-    with driver.sync_playwright() as p:
-        one = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield one
-        one.close()
-
-
-@pytest.fixture
-def visit(browser, written):
-    """Open the page, or a file. What it complains about, asks for or pops up fails the test."""
-    contexts, complaints = [], []
-
-    def open_page(path=written, viewport=DESK, **settings):
-        context = browser.new_context(viewport=viewport, **settings)
-        contexts.append(context)
-        tab = context.new_page()
-        tab.on("console", lambda m: complaints.append(m.text))
-        tab.on("pageerror", lambda e: complaints.append(str(e)))
-        tab.on("dialog", lambda d: (complaints.append(d.message), d.dismiss()))
-        tab.on("request", lambda r: r.url != path.as_uri() and complaints.append(r.url))
-        tab.goto(path.as_uri())
-        return tab
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert complaints == []
-
-
-CONTENT = """plots => plots.map(plot => [...plot.querySelectorAll('.line, .bar, .dot')]
-.filter(mark => {
-  const box = mark.getBoundingClientRect(), paint = getComputedStyle(mark);
-  return box.width + box.height > 1 && (paint.fill !== 'none' || paint.stroke !== 'none')
-    && box.left >= plot.getBoundingClientRect().left - 2
-    && box.right <= plot.getBoundingClientRect().right + 2;
-}).length)"""
-
 
 @pytest.mark.parametrize("script", [True, False])
 def test_every_plot_has_content_with_and_without_its_script(visit, made, script):

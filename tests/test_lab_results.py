@@ -35,6 +35,15 @@ def test_an_outcome_comes_back(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["finding.json"]
 
 
+def test_findings_of_older_versions_ran_where_their_run_ended(tmp_path):
+    path = results.save(tmp_path, outcome(date="2026-11-29T10:00:00+00:00"))
+    value = json.loads(path.read_text())
+    assert value.pop("parts") == []
+    path.write_text(json.dumps(value))
+    one, = results.load(tmp_path, "one").ran
+    assert (one.cells, one.date, one.where) == (10, "2026-11-29", ["x"])
+
+
 def test_without_a_finding_the_state_is_the_verdict(tmp_path):
     results.save(tmp_path, outcome(finding=None, state="interrupted", done=3, errors=["boom"]))
     after = results.load(tmp_path, "one")

@@ -170,6 +170,36 @@ def test_a_line_that_was_cut_short_is_run_again(made, tmp_path):
         json.loads(line)["key"] for line in whole.splitlines()]
 
 
+def test_a_run_that_went_on_elsewhere_says_where_each_part_ran(made, tmp_path, monkeypatch):
+    """Cells know their day and machine; those in files of older versions do not say."""
+    real, path = running.backend.info(), tmp_path / "lab" / "made-up" / "cells.jsonl"
+
+    def on(cpu, date):
+        monkeypatch.setattr(running.backend, "info", lambda: {**real, "cpu": cpu, "cores": 4})
+        monkeypatch.setattr(running, "now", lambda: f"{date}T23:59:59+00:00")
+    on("znver4", "2026-11-28")
+    outcome, = running.run([made(None, None)], plan(tmp_path, processes=0))
+    assert [(p.cells, p.date, p.machine["cpu"]) for p in outcome.parts] == [
+        (2, "2026-11-28", "znver4")]
+    assert "kernel cache" not in path.read_text()
+    on("haswell", "2026-11-29")
+    outcome, = running.run([made(None, None, None)], plan(tmp_path, processes=0))
+    assert made.runs() == [0, 1, 2]
+    assert [(p.cells, p.date, p.machine["cpu"]) for p in outcome.parts] == [
+        (2, "2026-11-28", "znver4"), (1, "2026-11-29", "haswell")]
+    versions = f"4 cores, nbgrad {real['nbgrad']}, python {real['python']}"
+    assert str(outcome.parts[1]).startswith(f"on 2026-11-29 on haswell, {versions}")
+    assert results.load(tmp_path / "lab", "made-up").parts == outcome.parts
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    old = [{k: v for k, v in line.items() if k not in ("date", "machine")} for line in lines[:1]]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*old, *lines[1:]]))
+    outcome, = running.run([made(None, None, None)], plan(tmp_path, processes=0))
+    assert (made.runs(), outcome.finding.sentence) == ([0, 1, 2], "total 30")
+    assert [(p.cells, p.date) for p in outcome.parts] == [
+        (1, ""), (1, "2026-11-28"), (1, "2026-11-29")]
+    assert str(outcome.parts[0]) == "at a time and place that their file does not say"
+
+
 def test_records_of_other_code_are_dropped(tmp_path):
     old = Cells(tmp_path, "one", "v1")
     old.add({"seed": 0}, {"loss": 1.0}, 0.1)

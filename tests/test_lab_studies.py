@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from nbgrad.lab import Finding, running
+from nbgrad.lab import Finding, judging, running
+from nbgrad.lab.intervals import together
 from nbgrad.lab.results import clean, text_table
 from nbgrad.lab.running import Plan
 from nbgrad.lab.studies import find, names
@@ -161,6 +162,38 @@ def test_its_texts_say_what_was_asked(name):
     assert study.changed == "" or "after a first run" in study.changed.lower()
 
 
+@pytest.mark.parametrize("name", names())
+def test_the_rule_names_the_level_of_its_intervals_and_has_the_seeds_for_it(name):
+    study = find(name)
+    if study.comparisons > 1:
+        percents = f"{100 * together(study.comparisons):.1f}".removesuffix(".0")
+        assert f"{percents} %" in study.rule
+        assert f"{percents.removesuffix('.0')}" in study.changed
+        assert "Bonferroni" in study.changed
+    for scale in ("quick", "full"):
+        seeds = {cell["seed"] for cell in study.cells(scale)}
+        assert len(seeds) >= judging.needed(study.comparisons)
+
+
+# These do not ask how well networks end, or compare what is read of one network; initialisation
+# tunes at the usual scale of weights.
+UNTUNED = {"covariate-shift", "landscape-smoothness", "hessian-eigenvalue", "gradient-growth",
+           "rank-collapse", "scale-invariance", "statistics-at-inference"}
+
+
+@pytest.mark.parametrize("name", names())
+def test_where_the_claim_is_about_quality_the_learning_rate_is_tuned(name):
+    """For each arm, of three or more; where it is not, nothing is trained, or the set-up says why.
+    """
+    study = find(name)
+    rates = {cell.get("lr") for cell in study.cells("quick") if cell.get("network") != "linear"}
+    if name in UNTUNED:
+        assert len(rates) == 1
+        assert None in rates or "tune" in study.setup or "identities" in study.setup
+    else:
+        assert len(rates) >= 3
+
+
 def test_studies_that_were_changed_after_a_first_run_say_so():
     assert {name for name in names() if find(name).changed} >= {
         "batch-size", "placement", "covariate-shift", "landscape-smoothness", "hessian-eigenvalue",
@@ -193,7 +226,7 @@ def test_full_has_the_papers_steps_and_five_seeds(name):
     if name == "gradient-growth":               # Yang et al. 2019
         assert {cell["width"] for cell in full} == {1000}
     if name == "batch-size":                    # as many as 67 epochs of the digits
-        assert {cell["images"] for cell in full} == {20 * cell["images"] for cell in quick}
+        assert {cell["images"] for cell in full} == {24 * cell["images"] for cell in quick}
 
 
 @pytest.mark.parametrize("name", OWN)

@@ -55,9 +55,14 @@ def verdict_of(name, record_of):
 def test_diverged_runs_are_results(name):
     """The plain networks' learning rate is such that nothing is finite after the first step."""
     study = find(name)
-    cells = [{**cell, "lr": 1e30} if cell["norm"] in ("none", "noise") else cell
-             for cell in study.cells("tiny")]
-    check(study.judge([clean(study.run(cell)) for cell in cells], cells), values=False)
+    cells = study.cells("tiny")
+    records = [study.run({**cell, "lr": 1e30} if cell["norm"] in ("none", "noise") else cell)
+               for cell in cells]
+    finding = study.judge(clean(records), cells)
+    check(finding, values=False)
+    if name != "noisy-batch-norm":                      # there they count as guessing from then on
+        labels = [series.label for series in finding.figures[0].series]
+        assert [label for label in labels if "(none of 2 runs to the end)" in label] == labels[:1]
 
 
 # what batch norm multiplies a number of the (MLP, linear network) by
@@ -217,7 +222,30 @@ def test_fewer_than_five_seeds_have_no_verdict():
         assert found.verdict == verdict
         assert found.sentence.startswith("So it is.")
         assert ("Too few seeds for a verdict" in found.sentence) == (n < 5)
-    assert enough(finding, [{"arm": 1}]) == finding         # nothing random in it
+    assert enough(finding, [{"arm": 1}]).verdict == "supported"     # nothing random in it
+
+
+def test_a_rule_that_takes_any_of_several_needs_more_seeds_and_says_so():
+    finding = Finding("supported", "So it is.", Table([], []), notes=["A note."])
+    for k, least, level in ((2, 5, "97.5"), (4, 6, "98.8"), (6, 7, "99.2")):
+        for n in (least - 1, least):
+            found = enough(finding, [{"seed": i} for i in range(n)], k)
+            assert (found.verdict == "supported") == (n == least)
+            assert (f"verdict: {n}, where it needs {least}." in found.sentence) == (n < least)
+            assert found.notes[0] == "A note."
+            assert found.notes[1].startswith(
+                f"The rule takes any of {k} comparisons: their intervals are of {level} %, so")
+
+
+def test_pairs_of_several_comparisons_are_wider_and_need_more():
+    """99.2 % of 7 values: P(median = smallest) = P(Binomial(7, 1/7) ≥ 4) = 0.95 %, above 0.42."""
+    a, zero = [1.0, 2, 3, 4, 5, 6, 7], [0.0] * 7
+    assert (difference(a, zero).low, difference(a, zero, 6).low) == (2.0, 1.0)
+    assert difference(a, zero, 6).above(0)
+    some = [1.0] * 6 + [None]
+    assert difference(some, zero).above(0)
+    assert not difference(some, zero, 6).above(0)
+    assert (few(difference(some, zero)), few(difference(some, zero, 6))) == (False, True)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbgrad.lab.arms import accuracies, bars, edges, lost, percent, points, steps_to
-from nbgrad.lab.intervals import Interval, bootstrap, paired
-from nbgrad.lab.judging import arrival, many
+from nbgrad.lab.arms import accuracies, bars, edges, lost, percent, points, steps_to, tuned
+from nbgrad.lab.intervals import Interval, bootstrap, paired, together
+from nbgrad.lab.judging import arrival, needed
 from nbgrad.lab.results import text_table
 from nbgrad.lab.running import Plan, run
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
@@ -56,8 +56,10 @@ class Ablation:
     finding: of the first axis that varies. Supported: some value differs from the axis's first
     one, and where it does, always in the same direction. Depends: in both directions. Not
     supported: no difference is shown. A difference is one in final test accuracy whose bootstrap
-    interval over paired seeds leaves 0 out; a diverged run counts with the accuracy that it has.
-    Of fewer than five seeds there is no verdict ("depends"), which the sentence says.
+    interval over paired seeds leaves 0 out, all intervals together with 95 %, see
+    ``intervals.together``; a diverged run counts with the accuracy that it has. Of fewer than five
+    seeds (six for three comparisons, seven for five) there is no verdict ("depends"), which the
+    sentence says.
     """
 
     arms: Sequence[Arm]
@@ -82,7 +84,7 @@ class Ablation:
                             *self.finding.notes])
 
 
-def ablate(base: Config | None = None, *, seeds: int = 5, steps: int | None = None,
+def ablate(base: Config | None = None, *, seeds: int | None = None, steps: int | None = None,
            every: int | None = None, tune: bool = False, level: float = 0.95,
            folder: Path | str = "runs/lab", processes: int | None = None,
            progress: Silent | None = None, **axes: Any) -> Ablation:
@@ -93,10 +95,12 @@ def ablate(base: Config | None = None, *, seeds: int = 5, steps: int | None = No
     placement "none" is no norm; dropout takes "none", "before", "each" and "last" beside numbers
     (probability 0.5, if base has none); evaluation: "running", "batch", "population", the
     statistics that batch norms are tested with.
-    seeds: repetitions; runs of one seed have the same initial weights and batches in all arms.
+    seeds: repetitions (as a default, as many as a verdict on either sign needs: 5 for one
+    comparison, 6 for two, 7 for four); runs of one seed have the same initial weights and batches
+    in all arms.
     steps: of each run, evaluated after each ``every`` (the epochs of ``base``, evaluated after
     each; and a fiftieth of the steps).
-    tune: choose lr for each arm, from the values given for it, by the median accuracy.
+    tune: choose lr for each arm, from the values given for it, as ``arms.tuned`` does.
     level: the test accuracy whose first step is in the table.
     folder and processes: see ``Plan``: cells run in parallel, are kept, and are not run again.
     progress: where it is shown, see ``nbgrad.train.progress``; as a default, a bar with the time
@@ -108,6 +112,8 @@ def ablate(base: Config | None = None, *, seeds: int = 5, steps: int | None = No
     Example: ``print(ablate(Config(lr=1.0), norm=["none", "batch"], lr=[0.1, 1.0], tune=True))``
     """
     grid = _Grid(base or Config(), axes, tune)
+    comparisons = max(len(list(_against(grid.settings()))), 1)
+    seeds = needed(2 * comparisons) if seeds is None else seeds
     cells = [{**cell, "seed": seed, "steps": steps, "every": every, "level": level}
              for seed in range(seeds) for cell in grid.cells()]
     found: list[Ablation] = []
@@ -120,7 +126,7 @@ def ablate(base: Config | None = None, *, seeds: int = 5, steps: int | None = No
     question = f"Does {next(iter(grid.varied), 'anything')} make a difference?"
     study = Study(name, question, "", "", "", "", "", lambda scale: [
         {**cell, "steps": 2, "every": 1} for cell in cells] if scale == "tiny" else cells,
-        run_cell, judge)
+        run_cell, judge, comparisons=comparisons)
     plan = Plan(processes=processes, folder=Path(folder))
     with bar(1) if progress is None else nullcontext(progress) as shown:
         outcome, = run([study], plan, shown)
@@ -183,18 +189,30 @@ class _Grid:
         runs: dict[str, list[Record]] = {}
         for record, cell in zip(records, cells):
             runs.setdefault(json.dumps(cell["config"]), []).append(record)
-        found: dict[str, Arm] = {}
+        groups: dict[Any, list[Record]] = {}
+        asked: dict[str, list[dict[str, Any]]] = {}
+        for word, config, names in self._asked():
+            key = json.dumps(names[0])
+            asked.setdefault(key, names)
+            groups[key, config.lr] = [{**r, "final_accuracy": r["accuracies"][word]}
+                                      for r in runs[json.dumps(config.to_dict())]]
+        return [Arm(asked[key][0], lr, own, asked[key][1:])
+                for key, (lr, own) in tuned(groups).items()]
+
+    def settings(self) -> list[Arm]:
+        """The arms, before there are records."""
+        found = {json.dumps(own): Arm(own, config.lr, (), also)
+                 for _, config, (own, *also) in self._asked()}
+        return list(found.values())
+
+    def _asked(self) -> Iterator[tuple[str, Config, list[dict[str, Any]]]]:
+        """Each run and word of evaluation, with the combinations of settings that come to it."""
         for same, config in self._points:
             for word in self.evaluations:
-                own, *also = ({name: settings[name] for name in self.varied}
-                              | ({"evaluation": word} if len(self.evaluations) > 1 else {})
-                              for settings in same)
-                of_word = [{**r, "final_accuracy": r["accuracies"][word]}
-                           for r in runs[json.dumps(config.to_dict())]]
-                arm, key = Arm(own, config.lr, of_word, also), json.dumps(own)
-                if key not in found or _score(arm) > _score(found[key]):
-                    found[key] = arm
-        return list(found.values())
+                yield word, config, [
+                    {name: settings[name] for name in self.varied}
+                    | ({"evaluation": word} if len(self.evaluations) > 1 else {})
+                    for settings in same]
 
 
 def _config(base: Config, settings: dict[str, Any]) -> Config:
@@ -222,31 +240,33 @@ def _named(settings: Mapping[str, Any]) -> str:
                      for k, v in settings.items()) or "the base"
 
 
-def _score(arm: Arm) -> float:
-    return bootstrap(accuracies(arm.records)).estimate
-
-
 def _judged(arms: Sequence[Arm], level: float = 0.95, tried: Sequence[float] = ()) -> Ablation:
     """The finding on the first axis: each value against its first, everything else equal; and
     which arms are best at an end of the learning rates that were tried."""
-    axis = next(iter(arms[0].settings), "")
-    first = arms[0].settings.get(axis)
-    found = list(_against(arms, axis, first)) if axis else []
+    pairs = list(_against(arms))
+    found = [(name, paired(accuracies(arm.records), accuracies(base.records),
+                           level=together(len(pairs)))) for name, arm, base in pairs]
     up, down = any(d.above(0) for _, d in found), any(d.below(0) for _, d in found)
     verdict: Any = "depends" if up and down else "supported" if up or down else "not supported"
-    sentence = (f"Against {axis} {first}: " + "; ".join(f"{name} {points(d)}" for name, d in found)
-                + "." if found else f"{arms[0].name} ends with "
-                f"{percent(accuracies(arms[0].records))}.")
+    sentence = f"{arms[0].name} ends with {percent(accuracies(arms[0].records))}."
+    if found:
+        axis, first = next(iter(arms[0].settings.items()))
+        sentence = f"Against {axis} {first}: " + "; ".join(
+            f"{name} {points(d)}" for name, d in found) + "."
     names = [arm.name for arm in arms]
     figure = Figure("Final test accuracy (median over seeds)", "", "test accuracy", [
         bars("median", names, [bootstrap(accuracies(arm.records)) for arm in arms])], kind="bar")
-    notes = [*many(len(found)), *edges({arm.name: (arm.lr, []) for arm in arms}, tried)]
+    notes = edges({arm.name: (arm.lr, []) for arm in arms}, tried)
     return Ablation(arms, Finding(verdict, sentence, _table(arms, level), [figure], notes))
 
 
-def _against(arms: Sequence[Arm], axis: str, first: Any) -> Iterator[tuple[str, Interval]]:
-    """Each combination that was asked for, against the same one with the axis's first value; what
+def _against(arms: Sequence[Arm]) -> Iterator[tuple[str, Arm, Arm]]:
+    """Each combination that was asked for, and the same one with the first axis's first value; what
     is the same pair of runs, once."""
+    axis = next(iter(arms[0].settings), None)
+    if axis is None:
+        return
+    first = arms[0].settings[axis]
     of = {json.dumps(own, sort_keys=True): arm for arm in arms for own in arm.asked}
     seen: set[tuple[int, int]] = set()
     for arm in arms:
@@ -255,7 +275,7 @@ def _against(arms: Sequence[Arm], axis: str, first: Any) -> Iterator[tuple[str, 
             pair = id(arm), id(base)
             if base is not arm and pair not in seen:
                 seen.add(pair)
-                yield _named(own), paired(accuracies(arm.records), accuracies(base.records))
+                yield _named(own), arm, base
 
 
 def _table(arms: Sequence[Arm], level: float) -> Table:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, Literal
 
-from nbgrad.lab.intervals import Interval, bootstrap, paired_ratio
+from nbgrad.lab.intervals import LEVEL, Interval, bootstrap, paired_ratio
 from nbgrad.lab.study import Cell, Record, Series
 
-__all__ = ["accuracies", "bars", "column", "curve", "edges", "goal", "grouped", "lost", "percent",
-           "points", "reached", "speedup", "steps_to", "tuned"]
+__all__ = ["GUESSING", "accuracies", "bars", "column", "curve", "edges", "goal", "grouped", "lost",
+           "percent", "points", "reached", "speedup", "steps_to", "tuned"]
 
+GUESSING = 0.1          # the accuracy of guessing: every data set has ten classes
 # Test accuracies by data set: to which steps are counted, and with which a setting was usable. Both
 # are within reach of an MLP in quick settings, which a common number is not.
 _GOALS = {"steps": {"digits": 0.95, "mnist": 0.90, "fashion_mnist": 0.75, "cifar10": 0.30},
@@ -69,9 +69,11 @@ def reached(record: Record, level: float) -> bool:
     return any(a is not None and a >= level for a in record["test_accuracy"])
 
 
-def speedup(slow: Sequence[Record], fast: Sequence[Record], level: float) -> Interval:
+def speedup(slow: Sequence[Record], fast: Sequence[Record], level: float,
+            confidence: float = LEVEL) -> Interval:
     """How many times as many steps the first arm takes to a level: median of the seeds' ratios."""
-    return paired_ratio([steps_to(r, level) for r in slow], [steps_to(r, level) for r in fast])
+    return paired_ratio([steps_to(r, level) for r in slow], [steps_to(r, level) for r in fast],
+                        level=confidence)
 
 
 def points(found: Interval) -> str:
@@ -83,26 +85,38 @@ def points(found: Interval) -> str:
     return found.text("+.1f", 100) + " pt"
 
 
-def tuned(groups: dict[Any, list[Record]], name: str = "final_accuracy",
-          highest: bool = True) -> dict[Any, tuple[Any, list[Record]]]:
+def tuned(groups: dict[Any, list[Record]],
+          by: str | Callable[[Record], float | None] = "final_accuracy", *,
+          worst: float = GUESSING, highest: bool = True) -> dict[Any, tuple[Any, list[Record]]]:
     """Of groups keyed (arm, …, setting), the best setting for each (arm, …) (arm alone, where the
-    key has two parts) by the median of a number that records have, and the records there. All arms
-    choose on the same grid and the same seeds; what is chosen by is what is reported, so that every
-    arm looks a little better than it is, and the one with more settings near its best the most.
+    key has two parts), and the records there; of equal ones, the first. By the mean over seeds of a
+    number that records have, or of what ``by`` makes of a record: of a run that diverged, or has
+    none, ``worst``. So a setting at which one of five runs diverges loses a fifth of what its runs
+    are above guessing, where a median would look past two of them.
+
+    All arms choose on the same grid and the same seeds; what is chosen by is what is reported, so
+    that every arm looks a little better than it is, and the one with more settings near its best
+    the most.
 
     >>> runs = {("a", 1): [{"v": 2}], ("a", 2): [{"v": 5}], ("b", 1): [{"v": None}]}
     >>> tuned(runs, "v")
     {'a': (2, [{'v': 5}]), 'b': (1, [{'v': None}])}
     """
-    worst = -math.inf if highest else math.inf
     found: dict[Any, tuple[Any, list[Record]]] = {}
     scores: dict[Any, float] = {}
     for (*arm, setting), records in groups.items():
         key = arm[0] if len(arm) == 1 else tuple(arm)
-        score = statistics.median(column(records, name, worst)) * (1 if highest else -1)
+        score = _mean(records, by, worst) * (1 if highest else -1)
         if key not in found or score > scores[key]:
             found[key], scores[key] = (setting, records), score
     return found
+
+
+def _mean(records: Sequence[Record], by: str | Callable[[Record], float | None],
+          worst: float) -> float:
+    values = [None if r.get("diverged") else r[by] if isinstance(by, str) else by(r)
+              for r in records]
+    return statistics.fmean(worst if v is None else v for v in values)
 
 
 def edges(best: dict[Any, tuple[Any, list[Record]]], settings: Iterable[Any]) -> list[str]:
@@ -141,8 +155,13 @@ def percent(values: Interval | Sequence[float]) -> str:
 
 def curve(label: str, records: Sequence[Record], name: str, x: str = "steps",
           of: Callable[[Any], Any] = lambda v: v) -> Series:
-    """Median over seeds of a column of equal length, with its interval; a run that has ended
-    (diverged) leaves None from there on where it is the last one."""
+    """Median over seeds of a column of equal length, with its interval. A run that has ended
+    (diverged) is not in it from there on, and the label says how many are to the end.
+
+    >>> runs = [{"steps": [1, 2], "loss": [3.0, 2.0]}, {"steps": [1], "loss": [9.0]}]
+    >>> curve("plain", runs, "loss").label
+    'plain (1 of 2 runs to the end)'
+    """
     longest = max((r[x] for r in records), key=len)
     found: list[Interval | None] = []
     for i in range(len(longest)):
@@ -150,7 +169,20 @@ def curve(label: str, records: Sequence[Record], name: str, x: str = "steps",
         found.append(bootstrap(values) if values else None)
     ends = [[None if f is None else getattr(f, end) for f in found]
             for end in ("estimate", "low", "high")]
-    return Series(label, longest, *ends)
+    return Series(label + _survivors(records, name, x, len(longest)), longest, *ends)
+
+
+def _survivors(records: Sequence[Record], name: str, x: str, longest: int) -> str:
+    """Nothing where all runs have a value at the last point that was planned."""
+    there = sum(len(r[name]) == longest and r[name][-1] is not None and not _short(r, x)
+                for r in records if r[name])
+    return "" if there == len(records) else (
+        f" ({there or 'none'} of {len(records)} run{'s' * (len(records) > 1)} to the end)")
+
+
+def _short(record: Record, x: str) -> bool:
+    """Whether its steps end before the last one that was planned, where it says which that is."""
+    return x.startswith("step") and record[x][-1] < record.get("planned", 0)
 
 
 def lost(records: Iterable[Record]) -> str:

@@ -1,7 +1,7 @@
 """Finished cells on disk: a line of JSON each, written when the cell is done.
 
 A line counts for as long as the code that measured it is what it was; a line that a crash cut short
-does not count.
+does not count. A line says when and where its cell ran, those of older files do not.
 """
 
 from __future__ import annotations
@@ -38,14 +38,18 @@ class Cells:
     (({'loss': 0.5}, 1.0), None)
     """
 
+    _FACTS = ("date", "machine")
+
     def __init__(self, folder: Path, name: str, code: str) -> None:
         self.path, self.name, self.code = Path(folder) / name / "cells.jsonl", name, code
         self._found: dict[str, tuple[Record, float]] = {}
+        self._facts: dict[str, dict[str, Any]] = {}
         lines, whole = self._lines()
         # of a cell that was run again, the last line
         kept = list({line["key"]: line for line in lines if line["code"] == code}.values())
         for line in kept:
             self._found[line["key"]] = line["record"], line["seconds"]
+            self._facts[line["key"]] = {name: line.get(name) for name in self._FACTS}
         if len(kept) < len(lines) or not whole:
             replace(self.path, "".join(_text(line) for line in kept))
 
@@ -53,12 +57,20 @@ class Cells:
         """A finished cell's record and the seconds that it took."""
         return self._found.get(self.key(cell))
 
-    def add(self, cell: Cell, record: Record, seconds: float) -> None:
-        """Keep a record, in the place of an older one: it is on the disk when this returns."""
-        key = self.key(cell)
-        self._found[key] = record, seconds
+    def measured(self, cell: Cell) -> tuple[str | None, dict[str, Any] | None]:
+        """When and on which machine a finished cell ran, as ``add`` was told; None: not known."""
+        facts = self._facts[self.key(cell)]
+        return facts["date"], facts["machine"]
+
+    def add(self, cell: Cell, record: Record, seconds: float, *, date: str | None = None,
+            machine: dict[str, Any] | None = None) -> None:
+        """Keep a record, in the place of an older one: it is on the disk when this returns. date:
+        ISO 8601, of its end; machine: what of it a report names."""
+        key, facts = self.key(cell), {"date": date, "machine": machine}
+        self._found[key], self._facts[key] = (record, seconds), facts
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = {"key": key, "code": self.code, "cell": cell, "record": record, "seconds": seconds}
+        line = {"key": key, "code": self.code, "cell": cell, "record": record, "seconds": seconds,
+                **facts}
         with open(self.path, "a", encoding="utf-8") as f:
             f.write(_text(line))
             f.flush()

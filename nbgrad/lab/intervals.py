@@ -6,6 +6,9 @@ fixed seed: the same values give the same interval, on every machine.
 
 Few seeds say little. The percentile interval of the median of 5 values is their range, which
 covers the true median with 94 %; that of 3 values covers it with 75 %.
+
+Where a rule takes any of several comparisons, one of them leaves 0 out by chance more often than
+one alone would: their intervals have the level of ``together``, and more seeds, see ``judging``.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Interval", "bootstrap", "paired", "paired_ratio", "plainly", "share"]
+__all__ = ["LEVEL", "Interval", "bootstrap", "paired", "paired_ratio", "plainly", "share",
+           "together"]
 
 Array = npt.NDArray[np.float64]
 Statistic = Callable[..., Any]          # of an array, along an axis: np.median, np.mean, ...
+LEVEL = 0.95
 _COUNTED = 8                            # 6,435 different resamples; of 10 values 92,378
 _DRAWS = 10_000
 _ROUNDING = 1e-12                       # of sums of probabilities
@@ -71,7 +76,7 @@ def plainly(value: float, form: str = ".3g") -> str:
 
 
 def bootstrap(values: Sequence[float] | Array, statistic: Statistic = np.median, *,
-              level: float = 0.95, draws: int = _DRAWS, seed: int = 0) -> Interval:
+              level: float = LEVEL, draws: int = _DRAWS, seed: int = 0) -> Interval:
     """Percentile interval of a statistic over resamples of the values, with replacement.
 
     Infinite values are values (a median passes over them); its ends are quantiles of the discrete
@@ -97,6 +102,16 @@ def bootstrap(values: Sequence[float] | Array, statistic: Statistic = np.median,
     low = found[order[np.searchsorted(below, tail + _ROUNDING, side="right")]]
     high = found[order[np.searchsorted(below, 1 - tail - _ROUNDING)]]
     return Interval(estimate, float(low), float(high))
+
+
+def together(comparisons: int) -> float:
+    """The level of each of so many intervals that are to hold all at once with ``LEVEL``:
+    1 − 0.05 / k.      Bonferroni; Dunn 1961
+
+    >>> together(1), round(together(6), 4)
+    (0.95, 0.9917)
+    """
+    return LEVEL if comparisons == 1 else 1 - (1 - LEVEL) / comparisons
 
 
 def paired(a: Sequence[float], b: Sequence[float], statistic: Statistic = np.median,

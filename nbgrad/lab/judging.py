@@ -9,11 +9,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nbgrad.lab.arms import reached, steps_to
-from nbgrad.lab.intervals import Interval, bootstrap, paired, paired_ratio, plainly
+from nbgrad.lab.intervals import (
+    LEVEL,
+    Interval,
+    bootstrap,
+    paired,
+    paired_ratio,
+    plainly,
+    together,
+)
 from nbgrad.lab.study import Cell, Finding, Record, Verdict
 
-__all__ = ["NOBODY_ARRIVED", "SEEDS", "Pairs", "arrival", "difference", "differs", "enough", "few",
-           "many", "ratio", "shorter", "text"]
+__all__ = ["BY_MEAN", "NOBODY_ARRIVED", "SEEDS", "Pairs", "arrival", "corrected", "difference",
+           "differs", "enough", "few", "many", "needed", "ratio", "shorter", "text"]
 
 SEEDS = 5               # of fewer, an interval of 95 % cannot be had: see ``intervals``
 _DIFFERS = "Differs from"
@@ -21,16 +29,21 @@ NOBODY_ARRIVED = (
     "After a first run on MNIST, where no run got to the test accuracy that counts on the digits, "
     "each data set was given its own, and where no run arrives the verdict is \"depends\". This "
     "changed nothing of what is found on the digits.")
+BY_MEAN = (
+    "Later, learning rates are chosen by the mean over seeds, in which a diverged run counts as "
+    "one that guesses; the median, by which they had been chosen, looks past two such runs of "
+    "five.")
 Value = float | None
 
 
 @dataclass(frozen=True)
 class Pairs(Interval):
     """An interval over so many pairs, of so many seeds; the others have no value, because a run
-    diverged. Of fewer than ``SEEDS`` pairs it is neither above nor below anything."""
+    diverged. Of fewer pairs than ``least`` it is neither above nor below anything."""
 
     pairs: int
     seeds: int
+    least: int = SEEDS
 
     def text(self, form: str = ".3g", scale: float = 1.0) -> str:
         """As an interval's, a lone value as itself; with the number of seeds that are left out."""
@@ -39,44 +52,59 @@ class Pairs(Interval):
         return found + _left_out(self.seeds - self.pairs, self.seeds)
 
     def above(self, limit: float) -> bool:
-        return self.pairs >= SEEDS and super().above(limit)
+        return self.pairs >= self.least and super().above(limit)
 
     def below(self, limit: float) -> bool:
-        return self.pairs >= SEEDS and super().below(limit)
+        return self.pairs >= self.least and super().below(limit)
 
 
-def ratio(a: Sequence[Value], b: Sequence[Value], missing: float | None = None) -> Pairs | None:
+def ratio(a: Sequence[Value], b: Sequence[Value], missing: float | None = None,
+          comparisons: int = 1) -> Pairs | None:
     """Median of a/b over the seeds for which both are there; None where there is no such seed. With
-    ``missing``, that is what a value counts as where only the other is there.
+    ``missing``, that is what a value counts as where only the other is there. comparisons: of so
+    many, of which the rule takes any.
 
     >>> str(ratio([2.0, None, 8.0], [1.0, 1.0, 2.0]))
     '3 [2, 4] (1 of 3 seeds without a value)'
     """
     x, y = _both(a, b, missing)
-    return _pairs(paired_ratio(x, y), x, a) if x else None
+    return _pairs(paired_ratio(x, y, level=together(comparisons)), x, a, comparisons) if x else None
 
 
-def difference(a: Sequence[Value], b: Sequence[Value]) -> Pairs | None:
+def difference(a: Sequence[Value], b: Sequence[Value], comparisons: int = 1) -> Pairs | None:
     """As ``ratio``, of a − b."""
     x, y = _both(a, b, None)
-    return _pairs(paired(x, y), x, a) if x else None
+    return _pairs(paired(x, y, level=together(comparisons)), x, a, comparisons) if x else None
 
 
 def few(found: Pairs | None) -> bool:
     """Whether there are too few pairs to judge by."""
-    return found is None or found.pairs < SEEDS
+    return found is None or found.pairs < found.least
 
 
-def enough(finding: Finding, cells: Sequence[Cell]) -> Finding:
-    """The finding of these cells; of fewer seeds than a verdict needs, it says so and has none, and
-    differs from nothing."""
+def needed(comparisons: int = 1) -> int:
+    """How many seeds a verdict needs that takes any of so many comparisons. By chance, n paired
+    differences are all above 0 in 1 of 2ⁿ, which no level of an interval can make rarer: with as
+    many seeds as this, one of k comparisons has such in k/2ⁿ ≤ 6.25 %. (A rule that takes either
+    sign has 2k.)
+
+    >>> [needed(k) for k in (1, 2, 3, 4, 6, 8)]
+    [5, 5, 6, 6, 7, 7]
+    """
+    return max(SEEDS, SEEDS - 1 + math.ceil(math.log2(comparisons)))
+
+
+def enough(finding: Finding, cells: Sequence[Cell], comparisons: int = 1) -> Finding:
+    """The finding of these cells, with a note on its comparisons; of fewer seeds than a verdict
+    needs, it says so and has none, and differs from nothing."""
     seeds = len({cell["seed"] for cell in cells if "seed" in cell})
-    if not 0 < seeds < SEEDS:
+    least, notes = needed(comparisons), [*finding.notes, *many(comparisons)]
+    finding = dataclasses.replace(finding, notes=notes)
+    if not 0 < seeds < least:
         return finding
-    notes = [note for note in finding.notes if not note.startswith(_DIFFERS)]
-    sentence = (f"{finding.sentence} Too few seeds for a verdict: {seeds}, where it needs "
-                f"{SEEDS}.")
-    return dataclasses.replace(finding, verdict="depends", sentence=sentence, notes=notes)
+    sentence = f"{finding.sentence} Too few seeds for a verdict: {seeds}, where it needs {least}."
+    return dataclasses.replace(finding, verdict="depends", sentence=sentence, notes=[
+        note for note in notes if not note.startswith(_DIFFERS)])
 
 
 def differs(verdict: Verdict, published: Verdict, what: str) -> list[str]:
@@ -90,14 +118,27 @@ def differs(verdict: Verdict, published: Verdict, what: str) -> list[str]:
 
 
 def many(comparisons: int) -> list[str]:
-    """A note where a finding rests on several intervals: none is made wider for that.
+    """A note where a rule takes any of several comparisons.
 
-    >>> many(1), many(6)[0][:50]
-    ([], '6 comparisons, each with an interval of its own: o')
+    >>> many(1), many(6)[0][:72]
+    ([], 'The rule takes any of 6 comparisons: their intervals are of 99.2 %, so t')
     """
     return [] if comparisons < 2 else [
-        (f"{comparisons} comparisons, each with an interval of its own: of so many, one may leave "
-         "0 out by chance.")]
+        (f"The rule takes any of {comparisons} comparisons: their intervals are of "
+         f"{100 * together(comparisons):.1f} %, so that {100 * LEVEL:g} % hold for all at once "
+         "(Bonferroni).")]
+
+
+def corrected(comparisons: int, before: int | None = None, now: int | None = None) -> str:
+    """What a study says of its rule, which had taken any of so many comparisons at 95 % each.
+
+    >>> corrected(2)[:56]
+    'After a first run, the intervals of the 2 comparisons of'
+    """
+    seeds = "" if before is None else f", and seeds rose from {before} to {now}"
+    return (f"After a first run, the intervals of the {comparisons} comparisons of which the rule "
+            f"takes any, which were of {100 * LEVEL:g} % each, became those of "
+            f"{100 * together(comparisons):.1f} % (Bonferroni){seeds}.")
 
 
 def shorter(cells: Sequence[Cell]) -> list[str]:
@@ -116,7 +157,7 @@ def text(found: Interval | Sequence[Value] | None, form: str = ".3g") -> str:
     """
     if found is not None and not isinstance(found, Interval):
         there = [v for v in found if v is not None]
-        found = _pairs(bootstrap(there), there, found) if there else None
+        found = _pairs(bootstrap(there), there, found, 1) if there else None
     return "diverged" if found is None else found.text(form)
 
 
@@ -137,8 +178,10 @@ def arrival(records: Sequence[Record], level: float) -> str:
     return f"{middle} [{low}, {high}]"
 
 
-def _pairs(found: Interval, there: Sequence[float], seeds: Sequence[Value]) -> Pairs:
-    return Pairs(found.estimate, found.low, found.high, len(there), len(seeds))
+def _pairs(found: Interval, there: Sequence[float], seeds: Sequence[Value],
+           comparisons: int) -> Pairs:
+    return Pairs(found.estimate, found.low, found.high, len(there), len(seeds),
+                 needed(comparisons))
 
 
 def _left_out(n: int, seeds: int) -> str:

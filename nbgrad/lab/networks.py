@@ -23,8 +23,8 @@ from nbgrad.train.config import Config
 from nbgrad.train.evaluation import evaluate
 from nbgrad.train.setup import Task, in_order, loader
 
-__all__ = ["Norm", "Problem", "accuracy", "along", "classifier", "deep_linear", "perceptron",
-           "problem"]
+__all__ = ["Norm", "Problem", "accuracy", "along", "classifier", "deep_linear", "last_step",
+           "perceptron", "problem"]
 
 Record = dict[str, Any]
 Norm = Callable[[int], nn.Module] | None
@@ -54,7 +54,7 @@ class Problem:
 def along(p: Problem, cell: dict[str, Any],
           measure: Callable[[Problem, Any], Record]) -> list[Record]:
     """Train for ``steps`` and measure before every ``every``-th; records with "step" and "loss".
-    Ends early where the loss is not finite."""
+    Ends early where the loss is not finite: see ``last_step``."""
     rows: list[Record] = []
     with np.errstate(all="ignore"):
         for step in range(cell["steps"]):
@@ -66,6 +66,11 @@ def along(p: Problem, cell: dict[str, Any],
             if row is not None:
                 rows.append({**row, "loss": loss})
     return rows
+
+
+def last_step(cell: dict[str, Any]) -> int:
+    """The step before which ``along`` measures for the last time, where the loss stays finite."""
+    return range(0, cell["steps"], cell["every"])[-1]
 
 
 def perceptron(widths: Sequence[int], norm: Norm = None, *, activation: Any = nn.ReLU,

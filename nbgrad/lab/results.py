@@ -1,6 +1,6 @@
 """What studies found, on disk, as text that a person can read.
 
-    DIR/NAME/cells.jsonl     a line per finished cell: see ``running``
+    DIR/NAME/cells.jsonl     a line per finished cell: see ``cells``
     DIR/NAME/finding.json    the study's texts, its finding, how and where it was measured
     DIR/verdicts.csv, .md    one row per study that has a finding
 """
@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +22,39 @@ from typing import Any
 
 from nbgrad.lab.study import Figure, Finding, Series, Study, Table
 
-__all__ = ["Outcome", "clean", "load", "load_all", "markdown", "save", "text_table",
-           "write_verdicts"]
+__all__ = ["Outcome", "Part", "clean", "load", "load_all", "markdown", "partition", "save",
+           "text_table", "write_verdicts"]
 
 FORMAT = "nbgrad-lab-1"
 TEXTS = ("name", "question", "claim", "source", "published", "setup", "rule", "literature",
          "changed")
 STATES = ("complete", "interrupted", "failed")
+# what of ``nbgrad.backend.info()`` a cell's line keeps: where its numbers and seconds come from
+FACTS = ("nbgrad", "python", "numpy", "numba", "cpu", "cores")
+
+
+@dataclass(frozen=True)
+class Part:
+    """Cells that ran on one day, on one machine, with the same versions. Of cells in files of older
+    versions, which do not say, date is "" and machine empty."""
+
+    cells: int
+    date: str                           # 2026-11-29
+    machine: dict[str, Any]             # by FACTS
+
+    def __str__(self) -> str:
+        if not self.date:
+            return "at a time and place that their file does not say"
+        return f"on {self.date} on {', '.join(self.where)}"
+
+    @property
+    def where(self) -> list[str]:
+        """The machine, its cores and the versions."""
+        facts, cores = self.machine, self.machine.get("cores")
+        versions = [f"{name} {facts[name]}" for name in ("nbgrad", "python", "numpy", "numba")
+                    if facts.get(name)]
+        return [str(facts.get("cpu", "")) or "unknown CPU",
+                *([f"{cores} core{'s' * (cores != 1)}"] if cores else []), *versions]
 
 
 @dataclass(frozen=True)
@@ -36,8 +63,9 @@ class Outcome:
 
     study: its texts, by the names of Study's fields.  state: "complete", "interrupted" (cells are
     missing: the same command goes on) or "failed" (cells raised: ``errors``).  seconds: the CPU's,
-    of all cells together, however many ran at a time.  machine: ``nbgrad.backend.info()``,
-    folders left out.
+    of all cells together, however many ran at a time.  date and machine
+    (``nbgrad.backend.info()``, folders left out): of the run that ended it.  parts: when and where
+    its cells ran; more than one where a run was resumed on another day or machine.
     """
 
     study: dict[str, str]
@@ -53,10 +81,16 @@ class Outcome:
     machine: dict[str, Any]
     finding: Finding | None = None
     errors: Sequence[str] = field(default=())
+    parts: Sequence[Part] = field(default=())
 
     @property
     def name(self) -> str:
         return self.study["name"]
+
+    @property
+    def ran(self) -> Sequence[Part]:
+        """Its parts; of results that have none, as older versions wrote them, the run's end."""
+        return self.parts or [Part(self.done, self.date[:10], self.machine)]
 
     @property
     def verdict(self) -> str:
@@ -89,9 +123,22 @@ def load(folder: Path, name: str) -> Outcome:
             raise KeyError("format")
         if value["finding"] is not None:
             value["finding"] = _finding(value["finding"])
+        value["parts"] = [Part(**part) for part in value.get("parts", ())]
         return Outcome(**value)
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as e:
         raise ValueError(f"{path}: no finding of this version of nbgrad ({e})") from e
+
+
+def partition(measured: Iterable[tuple[str | None, dict[str, Any] | None]]) -> list[Part]:
+    """Cells' dates and machines, summed up, oldest first.
+
+    >>> partition([("2026-11-29T09:00", {"cpu": "a"}), (None, None), ("2026-11-29T10:00",
+    ...           {"cpu": "a"})])
+    [Part(cells=1, date='', machine={}), Part(cells=2, date='2026-11-29', machine={'cpu': 'a'})]
+    """
+    counts = Counter((date[:10] if date else "", json.dumps(machine or {}))
+                     for date, machine in measured)
+    return [Part(n, date, json.loads(machine)) for (date, machine), n in sorted(counts.items())]
 
 
 def load_all(folder: Path, names: Iterable[str] | None = None) -> list[Outcome]:

@@ -15,7 +15,7 @@ from nbgrad import backend, data
 from nbgrad.lab import pool
 from nbgrad.lab.cells import Cells, fingerprint
 from nbgrad.lab.judging import enough
-from nbgrad.lab.results import Outcome, clean, load, now, save, texts
+from nbgrad.lab.results import FACTS, Outcome, clean, load, now, partition, save, texts
 from nbgrad.lab.study import SCALES, Cell, Record, Study
 from nbgrad.train.config import DATA
 from nbgrad.train.loop import Signals
@@ -83,7 +83,8 @@ class _Run:
 
     def answered(self, cell: Cell, answer: pool.Answer) -> None:
         if "record" in answer:
-            self.kept.add(cell, answer["record"], answer["seconds"])
+            self.kept.add(cell, answer["record"], answer["seconds"], date=now(),
+                          machine={name: backend.info().get(name) for name in FACTS})
             self.old.discard(self.kept.key(cell))
         else:
             self.errors.append(f"{describe(cell)}: {answer['error']}\n{answer['trace']}".strip())
@@ -102,13 +103,13 @@ class _Run:
         return found
 
     def outcome(self, stopped: bool) -> Outcome:
-        found = [self._get(cell) for cell in self.cells]
-        there = [f for f in found if f is not None]
+        measured = [cell for cell in self.cells if self._get(cell) is not None]
+        there = [f for cell in measured if (f := self._get(cell)) is not None]
         state, finding = "interrupted" if stopped else "failed", None
         if len(there) == len(self.cells):
             try:
                 finding = enough(self.study.judge([record for record, _ in there], self.cells),
-                                 self.cells)
+                                 self.cells, self.study.comparisons)
                 state = "complete"
             except Exception as e:          # of a rule: the other studies go on
                 self.errors.append(f"judge: {type(e).__name__}: {e}\n{traceback.format_exc()}")
@@ -119,7 +120,7 @@ class _Run:
             self._texts(), self.plan.scale, self.plan.data_of(self.study),
             max(len(seeds), 1), len(self.cells), len(there), state,
             sum(seconds for _, seconds in there), now(), _command(self.study, self.plan), machine,
-            finding, self.errors)
+            finding, self.errors, partition(map(self.kept.measured, measured)))
 
 
 def run(studies: Sequence[Study], plan: Plan | None = None, progress: Silent | None = None,

@@ -61,7 +61,8 @@ class Table:
 class Finding:
     """What the records say. ``sentence``: the answer in a line, with its numbers and intervals.
 
-    A verdict needs five seeds; of fewer, ``running`` makes it "depends", and the sentence says so.
+    A verdict needs five seeds, or more (``judging.needed``); of fewer, ``running`` makes it
+    "depends", and the sentence says so.
     """
 
     verdict: Verdict
@@ -96,4 +97,5 @@ class Study:
     judge: Callable[[Sequence[Record], Sequence[Cell]], Finding]
     literature: str = ""                # what others found since
     changed: str = ""                   # of set-up or rule after a first run, and why
+    comparisons: int = 1                # of which the rule takes any: see ``intervals.together``
     data: Sequence[str] = tuple(DATA)   # that it can run on, its own first; () where it needs none

@@ -11,7 +11,7 @@ from nbgrad.lab.results import Outcome
 from nbgrad.train.config import DATA
 
 __all__ = ["USUAL", "again", "authors", "conditions", "heading", "machine", "minutes", "named",
-           "read", "state", "where"]
+           "read", "state"]
 
 # What every article says about batch norm, and the number of the study that measures it.
 USUAL = {"Converges faster": 1, "Allows higher learning rates": 2, "Forgives initialisation": 3,
@@ -90,20 +90,15 @@ def machine(outcome: Outcome) -> list[str]:
     """How, where and when it was measured."""
     if not outcome.done:
         return []
-    parts = [f"{outcome.scale} settings", DATA.get(outcome.data, outcome.data or "no data"),
+    said = [f"{outcome.scale} settings", DATA.get(outcome.data, outcome.data or "no data"),
              f"{outcome.seeds} seed{'s' * (outcome.seeds != 1)}", f"{outcome.done} cells",
-             f"{minutes(outcome.seconds)} of one core", *where(outcome), outcome.date[:10]]
-    return [part for part in parts if part]
-
-
-def where(outcome: Outcome) -> list[str]:
-    """The machine and the versions."""
-    facts = outcome.machine
-    cores = facts.get("cores")
-    versions = [f"{name} {facts[name]}" for name in ("nbgrad", "python", "numpy", "numba")
-                if facts.get(name)]
-    return [str(facts.get("cpu", "")) or "unknown CPU",
-            *([f"{cores} core{'s' * (cores != 1)}"] if cores else []), *versions]
+             f"{minutes(outcome.seconds)} of one core"]
+    one, *others = outcome.ran
+    if others or not one.date:
+        said += [f"{part.cells} of the cells {part}" for part in outcome.ran]
+    else:
+        said += [*one.where, one.date]
+    return [text for text in said if text]
 
 
 def minutes(seconds: float) -> str:
@@ -125,10 +120,12 @@ def heading(outcomes: Sequence[Outcome]) -> str:
     if not done:
         return f"{count} have a result."
     scales = sorted({o.scale for o in done})
-    dates = sorted({o.date[:10] for o in done})
-    places = list(dict.fromkeys(" with ".join(where(o)[:2]) for o in done))
+    measured = [part for o in done for part in o.ran]
+    dates = sorted({part.date for part in measured if part.date})
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "at an unknown date"
+    places = list(dict.fromkeys(" with ".join(part.where[:2]) for part in measured if part.date))
     total = minutes(sum(o.seconds for o in done))
     data = list(dict.fromkeys(DATA.get(o.data, o.data) for o in done if o.data))
     on = f" on {' and '.join(data)}" if data else ""
     return (f"{count}, {' and '.join(scales)} settings{on}, {total} of one core together; "
-            f"{'; '.join(places)}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}.")
+            f"{'; '.join([*places, when])}.")

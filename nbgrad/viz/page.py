@@ -24,7 +24,10 @@ __all__ = ["INTERVALS", "TITLE", "VERDICTS", "html"]
 TITLE = "What normalization does, measured"
 INTERVALS = ("With 5 seeds the interval is the range of the values, which covers the true median "
              "with 94 %; all seeds share their test images, and learning rates are chosen by the "
-             "accuracy on these: intervals are of seeds, not of images.")
+             "accuracy on these: intervals are of seeds, not of images. Where a rule takes any of "
+             "several comparisons, their intervals are wider, so that 95 % hold for all at once "
+             "(Bonferroni). A curve is the median of the runs that have not diverged by then; "
+             "where some have, its name says how many are left at its end.")
 VERDICTS = ("Supported: these runs show the claim, by the study's rule. Not supported: they do not "
             "show it, which is not to say that they show its opposite. Depends: the parts of the "
             "rule disagree, or too few runs got far enough to be judged.")
@@ -76,7 +79,8 @@ def _top(outcomes: Sequence[Outcome]) -> Iterator[str]:
     usual = [(words, found[name]) for words, number in USUAL.items()
              if (name := named(number)) in found and name is not None]
     if usual:
-        yield '<ul class="usual" aria-label="The usual claims about batch norm">'
+        yield '<p class="soft lead" id="usual">What every article says about batch norm:</p>'
+        yield '<ul class="usual" aria-labelledby="usual">'
         for words, outcome in usual:
             yield (f'<li><a href="#{_id(outcome)}">{escape(words)}</a>'
                    f"{_verdict(outcome)}</li>")
@@ -186,8 +190,8 @@ def _foot() -> str:
     return ('<footer class="soft"><p>Bands and whiskers are the intervals that a figure or its '
            "study names, by bootstrap over seeds unless it says otherwise. A verdict follows from "
            "the study's rule, which was written before its results (where anything was changed "
-           "after a first run, the study says so), and needs five seeds and the interval, not "
-           f"the mean; runs that diverged count as results. {INTERVALS} Everything here was "
+           "after a first run, the study says so), and needs five seeds or more and the interval, "
+           f"not the mean; runs that diverged count as results. {INTERVALS} Everything here was "
            "measured by "
            "<code>nbgrad lab run</code> and written by <code>nbgrad lab report</code>.</p>"
            "</footer>")

@@ -9,6 +9,7 @@ from nbgrad import nn, ops
 from nbgrad.autograd import Tensor
 from nbgrad.lab.arms import accuracies, bars, edges, grouped, lost, percent, points, tuned
 from nbgrad.lab.intervals import bootstrap, paired
+from nbgrad.lab.judging import BY_MEAN
 from nbgrad.lab.study import Cell, Figure, Finding, Record, Study, Table
 from nbgrad.lab.training import configured, train
 from nbgrad.nn.running import RunningNorm
@@ -109,5 +110,5 @@ STUDY = Study(
                "initialisation and learning rates rest.",
     changed="After a first run, the claim, which had read \"Batch normalization divides by the "
             "variance\", got the words that the rule tests. After another, the grid got the "
-            "learning rates 0.001 and 10, because arms were best at both of its ends.",
+            "learning rates 0.001 and 10, because arms were best at both of its ends. " + BY_MEAN,
 )
