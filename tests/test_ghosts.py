@@ -96,7 +96,7 @@ def test_a_bad_value_stays_in_its_channel_of_its_ghost(bad, layout):
 
 def test_layers_of_ghosts_follow_the_moments_of_the_whole_batch():
     x = nbgrad.tensor(made((10, 3, 4, 4)))
-    layer, whole = nn.GhostBatchNorm(3, 4), nn.BatchNorm2d(3)
+    layer, whole = nn.GhostBatchNorm(3, ghost_size=4), nn.BatchNorm2d(3)
     layer(x)
     whole(x)
     for name in ("running_mean", "running_var"):
