@@ -3,10 +3,15 @@
 Each takes x and three vectors of one number per channel, and is timed with all its gradients.
 """
 
+import math
+from functools import cache
+
 import numpy as np
 
 import nbgrad
 from nbgrad import nn, ops
+from nbgrad.nn.utils import parametrizations
+from nbgrad.ops.norm import lp
 
 from .data import normal
 
@@ -83,6 +88,87 @@ def _absolute_composed(x, gamma, beta, _):
     xc = x - x.mean((0, 2, 3), True)
     scale = (abs(xc).mean((0, 2, 3), True) + EPS ** 0.5) * 1.2533141373155003      # √(π/2)
     return _affine(xc / scale, gamma, beta)
+
+
+def _deviation(p):
+    def norm(x, gamma, beta, _):
+        xc, scale, _ = ops.lp_deviation(x, p, EPS)
+        return ops.divide_channels(xc, scale, _channels(gamma), _channels(beta))
+    return norm
+
+
+def _cubes_composed(x, gamma, beta, _):
+    """p = 3: E|z|³ = √(8/π) of a normal z."""
+    xc = x - x.mean((0, 2, 3), True)
+    scale = ((abs(xc) ** 3).mean((0, 2, 3), True) + EPS ** 1.5) ** (1 / 3)
+    return _affine(xc / scale * (8 / np.pi) ** (1 / 6), gamma, beta)
+
+
+def _largest_composed(x, gamma, beta, _):
+    xc = x - x.mean((0, 2, 3), True)
+    n = x.shape[0] * x.shape[2] * x.shape[3]
+    scale = (ops.amax(abs(xc), (0, 2, 3), True) + EPS ** 0.5) / lp._largest(n)
+    return _affine(xc / scale, gamma, beta)
+
+
+def _split(channels):
+    return nn.SplitBatchNorm(channels, EPS, 0.0, affine=False)
+
+
+def _split_composed(x, gamma, beta, _):
+    N, C, H, W = x.shape
+    xc, var = _moments(x.reshape((2, N // 2, C, H, W)), (1, 3, 4))
+    return _affine((xc * ops.rsqrt(var + EPS)).reshape(x.shape), gamma, beta)
+
+
+def _noisy(channels):
+    return nn.NoisyBatchNorm(channels, EPS, 0.0, affine=False, generator=nbgrad.Generator(0))
+
+
+def _noisy_composed(x, gamma, beta, _):
+    """The same noise: that of a layer with the same generator."""
+    scale, shift = _noisy(x.shape[1])._drawn(*x.shape[:2])
+    scale, shift = (nbgrad.as_tensor(a.astype(np.float32)[:, :, None, None])
+                    for a in (scale, shift))
+    xc, var = _moments(x, (0, 2, 3))
+    return _affine(xc * ops.rsqrt(var + EPS) * scale + shift, gamma, beta)
+
+
+def _mean_only(channels):
+    return nn.MeanOnlyBatchNorm(channels, momentum=0.0, bias=False)
+
+
+def _weight_norm_composed(v, g, *_):
+    return v * (_channels(g) / ops.sqrt((v * v).sum((0, 2, 3), True)))
+
+
+def _singular(shape):
+    """Where the power method starts, in every call: (out,) and (in,) of length 1."""
+    pair = (np.cos(np.arange(n, dtype=np.float32)) for n in (shape[0], math.prod(shape[1:])))
+    return [a / np.linalg.norm(a) for a in pair]
+
+
+def _spectral(w, *_):
+    """One step of the power method, as a layer in training makes it."""
+    layer = _spectral_layer(w.shape)
+    for t, start in zip((layer._u, layer._v), _singular(w.shape)):
+        t.data[...] = start
+    return layer(w)
+
+
+@cache
+def _spectral_layer(shape):
+    layer = nn.Conv2d(shape[1], shape[0], shape[2:])
+    parametrizations.spectral_norm(layer)
+    return getattr(layer.parametrizations.weight, "0")
+
+
+def _spectral_composed(w, *_):
+    matrix, (_, v) = w.reshape((w.shape[0], -1)), map(nbgrad.as_tensor, _singular(w.shape))
+    with nbgrad.no_grad():
+        u = ops.normalize(ops.matmul(matrix, v), dim=0)
+        v = ops.normalize(ops.matmul(matrix.T, u), dim=0)
+    return w / ops.dot(u, ops.matmul(matrix, v))
 
 
 def _mask(x):
@@ -186,6 +272,14 @@ OTHERS = {
     "switchable": (_switchable, _switchable_composed),
     "decorrelated": (_decorrelated, _decorrelated_composed),
     "absolute deviation": (_absolute, _absolute_composed),
+    "ℓ3": (_deviation(3), _cubes_composed),
+    "ℓ∞": (_deviation(math.inf), _largest_composed),
+    "mean-only": (lambda x, g, b, _: _affine(_mean_only(x.shape[1])(x), g, b),
+                  lambda x, g, b, _: _affine(x - x.mean((0, 2, 3), True), g, b)),
+    "split": (lambda x, g, b, _: _affine(_split(x.shape[1])(x), g, b), _split_composed),
+    "noisy": (lambda x, g, b, _: _affine(_noisy(x.shape[1])(x), g, b), _noisy_composed),
+    "weight norm": (lambda v, g, *_: ops.weight_norm(v, _channels(g), 1), _weight_norm_composed),
+    "spectral norm": (_spectral, _spectral_composed),
 }
 
 

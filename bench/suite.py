@@ -133,9 +133,11 @@ def _sample_norms(limit):
 
 # {name: (settings, operations per element)}
 FUNCTIONS = {"local_response_norm": ({"size": 5}, 20), "normalize": ({}, 8)}
+WEIGHTS = ("weight standardization", "weight norm", "spectral norm")
 BOTH = ("ghost", "filter response", "filter response, TLU", "weight standardization")
 ONCE = ("renorm", "EvoNorm B0", "EvoNorm S0", "global response", "absolute deviation",
-        "masked", "masked by weights", "sync", "switchable", "decorrelated")
+        "masked", "masked by weights", "sync", "switchable", "decorrelated", "ℓ3", "ℓ∞",
+        "mean-only", "split", "noisy", "weight norm", "spectral norm")
 
 
 def _other_norms(limit):
@@ -147,7 +149,7 @@ def _other_norms(limit):
                    "recorded_norm", {"shape": shape, "f": f, "settings": settings}, LAYOUTS,
                    flops * prod(shape), 20 * prod(shape))
     for name in BOTH + ONCE:
-        whole = cases.BENCH_WEIGHT if name.startswith("weight") else cases.BENCH_OTHER_NORM
+        whole = cases.BENCH_WEIGHT if name in WEIGHTS else cases.BENCH_OTHER_NORM
         shape = whole if limit is None else (16, 8, 2, 2)        # ghosts and groups want to divide
         for layout in ("NCHW", "channels-last") if name in BOTH else ("NCHW",):
             yield Case("norm", f"{name}, both ways", f"{_x(*whole)}, {layout}", "other_norm",

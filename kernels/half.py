@@ -16,6 +16,10 @@ __all__ = ["is_half", "kind", "named", "real", "through", "wide"]
 _STATISTICS = {"batch_norm", "ghost_batch_norm", "group_norm", "layer_norm", "linear_batch_norm",
                "rms_norm", "cross_entropy"}
 _KEPT = {"batch_norm_stats", "batch_norm_backward_reduce"}           # nothing but statistics
+# which argument is γ, in whose dtype the gradients from here to there are: it may be float32
+_GAINS = {"batch_norm_backward": (2, 1, 3), "ghost_batch_norm_backward": (2, 1, 3),
+          "group_norm_backward": (2, 1, 4), "layer_norm_backward": (2, 1, 3),
+          "linear_batch_norm_backward": (3, 2, 4), "rms_norm_backward": (2, 1, 2)}
 _IN_PLACE = {"adam_step", "sgd_step"}
 
 
@@ -78,6 +82,11 @@ def _rounded(function, name):
                 a[...] = moved.astype(a.dtype)           # running statistics move in place
         if dtype is None or name in _KEPT:
             return y
+        if name in _GAINS:
+            at, first, end = _GAINS[name]
+            own = dtype if args[at] is None else args[at].dtype
+            return (*_narrow(y[:first], dtype), *_narrow(y[first:end], own),
+                    *_narrow(y[end:], dtype))
         return (_narrow(y[0], dtype), *y[1:]) if name in _STATISTICS else _narrow(y, dtype)
     return run
 

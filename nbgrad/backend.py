@@ -82,6 +82,17 @@ def half_dtype(name: str) -> np.dtype[Any]:
     return dtype
 
 
+def is_half(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype is float16 or bfloat16."""
+    return bool(half.is_half(dtype))
+
+
+def serves(own: np.dtype[Any], dtype: np.dtype[Any]) -> bool:
+    """Whether a norm's parameters and running statistics may be of dtype ``own`` beside an input of
+    another: the same, or float32 where the input is a half."""
+    return own == dtype or (own == np.float32 and half.is_half(dtype))
+
+
 # ------------------------------------------------------------------------------------------ devices
 
 def is_array(x: Any) -> bool:

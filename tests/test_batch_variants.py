@@ -30,7 +30,7 @@ def double(*shape, grad=False):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [2, 3, 8, 50])
 def test_each_ghost_is_a_batch_of_its_own(shape, size):
-    layer = random_affine(nn.GhostBatchNorm(3, size, dtype=np.float64))
+    layer = random_affine(nn.GhostBatchNorm(3, ghost_size=size, dtype=np.float64))
     x = double(*shape, grad=True)
     y = layer(x)
     parts = [plain(layer, x[i:i + size]) for i in range(0, 8, size)]
@@ -50,15 +50,15 @@ def test_each_ghost_is_a_batch_of_its_own(shape, size):
 
 def test_ghosts_of_one_value_and_bad_sizes_are_refused():
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        nn.GhostBatchNorm(3, 1)(nbgrad.randn(4, 3))
+        nn.GhostBatchNorm(3, ghost_size=1)(nbgrad.randn(4, 3))
     with pytest.raises(ValueError, match="more than 1 value per channel"):
-        nn.GhostBatchNorm(3, 2)(nbgrad.randn(5, 3))
+        nn.GhostBatchNorm(3, ghost_size=2)(nbgrad.randn(5, 3))
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        nn.GhostBatchNorm(3, 0)
+        nn.GhostBatchNorm(3, ghost_size=0)
 
 
 def test_splits_train_norms_of_their_own_and_evaluate_by_the_first():
-    layer = nn.SplitBatchNorm(3, 2, dtype=np.float64)
+    layer = nn.SplitBatchNorm(3, num_splits=2, dtype=np.float64)
     for bn in (layer, *layer.aux_bn):
         random_affine(bn)
     x = double(6, 3, 2)
@@ -156,8 +156,9 @@ def test_sync_layers_share_statistics_and_parameters_gradients_add_up():
         np.testing.assert_allclose(added, getattr(whole, name).grad.data, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("make", [lambda: nn.GhostBatchNorm(3, 4), lambda: nn.SplitBatchNorm(3),
-                                  lambda: nn.BatchRenorm(3), lambda: nn.FrozenBatchNorm(3),
+@pytest.mark.parametrize("make", [lambda: nn.GhostBatchNorm(3, ghost_size=4),
+                                  lambda: nn.SplitBatchNorm(3), lambda: nn.BatchRenorm(3),
+                                  lambda: nn.FrozenBatchNorm(3),
                                   lambda: nn.SyncBatchNorm(3)])
 def test_residual_and_activation_are_what_follows(make):
     layer, x, r = make(), nbgrad.randn(8, 3, 4), nbgrad.randn(8, 3, 4)
@@ -180,7 +181,8 @@ class Alone:
 
 
 BARE = [lambda: nn.BatchNorm1d(4, affine=False, correction=0),
-        lambda: nn.GhostBatchNorm(4, 2, affine=False), lambda: nn.SplitBatchNorm(4, affine=False),
+        lambda: nn.GhostBatchNorm(4, ghost_size=2, affine=False),
+        lambda: nn.SplitBatchNorm(4, affine=False),
         lambda: nn.BatchRenorm(4, affine=False), lambda: nn.BatchRenorm(4),
         lambda: nn.SyncBatchNorm(4, affine=False, workers=Alone()),
         lambda: nn.BatchNorm1d(4, affine=False, statistics="running"),
@@ -207,8 +209,9 @@ def test_other_channels_are_refused_with_a_mask():
 
 @pytest.mark.parametrize("build", [lambda: nn.BatchNorm1d(3, statistics="running"),
                                    lambda: nn.BatchNorm1d(3, correction=0),
-                                   lambda: nn.SplitBatchNorm(3, 2), lambda: nn.BatchRenorm(3),
-                                   lambda: nn.GhostBatchNorm(3, 2)])
+                                   lambda: nn.SplitBatchNorm(3, num_splits=2),
+                                   lambda: nn.BatchRenorm(3),
+                                   lambda: nn.GhostBatchNorm(3, ghost_size=2)])
 @pytest.mark.parametrize(("wrong", "error"), [({"residual": nbgrad.zeros(4, 2)}, ValueError),
                                           ({"residual": 1.0}, TypeError),
                                           ({"activation": "tanh"}, ValueError)])

@@ -58,6 +58,24 @@ def test_values_are_those_of_the_definition(shape, size, layout):
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5 * max(1, np.abs(want).max()))
 
 
+@pytest.mark.parametrize("eps", [1e-5, 0.25, 0.0])
+@pytest.mark.parametrize("shape", [(5, 3, 0), (0, 3, 4), (0, 3), (4, 0, 2)])
+def test_ghosts_of_nothing_have_mean_0_and_the_invstd_of_eps(shape, eps):
+    x = np.zeros(shape, np.float32)
+    with np.errstate(all="ignore"):
+        got, want = (k.ghost_batch_norm(x, None, None, size=2, eps=eps) for k in (cpu, reference))
+    ghosts = -(-len(x) // 2), shape[1]
+    for a, b in zip(got, want, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    assert got[3].shape == ghosts
+    assert (got[3] == (1 / np.sqrt(eps) if eps else np.inf)).all()
+    back = [k.ghost_batch_norm_backward(x, x, None, got[1], got[3], size=2)
+            for k in (cpu, reference)]
+    for a, b in zip(*back, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_threads_change_no_bit(layout):
     shape, size = LARGE
@@ -96,7 +114,7 @@ def test_a_bad_value_stays_in_its_channel_of_its_ghost(bad, layout):
 
 def test_layers_of_ghosts_follow_the_moments_of_the_whole_batch():
     x = nbgrad.tensor(made((10, 3, 4, 4)))
-    layer, whole = nn.GhostBatchNorm(3, 4), nn.BatchNorm2d(3)
+    layer, whole = nn.GhostBatchNorm(3, ghost_size=4), nn.BatchNorm2d(3)
     layer(x)
     whole(x)
     for name in ("running_mean", "running_var"):

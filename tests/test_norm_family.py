@@ -14,21 +14,21 @@ from nbgrad.testing import gradcheck
 rng = np.random.default_rng(5)
 C = 4
 LAYERS = {
-    "lp 1": lambda **k: nn.LpBatchNorm(C, 1, **k),
-    "lp 2": lambda **k: nn.LpBatchNorm(C, 2, **k),
-    "lp 2.5": lambda **k: nn.LpBatchNorm(C, 2.5, **k),
-    "lp 4": lambda **k: nn.LpBatchNorm(C, 4, **k),
-    "lp inf": lambda **k: nn.LpBatchNorm(C, math.inf, **k),
-    "lp 1 not centered": lambda **k: nn.LpBatchNorm(C, 1, centered=False, **k),
-    "lp 2 not centered": lambda **k: nn.LpBatchNorm(C, 2, centered=False, **k),
+    "lp 1": lambda **k: nn.LpBatchNorm(C, p=1, **k),
+    "lp 2": lambda **k: nn.LpBatchNorm(C, p=2, **k),
+    "lp 2.5": lambda **k: nn.LpBatchNorm(C, p=2.5, **k),
+    "lp 4": lambda **k: nn.LpBatchNorm(C, p=4, **k),
+    "lp inf": lambda **k: nn.LpBatchNorm(C, p=math.inf, **k),
+    "lp 1 not centered": lambda **k: nn.LpBatchNorm(C, p=1, centered=False, **k),
+    "lp 2 not centered": lambda **k: nn.LpBatchNorm(C, p=2, centered=False, **k),
     "mean only": lambda **k: nn.MeanOnlyBatchNorm(C, **k),
-    "decorrelated": lambda **k: nn.DecorrelatedBatchNorm(C, 2, **k),
+    "decorrelated": lambda **k: nn.DecorrelatedBatchNorm(C, group_size=2, **k),
     "switchable": lambda **k: nn.SwitchableNorm(C, **k),
     "frn": lambda **k: nn.FilterResponseNorm(C, **k),
     "frn learned eps": lambda **k: nn.FilterResponseNorm(C, tlu=False, learn_eps=True, **k),
     "evonorm b0": lambda **k: nn.EvoNormB0(C, **k),
     "evonorm b0 linear": lambda **k: nn.EvoNormB0(C, activation=False, **k),
-    "evonorm s0": lambda **k: nn.EvoNormS0(C, 2, **k),
+    "evonorm s0": lambda **k: nn.EvoNormS0(C, groups=2, **k),
     "grn": lambda **k: nn.GlobalResponseNorm(C, **k),
 }
 KINKED = {"lp 1", "lp 2.5", "lp inf"}          # no second derivative where a channel is constant
@@ -292,7 +292,7 @@ def test_whitened_channels_are_uncorrelated():
     x[:, 1] += 0.9 * x[:, 0]
     x[:, 4] = 1e3 * x[:, 4] + x[:, 3]
     x += rng.standard_normal((1, 6, 1)) * 100
-    y = run(nn.DecorrelatedBatchNorm(6, 3, eps=0.0, dtype=np.float64), x)
+    y = run(nn.DecorrelatedBatchNorm(6, group_size=3, eps=0.0, dtype=np.float64), x)
     for group in (y[:, :3], y[:, 3:]):
         flat = group.transpose(1, 0, 2).reshape(3, -1)
         np.testing.assert_allclose(flat @ flat.T / flat.shape[1], np.eye(3), atol=1e-10)
@@ -303,7 +303,7 @@ def test_whitening_regularizes_by_eps():
     """W (Σ + eps) Wᵀ = I with a constant channel, one far larger, and two that are equal."""
     x, eps = hard((50, 4, 3)), 1e-5
     x[:, 3], x[:, 0] = x[:, 0], 1e3 * x[:, 0]
-    layer = nn.DecorrelatedBatchNorm(4, 4, eps=eps, momentum=1.0, dtype=np.float64)
+    layer = nn.DecorrelatedBatchNorm(4, group_size=4, eps=eps, momentum=1.0, dtype=np.float64)
     layer(nbgrad.tensor(x))
     xc = (x - x.mean((0, 2), keepdims=True)).transpose(1, 0, 2).reshape(4, -1)
     w = layer.running_whitening.data[0]
@@ -314,13 +314,13 @@ def test_whitening_regularizes_by_eps():
 
 def test_groups_of_one_channel_are_batch_norm():
     x = rng.standard_normal((6, C, 5))
-    y = run(nn.DecorrelatedBatchNorm(C, 1, dtype=np.float64), x)
+    y = run(nn.DecorrelatedBatchNorm(C, group_size=1, dtype=np.float64), x)
     np.testing.assert_allclose(y, run(nn.BatchNorm1d(C, dtype=np.float64), x), rtol=1e-10)
 
 
 def test_p_2_is_batch_norm():
     x = rng.standard_normal((6, C, 5)) * 3 + 1
-    np.testing.assert_allclose(run(nn.LpBatchNorm(C, 2, dtype=np.float64), x),
+    np.testing.assert_allclose(run(nn.LpBatchNorm(C, p=2, dtype=np.float64), x),
                                run(nn.BatchNorm1d(C, dtype=np.float64), x), rtol=1e-12, atol=1e-14)
 
 
@@ -502,16 +502,17 @@ def test_wrong_inputs_are_refused(name):
 
 
 @pytest.mark.parametrize(("build", "said"), [
-    (lambda: nn.LpBatchNorm(4, 0.5), "p must be at least 1, or inf, got 0.5"),
-    (lambda: nn.LpBatchNorm(4, 2, eps=0.0), "eps must be positive"),
+    (lambda: nn.LpBatchNorm(4, p=0.5), "p must be at least 1, or inf, got 0.5"),
+    (lambda: nn.LpBatchNorm(4, p=2, eps=0.0), "eps must be positive"),
     (lambda: nn.LpBatchNorm(4, momentum=1.5), "momentum must be from 0 to 1"),
     (lambda: nn.LpBatchNorm(-1), "num_features must be"),
     (lambda: nn.MeanOnlyBatchNorm(2.5), "num_features must be"),
-    (lambda: nn.DecorrelatedBatchNorm(6, 4), "group_size must divide the 6 channels, got 4"),
+    (lambda: nn.DecorrelatedBatchNorm(6, group_size=4),
+     "group_size must divide the 6 channels, got 4"),
     (lambda: nn.DecorrelatedBatchNorm(6, eps=-1), "eps must not be negative"),
     (lambda: nn.NoisyBatchNorm(4, mean_range=-1), "mean_range must be at least 0"),
     (lambda: nn.NoisyBatchNorm(4, scale_range=0.5), "scale_range must be at least 1"),
-    (lambda: nn.EvoNormS0(4, 3), "groups must divide the 4 channels"),
+    (lambda: nn.EvoNormS0(4, groups=3), "groups must divide the 4 channels"),
     (lambda: nn.FilterResponseNorm(4, eps=math.nan), "eps must not be negative"),
     (lambda: ops.whiten(nbgrad.zeros(4, 6), 4), "group_size must divide"),
     (lambda: ops.whiten(nbgrad.zeros(4, 6), 3, -1.0), "eps must not be"),

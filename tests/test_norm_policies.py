@@ -9,15 +9,18 @@ from nbgrad.nn.statistics import step_taken
 from nbgrad.train import update_bn
 
 C, SHAPE = 4, (6, 4, 3, 2)
-OTHERS = {"lp": lambda **s: nn.LpBatchNorm(C, p=3, **s), "mean": lambda **s: nn.MeanOnlyBatchNorm(
-              C, **s), "decorrelated": lambda **s: nn.DecorrelatedBatchNorm(C, 2, **s),
+OTHERS = {"lp": lambda **s: nn.LpBatchNorm(C, p=3, **s),
+          "mean": lambda **s: nn.MeanOnlyBatchNorm(C, **s),
+          "decorrelated": lambda **s: nn.DecorrelatedBatchNorm(C, group_size=2, **s),
           "switchable": lambda **s: nn.SwitchableNorm(C, **s),
-          "evonorm b0": lambda **s: nn.EvoNormB0(C, **s)}
-BATCH = {"ghost": lambda **s: nn.GhostBatchNorm(C, 3, **s), "renorm": lambda **s: nn.BatchRenorm(
-             C, **s), "noisy": lambda **s: nn.NoisyBatchNorm(C, **s),
-         "split": lambda **s: nn.SplitBatchNorm(C, 2, **s)}
+          "evonorm b0": lambda **s: nn.EvoNormB0(C, **s),
+          "instance": lambda **s: nn.InstanceNorm2d(C, affine=True, track_running_stats=True, **s)}
+BATCH = {"ghost": lambda **s: nn.GhostBatchNorm(C, ghost_size=3, **s),
+         "renorm": lambda **s: nn.BatchRenorm(C, **s),
+         "noisy": lambda **s: nn.NoisyBatchNorm(C, **s),
+         "split": lambda **s: nn.SplitBatchNorm(C, num_splits=2, **s)}
 ALL = {**OTHERS, **BATCH}
-CORRECTED = ["switchable", "evonorm b0", *BATCH]
+CORRECTED = ["switchable", "evonorm b0", "instance", *BATCH]
 
 
 def batches(n, seed=0):
@@ -66,7 +69,7 @@ def test_correction(name):
     """Of the running variance: m values over m − 1, or over m."""
     x, = batches(1)
     one, zero = (of(ALL[name], x, correction=n) for n in (1, 0))
-    m = x.data.size // C / (2 if name == "split" else 1)
+    m = x.data.size // C / {"split": 2, "instance": len(x)}.get(name, 1)
     np.testing.assert_allclose(one["running_var"], zero["running_var"] * m / (m - 1), rtol=1e-12)
 
 
@@ -139,6 +142,86 @@ def test_a_recomputed_forward_pass_gives_what_it_gave(make):
     np.testing.assert_array_equal(layer(second).data, other(second).data)
     layer.load_state_dict(make(dtype=np.float64).state_dict())     # within a step: from there on
     np.testing.assert_array_equal(layer(first).data, y.data)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("more", [{}, {"average": nn.Cumulative()}, {"like": "keras"},
+                                  {"on_nonfinite": "skip_update"}])
+def test_every_layer_can_be_recomputed_within_a_step(name, more):
+    """Activation checkpointing: the second pass returns the bits of the first, and moves nothing
+    twice. (A batch that comes again changes what correction 1 makes of it, so 0.)"""
+    if "like" not in more and name in CORRECTED:
+        more = {**more, "correction": 0}
+    settings = {"dtype": np.float64, "update": "step", **more}
+    if name == "noisy":
+        settings |= {"mean_range": 0, "scale_range": 1, "mean_jitter": 0, "scale_jitter": 0}
+    layer = ALL[name](**settings)
+    for x in batches(3):
+        y = layer(x).data
+        once = running(layer)
+        with nbgrad.no_grad():
+            np.testing.assert_array_equal(layer(x).data, y)
+        same(running(layer), once)
+        step_taken()
+    assert layer.num_batches_tracked.item() == 3
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_frozen_statistics_normalize_in_training_and_stay(name):
+    layer, (first, second) = OTHERS[name](dtype=np.float64), batches(2)
+    layer(first)
+    before = running(layer)
+    want = layer.eval()(second).data
+    nn.freeze_batch_norm(layer)
+    assert not any(p.requires_grad for p in layer.parameters())
+    np.testing.assert_array_equal(layer.train()(second).data, want)
+    same(running(layer), before, rtol=0)
+    assert "statistics='frozen'" in repr(layer)
+    nn.unfreeze_batch_norm(layer)
+    assert all(p.requires_grad for p in layer.parameters())
+    layer(second)
+    for key, value in running(layer).items():
+        assert (value != before[key]).any()
+    with pytest.raises(ValueError, match="expected statistics to be one of batch, frozen"):
+        OTHERS[name](statistics="running")
+
+
+def test_a_model_of_all_of_them_is_frozen_and_released():
+    model = nn.Sequential(*(make() for make in ALL.values()))
+    assert nn.convert_norm(model, "frozen") is model
+    assert all(layer.statistics == "frozen" for layer in model)
+    nn.convert_norm(model, "batch")
+    assert all(layer.statistics == "batch" for layer in model)
+    alone = nn.InstanceNorm2d(C)                 # by the sample in evaluation, too: nothing to keep
+    assert nn.freeze_batch_norm(alone).statistics == "batch"
+    with pytest.raises(ValueError, match="needs track_running_stats=True"):
+        nn.InstanceNorm2d(C, statistics="frozen")
+
+
+def test_an_instance_norm_without_policies_counts_nothing():
+    """As PyTorch's, and momentum=None moves nothing; with an average it is that."""
+    x, = batches(1)
+    layer = OTHERS["instance"](dtype=np.float64)
+    layer(x)
+    assert layer.num_batches_tracked.item() == 0
+    np.testing.assert_allclose(layer.running_mean.data, 0.1 * x.data.mean((0, 2, 3)), rtol=1e-12)
+    layer = OTHERS["instance"](momentum=None)
+    layer(x.float())
+    same(running(layer), starts(OTHERS["instance"]))
+    kept = nn.InstanceNorm2d(C, average=nn.Cumulative())         # without running statistics
+    assert not list(kept.buffers())
+    np.testing.assert_allclose(kept(x).data, layer.double()(x).data, rtol=1e-12)
+
+
+def test_samples_of_other_sizes_count_alike_in_an_instance_norm():
+    """The mean over the samples of a step, whatever the sizes of their maps."""
+    rng = np.random.default_rng(3)
+    small, large = (nbgrad.tensor(rng.standard_normal((n, C, s, s))) for n, s in ((2, 3), (5, 4)))
+    layer = OTHERS["instance"](dtype=np.float64, update="step", momentum=1.0)
+    for x in (small, large):
+        layer(x)
+    each = np.concatenate([x.data.mean((2, 3)) for x in (small, large)])
+    np.testing.assert_allclose(layer.running_mean.data, each.mean(0), rtol=1e-12)
 
 
 def spoiled():

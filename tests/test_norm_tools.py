@@ -309,7 +309,7 @@ def test_a_finished_block_can_be_kept_or_taken_back():
 
 @pytest.mark.parametrize("make", [nn.BatchNorm1d, nn.LpBatchNorm, nn.MeanOnlyBatchNorm,
                                   nn.SwitchableNorm,
-                                  lambda C, **s: nn.DecorrelatedBatchNorm(C, 2, **s)])
+                                  lambda C, **s: nn.DecorrelatedBatchNorm(C, group_size=2, **s)])
 def test_a_look_within_a_step_does_not_end_what_it_collected(make):
     """Also with a channel that has skipped a batch before."""
     parts = rng.standard_normal((3, 6, 4, 5))

@@ -298,7 +298,7 @@ def test_statistics_that_are_loaded_within_a_step_are_where_it_goes_on_from():
 
 
 @pytest.mark.parametrize("make", [lambda w: nn.SyncBatchNorm(2, workers=w, statistics="running"),
-                                  lambda w: with_workers(nn.GhostBatchNorm(2, 2), w)])
+                                  lambda w: with_workers(nn.GhostBatchNorm(2, ghost_size=2), w)])
 def test_workers_move_the_running_statistics_together(make):
     x = rng.standard_normal((8, 2)).astype(np.float32)
 
@@ -343,8 +343,8 @@ def test_one_value_has_no_variance_whatever_its_weight():
         ops.weighted_batch_norm(one, mask=[2.0])
 
 
-@pytest.mark.parametrize("layer", [nn.BatchNorm1d(2), nn.GhostBatchNorm(2, 2), nn.BatchRenorm(2),
-                                   nn.SplitBatchNorm(2)])
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(2), nn.GhostBatchNorm(2, ghost_size=2),
+                                   nn.BatchRenorm(2), nn.SplitBatchNorm(2)])
 def test_activations_and_residuals_that_do_not_fit_are_refused_everywhere(layer):
     x, mask = nbgrad.randn(4, 2), {"mask": [1, 1, 1, 1]} if type(layer) is nn.BatchNorm1d else {}
     with pytest.raises(ValueError, match="activation"):

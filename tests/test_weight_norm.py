@@ -134,8 +134,8 @@ def test_scale_before_batch_norm_makes_no_difference(name):
 
 
 @pytest.mark.parametrize("norm", [
-    lambda: nn.LpBatchNorm(4, 1, eps=1e-30, dtype=np.float64),
-    lambda: nn.DecorrelatedBatchNorm(4, 2, eps=0.0, dtype=np.float64),
+    lambda: nn.LpBatchNorm(4, p=1, eps=1e-30, dtype=np.float64),
+    lambda: nn.DecorrelatedBatchNorm(4, group_size=2, eps=0.0, dtype=np.float64),
     lambda: nn.BatchNorm1d(4, eps=1e-30, dtype=np.float64)])
 def test_a_weight_before_a_norm_of_the_batch_is_scale_invariant(norm):
     layer, x, dy = nn.Linear(6, 4, dtype=np.float64), tensor(9, 6), rng.standard_normal((9, 4))

@@ -3,6 +3,7 @@ which may have fewer. Samples lie one after the other in either memory format, s
 of memory of its own and is cut as a batch of that size would be (norm_plan.py).
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -169,8 +170,9 @@ def ghost_batch_norm(x, gamma, beta, *, size, eps):
     fewer: y = x̂ γ + β; the others float64 (ghosts, C)."""
     x, (axes, _, past) = _dense(x)
     y, C = empty_like(x), x.shape[1]
-    if not x.size:
-        return y, *np.zeros((3, -(-len(x) // size), C))
+    if not x.size:                                   # as of any batch of nothing
+        mean, var = np.zeros((2, -(-len(x) // size), C))
+        return y, mean, var, np.full_like(var, 1 / math.sqrt(eps) if eps else math.inf)
     ghosts, packed = _plans(x.shape, x.strides, x.itemsize, size)
     stats = np.empty((3, ghosts, C))
     if _forward(_flat(x, axes), _NONE[x.dtype], _vector(gamma, x.dtype), _vector(beta, x.dtype),

@@ -29,10 +29,11 @@ class LpBatchNorm(RunningNorm):
     which the running ones move; evaluation: the running ones.
 
     average, like, update, on_nonfinite: as in ``BatchNorm``; for ``update="step"``, the mean over
-    all values between two steps.
+    all values between two steps. statistics: "batch", or "frozen", the running ones in training.
 
-    Buffers: running_mean, running_scale (of s, eps included), num_batches_tracked. Raises
-    ValueError for p below 1, eps not above 0, and one value per channel in training.
+    Buffers: running_mean, running_scale (of s, eps included), num_batches_tracked. Keeps x − mean,
+    s, gamma, and, for p other than 1, |x − mean| and its powers. Raises ValueError for p below 1,
+    eps not above 0, and one value per channel in training.
 
     >>> import math, nbgrad
     >>> layer = LpBatchNorm(1, p=math.inf)
@@ -44,23 +45,22 @@ class LpBatchNorm(RunningNorm):
     running_mean: Tensor
     running_scale: Tensor
 
-    def __init__(self, num_features: int, p: float = 1, eps: float = 1e-5,
-                 momentum: float | None = MOMENTUM, affine: bool = True, *, centered: bool = True,
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM, *,
+                 p: float = 1, centered: bool = True, affine: bool = True,
                  dtype: Any = np.float32, **policies: Any) -> None:
         if not isinstance(p, (int, float)) or not p >= 1:
             raise ValueError(f"LpBatchNorm: p must be at least 1, or inf, got {p!r}")
         if not eps > 0:
             raise ValueError(f"LpBatchNorm: eps must be positive, got {eps}")
-        super().__init__(num_features, eps, momentum, affine, dtype=dtype, **policies,
+        super().__init__(num_features, eps, momentum, affine=affine, dtype=dtype, **policies,
                          running_mean=0.0, running_scale=1.0)
         self.p, self.centered = p, centered
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._check(x)
-        if not self.training:
+    def _normalized(self, x: Tensor) -> Tensor:
+        if not self._by_batch:
             return self._infer(x, self.running_mean, self.running_scale.data)
         xc, scale, mean = ops.lp_deviation(x, self.p, self.eps, centered=self.centered)
-        gains = (None if p is None else per_channel(p, x) for p in (self.weight, self.bias))
+        gains = (None if p is None else per_channel(p, x) for p in self._gains(x))
         y = ops.divide_channels(xc, scale, *gains)
         self._move(x, running_mean=mean.data, running_scale=scale.data)
         return y
@@ -75,10 +75,10 @@ class MeanOnlyBatchNorm(RunningNorm):
     which already fixes the scale.      Salimans & Kingma 2016
 
     x: (N, C, *S).  Training: the mean of the batch, towards which the running one moves;
-    evaluation: the running one. Keeps nothing.
+    evaluation: the running one. Keeps nothing. There is no eps.
 
     average, like, update, on_nonfinite: as in ``BatchNorm``; for ``update="step"``, the mean over
-    all values between two steps.
+    all values between two steps. statistics: "batch", or "frozen", the running ones in training.
 
     Buffers: running_mean, num_batches_tracked. Raises ValueError for one value per channel in
     training.
@@ -90,15 +90,14 @@ class MeanOnlyBatchNorm(RunningNorm):
 
     running_mean: Tensor
 
-    def __init__(self, num_features: int, momentum: float | None = MOMENTUM, bias: bool = True, *,
+    def __init__(self, num_features: int, *, momentum: float | None = MOMENTUM, bias: bool = True,
                  dtype: Any = np.float32, **policies: Any) -> None:
-        super().__init__(num_features, 0.0, momentum, bias, dtype=dtype, **policies,
+        super().__init__(num_features, 0.0, momentum, bias=bias, dtype=dtype, **policies,
                          running_mean=0.0)
         self.weight = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._check(x)
-        if not self.training:
+    def _normalized(self, x: Tensor) -> Tensor:
+        if not self._by_batch:
             return self._infer(x, self.running_mean)
         xc, mean = ops.center(x)
         self._move(x, running_mean=mean.data)
@@ -129,8 +128,8 @@ class NoisyBatchNorm(BatchNorm):
 
     _ndims = (2, 3, 4, 5)
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
-                 affine: bool = True, *, mean_range: float = 0.5, scale_range: float = 1.25,
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM, *,
+                 mean_range: float = 0.5, scale_range: float = 1.25,
                  mean_jitter: float = 0.1, scale_jitter: float = 0.1,
                  generator: ops.Generator | None = None, **settings: Any) -> None:
         self._noise = {"mean_range": mean_range, "scale_range": scale_range,
@@ -143,7 +142,7 @@ class NoisyBatchNorm(BatchNorm):
             raise TypeError("NoisyBatchNorm: expected generator to be an nbgrad.Generator or None, "
                             f"got {generator!r}")
         self.generator = generator
-        super().__init__(num_features, eps, momentum, affine, **settings)
+        super().__init__(num_features, eps, momentum, **settings)
 
     def forward(self, x: Tensor, *, mask: Any = None) -> Tensor:  # type: ignore[override]
         y = super().forward(x, mask=mask)

@@ -79,8 +79,8 @@ class GhostBatchNorm(BatchNorm):
     channel.
     """
 
-    def __init__(self, num_features: int, ghost_size: int = 32, eps: float = 1e-5,
-                 momentum: float | None = MOMENTUM, **settings: Any) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM, *,
+                 ghost_size: int = 32, **settings: Any) -> None:
         super().__init__(num_features, eps, momentum, **settings)
         check_sizes("GhostBatchNorm", ghost_size=ghost_size)
         if not ghost_size:
@@ -113,8 +113,8 @@ class SplitBatchNorm(BatchNorm):
     ValueError for a batch that does not split evenly.
     """
 
-    def __init__(self, num_features: int, num_splits: int = 2, eps: float = 1e-5,
-                 momentum: float | None = MOMENTUM, **settings: Any) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM, *,
+                 num_splits: int = 2, **settings: Any) -> None:
         super().__init__(num_features, eps, momentum, **settings)
         if not isinstance(num_splits, int) or num_splits < 2:
             raise ValueError(f"SplitBatchNorm: num_splits must be at least 2, got {num_splits!r}")
@@ -157,7 +157,7 @@ class BatchRenorm(BatchNorm):
     batch norm, to 3 and 5). Raises ValueError for r_max below 1 or a negative d_max.
     """
 
-    def __init__(self, num_features: int, eps: float = 1e-3, momentum: float | None = _SLOW,
+    def __init__(self, num_features: int, eps: float = 1e-3, momentum: float | None = _SLOW, *,
                  r_max: float = 3.0, d_max: float = 5.0, **settings: Any) -> None:
         super().__init__(num_features, eps, momentum, **settings)
         if not r_max >= 1 or not d_max >= 0:

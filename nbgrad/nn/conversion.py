@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from nbgrad.autograd import bump
@@ -16,6 +16,7 @@ from .batch_variants import check_workers
 from .create_norm import create_norm
 from .module import Module
 from .norm import Unsaid
+from .running import keeps_statistics
 from .statistics import PRESETS
 from .tree import MODULE
 
@@ -24,7 +25,7 @@ __all__ = ["convert_norm", "freeze_batch_norm", "unfreeze_batch_norm"]
 Factory = Callable[[Any], Module]
 
 
-def convert_norm(model: Module, to: str | Factory, *, of: Any = BatchNorm,
+def convert_norm(model: Module, to: str | Factory, *, of: Any = None,
                  **options: Any) -> Module:
     """Replace the batch norms of a model, in place; returns the model, or, where that is itself a
     batch norm, the layer that takes its place.
@@ -36,7 +37,8 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = BatchNorm,
       gets eps, affine, bias and momentum of the layer, where it has such; one that is a batch norm,
       too ("ghost", "renorm"), all settings, and evaluates as it did;
       a function: layer -> the module in its place (the layer itself, to leave it as it is).
-    of: the class or classes of layers to convert (batch norms).
+    of: the class or classes of layers to convert; None: batch norms, and for "frozen" and "batch"
+      all that keep running statistics.
 
     Names, hooks, training flags and dtypes are kept (hooks stay with a layer that its successor
     contains); a parameter or buffer is copied where the new layer has one of that name and shape:
@@ -63,7 +65,7 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = BatchNorm,
     if callable(to) and options:
         raise ValueError(f"convert_norm: a function takes no options, got {', '.join(options)}")
     new = {layer: _made(make, name, layer) for name, layer in model.named_modules()
-           if isinstance(layer, of)}
+           if isinstance(layer, BatchNorm if of is None else of)}
     homes = [(parent, name, child) for parent in model.modules()
              for name, child in parent._own(MODULE) if child in new]
     for old, layer in new.items():
@@ -75,27 +77,29 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = BatchNorm,
 
 def freeze_batch_norm(model: Module, *, affine: bool = True) -> Module:
     """Normalize with the running statistics in training, too, and move neither them nor, with
-    ``affine``, gamma and beta: for fine-tuning with batches too small to have statistics. In place,
+    ``affine``, gamma, beta and the layer's other parameters: for fine-tuning with batches too small
+    to have statistics. Of batch norms and all others with running statistics (EvoNorm B0,
+    switchable, ℓp, mean-only and decorrelated batch norm, instance norm that tracks). In place,
     survives ``model.train()``; returns the model. ``unfreeze_batch_norm`` takes it back.
 
-    Raises ValueError, with nothing changed, for a layer that keeps no running statistics.
+    Raises ValueError, with nothing changed, for a batch norm that keeps no running statistics.
 
     >>> from nbgrad import nn
     >>> layer = freeze_batch_norm(nn.BatchNorm1d(2))
     >>> layer.statistics, layer.weight.requires_grad
     ('frozen', False)
     """
-    _freeze(dict(_batch_norms(model)), affine)
+    _freeze(_with_statistics(model), affine)
     return model
 
 
 def _freeze(layers: dict[str, Any], affine: bool = True) -> None:
     for name, layer in layers.items():
-        if layer.running_mean is None:
+        if layer.num_batches_tracked is None:
             raise ValueError(f"freeze_batch_norm: {name or 'the model'} keeps no running "
                              "statistics (track_running_stats=False)")
     for layer in layers.values():
-        parameters = [p for p in (layer.weight, layer.bias) if p is not None]
+        parameters = list(layer.parameters(recurse=False))
         if layer._thawed is None:
             layer._thawed = layer.statistics, [p.requires_grad for p in parameters]
         layer.statistics = "frozen"
@@ -104,7 +108,7 @@ def _freeze(layers: dict[str, Any], affine: bool = True) -> None:
 
 
 def unfreeze_batch_norm(model: Module) -> Module:
-    """Undo ``freeze_batch_norm``: the statistics that were used before, and gamma and beta trained
+    """Undo ``freeze_batch_norm``: the statistics that were used before, and parameters trained
     where they were, all of a ``FrozenBatchNorm``. Layers that were built with statistics="frozen"
     get "batch". In place; returns the model.
 
@@ -113,7 +117,7 @@ def unfreeze_batch_norm(model: Module) -> Module:
     >>> layer.statistics, layer.weight.requires_grad
     ('population', True)
     """
-    _unfreeze(dict(_batch_norms(model)))
+    _unfreeze(_with_statistics(model))
     return model
 
 
@@ -121,7 +125,7 @@ def _unfreeze(layers: dict[str, Any]) -> None:
     for layer in layers.values():
         if layer._thawed is not None:
             layer.statistics, trained = layer._thawed
-            for p, flag in zip((p for p in (layer.weight, layer.bias) if p is not None), trained):
+            for p, flag in zip(layer.parameters(recurse=False), trained):
                 p.requires_grad_(flag)
             layer._thawed = None
         elif layer.statistics == "frozen":
@@ -148,19 +152,25 @@ def _changed(model: Module, to: str, of: Any, options: dict[str, Any]) -> Module
     if to == "sync" and "workers" not in options:
         raise ValueError("convert_norm: 'sync' needs workers= (see nbgrad.ops.Workers; None ends "
                          "it)")
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, of)}
+    both = to != "sync"
+    if of is None:
+        layers = _with_statistics(model, both)
+    else:
+        layers = {name: m for name, m in model.named_modules() if isinstance(m, of)}
     layers |= {f"{name}.aux_bn.{i}": aux for name, m in list(layers.items())
                for i, aux in enumerate(getattr(m, "aux_bn", ()))}       # they are part of it
     for name, layer in layers.items():
-        if not isinstance(layer, BatchNorm):
+        if not (isinstance(layer, BatchNorm) or (both and keeps_statistics(layer))):
             raise ValueError(f"convert_norm: {to!r} changes batch norms, and {name or 'the model'} "
                              f"is {type(layer).__name__}: pass a function that makes a layer")
     change(layers, **options)
     return model
 
 
-def _batch_norms(model: Module) -> Iterator[tuple[str, Any]]:
-    return ((name, m) for name, m in model.named_modules() if isinstance(m, BatchNorm))
+def _with_statistics(model: Module, others: bool = True) -> dict[str, Any]:
+    """The batch norms by name, and the other norms that keep running statistics."""
+    return {name: m for name, m in model.named_modules()
+            if isinstance(m, BatchNorm) or (others and keeps_statistics(m))}
 
 
 def _factory(name: str, options: dict[str, Any]) -> Factory:

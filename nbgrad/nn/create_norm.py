@@ -122,7 +122,7 @@ def _groups(channels: int) -> int:
 @register_norm("evonorm_s0")
 def _evonorm_s0(channels: int, dims: int, size: Any, *, groups: int | None = None,
                 **settings: Any) -> Module:
-    return EvoNormS0(channels, _groups(channels) if groups is None else groups, **settings)
+    return EvoNormS0(channels, groups=_groups(channels) if groups is None else groups, **settings)
 
 
 @register_norm("instance")

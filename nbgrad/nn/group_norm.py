@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from nbgrad import ops
-from nbgrad.autograd import Tensor, as_tensor
+from nbgrad.autograd import Tensor
+from nbgrad.ops.norm.group import over_samples
 
 from . import init
 from .module import Module
-from .norm import Normalization, check_eps, check_momentum
+from .norm import MOMENTUM, Normalization, check_eps
 from .parameter import Parameter, check_sizes
+from .running import RunningNorm
 
 __all__ = ["GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "LocalResponseNorm",
            "RMSNorm"]
@@ -74,14 +76,19 @@ class GroupNorm(_Affine):
                 f"bias={self.bias is not None}")
 
 
-class _InstanceNorm(_Affine):
+class _InstanceNorm(RunningNorm):
     """y = gamma (x − mean) / √(var + eps) + beta, statistics of each channel of each sample, biased
     var.      Ulyanov, Vedaldi & Lempitsky 2016
 
     x: {shape}, or one sample without N.  gamma and beta are there with ``affine``. With
     ``track_running_stats``, running ones move by ``momentum`` towards the mean over samples (var
     unbiased) in training and are the statistics in evaluation; ``momentum=None`` leaves them as
-    they are, as in PyTorch, and num_batches_tracked stays 0.
+    they are, as in PyTorch. Keeps x, gamma, and mean and 1/σ of (N, C).
+
+    average, correction, like, update, on_nonfinite: as in ``BatchNorm``, of the mean over samples;
+    for ``update="step"``, over all samples between two steps. statistics: "frozen": the running
+    ones in training, too, and nothing moves them. num_batches_tracked counts where one of these is
+    not the usual one, and stays 0 otherwise, as in PyTorch.
 
     Raises ValueError for a wrong number of dimensions, one spatial element, and, with ``affine``, a
     wrong C; without, a wrong C is a UserWarning.
@@ -94,38 +101,15 @@ class _InstanceNorm(_Affine):
 
     running_mean: Tensor | None
     running_var: Tensor | None
-    num_batches_tracked: Tensor | None
-    _optional_state = ("num_batches_tracked",)
     _ndim: int
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
                  affine: bool = False, track_running_stats: bool = False, *, bias: bool = True,
-                 dtype: Any = np.float32) -> None:
-        super().__init__()
-        check_sizes(type(self).__name__, num_features=num_features)
-        check_eps(self, eps)
-        check_momentum(self, momentum)
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.affine, self.track_running_stats = affine, track_running_stats
-        self._gains((num_features,), dtype, affine, affine and bias)
-        for name, shape, kind in (("running_mean", (num_features,), dtype),
-                                  ("running_var", (num_features,), dtype),
-                                  ("num_batches_tracked", (), np.int64)):
-            self.register_buffer(name, as_tensor(np.empty(shape, kind)) if track_running_stats
-                                 else None)
-        self.reset_parameters()
-
-    def reset_running_stats(self) -> None:
-        """mean 0, var 1."""
-        for buffer, fill in ((self.running_mean, init.zeros_), (self.running_var, init.ones_),
-                             (self.num_batches_tracked, init.zeros_)):
-            if buffer is not None:
-                fill(buffer)
-
-    def reset_parameters(self) -> None:
-        """gamma 1, beta 0, and ``reset_running_stats``."""
-        self.reset_running_stats()
-        super().reset_parameters()
+                 dtype: Any = np.float32, **policies: Any) -> None:
+        super().__init__(num_features, eps, momentum, affine=affine, bias=bias, dtype=dtype,
+                         tracked=track_running_stats, **policies, running_mean=0.0,
+                         running_var=1.0)
+        self.track_running_stats = track_running_stats
 
     def forward(self, x: Tensor) -> Tensor:
         if not isinstance(x, Tensor):
@@ -148,15 +132,27 @@ class _InstanceNorm(_Affine):
                       "because affine=False", stacklevel=3)
 
     def _normalized(self, x: Tensor) -> Tensor:
-        mean, var = self.running_mean, self.running_var
-        return ops.instance_norm(x, mean, var, self.weight, self.bias,
-                                 self.training or not self.track_running_stats,
-                                 0.0 if self.momentum is None else self.momentum, self.eps)
+        tracked, given = self.num_batches_tracked is not None, (self.weight, self.bias)
+        by_sample = self._by_batch or not self.track_running_stats
+        if not by_sample or not tracked or self._is_plain():
+            return ops.instance_norm(x, self.running_mean, self.running_var, *given, by_sample,
+                                     self._momentum(1), self.eps)
+        y = ops.instance_norm(x, None, None, *given, True, 0.0, self.eps)
+        mean, var = over_samples(x, self.correction)
+        self._move(x, of=len(x), running_mean=mean, running_var=var)
+        return y
+
+    def _is_plain(self) -> bool:
+        """Whether the op that normalizes also does all that happens to the statistics."""
+        return (self.average is None and self.correction == 1 and self.update == "forward"
+                and self.on_nonfinite == "propagate")
+
+    def _momentum(self, t: int) -> float:
+        return 0.0 if self.average is None and self.momentum is None else super()._momentum(t)
 
     def extra_repr(self) -> str:
-        return (f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, "
-                f"affine={self.affine}, bias={self.bias is not None}, "
-                f"track_running_stats={self.track_running_stats}")
+        return (f"{self.num_features}, eps={self.eps}, {self._told()}, affine={self.affine}, "
+                f"bias={self.bias is not None}, track_running_stats={self.track_running_stats}")
 
 
 def _documented(shape: str) -> str:

@@ -14,6 +14,7 @@ from .conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from .group_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from .linear import Linear
 from .module import Module
+from .norm import MOMENTUM
 from .parameter import Parameter, Uninitialized
 from .tree import BUFFER, PARAMETER
 
@@ -144,7 +145,7 @@ class _LazyInstanceNorm(Lazy):
     _sized = "num_features"
     _ndim: int
 
-    def __init__(self, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True,
+    def __init__(self, eps: float = 1e-5, momentum: float | None = MOMENTUM, affine: bool = True,
                  track_running_stats: bool = True, **settings: Any) -> None:
         super().__init__(eps, momentum, affine, track_running_stats, **settings)
 

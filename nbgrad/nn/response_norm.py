@@ -64,9 +64,9 @@ class FilterResponseNorm(ChannelNorm):
     threshold: Parameter | None
     learned_eps: Parameter | None
 
-    def __init__(self, num_features: int, eps: float = 1e-6, affine: bool = True, *,
+    def __init__(self, num_features: int, eps: float = 1e-6, *, affine: bool = True,
                  tlu: bool = True, learn_eps: bool = False, dtype: Any = np.float32) -> None:
-        super().__init__(num_features, eps, affine, dtype=dtype)
+        super().__init__(num_features, eps, affine=affine, dtype=dtype)
         for name, wanted in (("threshold", tlu), ("learned_eps", learn_eps)):
             self.register_parameter(name, self._vector(0, dtype) if wanted else None)
         self.reset_parameters()
@@ -99,7 +99,8 @@ class EvoNormB0(RunningNorm):
     beta.
 
     average, correction, like, update, on_nonfinite: as in ``BatchNorm``; for ``update="step"``, the
-    mean over all values between two steps.
+    mean over all values between two steps. statistics: "batch", or "frozen", the running ones in
+    the batch's place in training, too.
 
     Parameters, (C,) each: weight, bias, v. Buffers: running_var, num_batches_tracked. Raises
     ValueError for one value per channel in training.
@@ -113,10 +114,10 @@ class EvoNormB0(RunningNorm):
     v: Parameter | None
     running_var: Tensor
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
-                 affine: bool = True, *, activation: bool = True, dtype: Any = np.float32,
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM, *,
+                 affine: bool = True, activation: bool = True, dtype: Any = np.float32,
                  **policies: Any) -> None:
-        super().__init__(num_features, eps, momentum, affine, dtype=dtype, **policies,
+        super().__init__(num_features, eps, momentum, affine=affine, dtype=dtype, **policies,
                          running_var=1.0)
         self.register_parameter("v", self._vector(1, dtype) if activation else None)
 
@@ -125,15 +126,15 @@ class EvoNormB0(RunningNorm):
         super().reset_parameters()
         _reset_v(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._check(x)
-        if self.training:
+    def _normalized(self, x: Tensor) -> Tensor:
+        if self._by_batch:
             std = ops.channel_std(x, eps=self.eps)
         else:
             var = self.running_var.data.astype(np.float64)
             std = per_channel(Tensor(np.sqrt(var + self.eps).astype(x.dtype)), x)
-        y = ops.evonorm_b0(x, self.weight, self.bias, self.v, std, self.eps)
-        if self.training:
+        v = None if self.v is None else self.v.to(x.dtype)
+        y = ops.evonorm_b0(x, *self._gains(x), v, std, self.eps)
+        if self._by_batch:
             self._move(x, running_var=ops.moments(x).var(self.correction))
         return y
 
@@ -155,9 +156,9 @@ class EvoNormS0(ChannelNorm):
 
     v: Parameter | None
 
-    def __init__(self, num_features: int, groups: int = 32, eps: float = 1e-5, affine: bool = True,
-                 *, activation: bool = True, dtype: Any = np.float32) -> None:
-        super().__init__(num_features, eps, affine, dtype=dtype)
+    def __init__(self, num_features: int, eps: float = 1e-5, *, groups: int = 32,
+                 affine: bool = True, activation: bool = True, dtype: Any = np.float32) -> None:
+        super().__init__(num_features, eps, affine=affine, dtype=dtype)
         if not isinstance(groups, int) or groups < 1 or num_features % groups:
             raise ValueError(f"EvoNormS0: groups must divide the {num_features} channels, got "
                              f"{groups!r}")

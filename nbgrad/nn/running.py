@@ -9,27 +9,26 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor, bump
-from nbgrad.backend import full, move
+from nbgrad.backend import full, is_half, move
 from nbgrad.ops.norm import batch_norm_inference
 from nbgrad.ops.norm.channels import check_channels, check_count
 
 from . import init
 from .norm import MOMENTUM, Normalization, Unsaid, check_eps, check_momentum
 from .parameter import Parameter, check_sizes
-from .policies import check_policies, imitate
+from .policies import check_policies, check_word, imitate
 from .statistics import Average, current_step, fits, momenta
 
 Found = dict[str, tuple[Any, Any]]                   # values, and how many each is the mean of
+STATISTICS = ("batch", "frozen")
 
-__all__ = ["ChannelNorm", "RunningNorm", "is_tracked_instance_norm"]
+__all__ = ["ChannelNorm", "RunningNorm", "keeps_statistics"]
 
 
-def is_tracked_instance_norm(module: Any) -> bool:
-    """Whether it is an instance norm that evaluates by running statistics: the mean over samples of
-    what each of them has, which is not the batch's."""
-    from .group_norm import _InstanceNorm  # which is made of what is above
-
-    return isinstance(module, _InstanceNorm) and module.running_mean is not None
+def keeps_statistics(module: Any) -> bool:
+    """Whether it evaluates by running statistics, and is no batch norm: what they are of is then
+    the layer's own matter."""
+    return isinstance(module, RunningNorm) and module.num_batches_tracked is not None
 
 
 class ChannelNorm(Normalization):
@@ -38,14 +37,14 @@ class ChannelNorm(Normalization):
     weight: Parameter | None
     bias: Parameter | None
 
-    def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = True, *,
-                 dtype: Any = np.float32) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, *, affine: bool = True,
+                 bias: bool = True, dtype: Any = np.float32) -> None:
         super().__init__()
         check_sizes(type(self).__name__, num_features=num_features)
         check_eps(self, eps)
         self.num_features, self.eps, self.affine = num_features, eps, affine
-        for name in ("weight", "bias"):
-            self.register_parameter(name, self._vector(0, dtype) if affine else None)
+        for name, wanted in (("weight", affine), ("bias", affine and bias)):
+            self.register_parameter(name, self._vector(0, dtype) if wanted else None)
 
     def _vector(self, value: float, dtype: Any) -> Parameter:
         return Parameter(np.full(self.num_features, value, dtype))
@@ -75,44 +74,55 @@ class RunningNorm(ChannelNorm):
 
     average, like, update, on_nonfinite, correction: as in ``BatchNorm``; the last is of layers with
     a running variance. Between two steps of an optimizer, ``update="step"`` takes the mean over all
-    values seen.
+    values seen. statistics: "batch", or "frozen": the running ones in training, too, and nothing
+    moves them. tracked: whether there are any; without, evaluation is as training.
     """
 
-    num_batches_tracked: Tensor
+    num_batches_tracked: Tensor | None
     average: Average | None
     _optional_state = ("num_batches_tracked",)
     _pending: tuple[Any, Found, dict[str, Any], int, dict[str, Any]] | None = None
     _skipped: tuple[int, dict[str, Any]] | None = None    # as in BatchNorm, of each statistic
+    _thawed: tuple[str, list[bool]] | None = None         # what unfreeze_batch_norm goes back to
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
-                 affine: bool = True, *, average: Average | None = None,
-                 correction: int | None = None, like: str | None = None, update: str = "forward",
-                 on_nonfinite: str = "propagate", dtype: Any = np.float32,
-                 **statistics: Any) -> None:
-        super().__init__(num_features, eps, affine, dtype=dtype)
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM, *,
+                 affine: bool = True, bias: bool = True, statistics: str = "batch",
+                 average: Average | None = None, correction: int | None = None,
+                 like: str | None = None, update: str = "forward", on_nonfinite: str = "propagate",
+                 tracked: bool = True, dtype: Any = np.float32, **starts: Any) -> None:
+        super().__init__(num_features, eps, affine=affine, bias=bias, dtype=dtype)
         check_momentum(self, momentum)
-        self._corrects = "running_var" in statistics
+        self.statistics, self._corrects = statistics, "running_var" in starts
         if correction is not None and not self._corrects:
             raise ValueError(f"{type(self).__name__}: there is no running variance to correct")
         said = type(momentum) is not Unsaid
         self.momentum = momentum if said or momentum is None else float(momentum)
         self.average, self.correction = average, 1 if correction is None else correction
-        self.update, self.on_nonfinite, self._starts = update, on_nonfinite, statistics
+        self.update, self.on_nonfinite = update, on_nonfinite
+        self._starts: dict[str, Any] = starts if tracked else {}
         if like is not None:
             imitate(self, like, said)
         elif average is not None and said:
             raise ValueError(f"{type(self).__name__}: give momentum or average, not both")
         check_eps(self, self.eps)
         check_policies(self)
-        for name, start in statistics.items():         # a number: one such per channel
+        check_word(self, "statistics", STATISTICS)
+        if statistics == "frozen" and not tracked:
+            raise ValueError(f"{type(self).__name__}: statistics='frozen' needs "
+                             "track_running_stats=True")
+        for name, start in starts.items():             # a number: one such per channel
             shape = np.shape(start) or (num_features,)
-            self.register_buffer(name, as_tensor(np.full(shape, start, dtype)))
-        self.register_buffer("num_batches_tracked", as_tensor(np.zeros((), np.int64)))
+            buffer = as_tensor(np.full(shape, start, dtype)) if tracked else None
+            self.register_buffer(name, buffer)
+        self.register_buffer("num_batches_tracked",
+                             as_tensor(np.zeros((), np.int64)) if tracked else None)
         self.reset_parameters()
 
     def reset_running_stats(self) -> None:
         """As at construction."""
         self._pending = self._skipped = None
+        if self.num_batches_tracked is None:
+            return
         for name, start in {**self._starts, "num_batches_tracked": 0}.items():
             buffer = getattr(self, name)
             buffer.data[...] = start
@@ -123,15 +133,22 @@ class RunningNorm(ChannelNorm):
         super().reset_parameters()
         self.reset_running_stats()
 
+    @property
+    def _by_batch(self) -> bool:
+        """Whether x's own statistics normalize, and move the running ones."""
+        return self.training and self.statistics == "batch"
+
     def _check(self, x: Any) -> None:
         super()._check(x)
-        if self.training:
+        if self._by_batch:
             check_count(type(self).__name__, x)
 
-    def _move(self, x: Tensor, **found: Any) -> None:
-        """Towards what was found in x, if there was anything in it."""
+    def _move(self, x: Tensor, *, of: int | None = None, **found: Any) -> None:
+        """Towards what was found in x, if there was anything in it. ``of``: how many things each is
+        the mean of, if not all of a channel's values."""
         if not x.data.size:
             return
+        assert self.num_batches_tracked is not None
         found = {name: np.reshape(value, getattr(self, name).shape)
                  for name, value in found.items()}
         t = int(self.num_batches_tracked.data)
@@ -141,7 +158,7 @@ class RunningNorm(ChannelNorm):
         if self.on_nonfinite != "propagate":         # what overflows in the buffer is infinite
             found = {name: np.where(fits(value, getattr(self, name).dtype), value, np.inf)
                      for name, value in found.items()}
-        counted = self._counted(found, x.data.size // x.shape[1])
+        counted = self._counted(found, x.data.size // x.shape[1] if of is None else of)
         start = {name: getattr(self, name).data.copy() for name in found}
         skipped = {}
         if self._skipped is not None and self._skipped[0] == t:
@@ -161,7 +178,7 @@ class RunningNorm(ChannelNorm):
     def _write(self, found: Found, t: int, start: dict[str, Any] | None = None,
                skipped: dict[str, Any] | None = None) -> None:
         """Values with their counts; where nothing is counted, nothing moves."""
-        self.num_batches_tracked.data[...] = t
+        self.num_batches_tracked.data[...] = t  # type: ignore[union-attr]
         for name, (value, count) in found.items():
             m = momenta(self._momentum, t, (skipped or {}).get(name, 0))
             buffer = getattr(self, name)
@@ -202,18 +219,32 @@ class RunningNorm(ChannelNorm):
             counted[name] = np.where(own, 0.0, value), count
         return counted
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Halves in float32, and rounded once."""
+        self._check(x)
+        return self._normalized(x.float() if is_half(x.dtype) else x).to(x.dtype)
+
+    def _normalized(self, x: Tensor) -> Tensor:
+        """y of an x that is no half and has been checked."""
+        raise NotImplementedError
+
+    def _gains(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """gamma and beta in x's dtype."""
+        weight, bias = (None if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
+        return weight, bias
+
     def _infer(self, x: Tensor, mean: Tensor, scale: Any = None) -> Tensor:
         """gamma (x − mean) / scale + beta, in one kernel."""
         mu = mean.data.astype(np.float64)
         with np.errstate(all="ignore"):
             invstd = np.ones_like(mu) if scale is None else 1 / scale.astype(np.float64)
-        return batch_norm_inference(x, self.weight, self.bias, None, mean=mu, invstd=invstd)
+        return batch_norm_inference(x, *self._gains(x), None, mean=mu, invstd=invstd)
 
     def _told(self) -> str:
         """How statistics are averaged, for extra_repr."""
         text = "".join(f", {name}={getattr(self, name)!r}" for name, usual in
-                       {"correction": 1, "update": "forward", "on_nonfinite": "propagate"}.items()
-                       if getattr(self, name) != usual)
+                       {"statistics": "batch", "correction": 1, "update": "forward",
+                        "on_nonfinite": "propagate"}.items() if getattr(self, name) != usual)
         return (f"momentum={self.momentum}" if self.average is None else
                 f"average={self.average}") + text
 

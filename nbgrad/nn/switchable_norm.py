@@ -30,7 +30,8 @@ class SwitchableNorm(RunningNorm):
     the same.
 
     average, correction, like, update, on_nonfinite: as in ``BatchNorm``; for ``update="step"``, the
-    mean over all values between two steps.
+    mean over all values between two steps. statistics: "batch", or "frozen", the running ones in
+    the batch's place in training, too.
 
     Buffers: running_mean, running_var, num_batches_tracked. Raises ValueError for one value per
     channel in training.
@@ -45,8 +46,8 @@ class SwitchableNorm(RunningNorm):
     running_var: Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
-                 affine: bool = True, *, dtype: Any = np.float32, **policies: Any) -> None:
-        super().__init__(num_features, eps, momentum, affine, dtype=dtype, **policies,
+                 *, affine: bool = True, dtype: Any = np.float32, **policies: Any) -> None:
+        super().__init__(num_features, eps, momentum, affine=affine, dtype=dtype, **policies,
                          running_mean=0.0, running_var=1.0)
         for name in ("mean_weight", "var_weight"):
             self.register_parameter(name, Parameter(np.ones(3, dtype)))
@@ -58,13 +59,12 @@ class SwitchableNorm(RunningNorm):
             if hasattr(self, name):
                 init.ones_(getattr(self, name))
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._check(x)
-        batch = None if self.training else (per_channel(self.running_mean, x),
-                                            per_channel(self.running_var, x))
-        y, mean, var = ops.switchable_norm(x, self.mean_weight, self.var_weight, self.weight,
-                                           self.bias, self.eps, batch)
-        if self.training:
+    def _normalized(self, x: Tensor) -> Tensor:
+        batch = None if self._by_batch else (per_channel(self.running_mean.to(x.dtype), x),
+                                             per_channel(self.running_var.to(x.dtype), x))
+        y, mean, var = ops.switchable_norm(x, self.mean_weight, self.var_weight, *self._gains(x),
+                                           self.eps, batch)
+        if self._by_batch:
             n = x.data.size // max(x.shape[1], 1)
             free = max(n - self.correction, 1)
             self._move(x, running_mean=mean.data, running_var=var.data * (n / free))

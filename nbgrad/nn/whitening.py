@@ -30,7 +30,7 @@ class DecorrelatedBatchNorm(RunningNorm):
     towards which the running ones move; evaluation: the running ones.
 
     average, like, update, on_nonfinite: as in ``BatchNorm``; for ``update="step"``, the mean over
-    all values between two steps.
+    all values between two steps. statistics: "batch", or "frozen", the running ones in training.
 
     Buffers: running_mean (C,), running_whitening (C / group_size, group_size, group_size), the
     identity at first, num_batches_tracked. Raises ValueError for group sizes that do not divide C,
@@ -47,22 +47,22 @@ class DecorrelatedBatchNorm(RunningNorm):
     running_mean: Tensor
     running_whitening: Tensor
 
-    def __init__(self, num_features: int, group_size: int | None = None, eps: float = 1e-5,
-                 momentum: float | None = MOMENTUM, affine: bool = True, *,
-                 dtype: Any = np.float32, **policies: Any) -> None:
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM, *,
+                 group_size: int | None = None, affine: bool = True, dtype: Any = np.float32,
+                 **policies: Any) -> None:
         C, d = num_features, group_size
         if d is None:
             d = next((n for n in range(16, 0, -1) if isinstance(C, int) and C % n == 0), 1)
         if not isinstance(d, int) or d < 1 or C % d:
             raise ValueError(f"DecorrelatedBatchNorm: group_size must divide the {C} channels, got "
                              f"{d!r}")
-        super().__init__(C, eps, momentum, affine, dtype=dtype, **policies, running_mean=0.0,
+        super().__init__(C, eps, momentum, affine=affine, dtype=dtype, **policies,
+                         running_mean=0.0,
                          running_whitening=np.broadcast_to(np.eye(d), (C // d, d, d)))
         self.group_size = d
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._check(x)
-        if self.training:
+    def _normalized(self, x: Tensor) -> Tensor:
+        if self._by_batch:
             y, mean, w = ops.whiten(x, self.group_size, self.eps)
             y = affine(y, self.weight, self.bias)
             self._move(x, running_mean=mean.data, running_whitening=w.data)

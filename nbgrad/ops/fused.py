@@ -76,6 +76,7 @@ def linear_batch_norm(input: Tensor, weight: Tensor, bias: Tensor | None,
     check_linear(input, weight, bias)
     shape = len(x), len(weight.data)
     norm.check_batch(shape, x.dtype, running_mean, running_var, gamma, beta, True, eps)
+    gamma = norm.scaled(input, gamma, beta)
     if 0 in shape:
         running_mean = running_var = None
     y: Tensor = norm.moving(_linear_batch_norm, (input, weight, gamma, beta, bias), running_mean,

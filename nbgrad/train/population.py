@@ -11,7 +11,7 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, bump, no_grad
 from nbgrad.nn import BatchNorm, Module
-from nbgrad.nn.running import RunningNorm, is_tracked_instance_norm
+from nbgrad.nn.running import RunningNorm, keeps_statistics
 from nbgrad.nn.statistics import fits
 from nbgrad.ops import Generator, Moments, moments
 from nbgrad.ops.random import default_generator
@@ -158,7 +158,7 @@ def using(words: Mapping[Any, str]) -> Iterator[None]:
 def _refuse_others(model: Module) -> None:
     """Statistics that are no mean and variance of the input are not found, and not passed over."""
     names = [name or "model" for name, m in model.named_modules()
-             if isinstance(m, RunningNorm) or is_tracked_instance_norm(m)]
+             if keeps_statistics(m)]
     if names:
         raise ValueError("population statistics: expected batch norms, whose statistics are a mean "
                          f"and a variance; those of {', '.join(names)} cannot be found")

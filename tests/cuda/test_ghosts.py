@@ -85,7 +85,7 @@ def test_blocks_have_fewer_channels_where_there_are_few():
 
 
 def test_the_layer_on_the_device_is_the_cpus():
-    x, model = drawn(np.float32, 6, 3, 2, 2), nn.GhostBatchNorm(3, 4)
+    x, model = drawn(np.float32, 6, 3, 2, 2), nn.GhostBatchNorm(3, ghost_size=4)
     grads = []
     for device in ("cpu", "cuda"):
         model.zero_grad()

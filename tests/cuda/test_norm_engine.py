@@ -141,7 +141,7 @@ def test_what_is_wrong_is_said():
         F.batch_norm(x, mean, nbgrad.ones(3, device="cuda"), training=True)
 
 
-@pytest.mark.parametrize("layer", [nn.GhostBatchNorm(3, 2), nn.DecorrelatedBatchNorm(3),
+@pytest.mark.parametrize("layer", [nn.GhostBatchNorm(3, ghost_size=2), nn.DecorrelatedBatchNorm(3),
                                    nn.BatchNorm2d(3, average=nn.Cumulative())],
                          ids=lambda v: type(v).__name__)
 def test_a_layer_that_has_trained_may_move(layer):

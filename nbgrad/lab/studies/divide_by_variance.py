@@ -34,9 +34,8 @@ class VarianceNorm(RunningNorm):
     def __init__(self, num_features: int, **settings: Any) -> None:
         super().__init__(num_features, **settings, running_mean=0.0, running_var=1.0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._check(x)
-        if not self.training:
+    def _normalized(self, x: Tensor) -> Tensor:
+        if not self._by_batch:
             return self._infer(x, self.running_mean, self.running_var.data + self.eps)
         centered, mean = ops.center(x)
         var = (centered * centered).mean(0)

@@ -16,7 +16,7 @@ from nbgrad import ops
 from nbgrad.autograd import Tensor, as_tensor, bump
 from nbgrad.nn.conv import ConvTranspose
 from nbgrad.nn.module import Module
-from nbgrad.ops.norm.weight import norm_axes
+from nbgrad.ops.norm.weight import largest, norm_axes
 
 from .parametrize import register_parametrization
 
@@ -67,6 +67,11 @@ def weight_norm(module: Module, name: str = "weight", dim: int | None = 0) -> Mo
     return register_parametrization(module, name, _WeightNorm(dim))
 
 
+def in_units(weight: Tensor) -> Tensor:
+    """The weight over its largest |w|, a constant: sums of products stay within the range."""
+    return weight / as_tensor(largest(weight, tuple(range(weight.ndim))))
+
+
 class _SpectralNorm(Module):
     """w = v / σ(v)."""
 
@@ -77,7 +82,7 @@ class _SpectralNorm(Module):
         super().__init__()
         self.n_power_iterations, self.dim, self.eps = n_power_iterations, dim, eps
         if weight.ndim > 1:
-            matrix = self._matrix(weight).data
+            matrix = self._matrix(in_units(weight)).data
             for name, n in zip(("_u", "_v"), matrix.shape):
                 start = ops.randn(n, dtype=weight.dtype).data
                 self.register_buffer(name, as_tensor(self._unit(start)))
@@ -100,7 +105,8 @@ class _SpectralNorm(Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         if weight.ndim == 1:
-            return weight / ops.clamp(ops.norm(weight), min=self.eps)
+            return ops.normalize(weight, dim=0, eps=self.eps)
+        weight = in_units(weight)                     # w is the same whatever v is measured in
         matrix = self._matrix(weight)
         if self.training:
             self._iterate(matrix.data, self.n_power_iterations)
@@ -121,7 +127,7 @@ def spectral_norm(module: Module, name: str = "weight", n_power_iterations: int 
     power method whenever the weight is read in training mode, after 15 at first; in evaluation they
     stay. Its gradient takes u and v as constants: exact to first order where they have converged.
     A vector is divided by its norm. eps: the least norm that is divided by. A weight of zeros stays
-    (PyTorch: NaN).
+    (PyTorch: NaN), and one of huge or tiny values is no other case.
 
     v is ``module.parametrizations.weight.original``; buffers ``parametrizations.weight.0._u`` and
     ``_v``; the keys are PyTorch's. Raises ValueError if there is no such tensor, and for fewer than

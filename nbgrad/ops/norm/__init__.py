@@ -10,6 +10,7 @@ from nbgrad.ops.norm.batch import (  # beyond __all__: what fused ops and layers
     check_fused as check_fused,
     data as data,
     moving as moving,
+    scaled as scaled,
 )
 from nbgrad.ops.norm.channels import (
     at_least,

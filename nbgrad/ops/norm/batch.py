@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, bump, composition, op, transient
-from nbgrad.backend import full, kernels, writable
+from nbgrad.autograd import Tensor, as_tensor, bump, composition, op, transient
+from nbgrad.backend import full, is_half, kernels, serves, writable
 from nbgrad.ops.activation import relu_backward
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.moments import Moments
@@ -127,8 +127,9 @@ def batch_norm_inference_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /
         mu, r = (_per_channel(Tensor(a.astype(x.dtype)), x) for a in (mean, invstd))
         return (dy * (r if gamma is None else r * _per_channel(gamma, x)),
                 sum(dy * ((x - mu) * r), axes), sum(dy, axes))
+    own = x.dtype if gamma is None else gamma.dtype
     with np.errstate(all="ignore"):
-        sums = dgamma.astype(x.dtype), dbeta.astype(x.dtype)
+        sums = dgamma.astype(own), dbeta.astype(own)
     return (dx, *sums), composition(again, dy, x, gamma)
 
 
@@ -146,8 +147,9 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
     the batch's ``Moments``; ``moments``: those of x, where ``conv2d`` has returned
     them: they are not taken again.
 
-    Keeps x, γ, μ, 1/σ; with relu also β, or with both y. Raises ValueError for one value per
-    channel in training and for sizes that do not fit.
+    Keeps x, γ, μ, 1/σ; with relu also β, or with both y. Beside an x of float16 or bfloat16, γ and
+    β, and the running arrays, may be float32; y is of x's dtype, rounded once. Raises ValueError
+    for one value per channel in training, and for sizes and dtypes that do not fit.
     """
     if type(input) is not Tensor:
         input = checked(input, "batch_norm")
@@ -155,6 +157,7 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
                 training, eps)
     if residual is not None or activation is not None:
         check_fused(input, residual, activation)
+    weight = scaled(input, weight, bias)
     settings: dict[str, Any] = {} if activation is None else {"relu": True}
     if return_moments:
         if not training:
@@ -243,9 +246,22 @@ def _refuse(shape: tuple[int, ...], dtype: Any, **given: Any) -> None:
         if t.shape != shape:
             raise ValueError(f"batch_norm: {name} should contain {shape[0]} elements, one per "
                              f"channel, in a shape of {shape}, got shape {t.shape}")
-        if t.dtype != dtype:
-            raise ValueError(f"batch_norm: expected {name} of dtype {dtype}, the input's, got "
-                             f"{t.dtype}")
+        if not serves(t.dtype, dtype):
+            more = " or float32" if is_half(dtype) else ""
+            raise ValueError(f"batch_norm: expected {name} of dtype {dtype}, the input's{more}, "
+                             f"got {t.dtype}")
+    for a, b in (("running_mean", "running_var"), ("weight", "bias")):
+        p, q = given[a], given[b]
+        if p is not None and q is not None and p.dtype != q.dtype:
+            raise ValueError(f"batch_norm: expected {a} and {b} of one dtype, got {p.dtype} and "
+                             f"{q.dtype}")
+
+
+def scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """γ; ones where β alone is there and is not of x's dtype: gradients have γ's."""
+    if weight is not None or bias is None or bias.data.dtype == x.data.dtype:
+        return weight
+    return as_tensor(full(bias.shape, 1, bias.dtype, bias.data))
 
 
 __all__ = ["batch_norm"]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import OPS, Tensor, as_tensor, composition, op
-from nbgrad.backend import full, kernels
+from nbgrad.backend import full, kernels, serves
 from nbgrad.ops.elementwise import neg, where
 from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import reshape
@@ -118,7 +118,7 @@ def at_least(x: Tensor, t: Tensor, /) -> Any:
     def vjp(dy: Tensor) -> tuple[Tensor, Tensor]:
         above = relu_backward(dy, as_tensor(k.sub(x.data, t.data)))
         axes = (0, *range(2, x.ndim))
-        return above, sum(dy, axes, True) - sum(above, axes, True)
+        return above, sum(dy.to(t.dtype) - above.to(t.dtype), axes, True)
     return k.maximum(x.data, t.data), vjp
 
 
@@ -171,9 +171,11 @@ def check_channels(name: str, x: Any, *sized: Tensor | None, least: int = 2) -> 
     for t in sized:
         if t is not None and not isinstance(t, Tensor):
             raise TypeError(f"{name}: expected parameters to be Tensors, got {type(t).__name__}")
-        if t is not None and (t.shape != x.shape[1:2] or t.dtype != x.dtype):
+        if t is not None and (t.shape != x.shape[1:2] or not serves(t.dtype, x.dtype)):
             raise ValueError(f"{name}: expected parameters of shape {x.shape[1:2]} and {x.dtype}, "
                              f"one value per channel of x, got {t.shape} and {t.dtype}")
+    if len({t.dtype for t in sized if t is not None}) > 1:
+        raise ValueError(f"{name}: expected parameters of one dtype")
 
 
 def check_tensors(name: str, **given: Any) -> None:

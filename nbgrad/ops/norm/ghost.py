@@ -10,7 +10,7 @@ from nbgrad.autograd import Tensor, composition, op
 from nbgrad.backend import full, kernels
 from nbgrad.ops.joining import cat
 from nbgrad.ops.moments import Moments
-from nbgrad.ops.norm.batch import backward_of_batch, check_batch, data
+from nbgrad.ops.norm.batch import backward_of_batch, check_batch, data, scaled
 from nbgrad.ops.shape import checked
 
 __all__ = ["ghost_batch_norm"]
@@ -71,7 +71,7 @@ def ghost_batch_norm(input: Tensor, ghost_size: int, weight: Tensor | None = Non
     for n in {min(size, N), N % size}:
         if n:
             check_batch((n, *x.shape[1:]), x.dtype, None, None, None, None, True, eps)
-    y, mean, var = _ghosts(x, weight, bias, size=size, eps=eps)
+    y, mean, var = _ghosts(x, scaled(x, weight, bias), bias, size=size, eps=eps)
     area = x.data.size // max(N * x.shape[1], 1)
     count = full(mean.shape, float(size * area), mean.dtype, mean.data)
     if len(count):

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, composition, op
-from nbgrad.backend import kernels, writable
+from nbgrad.backend import kernels, serves, writable
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.moments import moments
 from nbgrad.ops.reduce import mean as mean_of, sum
 from nbgrad.ops.shape import checked, reshape
 
-from .batch import batch_norm, data, moving
+from .batch import batch_norm, data, moving, scaled
 
 __all__ = ["group_norm", "instance_norm"]
 
@@ -39,10 +39,16 @@ def _group_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, /, *, grou
 def _move(x: Tensor, running_mean: Any, running_var: Any, momentum: float) -> None:
     """The running statistics of channels towards the mean over samples of theirs. x is read again:
     of 1/√(σ² + ε), a σ² far below ε does not come back."""
+    with np.errstate(all="ignore"):
+        for running, new in zip((running_mean, running_var), over_samples(x)):
+            running[...] = (1 - momentum) * running + momentum * new
+
+
+def over_samples(x: Tensor, correction: int = 1) -> tuple[Any, Any]:
+    """The means over samples of the channels' mean and variance, float64 (C,)."""
     found = moments(x, groups=x.shape[1])
     with np.errstate(all="ignore"):
-        for running, new in ((running_mean, found.mean), (running_var, found.var(1))):
-            running[...] = (1 - momentum) * running + momentum * new.mean(0)
+        return found.mean.mean(0), found.var(correction).mean(0)
 
 
 @op(method=False)
@@ -100,6 +106,7 @@ def group_norm(input: Tensor, num_groups: int, weight: Tensor | None = None,
     if shape[0] * (shape[1] // num_groups) * math.prod(shape[2:]) == 1:
         raise ValueError("Expected more than 1 value per channel when training, got input size "
                          f"{list(shape)}")
+    weight = scaled(input, weight, bias)
     return _group_norm(input, weight, bias, groups=int(num_groups), eps=float(eps))  # type: ignore[no-any-return]
 
 
@@ -113,11 +120,14 @@ def _check(name: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps
             continue
         if not isinstance(t, Tensor):
             raise TypeError(f"{name}: expected {what} to be a Tensor, got {type(t).__name__}")
-        if t.shape != x.shape[1:2] or t.dtype != x.dtype:
+        if t.shape != x.shape[1:2] or not serves(t.dtype, x.dtype):
             raise RuntimeError(f"{name}: Expected {what} to be a vector of size equal to the "
                                f"number of channels in input and of {x.dtype}, but got {what} of "
                                f"shape {list(t.shape)} and {t.dtype} and input of shape "
                                f"{list(x.shape)}")
+    if weight is not None and bias is not None and weight.dtype != bias.dtype:
+        raise RuntimeError(f"{name}: Expected weight and bias of one dtype, but got {weight.dtype} "
+                           f"and {bias.dtype}")
 
 
 def instance_norm(input: Tensor, running_mean: Tensor | None = None,
@@ -155,6 +165,7 @@ def instance_norm(input: Tensor, running_mean: Tensor | None = None,
     _check_running(input, running_mean, running_var)
     if not input.data.size:
         running_mean = running_var = None
+    weight = scaled(input, weight, bias)
     return moving(_group_norm, (input, weight, bias), running_mean, running_var, momentum,  # type: ignore[no-any-return]
                   groups=max(input.shape[1], 1), eps=float(eps))
 
@@ -163,7 +174,8 @@ def _check_running(x: Tensor, *running: Tensor | None) -> None:
     for t in running:
         if t is None:
             continue
-        if not isinstance(t, Tensor) or t.shape != x.shape[1:2] or t.dtype != x.dtype:
+        if (not isinstance(t, Tensor) or t.shape != x.shape[1:2]
+                or not serves(t.dtype, x.dtype)):
             raise RuntimeError(f"instance_norm: Expected running statistics of shape "
                                f"{list(x.shape[1:2])} and {x.dtype}, got {t!r}")
         if not writable(t.data):

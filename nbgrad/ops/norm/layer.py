@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, composition, op
-from nbgrad.backend import kernels
+from nbgrad.backend import kernels, serves
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.reduce import mean as mean_of, sum
 from nbgrad.ops.shape import checked
 
-from .batch import data
+from .batch import data, scaled
 
 __all__ = ["layer_norm"]
 
@@ -64,10 +64,12 @@ def check_rows(name: str, x: Any, normalized_shape: Any, eps: float,
     for what, t in affine.items():
         if t is not None and not isinstance(t, Tensor):
             raise TypeError(f"{name}: expected {what} to be a Tensor, got {type(t).__name__}")
-        if t is not None and (t.shape != shape or t.dtype != x.dtype):
+        if t is not None and (t.shape != shape or not serves(t.dtype, x.dtype)):
             raise RuntimeError(f"{name}: Expected {what} to be of same shape as normalized_shape "
                                f"and of {x.dtype}, but got {what} of shape {list(t.shape)} and "
                                f"{t.dtype} and normalized_shape = {list(shape)}")
+    if len({t.dtype for t in affine.values() if t is not None}) > 1:
+        raise RuntimeError(f"{name}: Expected {' and '.join(affine)} of one dtype")
     if not eps >= 0:
         raise ValueError(f"{name}: eps must not be negative, got {eps}")
     return x, shape
@@ -83,4 +85,5 @@ def layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = Non
     input, shape = check_rows("layer_norm", input, normalized_shape, eps, weight=weight, bias=bias)
     if not math.prod(shape):
         return input * 1
+    weight = scaled(input, weight, bias)
     return _layer_norm(input, weight, bias, dims=len(shape), eps=float(eps))  # type: ignore[no-any-return]

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, composition, op
-from nbgrad.backend import kernels
+from nbgrad.backend import kernels, serves
 from nbgrad.ops.activation import relu_backward, sigmoid
 from nbgrad.ops.elementwise import abs, rsqrt
-from nbgrad.ops.norm.batch import data
+from nbgrad.ops.norm.batch import data, scaled
 from nbgrad.ops.norm.channels import (
     affine,
     at_least,
@@ -106,7 +106,10 @@ def filter_response_norm_eps_backward(dy: Tensor, x: Tensor, gamma: Tensor | Non
         slope = g * xhat
         return (inv * (g - xhat * mean_of(slope, space, True)), sum(dy * xhat, others),
                 sum(dy, others), sum(slope * inv * inv * -0.5, others))
-    return ((dx.reshape(x.shape), *(s.reshape(x.shape[:2]).sum(0).astype(x.dtype) for s in sums)),
+    own_dtype = x.dtype if gamma is None else gamma.dtype
+    summed = (s.reshape(x.shape[:2]).sum(0).astype(kind)
+              for s, kind in zip(sums, (own_dtype, own_dtype, extra.dtype)))
+    return ((dx.reshape(x.shape), *summed),
             composition(again, dy, x, gamma, extra))
 
 
@@ -137,7 +140,7 @@ def filter_response_norm(input: Tensor, weight: Tensor | None = None, bias: Tens
     check_channels("filter_response_norm", input, weight, bias, threshold, learned_eps, least=3)
     if not eps >= 0:
         raise ValueError(f"filter_response_norm: eps must not be negative, got {eps}")
-    eps = float(eps)
+    eps, weight = float(eps), scaled(input, scaled(input, weight, bias), threshold)
     if learned_eps is None:
         return _response(input, weight, bias, threshold, eps=eps)
     y = _learned_response(input, weight, bias, abs(learned_eps), eps=eps)
@@ -156,7 +159,8 @@ def evonorm_b0(input: Tensor, weight: Tensor | None, bias: Tensor | None, v: Ten
     check_channels("evonorm_b0", input, weight, bias, v)
     check_eps("evonorm_b0", eps)
     check_tensors("evonorm_b0", std=std)
-    if std.shape != (1, *input.shape[1:2], *[1] * (input.ndim - 2)) or std.dtype != input.dtype:
+    shape = (1, *input.shape[1:2], *[1] * (input.ndim - 2))
+    if std.shape != shape or not serves(std.dtype, input.dtype):
         raise ValueError(f"evonorm_b0: expected std of shape (1, C, 1, …) and {input.dtype}, got "
                          f"{std.shape} and {std.dtype} for an input of size {list(input.shape)}")
     if v is None:

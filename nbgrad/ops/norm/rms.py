@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, composition, op
-from nbgrad.backend import kernels
+from nbgrad.backend import is_half, kernels
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.norm.layer import check_rows
 from nbgrad.ops.reduce import mean as mean_of, sum
@@ -51,7 +51,8 @@ def rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None,
              eps: float | None = None) -> Tensor:
     """y = γ x / √(mean x² + ε), the mean over the last dims, ``normalized_shape``.
 
-    weight γ: normalized_shape.  ``eps=None`` is the spacing of x's dtype at 1. Keeps x, γ, 1/rms.
+    weight γ: normalized_shape.  ``eps=None`` is the spacing of x's dtype at 1, of halves that of
+    float32, in which they are computed (as PyTorch does). Keeps x, γ, 1/rms.
     Raises RuntimeError if x does not end in normalized_shape.      Zhang & Sennrich 2019
 
     >>> import nbgrad
@@ -60,7 +61,8 @@ def rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None,
     """
     given = 0.0 if eps is None else eps
     input, shape = check_rows("rms_norm", input, normalized_shape, given, weight=weight)
-    eps = float(np.finfo(input.dtype).eps) if eps is None else eps
+    if eps is None:
+        eps = float(np.finfo(np.float32 if is_half(input.dtype) else input.dtype).eps)
     if not math.prod(shape):
         return input * 1
     return _rms_norm(input, weight, dims=len(shape), eps=float(eps))  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from nbgrad.autograd import Tensor
+from nbgrad.backend import serves
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.loss import softmax
 from nbgrad.ops.norm.channels import affine, check_channels, check_eps, check_tensors
@@ -57,7 +58,8 @@ def _check_batch(x: Tensor, batch: Any) -> None:
                         f"{type(batch).__name__}")
     for name, t in zip(("mean", "variance"), batch):
         check_tensors("switchable_norm", **{f"the batch's {name}": t})
-        if t.shape != (1, *x.shape[1:2], *[1] * (x.ndim - 2)) or t.dtype != x.dtype:
+        shape = (1, *x.shape[1:2], *[1] * (x.ndim - 2))
+        if t.shape != shape or not serves(t.dtype, x.dtype):
             raise ValueError(f"switchable_norm: expected the batch's {name} of shape (1, C, 1, …) "
                              f"and {x.dtype}, got {t.shape} and {t.dtype} for an input of size "
                              f"{list(x.shape)}")

@@ -10,7 +10,7 @@ from nbgrad.autograd import OPS, Tensor, as_tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.moments import Moments, Workers, over_channels, weights
-from nbgrad.ops.norm.batch import check_batch, data
+from nbgrad.ops.norm.batch import check_batch, data, scaled
 from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import checked, reshape
 
@@ -80,8 +80,9 @@ def weighted_batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /,
 
     def again(dy: Tensor, x: Tensor, gamma: Tensor | None) -> tuple[Tensor, ...]:
         return _backward_of_weighted(dy, x, gamma, count, eps, w, workers)
+    dtype = x.dtype if gamma is None else gamma.dtype
     with np.errstate(all="ignore"):
-        sums = own[1].astype(dx.dtype), own[0].astype(dx.dtype)
+        sums = own[1].astype(dtype), own[0].astype(dtype)
     return (dx, *sums), composition(again, dy, x, gamma)
 
 
@@ -126,7 +127,7 @@ def weighted_batch_norm(input: Tensor, weight: Tensor | None = None, bias: Tenso
     # how many values there are is known when those of all workers are counted
     check_batch((2, *x.shape[1:]), x.dtype, None, None, weight, bias, True, eps)
     w = None if mask is None else weights(mask, x.shape)
-    y, *found = _weighted(x, weight, bias, eps=eps, w=w, workers=workers)
+    y, *found = _weighted(x, scaled(x, weight, bias), bias, eps=eps, w=w, workers=workers)
     total = Moments(*(a.data for a in found))
     if w is None:
         alone = bool((total.count == 1).any())

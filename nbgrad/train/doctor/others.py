@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.nn import Module
-from nbgrad.nn.running import RunningNorm, is_tracked_instance_norm
+from nbgrad.nn.running import keeps_statistics
 
 from .examination import Examination
 from .findings import Finding, Hits, found
@@ -20,7 +20,7 @@ __all__ = ["CHECKS", "other_norms"]
 def other_norms(model: Module) -> dict[str, Any]:
     """Name to layer: those derived from RunningNorm, and instance norms that track."""
     return {name or "model": m for name, m in model.named_modules()
-            if isinstance(m, RunningNorm) or is_tracked_instance_norm(m)}
+            if keeps_statistics(m)}
 
 
 def _statistics(layer: Any) -> dict[str, Any]:
@@ -30,8 +30,7 @@ def _statistics(layer: Any) -> dict[str, Any]:
 
 def _untouched(layer: Any) -> bool:
     """Whether all are what a new layer has."""
-    starts = getattr(layer, "_starts", {"running_mean": 0.0, "running_var": 1.0})
-    return all((np.asarray(starts[name]) == values).all()
+    return all((np.asarray(layer._starts[name]) == values).all()
                for name, values in _statistics(layer).items())
 
 
@@ -61,7 +60,7 @@ def never_updated(e: Examination) -> Iterator[Finding]:
 
 def left_in_training_mode(e: Examination) -> Iterator[Finding]:
     hits: Hits = {name: {"training mode": 1} for name, layer in other_norms(e.model).items()
-                  if layer.training and not e.training}
+                  if layer._by_batch and not e.training}
     yield from found("left-in-training-mode", hits, "The model is in evaluation mode and this "
                      "layer is not: each evaluation moves its running statistics.",
                      "model.eval(), after everything that calls train() on a part of the model")
