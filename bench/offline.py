@@ -43,6 +43,7 @@ HOT = {
     "convolution, bfloat16": "conv_u4_128_11_bf_bf", "x + y": "add_f4",
     "GELU": "gelu_f4", "Adam": "adam_f4"}
 LAYOUTS = {"_columns": "channels-last", "_segments_u4": "channels-first"}
+OLDER = "_plain"             # ends the names of products that need no cp.async
 
 
 class Limits(NamedTuple):
@@ -93,14 +94,24 @@ def _some(job, pattern):
     return found
 
 
-def keep(reports, path=RESULTS):
-    """Write reports into the file, in place of older ones of the same kernel and capability."""
+def keep(reports, names, path=RESULTS):
+    """Write reports into the file, in place of older ones of the same kernel and capability; lines
+    of kernels that are not in ``names`` go."""
     run = measure.where_and_when(1, PACKAGES)
     run = {k: run[k] for k in ("date", "machine", "versions")}
     rows = [{**run, **r._asdict(), "cc": f"{r.cc[0]}{r.cc[1]}"} for r in reports]
     found = {(row["name"], row["cc"]): row
-             for row in [*(measure.read(path) if path.exists() else []), *rows]}
+             for row in [*(measure.read(path) if path.exists() else []), *rows]
+             if row["name"] in names}
     measure.write(path, [found[key] for key in sorted(found)])
+
+
+def hot(name, names):
+    """(kernel, its layout) among ``names`` for one of HOT; without copies to shared memory on
+    devices that have none."""
+    found = [(name + end, layout) for end, layout in {"": "", **LAYOUTS}.items()
+             if name + end in names]
+    return found or [(name + OLDER, "")] * (name + OLDER in names)
 
 
 def _line(label, row):
@@ -119,10 +130,9 @@ def _table(rows, cc):
     text = ("|  | threads | registers | bytes spilled | shared KiB | 128-bit loads | stores "
             "| warps |\n| --- " + "| --: " * 7 + "|\n")
     for label, name in HOT.items():
-        for end, layout in {"": "", **LAYOUTS}.items():
-            if name + end in rows:
-                where = f", {layout}" if layout else ""
-                text += _line(f"{label}{where}", rows[name + end])
+        for kernel, layout in hot(name, rows):
+            where = f", {layout}" if layout else ""
+            text += _line(f"{label}{where}", rows[kernel])
     return text
 
 
@@ -167,7 +177,7 @@ def main(argv=None):
                       + " ".join(f"{getattr(r, c):>11d}" for c in COLUMNS))
             kept += [r for r in found if not isinstance(r, str)]
     if args.keep:
-        keep(kept)
+        keep(kept, {kernel.name for kernel in offline.every_kernel()})
     print(f"{bad} of them fail or spill")
     return bad
 

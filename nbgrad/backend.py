@@ -35,7 +35,7 @@ finally:
 _serving: dict[type, ModuleType] = {np.ndarray: cpu}       # the types of arrays that there are
 _cuda: Any = None            # nbgrad.kernels.cuda, once a device has been asked for
 several: list[str] = []      # device types other than "cpu" in use: empty costs ops nothing
-_WAYS = {"highest": "fma", "high": "tf32", "medium": "tf32"}         # kernels.cuda.precision's
+_WAYS = {"highest": "fma", "3xtf32": "3xtf32", "high": "tf32", "medium": "tf32"}   # of precision.py
 _precision = "highest"       # what was asked for, maybe before there was a device
 _halves: set[np.dtype[Any]] = set()          # of float16 and bfloat16, those in use; as above
 
@@ -129,10 +129,12 @@ def _enable_cuda(device: Any) -> None:
     try:
         cuda = import_module("nbgrad.kernels.cuda")
     except ImportError as e:
-        if e.name is None or e.name.startswith("nbgrad"):
+        if (e.name or "").startswith("nbgrad"):
             raise
-        raise RuntimeError(f"device {device!r} needs {e.name}: "
-                           "run `pip install 'nbgrad[cuda]'`") from None
+        # without a name: something is there that does not load, as CuPy of another CUDA
+        what = f"needs {e.name}" if e.name else f"cannot be used: {e}"
+        raise RuntimeError(f"device {device!r} {what}: run `pip install 'nbgrad[cuda]'`") from (
+            None if e.name else e)
     problem = cuda.memory.problem()
     if problem:
         raise RuntimeError(f"device {device!r} is not there: {problem}")
@@ -215,6 +217,18 @@ def full(shape: Any, value: Any, dtype: Any, like: Any) -> Any:
     return array
 
 
+def check_index(array: Any, index: Any) -> None:
+    """Raise IndexError for an index out of range that the array itself would take (CuPy's wrap)."""
+    if type(array) is not np.ndarray:
+        _cuda.indices.check(array.shape, index)
+
+
+def adopted(array: Any) -> Any:
+    """The array of a device that ``__cuda_array_interface__`` describes, as tensors have them, in
+    the same memory. Raises RuntimeError where there is no device."""
+    return cuda_kernels().memory.adopt(array)
+
+
 def add_at(array: Any, index: Any, values: Any) -> None:
     """array[index] += values, also where indices repeat (on a device in no fixed order)."""
     if type(array) is np.ndarray:
@@ -267,9 +281,12 @@ def set_float32_matmul_precision(precision: str) -> None:
     ``"highest"`` (the default): on the CUDA cores, each product and sum rounded to float32's 24
     bits. ``"high"``: on the tensor cores in TF32, whose numbers are rounded to 11 bits before they
     are multiplied and added up in float32: a relative error of up to 2⁻¹⁰ of the sum of the
-    products' sizes. ``"medium"``: here the same (PyTorch may take bfloat16). Devices below compute
-    capability 8.0 stay with the CUDA cores. The CPU, float64, float16 and bfloat16 are not
-    concerned. May be said before a device is used. Raises ValueError for other names.
+    products' sizes. ``"medium"``: here the same (PyTorch may take bfloat16). ``"3xtf32"`` (nbgrad's
+    own): on the tensor cores, each number as the sum of two of TF32, of whose four products the
+    least is left out: an error of up to 2⁻²⁰ of that sum instead of 2⁻¹⁰, at a third of the rate;
+    numbers from 2¹²⁸ (1 − 2⁻¹²) on become Inf. NaN and Inf spread as in float32, always. Devices
+    below compute capability 8.0 stay with the CUDA cores. The CPU, float64, float16 and bfloat16
+    are not concerned. May be said before a device is used. Raises ValueError for other names.
 
     >>> import nbgrad
     >>> nbgrad.set_float32_matmul_precision("high")
@@ -279,8 +296,8 @@ def set_float32_matmul_precision(precision: str) -> None:
     """
     global _precision
     if precision not in _WAYS:
-        raise ValueError("set_float32_matmul_precision: expected 'highest', 'high' or 'medium', "
-                         f"got {precision!r}")
+        raise ValueError("set_float32_matmul_precision: expected 'highest', '3xtf32', 'high' or "
+                         f"'medium', got {precision!r}")
     _precision = precision
     if _cuda is not None:
         _cuda.precision.use(_WAYS[precision])

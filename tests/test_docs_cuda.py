@@ -9,6 +9,8 @@ from bench import measure, offline
 
 ROWS = measure.read(offline.RESULTS)
 CCS = sorted({row["cc"] for row in ROWS}, key=int)
+wheels = pytest.mark.skipif(not all(map(find_spec, ("numba_cuda", "cupy", "cuda"))),
+                            reason="needs nbgrad[cuda]")
 
 
 def test_the_page_is_what_the_results_say():
@@ -26,7 +28,7 @@ def test_the_hot_kernels_are_in_the_file_and_spill_nothing():
     for cc in CCS:
         rows = {row["name"]: row for row in ROWS if row["cc"] == cc}
         for name in offline.HOT.values():
-            there = [rows[n] for n in rows if n in (name, *(name + end for end in offline.LAYOUTS))]
+            there = [rows[n] for n, _ in offline.hot(name, rows)]
             assert there or (cc == "75" and re.search("tf32|bf", name)), name
             for row in there:
                 # registers for it are short by 14 on the newest
@@ -48,14 +50,15 @@ def test_occupancy(cc, threads, registers, shared, want):
     assert offline.warps(cc, threads, registers, shared) == want
 
 
-@pytest.mark.skipif(not all(map(find_spec, ("numba_cuda", "cupy", "cuda"))),
-                    reason="needs nbgrad[cuda]")
-def test_kept_rows_replace_older_ones_of_the_same_kernel(tmp_path):
+@wheels
+def test_kept_rows_replace_older_ones_and_those_of_no_kernel_go(tmp_path):
     from nbgrad.kernels.cuda import offline as assembler
 
     path, one = tmp_path / "offline.csv", assembler.Report("a_f4", (9, 0), *[1] * 10)
-    offline.keep([one, one._replace(name="add_f4", registers=40), one._replace(cc=(8, 0))], path)
-    offline.keep([one._replace(spilled=8)], path)
+    names = {"a_f4", "add_f4"}
+    offline.keep([one, one._replace(name="add_f4", registers=40), one._replace(cc=(8, 0)),
+                  one._replace(name="of_old")], {*names, "of_old"}, path)
+    offline.keep([one._replace(spilled=8)], names, path)
     rows = measure.read(path)
     assert [(r["name"], r["cc"], r["spilled"]) for r in rows] == [
         ("a_f4", "80", "1"), ("a_f4", "90", "8"), ("add_f4", "90", "1")]
@@ -65,11 +68,15 @@ def test_kept_rows_replace_older_ones_of_the_same_kernel(tmp_path):
     assert "2 kernels, 3 times assembled, 3 of them with spilled registers" in text
 
 
-@pytest.mark.skipif(not all(map(find_spec, ("numba_cuda", "cupy", "cuda"))),
-                    reason="needs nbgrad[cuda]")
-def test_every_hot_kernel_is_one():
+@wheels
+def test_the_file_has_every_kernel_and_no_other():
+    """For each generation that can run it. Where this fails: python -m bench.offline --keep, then
+    --page."""
     from nbgrad.kernels.cuda import offline as assembler
 
-    names = {kernel.name for kernel in assembler.every_kernel()}
+    every = {kernel.name: kernel.least for kernel in assembler.every_kernel()}
+    want = {(name, cc) for name, least in every.items() for cc in CCS
+            if (int(cc[:-1]), int(cc[-1])) >= least}
+    assert {(row["name"], row["cc"]) for row in ROWS} == want
     for name in offline.HOT.values():
-        assert names & {name, *(name + end for end in offline.LAYOUTS)}, name
+        assert offline.hot(name, every), name

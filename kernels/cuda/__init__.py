@@ -1,7 +1,7 @@
 """Kernels for CUDA devices, in Numba CUDA; arrays are CuPy's."""
 
 from ..reference.samples import *  # noqa: F403
-from . import graphs, launch, memory, precision  # noqa: F401
+from . import graphs, indices, launch, memory, precision  # noqa: F401
 from .conv import *  # noqa: F403
 from .elementwise import *  # noqa: F403
 from .fused import *  # noqa: F403

@@ -9,13 +9,20 @@ capturing computes nothing.
 
 from contextlib import suppress
 from functools import partial
-from types import SimpleNamespace
+from threading import local
 
 import numpy as np
 
 __all__ = ["Captured", "capture", "refuse", "state", "watch"]
 
-state = SimpleNamespace(capture=None)       # the Recording that is being made
+
+class State(local):
+    """Of each thread its own: others go on eagerly while one captures."""
+
+    capture = None           # the Recording that is being made
+
+
+state = State()
 
 
 class Recording:

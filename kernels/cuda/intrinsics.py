@@ -69,6 +69,8 @@ if SIMULATED:
         return np.uint64(s >> 64 & (1 << 64) - 1), np.uint64(s & (1 << 64) - 1)
 
     def tf32(x):
+        if x != x:
+            return np.float32(x)
         bits = np.float32(x).view(np.uint32)
         return np.uint32((int(bits) + 0x1000) & 0xFFFFE000).view(np.float32)
 

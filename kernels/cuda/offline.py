@@ -30,7 +30,7 @@ class Report(NamedTuple):
     spilled: int             # bytes of registers written to memory
     local: int               # bytes of stack of a thread
     shared: int              # bytes
-    wide_loads: int          # of 128 bits
+    wide_loads: int          # of 128 bits, to registers or past them to shared memory
     loads: int
     wide_stores: int
     stores: int
@@ -55,18 +55,25 @@ def _number(pattern, text):
     return int(found.group(1)) if found else 0
 
 
+def _accesses(ptx):
+    """Loads of 128 bits and of any size, and stores likewise, among PTX's instructions; copies to
+    shared memory (cp.async) load."""
+    wide = r"\.global(?:\.\w+)*\.(?:v4\.[fbu]32|v2\.[fbu]64)"
+    copies = re.findall(r"\bcp\.async\.c[ag]\.\S+ \[[^]]+\], \[[^]]+\], (\d+)", ptx)
+    return (len(re.findall(r"\bld" + wide, ptx)) + copies.count("16"),
+            ptx.count("ld.global") + len(copies),
+            len(re.findall(r"\bst" + wide, ptx)), ptx.count("st.global"))
+
+
 def report(kernel, cc):
     """Compile and assemble a kernel for a compute capability. Raises what the tools raise."""
     ptx = kernel.ptx(cc)
     code, log = assemble(ptx, cc)
-    wide = r"\.global(?:\.\w+)*\.(?:v4\.[fbu]32|v2\.[fbu]64)"
     return Report(kernel.name, cc, kernel.threads,
                   _number(r"Used (\d+) registers", log), _number(r"(\d+) bytes spill stores", log),
                   _number(r"(\d+) bytes stack frame", log),
                   sum(map(int, re.findall(r"\.shared \.align \d+ \.b8 \w+\[(\d+)\]", ptx)))
-                  + kernel.shared,
-                  len(re.findall(r"\bld" + wide, ptx)), ptx.count("ld.global"),
-                  len(re.findall(r"\bst" + wide, ptx)), ptx.count("st.global"), len(code))
+                  + kernel.shared, *_accesses(ptx), len(code))
 
 
 def instructions(kernel, cc):

@@ -1,7 +1,8 @@
 """A tile's product on the tensor cores, added up in float32: of halves (``halves``), two of
 neighbouring k to a word, or in TF32, float32 with 11 bits of fraction (``fast``). ``exact``: a
 number is the sum of two of TF32, of whose products the least is left out, which keeps float32's
-accuracy at a third of the speed. Needs compute capability 8.0.
+accuracy at a third of the speed; from 2¹²⁸ (1 − 2⁻¹²) on they are Inf. Needs compute capability
+8.0.
 
 A warp computes 64 × 32 results, as 4 × 4 products of (16, 8) and (8, 8) for 8 k at once; of halves
 for 16, with words in the places of numbers. Where rows are neighbours in shared memory, those of a
@@ -19,6 +20,7 @@ from .tile import Arithmetic, swizzled
 __all__ = ["PAD", "exact", "fast", "halves"]
 
 PAD = 8
+LARGEST = np.finfo(np.float32).max
 
 
 def _places(shape):
@@ -41,8 +43,17 @@ def _rounded(v):
 
 
 @device
+def _finite(v):
+    """What corrections multiply: 0 for Inf and NaN, which reach the sums by the large products
+    alone. Inf times a rest of 0 would be NaN."""
+    high = tf32(v)
+    return high if abs(high) <= LARGEST else np.float32(0)
+
+
+@device
 def _rest(v):
-    return tf32(v - tf32(v))
+    high = tf32(v)
+    return tf32(v - high) if abs(high) <= LARGEST else np.float32(0)
 
 
 def _of_each(f):
@@ -104,13 +115,13 @@ def _step(precise, left, right):
     high_a, high_b = _of_each(_rounded)
     if not precise:
         return _line_of(left, right, high_a, high_b, mma)
-    low_a, low_b = _of_each(_rest)
+    (finite_a, finite_b), (low_a, low_b) = map(_of_each, (_finite, _rest))
 
     @device
     def multiply(sums, a, b):                    # the small products first
-        return mma(mma(mma(sums, a[1], b[0]), a[0], b[1]), a[0], b[0])
-    return _line_of(left, right, device(lambda v: (high_a(v), low_a(v))),
-                    device(lambda v: (high_b(v), low_b(v))), multiply)
+        return mma(mma(mma(sums, a[1], b[2]), a[2], b[1]), a[0], b[0])
+    return _line_of(left, right, device(lambda v: (high_a(v), low_a(v), finite_a(v))),
+                    device(lambda v: (high_b(v), low_b(v), finite_b(v))), multiply)
 
 
 def _put(shape, pitch, half):

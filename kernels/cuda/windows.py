@@ -288,11 +288,14 @@ def every():
         yield weights(dtype, SMALL, True, False)
         yield direct(dtype)
         yield direct_weights(dtype)
-    yield convolution(np.dtype(np.float32), LARGE, True, True, moments=True)
+    single = np.dtype(np.float32)
+    yield convolution(single, LARGE, True, True, moments=True)
+    yield convolution(single, LARGE, True, True, loads="plain")
+    yield weights(single, LARGE, True, True, loads="plain")
     for half in precision.HALVES:
         yield convolution(WORD, LARGE, True, True, half, half)
         yield convolution(WORD, LARGE, True, True, half, half, True)
         yield weights(WORD, LARGE, True, True, half, half)
     for way in ("tf32", "3xtf32"):
-        yield convolution(np.dtype(np.float32), LARGE, True, True, way)
-        yield weights(np.dtype(np.float32), LARGE, True, True, way)
+        yield convolution(single, LARGE, True, True, way)
+        yield weights(single, LARGE, True, True, way)

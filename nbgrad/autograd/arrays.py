@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from nbgrad.backend import half_dtype, is_array
+from nbgrad.backend import adopted, half_dtype, is_array
 
 __all__ = ["Array", "checked_dtype", "to_array"]
 
@@ -38,6 +38,8 @@ def _half(name: str) -> np.dtype[Any]:
 
 
 def to_array(data: Any, dtype: Any = None, copy: bool | None = None) -> Array:
+    if type(data) is not ndarray and hasattr(data, "__cuda_array_interface__"):
+        data = data if is_array(data) else adopted(data)
     if is_array(data) and type(data) is not ndarray:           # on a device already
         return data.astype(checked_dtype(dtype or data.dtype), copy=bool(copy))  # type: ignore[no-any-return]
     typed = isinstance(data, (ndarray, np.generic)) or hasattr(data, "__array_interface__")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.backend import writable
+from nbgrad.backend import check_index, writable
 
 from .mode import state
 from .node import OPS
@@ -118,6 +118,7 @@ def __setitem__(self: Tensor, index: Any, value: Any) -> None:
         self._write(OPS["index_put"](self, value, index=index), "__setitem__")
     else:
         index = tuple(map(_plain, index)) if isinstance(index, tuple) else _plain(index)
+        check_index(self.data, index)
         self.data[index] = _plain(value)
         bump(self)
 

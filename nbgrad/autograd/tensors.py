@@ -181,6 +181,18 @@ class Tensor:
     def __dlpack_device__(self) -> Any:
         return self.data.__dlpack_device__()
 
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Where a device's memory is, for CuPy, Numba and PyTorch. Raises AttributeError on the
+        CPU, RuntimeError if it requires grad."""
+        if self.device == "cpu":
+            raise AttributeError("Can't get __cuda_array_interface__ on non-CUDA tensor; use "
+                                 "Tensor.to('cuda') first")
+        if self.requires_grad:
+            raise RuntimeError("Can't get __cuda_array_interface__ on Tensor that requires grad. "
+                               "If gradients aren't required, use Tensor.detach()")
+        return self.data.__cuda_array_interface__  # type: ignore[no-any-return, attr-defined]
+
     def item(self) -> Any:
         """The one element as a Python number."""
         if self.data.size != 1:

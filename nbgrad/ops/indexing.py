@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import OPS, Tensor, as_tensor, op
-from nbgrad.backend import add_at, full, move
+from nbgrad.backend import add_at, check_index, full, move
 from nbgrad.ops.shape import _axis, _ints, flatten, reshape
 
 
@@ -30,9 +30,14 @@ def _is_basic(index: Any) -> bool:
 
 @op(view=True, method=False)
 def getitem(x: Tensor, /, index: Any) -> Any:
-    """y = x[index], by NumPy's rules.   ∂x = ∂y added there. A view for slices and integers."""
+    """y = x[index], by NumPy's rules.   ∂x = ∂y added there. A view for slices and integers.
+
+    Raises IndexError for an index out of range, on a GPU only for slices, integers and arrays of
+    the host: those of the device wrap around, unless NBGRAD_CUDA_DEBUG is set.
+    """
     index, shape = _index(index), x.shape
     try:
+        check_index(x.data, index)
         y = x.data[index]
     except IndexError as e:
         raise IndexError(f"getitem: {e}, for a tensor of shape {shape}") from None
@@ -64,6 +69,7 @@ def index_add(dy: Tensor, /, index: Any, shape: tuple[int, ...]) -> Any:
 def index_put(x: Tensor, value: Tensor, /, index: Any) -> Any:
     """y = x with y[index] = value.   ∂x is 0 there, ∂value = ∂y[index]; indices must not repeat."""
     index = _index(index)
+    check_index(x.data, index)
     y = x.data.copy(order="K")
     y[index] = value.data
 

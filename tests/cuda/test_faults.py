@@ -2,13 +2,14 @@
 
 import ctypes
 import gc
+import re
 import weakref
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from nbgrad.kernels.cuda import graphs, launch, memory
+from nbgrad.kernels.cuda import graphs, indices, launch, memory
 from nbgrad.kernels.cuda.intrinsics import cuda
 from nbgrad.kernels.cuda.launch import KERNELS, Kernel
 
@@ -20,6 +21,61 @@ from nbgrad import optim
 def kernel():
     yield lambda body, parameters, **how: Kernel(body, parameters, name="test", **how)
     KERNELS.pop("test", None)
+
+
+INDICES = {"whole": 2, "array": np.array([0, -2]), "list": [1, 5], "rows": (slice(None), [3]),
+           "behind": (..., None, np.array([[2, 4]])), "both": (np.array([1, 1]), np.array([0, -4])),
+           "mask": (np.array([True, False]), np.array([3]))}
+RIGHT = {"array": np.array([0, -2]), "both": (np.array([1, -1]), np.array([2, -3])), "mask": (
+    np.array([[True, False, True], [False] * 3]),), "nothing": np.zeros(0, np.int64),
+    "wide": (None, np.array([1], np.uint8), ..., np.array([2]))}
+
+
+@pytest.mark.parametrize("name", INDICES)
+@pytest.mark.parametrize("where", ["host", "device", "debug"])
+def test_indices_out_of_range(name, where, monkeypatch):
+    """Of arrays on the device in debug mode only: CuPy would have wrapped them around. With NumPy's
+    own arrays the check says what NumPy says."""
+    index, x = INDICES[name], np.zeros((2, 3), np.float32)
+    parts = index if isinstance(index, tuple) else (index,)
+    if name == "array":
+        x = x[:1]
+    monkeypatch.setattr(launch, "debug", where == "debug")
+    with pytest.raises(IndexError) as says:
+        x[index]
+    if where != "host":
+        parts = tuple(memory.to_device(np.asarray(p)) if isinstance(p, np.ndarray | list) else p
+                      for p in parts)
+    index = parts if isinstance(index, tuple) else parts[0]
+    if name == "whole" or where == "device":
+        indices.check(x.shape, index)                          # CuPy itself, or nobody
+    else:
+        with pytest.raises(IndexError, match=f"^{re.escape(str(says.value))}$"):
+            indices.check(x.shape, index)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_indices_in_range(name, monkeypatch):
+    monkeypatch.setattr(launch, "debug", True)
+    x = np.arange(6.0).reshape(2, 3)
+    x[RIGHT[name]]
+    indices.check(x.shape, RIGHT[name])
+
+
+def test_every_way_to_index_is_checked(monkeypatch):
+    """Reading, its gradient's writing, and writing with and without a gradient."""
+    seen, check = [], indices.check
+    monkeypatch.setattr(indices, "check", lambda shape, index: seen.append(check(shape, index)))
+    x = nbgrad.ones(3, device="cuda", requires_grad=True)
+    x[nbgrad.tensor([0, 2], device="cuda")].sum().backward()
+    y = x * 1
+    y[[0, 1]] = 5.0
+    y.detach()[[2]] = 7.0
+    assert y.tolist() == [5.0, 5.0, 7.0]
+    assert len(seen) == 3
+    for write in (lambda: y[[3]], lambda: y.__setitem__([3], 1.0), lambda: y.index_select(0, [-4])):
+        with pytest.raises(IndexError, match=r"index (3|-4) is out of bounds for axis 0"):
+            write()
 
 
 class OutOfMemoryError(Exception):

@@ -1,5 +1,7 @@
 """Captured steps: replays are eager steps, bit by bit; what cannot be captured is said."""
 
+from threading import Thread
+
 import numpy as np
 import pytest
 from nbgrad.kernels import cuda as kernels
@@ -160,6 +162,30 @@ def test_arrays_that_numpy_makes_are_made_again():
         for a, b in zip(got, want):
             assert a.tolist() == b.tolist()
     assert call.captured
+
+
+def test_other_threads_run_while_one_captures():
+    """What they ask for happens at once, is no part of the graph, and may wait for the device."""
+    x, found = nbgrad.ones(2, device="cuda"), []
+
+    def beside():
+        found.append((x * 2 + len(found)).tolist())
+
+    def step():
+        if kernels.graphs.state.capture is not None:
+            thread = Thread(target=beside)
+            thread.start()
+            thread.join()
+        return x * 3
+    call = nbgrad.cuda.graph(step, warmup=1)
+    call()
+    assert found == []
+    y = call()
+    assert found == [[2.0, 2.0]]
+    x.fill_(5)
+    call()
+    assert y.tolist() == [15.0, 15.0]
+    assert len(found) == 1
 
 
 def test_bad_arguments():

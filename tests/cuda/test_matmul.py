@@ -103,6 +103,27 @@ def test_nan_and_infinity_reach_their_rows_and_columns(normal):
     np.testing.assert_array_equal(np.isfinite(got), np.isfinite(a @ b))
 
 
+@pytest.mark.parametrize("way", ["tf32", "3xtf32"])
+def test_nan_and_infinity_on_tensor_cores(way, normal, monkeypatch):
+    """As in float32, each kind at the same places: beside numbers that TF32 holds, whose rests are
+    0, and others; in either operand, in both, against zeros, NaN with all bits."""
+    monkeypatch.setattr(precision, "_chosen", way)
+    a, b = normal(np.float32, 20, 9), normal(np.float32, 9, 12)
+    a[:, 3], b[:, 4] = 1, 0.5
+    a[0, 1], a[2, 2], a[5, 8] = np.inf, -np.inf, np.uint32(0x7FFFFFFF).view(np.float32)
+    b[0, 3], b[2, 5], b[1, 7], b[7, 9] = np.inf, -np.inf, 0, np.nan
+    a[9, 7], a[10, 3], b[3, 3] = 2.0**100, -np.inf, np.inf
+    with np.errstate(invalid="ignore"):
+        want, size = a @ b, np.abs(a) @ np.abs(b)
+    got = to_host(cuda.matmul(to_device(a), to_device(b)))
+    there = np.isfinite(want)
+    np.testing.assert_array_equal(got[~there], want[~there])
+    off = {"tf32": 2.0**-10, "3xtf32": 2.0**-20}[way] + 11 * 2.0**-24
+    assert (np.abs(got[there] - want[there]) <= off * size[there]).all()
+    assert {np.inf, -np.inf} <= set(want[~there])
+    assert np.isnan(want).any()
+
+
 def test_linear_and_its_gradients(normal):
     x, w, dy = (normal(np.float64, *s) for s in ((2, 3, 5), (4, 5), (2, 3, 4)))
     bias = normal(np.float64, 8)[::2]
@@ -160,10 +181,10 @@ def test_float32s_precision_by_pytorchs_name(monkeypatch):
     assert precision.way(single) == "fma"
     nbgrad.ones(1, device="cuda")
     assert precision.way(single) == "tf32"
-    for name, way in (("highest", "fma"), ("medium", "tf32")):
+    for name, way in (("highest", "fma"), ("3xtf32", "3xtf32"), ("medium", "tf32")):
         nbgrad.set_float32_matmul_precision(name)
         assert (precision.way(single), nbgrad.get_float32_matmul_precision()) == (way, name)
-    with pytest.raises(ValueError, match="expected 'highest', 'high' or 'medium', got 'low'"):
+    with pytest.raises(ValueError, match=r"expected 'highest', '3xtf32', .*'medium', got 'low'"):
         nbgrad.set_float32_matmul_precision("low")
     assert nbgrad.get_float32_matmul_precision() == "medium"
 

@@ -75,6 +75,37 @@ def test_pinning_refuses_what_is_on_a_device():
     assert not tensor(X, device="cuda").is_pinned()
 
 
+def test_the_array_interface_is_the_devices(monkeypatch):
+    """As PyTorch: no such attribute on the CPU, so that hasattr() is false there."""
+    there = {"shape": (2, 3, 4), "typestr": "<f4", "data": (4096, False), "version": 3}
+    monkeypatch.setattr(memory.Array, "__cuda_array_interface__", there, raising=False)
+    x = tensor(X, device="cuda")
+    assert x.__cuda_array_interface__ is there
+    assert not hasattr(tensor(X), "__cuda_array_interface__")
+    with pytest.raises(AttributeError, match=r"on non-CUDA tensor; use Tensor\.to\('cuda'\) first"):
+        tensor(X).__cuda_array_interface__  # noqa: B018
+    with pytest.raises(RuntimeError, match=r"requires grad.*use Tensor\.detach\(\)"):
+        x.requires_grad_().__cuda_array_interface__  # noqa: B018
+    assert x.detach().__cuda_array_interface__ is there
+
+
+def test_tensors_of_other_libraries_device_memory():
+    """In the same memory, also where no device has been asked for."""
+    class Foreign(np.ndarray):
+        __cuda_array_interface__ = None
+    there = np.arange(6, dtype="f4").view(Foreign)
+    x = nbgrad.as_tensor(there)
+    assert (x.device, x.dtype, x.tolist()) == ("cuda", nbgrad.float32, [0, 1, 2, 3, 4, 5])
+    x.mul_(2)
+    assert there[1] == 2
+    y = tensor(there, dtype=nbgrad.float64)
+    assert (y.device, y.dtype) == ("cuda", nbgrad.float64)
+    y.zero_()
+    assert there[1] == 2
+    with pytest.raises(TypeError, match="complex"):
+        nbgrad.as_tensor(np.zeros(2, "c8").view(Foreign))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_pins_its_batches(workers):
     x = np.arange(10, dtype="f4").reshape(5, 2)
