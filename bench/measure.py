@@ -136,7 +136,10 @@ def threads_environment(n):
 
 
 def machine():
-    """Name of the CPU and the number of cores that this process may use."""
+    """Name of the CPU, with its generation as LLVM calls it (servers may say "AMD EPYC" only), and
+    the number of cores that this process may use."""
+    from llvmlite import binding
+
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -144,7 +147,8 @@ def machine():
                  if line.startswith("model name")]
         name = found[0] if found else name
     affinity = getattr(os, "sched_getaffinity", None)
-    return {"machine": name, "cores": len(affinity(0)) if affinity else os.cpu_count()}
+    return {"machine": f"{name} ({binding.get_host_cpu_name()})",
+            "cores": len(affinity(0)) if affinity else os.cpu_count()}
 
 
 def versions(*packages):

@@ -240,7 +240,7 @@ def _half_tiles(a, at, taps, run, b, s, c, ct):
 @pytest.mark.parametrize("run", [1, 2, 5])
 def test_tiles(kernel, vectors, run, dtype):
     rng, W = np.random.default_rng(0), simd.VECTOR // np.dtype(dtype).itemsize
-    pixels = convkernel.PIXELS * 2 // vectors
+    pixels = max(convkernel.PIXELS * 2 // vectors, 1 + convkernel.FEW)     # few begins at 1
     a, taps = rng.standard_normal(300).astype(dtype), np.array([7, 0, 31])
     b, s = (rng.standard_normal(n).astype(dtype) for n in (3 * run * 2 * W, 2 * W))
     at, ct = rng.integers(0, 250, pixels), rng.permutation(pixels) * 2 * W
