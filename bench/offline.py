@@ -48,8 +48,9 @@ KINDS = ("add_f4_u4_vectors", "relu_backward_f8", "sum_rows_f4_f4", "sum_columns
          "settled_f4", "group_combine_f4", "ghosts_f4_columns", "softmax_backward_f4_4_32",
          "cross_entropy_backward_f4_4_32", "matmul_f4_64_ks_rows", "merge_moments",
          "conv_direct_f4", "max_pool_f4", "mean_pool_backward_f4", "sgd_momentum_f4", "dropout_f4")
-# registers for it are short by 14 there, for two blocks on a multiprocessor
-SPILLS = {("sums_bf_8_columns", (12, 1)), ("sums_bf_8_segments_u4", (12, 1))}
+# kernels that are short of registers there: by 14 for two blocks on a multiprocessor, by 4
+SPILLS = {*((f"sums_{kind}_8_columns", (12, 1)) for kind in ("bf", "bf_f4", "f2", "f2_f4")),
+          ("rows_f4_4_384", (7, 5)), ("rows_f4_4_384", (8, 0))}
 LAYOUTS = {"_columns": "channels-last", "_segments_u4": "channels-first"}
 OLDER = "_plain"             # ends the names of products that need no cp.async
 
@@ -105,15 +106,20 @@ def _some(first, pattern, ccs, hot_ccs):
     return found
 
 
-def keep(reports, names, path=RESULTS):
-    """Write reports into the file, in place of older ones of the same kernel and capability; lines
-    of kernels that are not in ``names`` go."""
+def _cc(text):
+    """A compute capability that is written without its dot."""
+    return int(text[:-1]), int(text[-1])
+
+
+def keep(reports, least, path=RESULTS):
+    """Write reports into the file, in place of older ones of the same kernel and capability.
+    ``least``: the capability that each kernel needs; lines of others go, and of lower ones."""
     run = measure.where_and_when(1, PACKAGES)
     run = {k: run[k] for k in ("date", "machine", "versions")}
     rows = [{**run, **r._asdict(), "cc": f"{r.cc[0]}{r.cc[1]}"} for r in reports]
     found = {(row["name"], row["cc"]): row
              for row in [*(measure.read(path) if path.exists() else []), *rows]
-             if row["name"] in names}
+             if _cc(row["cc"]) >= least.get(row["name"], (99, 0))}
     measure.write(path, [found[key] for key in sorted(found)])
 
 
@@ -139,8 +145,7 @@ def few(names):
 
 def _line(label, row):
     n = {k: int(row[k]) for k in ("threads", *COLUMNS)}
-    cc = int(row["cc"][:-1]), int(row["cc"][-1])
-    there, most = warps(cc, n["threads"], n["registers"], n["shared"])
+    there, most = warps(_cc(row["cc"]), n["threads"], n["registers"], n["shared"])
     loads = f"{n['wide_loads']} of {n['loads']}"
     cells = (label, n["threads"], n["registers"], n["spilled"], f"{n['shared'] / 1024:.1f}", loads,
              f"{n['wide_stores']} of {n['stores']}", f"{there} of {most}" if there else "none fits")
@@ -190,7 +195,7 @@ def main(argv=None):
     from nbgrad.kernels.cuda import offline
 
     def pairs(names):
-        return [newest() if c == "newest" else (int(c[:-1]), int(c[-1])) for c in names]
+        return [newest() if c == "newest" else _cc(c) for c in names]
     ccs, bad, kept = pairs(args.cc or ()) or offline.capabilities(), 0, []
     print(f"{'kernel':40s} {'cc':>6s} " + " ".join(f"{c:>11s}" for c in COLUMNS))
     with ProcessPoolExecutor(args.processes) as pool:
@@ -202,7 +207,7 @@ def main(argv=None):
                       + " ".join(f"{getattr(r, c):>11d}" for c in COLUMNS))
             kept += [r for r in found if not isinstance(r, str)]
     if args.keep:
-        keep(kept, {kernel.name for kernel in offline.every_kernel()})
+        keep(kept, {kernel.name: kernel.least for kernel in offline.every_kernel()})
     print(f"{len(kept)} assembled; {bad} of them fail or spill, but for {len(SPILLS)} known to")
     return bad
 
