@@ -186,7 +186,13 @@ class Torch:
         return self
 
     def __getattr__(self, name):                     # what is made ahead of the clock
-        return lambda *args, **settings: (self,) * 5
+        return lambda *args, **settings: self
+
+    def __getitem__(self, index):
+        return self
+
+    def __iter__(self):
+        return iter([self] * 5)
 
     backends = SimpleNamespace(cudnn=SimpleNamespace(enabled=True))
 
