@@ -96,6 +96,7 @@ def test_hot_kernels_spill_nothing_and_use_vectors():
 
 
 @wheels
+@pytest.mark.slow
 def test_one_run_of_the_front_end_serves_every_device():
     """What is assembled of it is what a device's own run gives, but for lengths of names."""
     from nbgrad.kernels.cuda import offline
