@@ -24,7 +24,7 @@ from time import monotonic
 from . import cuda_targets, measure
 
 # and how the time is shared
-PARTS = {"compile": 2.0, "verify": 3.0, "gradcheck": 1.0, "train": 1.5, "measure": 5.0,
+PARTS = {"compile": 3.0, "verify": 3.0, "gradcheck": 1.0, "train": 1.5, "measure": 5.0,
          "sanitize": 1.5}
 FIELDS = ["date", "device", "driver", "versions", "part", "case", "status", "value", "unit",
           "of_copy", "of_torch", "note"]
@@ -43,11 +43,11 @@ def created(path):
 
 class Report:
     """Rows of one run: written when they come, and what of them failed. ``deadline`` is that of
-    the part at hand."""
+    the part at hand; ``pooled``: arrays of ``verify`` are in CuPy's pool."""
 
     def __init__(self, path, about, deadline):
         self.path, self.about, self.deadline, self.rows = created(Path(path)), about, deadline, []
-        self.end = deadline
+        self.end, self.pooled = deadline, True
 
     def share(self, parts):
         """Give the first of the parts that are left its share of the time."""
@@ -120,6 +120,8 @@ def arguments(argv):
     parser.add_argument("--case", default="", help="cases whose names contain this")
     parser.add_argument("--seconds", type=float, default=450, help="for all parts (450)")
     parser.add_argument("--out", default=measure.RESULTS / "cuda.csv", type=Path)
+    parser.add_argument("--no-pool", action="store_true",
+                        help="verify: each array in memory of its own, as for compute-sanitizer")
     parser.add_argument("--simulate", action="store_true", help="tiny sizes in the simulator")
     args = parser.parse_args(argv)
     args.only = args.only.split(",")
@@ -138,6 +140,7 @@ def main(argv=None):
         print(f"bench.cuda: {problem}")
         return 2
     report = Report(args.out, about(), monotonic() + args.seconds)
+    report.pooled = not args.no_pool
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)       # as Ctrl-C
     try:
         for i, part in enumerate(args.only):

@@ -2,6 +2,11 @@
 
 ``of_copy`` is the share of the measured copy bandwidth that the bytes of the best algorithm need
 (each input read once, each output written once); ``of_torch`` is PyTorch's time over nbgrad's.
+
+PyTorch runs what its own training step would: batch norm forward and backward by the library that
+``torch.nn.functional.batch_norm`` takes for that shape and layout (cuDNN or ATen's own), the others
+by the functions that its autograd calls. Statistics for a backward, in the dtype that its forward
+keeps, and weights in the layout of the images are made before the clock starts, as nbgrad's are.
 """
 
 from functools import partial
@@ -26,7 +31,8 @@ HALVES = "f2", "bf"
 
 class Case(NamedTuple):
     """Arrays of the host, what nbgrad's kernels and torch do with them (torch: None if nothing
-    there does it), bytes of the best algorithm, multiply-adds."""
+    there does it), bytes of the best algorithm, multiply-adds. ``ready(torch, *arrays)``: what
+    torch is given, made of the arrays ahead."""
 
     name: str
     arrays: list
@@ -34,6 +40,13 @@ class Case(NamedTuple):
     torch: Any = None
     nbytes: int = 0
     madds: int = 0
+    ready: Any = None
+
+    def theirs(self, torch, arrays):
+        """torch's call, of arrays that are where it shall run."""
+        with torch.no_grad():
+            arrays = arrays if self.ready is None else self.ready(torch, *arrays)
+        return partial(self.torch, torch, *arrays)
 
 
 class Bench:
@@ -66,10 +79,10 @@ class Bench:
 
     def _theirs(self, case, size):
         torch = self.peer
-        sets = [[to_torch(torch, a).cuda() for a in case.arrays]      # keeps channels-last memory
-                for _ in range(rotating(size, self.cache))]
+        calls = [case.theirs(torch, [to_torch(torch, a).cuda() for a in case.arrays])
+                 for _ in range(rotating(size, self.cache))]          # keeps channels-last memory
         with torch.no_grad():
-            return self.peer_clock([partial(case.torch, torch, *arrays) for arrays in sets])
+            return self.peer_clock(calls)
 
 
 def to_torch(torch, a):
@@ -185,18 +198,34 @@ def _forward(shape, layout, dtype):
                 2 * arrays[0].nbytes)
 
 
-def _of_batch(t, dy, x, g, mean, invstd):
+def _statistics(x):
+    """Mean and 1/σ of channels of equal images."""
+    one = x[:1].astype(np.float64)
+    return one.mean((0, 2, 3)), 1 / np.sqrt(one.var((0, 2, 3)) + 1e-5)
+
+
+def _of_forward(t, x, g):
+    """What torch's forward keeps for ``_of_batch``: the library that it took, and for it the
+    statistics, and what cuDNN reserves."""
+    _, mean, invstd, reserved, library = t._batch_norm_impl_index(
+        x, g, t.zeros_like(g), None, None, True, 0.0, 1e-5, t.backends.cudnn.enabled)
+    return library, mean, invstd, reserved
+
+
+def _of_batch(t, dy, x, g, kept):
     """torch's dx, dγ and dβ."""
-    return t.ops.aten.native_batch_norm_backward(
-        dy, x, g, None, None, mean.float(), invstd.float(), True, 1e-5, [True, True, True])
+    library, mean, invstd, reserved = kept
+    return t.ops.aten._batch_norm_impl_index_backward(
+        library, x, dy, g, None, None, mean, invstd, True, 1e-5, [True, True, True], reserved)
 
 
 def _backward(shape, layout, dtype):
-    C = shape[1]
-    arrays = [*_norm(shape, layout, dtype, 2)[:3], np.zeros(C), np.ones(C)]
+    arrays = _norm(shape, layout, dtype, 2)[:3]
+    arrays += _statistics(arrays[1])
     return Case(_named("backward", shape, layout, dtype), arrays,
                 lambda dy, x, g, m, s: _kernels(dtype).batch_norm_backward(dy, x, g, m, s),
-                _of_batch, 3 * arrays[0].nbytes)
+                _of_batch, 3 * arrays[0].nbytes,
+                ready=lambda t, dy, x, g, m, s: (dy, x, g, _of_forward(t, x, g)))
 
 
 def _added(shape, layout, dtype):
@@ -210,15 +239,16 @@ def _added(shape, layout, dtype):
 
 
 def _added_backward(shape, layout, dtype):
-    C = shape[1]
-    arrays = [*_norm(shape, layout, dtype, 3)[:4], np.zeros(C), np.ones(C)]
+    arrays = _norm(shape, layout, dtype, 3)[:4]
+    arrays += _statistics(arrays[1])
 
-    def theirs(t, dy, x, y, g, mean, invstd):
+    def theirs(t, dy, x, y, g, kept):
         dz = t.ops.aten.threshold_backward(dy, y, 0)
-        return *_of_batch(t, dz, x, g, mean, invstd), dz
+        return *_of_batch(t, dz, x, g, kept), dz
     return Case(_named("+ add + relu backward", shape, layout, dtype), arrays,
                 lambda dy, x, y, g, m, s: _kernels(dtype).batch_norm_backward(
-                    dy, x, g, m, s, y=y, relu=True, residual=True), theirs, 5 * arrays[0].nbytes)
+                    dy, x, g, m, s, y=y, relu=True, residual=True), theirs, 5 * arrays[0].nbytes,
+                ready=lambda t, dy, x, y, g, m, s: (dy, x, y, g, _of_forward(t, x, g)))
 
 
 def _rows(name, shape, dtype):
@@ -243,19 +273,21 @@ def _rows_backward(name, shape, dtype):
                 dy, x, g, s, dims=1),
             "softmax": lambda dy, y, g, m, s: _kernels(dtype).softmax_backward(dy, y, axis=1)}
 
+    def ready(t, dy, x, g, m, s):            # statistics as torch's forward leaves them: (N, 1)
+        return dy, x, g, m.float()[:, None], s.float()[:, None]
+
     def layer(t, dy, x, g, m, s):
-        return t.ops.aten.native_layer_norm_backward(
-            dy, x, g.shape, m.float()[:, None], s.float()[:, None], g, g, [True, True, True])
+        return t.ops.aten.native_layer_norm_backward(dy, x, g.shape, m, s, g, g,
+                                                     [True, True, True])
 
     def rms(t, dy, x, g, m, s):
-        return t.ops.aten._fused_rms_norm_backward(dy, x, g.shape, s.float()[:, None], g,
-                                                   [True, True])
+        return t.ops.aten._fused_rms_norm_backward(dy, x, g.shape, s, g, [True, True])
 
     def soft(t, dy, y, g, m, s):
         return t.ops.aten._softmax_backward_data(dy, y, 1, y.dtype)
     theirs = {"layer_norm": layer, "rms_norm": rms, "softmax": soft}
     return Case(f"{name} backward {shape[0]}x{shape[1]}{_ending(dtype)}", arrays, ours[name],
-                theirs[name], 3 * arrays[0].nbytes)
+                theirs[name], 3 * arrays[0].nbytes, ready=ready)
 
 
 def _in_way(way, call):
@@ -292,7 +324,6 @@ def _convolution(name, batch, channels, filters, size, k, stride, way):
 
     def theirs(t, x, dy, w):
         t.backends.cudnn.allow_tf32 = way == "tf32"
-        w = w.contiguous(memory_format=t.channels_last)
         if name == "conv2d":
             return t.nn.functional.conv2d(x, w, None, stride, pad)
         return t.ops.aten.convolution_backward(
@@ -304,7 +335,8 @@ def _convolution(name, batch, channels, filters, size, k, stride, way):
     call = _in_way(way, lambda *a: getattr(_kernels(dtype), name)(
         *first(*a), **more.get(name, {}), **how))
     return Case(f"{name} {batch}x{channels}->{filters} {k}x{k}/{stride} @{size}{_ending(way)}",
-                [x, dy, w], call, theirs, madds=batch * filters * out * out * channels * k * k)
+                [x, dy, w], call, theirs, madds=batch * filters * out * out * channels * k * k,
+                ready=lambda t, x, dy, w: (x, dy, w.contiguous(memory_format=t.channels_last)))
 
 
 def step(b, name, captured, model="resnet20", shape=(128, 3, 32, 32), **how):

@@ -15,7 +15,6 @@ from nbgrad.kernels.shapes import Conv
 # trees. Halves are rounded once or twice on the way, to 11 and 8 bits.
 CLOSE = {"f4": 5e-5, "f8": 1e-11, "f2": 2e-3, "bf": 1.6e-2}
 NUMBERS = {"elu": (0.7,), "leaky_relu": (0.1,), "softplus": (1.3, 2.0)}
-HOW = {"ignore_index": -100, "label_smoothing": 0.1}
 
 
 def channels_last(x):
@@ -35,14 +34,16 @@ def drawn(dtype, *shape, seed=0):
 
 
 @contextmanager
-def poisoned():
-    """Memory of the device is NaN (integers: −1) until a kernel writes it, as in the simulator."""
+def poisoned(pooled=True):
+    """Memory of the device is NaN (integers: −1) until a kernel writes it, as in the simulator.
+    From CuPy's pool, or each array's own, for compute-sanitizer: it knows what lies behind those.
+    """
     from nbgrad.kernels.cuda.memory import xp
 
-    pool = xp.get_default_memory_pool()
+    memory, pool = xp.cuda.memory, xp.get_default_memory_pool()
 
     def malloc(size):
-        found = pool.malloc(size)
+        found = pool.malloc(size) if pooled else memory.MemoryPointer(memory.Memory(size), 0)
         if size:
             found.memset_async(0xFF, size, xp.cuda.get_current_stream())
         return found
@@ -79,7 +80,8 @@ def furthest(got, want, dtype):
     for a, b in zip(got, want):
         assert a.shape == b.shape, (a.shape, b.shape)
         if half.is_half(b.dtype):
-            assert a.dtype == b.dtype, (a.dtype, b.dtype)
+            # what ``through`` rounds, as gradients of float32 parameters, kernels leave in float32
+            assert a.dtype in (b.dtype, np.float32), (a.dtype, b.dtype)
             a, b = half.wide(a), half.wide(b)
         if b.dtype.kind != "f":
             assert (a == b).all(), f"{(a != b).sum()} of {a.size} differ"
@@ -118,8 +120,9 @@ def compare(report, ran, name, call, inputs, dtype, simulate):
     gains the names of the kernels."""
     from nbgrad.kernels import cuda
 
-    want = [a.copy() if isinstance(a, np.ndarray) else [b.copy() for b in a] for a in inputs]
-    with launches() as names, nullcontext() if simulate else poisoned():
+    want = [[b.copy() for b in a] if isinstance(a, list) else a if a is None else a.copy(order="K")
+            for a in inputs]
+    with launches() as names, nullcontext() if simulate else poisoned(report.pooled):
         got = flat(call(kernels_for(cuda, dtype), *map(moved, inputs)))
     with np.errstate(all="ignore"):
         expected = flat(call(kernels_for(reference, dtype), *want))
@@ -134,7 +137,7 @@ def calls(simulate):
         if dtype == "bf" and find_spec("ml_dtypes") is None:
             continue
         for make in (_elementwise, _reduce, _batch_norm, _ghosts, _samples, _rows, _products,
-                     _convolutions, _pools, _losses, _fused, _steps):
+                     _convolutions, _pools, _losses, _of_cupy, _fused, _steps):
             for name, call, inputs in make(dtype, simulate):
                 yield f"{name} {dtype}", call, inputs, dtype
 
@@ -277,7 +280,15 @@ def _group_norm(shape, layout, x, dy, g, b):
     def both(k, dy, x, g, b):
         y, mean, invstd = k.group_norm(x, g, b, groups=2, eps=1e-5)
         return y, k.group_norm_backward(dy, x, g, mean, invstd, groups=2)
+
+    def uncentered(k, dy, x, g, b):
+        how = {"groups": 2, "center": False}
+        y, mean, invstd = k.group_norm(x, g, b, eps=1e-5, **how)
+        z, *_ = k.group_norm(x, g, b, eps=1e-5, floor=g, **how)
+        return y, invstd, z, k.group_norm_backward(dy, x, g, mean, invstd, **how), (
+            k.group_norm_backward(dy, x, g, mean, invstd, beta=b, floor=g, **how))
     yield f"group_norm, both ways {shape}{layout}", both, [dy, x, g, b]
+    yield f"group_norm without means, above a floor {shape}{layout}", uncentered, [dy, x, g, b]
 
 
 def _rows(dtype, simulate):
@@ -413,40 +424,79 @@ def _convolve(name, case, k, x, w, dy):
 def _pools(dtype, simulate):
     from . import cases as table
 
-    def largest(k, x, case):
-        y, at = k.max_pool2d(x, dilation=case.dilation, **case.settings)
-        return y, at, k.max_pool2d_backward(y, at, input_size=case.x)
+    few, many = table.MAX_POOL[1:4], table.MAX_POOL + table.BENCH_POOL
+    for case in few if simulate else many:
+        large = case in table.BENCH_POOL                       # in one way each
+        ceils = (case.ceil_mode,) if large else (False, True)
+        for (layout, order), ceil in product(_layouts(case.x), ceils):
+            x, how = [order(drawn(dtype, *case.x))], {**case.settings, "ceil_mode": ceil}
+            ending = f"{case.name}{layout}{' ceil' * ceil}"
+            how["dilation"] = case.dilation
+            for name, call in (("max_pool2d", _largest), ("max_pool2d gathered", _gathered)):
+                yield f"{name} {ending}", partial(_with, call, how), x
+            del how["dilation"]
+            for include, divisor in ((True, None), (False, None), (True, 3))[:1 if large else 3]:
+                if case.dilation == (1, 1):
+                    more = {"count_include_pad": include, "divisor_override": divisor}
+                    way = f"{' without padding' * (not include)}{' by 3' * (divisor == 3)}"
+                    yield f"avg_pool2d {ending}{way}", partial(
+                        _with, _average, {**how, **more}), x
+    for shape, size in table.ADAPTIVE:
+        for layout, order in _layouts(shape):
+            yield (f"adaptive_avg_pool2d {shape} to {size}{layout}",
+                   partial(_with, _adaptive, {"output_size": size}), [order(drawn(dtype, *shape))])
 
-    def gathered(k, x, case):
-        y, at = k.max_pool2d(x, dilation=case.dilation, **case.settings)
-        more = {n: case.settings[n] for n in ("kernel_size", "stride", "padding")}
-        return k.max_pool2d_gather(x * 2, at), k.max_pool2d_backward(
-            y, at, input_size=case.x, dilation=case.dilation, **more)
 
-    def average(k, x, case):
-        more = {"count_include_pad": True, "divisor_override": None}
-        y = k.avg_pool2d(x, **case.settings, **more)
-        return y, k.avg_pool2d_backward(y, input_size=case.x, **case.settings, **more)
-    for case in (table.MAX_POOL[1:4] if simulate else table.MAX_POOL + table.BENCH_POOL):
-        for layout, order in (("", np.ascontiguousarray), (" channels-last", channels_last)):
-            x = [order(drawn(dtype, *case.x))]
-            yield f"max_pool2d {case.name}{layout}", partial(_with, largest, {"case": case}), x
-            yield (f"max_pool2d gathered {case.name}{layout}",
-                   partial(_with, gathered, {"case": case}), x)
-            if case.dilation == (1, 1):
-                yield f"avg_pool2d {case.name}{layout}", partial(_with, average, {"case": case}), x
+def _largest(k, x, **how):
+    y, at = k.max_pool2d(x, **how)
+    return y, at, k.max_pool2d_backward(y, at, input_size=x.shape)
+
+
+def _gathered(k, x, **how):
+    y, at = k.max_pool2d(x, **how)
+    del how["ceil_mode"]
+    return k.max_pool2d_gather(x * 2, at), k.max_pool2d_backward(y, at, input_size=x.shape, **how)
+
+
+def _average(k, x, **how):
+    y = k.avg_pool2d(x, **how)
+    return y, k.avg_pool2d_backward(y, input_size=x.shape, **how)
+
+
+def _adaptive(k, x, output_size):
+    y = k.adaptive_avg_pool2d(x, output_size=output_size)
+    return y, k.adaptive_avg_pool2d_backward(y, input_size=x.shape)
 
 
 def _losses(dtype, simulate):
-    def both(k, x, t, dy):
-        losses = k.cross_entropy(x, t, None, **HOW)
-        return losses, k.cross_entropy_backward(dy, x, t, None, **HOW)
-    for N, C, *S in [(7, 5), (3, 40)] if simulate else [
-            (128, 10), (64, 1000), (512, 32000), (9, 11, 16), (9, 300, 5),
-            *((3, D) for D in lengths())]:
+    def both(k, x, t, dy, w, **how):
+        losses = k.cross_entropy(x, t, w, **how)
+        return losses, k.cross_entropy_backward(dy, x, t, w, **how)
+    usual = [(7, 5), (3, 40), (4, 6, 5)] if simulate else [
+        (128, 10), (64, 1000), (512, 32000), (9, 11, 16), (9, 300, 5)]
+    for N, C, *S in usual + [(3, D) for D in lengths()] * (not simulate):
         x, t = drawn(dtype, N, C, *S), np.random.default_rng(1).integers(0, C, (N, *S))
         t[0] = -100
-        yield f"cross_entropy, both ways {(N, C, *S)}", both, [x, t, drawn(dtype, N, *S, seed=2)]
+        dy, weight = drawn(dtype, N, *S, seed=2), np.abs(drawn(dtype, C, seed=3))
+        ways = product((None, weight), (0.1, 0.0)) if (N, C, *S) in usual else [(None, 0.1)]
+        for (w, smoothing), (layout, order) in product(ways, _layouts(x.shape)):
+            how = {"ignore_index": -100, "label_smoothing": smoothing}
+            way = f"{' weighted' * (w is not None)}{' not smoothed' * (not smoothing)}"
+            yield f"cross_entropy, both ways {(N, C, *S)}{layout}{way}", partial(
+                _with, both, how), [order(x), t, dy, w]
+
+
+def _of_cupy(dtype, simulate):
+    """What ops leave to the functions of arrays."""
+    from nbgrad import as_tensor
+
+    def chosen(k, x):
+        x = as_tensor(x)
+        return [y.data for y in (x.argmax(1), x.argmin(0), x.argmax(), x.clamp(-0.5, 0.7),
+                                 x.clamp(min=0.1), x.max(1)[0], x.max(1)[1])]
+    for shape in ((3, 40), (2, 5, 4)) if simulate else ((3, 40), (300, 257), (8, 30, 14, 14)):
+        for layout, order in _layouts(shape):
+            yield f"argmax, argmin and clip {shape}{layout}", chosen, [order(drawn(dtype, *shape))]
 
 
 def _fused(dtype, simulate):

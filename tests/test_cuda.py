@@ -1,8 +1,11 @@
 """CUDA without a GPU: the simulator in a process of its own, machine code offline, bad devices."""
 
 import os
+import pickle
+import re
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +93,42 @@ def test_hot_kernels_spill_nothing_and_use_vectors():
             assert r.wide_loads >= loads, r
             assert r.wide_stores >= stores, r
             assert r.registers <= 64, r         # 1024 threads and more on a multiprocessor
+
+
+@wheels
+@pytest.mark.slow
+def test_one_run_of_the_front_end_serves_every_device():
+    """What is assembled of it is what a device's own run gives, but for lengths of names."""
+    from nbgrad.kernels.cuda import offline
+
+    kernels = {kernel.name: kernel for kernel in offline.every_kernel()}
+    for name in ("add_f4_u4_vectors", "settled_bf", "dropout_f4", "matmul_f4_64_ks_rows"):
+        kernel = kernels[name]
+        got = [r._replace(size=0) for r in offline.reports(kernel, offline.capabilities())]
+        want = [offline.report(kernel, cc)._replace(size=0) for cc in offline.capabilities()
+                if cc >= kernel.least]
+        assert got == want
+        assert len(got) == 4 - (kernel.least > (7, 5))
+
+
+def test_all_ptx_is_in_one_module():
+    """Which is the one to write anew for another compiler."""
+    says = re.compile(r"InlineAsm|\.asm\(|\b(cvt|mma|ldmatrix|cp\.async|ld)\.[a-z0-9.:]+ [{$[]")
+    found = {path.name for path in (ROOT / "kernels" / "cuda").glob("*.py")
+             if says.search(path.read_text(encoding="utf-8"))}
+    assert found == {"ptx.py"}
+
+
+@wheels
+def test_other_processes_can_make_every_kernel():
+    """By its recipe, which can be sent to them, and is what made it here."""
+    from nbgrad.kernels.cuda import offline
+
+    kernels = list(offline.every_kernel())
+    assert len({kernel.name for kernel in kernels}) == len(kernels)
+    for kernel in kernels:
+        module, make, args, settings = pickle.loads(pickle.dumps(kernel.recipe))
+        assert getattr(import_module(module), make)(*args, **settings) is kernel
 
 
 @wheels

@@ -5,7 +5,7 @@ the compiler that an output is not an input. Integers and bools are CuPy's.
 """
 
 import math
-from functools import cache, lru_cache
+from functools import lru_cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy as np
 from .. import formulas, polynomials
 from ..quiet import quiet
 from .intrinsics import cuda, device, libm, load, quotient, store, width
-from .launch import Kernel
+from .launch import Kernel, factory
 from .layout import aligned, alike, collapsed, dense, ordered, padded, spread as spread_to
 from .memory import SIMULATED, empty_like, order_of, xp
 
@@ -103,7 +103,7 @@ def _spread(n):
     return device((lambda x: (x, x)) if n == 2 else (lambda x: (x, x, x, x)))
 
 
-@cache
+@factory
 def unary(name, dtype):
     """out[i] = formula(x[i], p, q), i < n; the first ``vectors`` in vectors."""
     W, f, kind = width(dtype), formula(name, dtype), dtype.str[1:]
@@ -125,7 +125,7 @@ def unary(name, dtype):
                   threads=THREADS)
 
 
-@cache
+@factory
 def binary(name, dtype):
     """out[i] = formula(x[i], y[i], p, q), as ``unary``."""
     W, f, kind = width(dtype), formula(name, dtype), dtype.str[1:]
@@ -147,7 +147,7 @@ def binary(name, dtype):
                   threads=THREADS)
 
 
-@cache
+@factory
 def spread(name, dtype, index, vectors):
     """out[i] = formula(x[…], y[…]) for dense out of up to four axes n0 … n3, which x and y walk in
     steps s0 … s3 and t0 … t3. In vectors along the last axis, where a step is 1 or 0, or one by

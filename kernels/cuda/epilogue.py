@@ -8,12 +8,11 @@ leave is merged by a kernel of its own: the statistics of a convolution's channe
 its result.
 """
 
-from functools import cache
 
 import numpy as np
 
 from .intrinsics import HALVES, address, cuda, device, load, rounded, store, width
-from .launch import Kernel
+from .launch import Kernel, factory
 from .layout import MISSING
 from .memory import empty
 from .moments import THREADS, of_parts
@@ -189,7 +188,7 @@ def epilogue(shape, pitch, line, real, kind, put, begin, moments):
     return with_moments
 
 
-@cache
+@factory
 def _merge():
     """Count, mean and M2 of B channels from those of P parts, of ``segment`` of R rows each."""
     line, join = 1 << SIDE, of_parts(1, True)

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 
 from .intrinsics import cuda, device, libm
-from .launch import Kernel, processors
+from .launch import Kernel, factory, processors
 from .layout import alike
 from .memory import empty, empty_like, xp
 from .moments import THREADS, add_trees, line_at, merge_trees, merged, moments_of_eight
@@ -59,7 +59,7 @@ def _kernel(body, name, dtype, columns, index, parameters):
                   threads=THREADS, minimum=2)
 
 
-@cache
+@factory
 def _forward(dtype, columns, index):
     """y, and mean, var and invstd of the channels of every ghost."""
     (place, at), split = _place(columns, index), _constants(dtype)
@@ -113,7 +113,7 @@ def _forward(dtype, columns, index):
                    "i8 f8 i4")
 
 
-@cache
+@factory
 def _backward(dtype, columns, index):
     """dx, and Σ dy and Σ dy x̂ of the channels of every ghost."""
     (place, at), split, real = _place(columns, index), _constants(dtype), dtype.type

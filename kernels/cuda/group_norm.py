@@ -5,7 +5,6 @@ those of its groups. The backward takes sums of each sample's channels in both.
 """
 
 import math
-from functools import cache
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from ..half import kind as kind_of, real as real_of, wide
 from . import passes
 from .elementwise import maximum
 from .intrinsics import cuda, libm
-from .launch import Kernel
+from .launch import Kernel, factory
 from .layer_norm import parameters, run
 from .layout import alike
 from .memory import SIMULATED, empty, empty_like
@@ -28,7 +27,7 @@ __all__ = ["group_norm", "group_norm_backward"]
 SMALL = 128 if not SIMULATED else 32
 
 
-@cache
+@factory
 def _merge():
     """mean and invstd of groups of K channels with as many values each, from the channels'."""
     sqrt = libm("sqrt", np.float64)
@@ -47,7 +46,7 @@ def _merge():
     return Kernel(body, "*f8 *f8 *f8 *f8 i8 i8 f8 i4", name="group_merge", threads=SMALL)
 
 
-@cache
+@factory
 def _combine(dtype):
     """Σ γ g and Σ γ g x̂ of groups of K channels, from the channels' sums."""
     def body(sums, sums_x, gamma, out, out_x, groups, G, K, gain):
@@ -65,7 +64,7 @@ def _combine(dtype):
                   threads=SMALL)
 
 
-@cache
+@factory
 def _over_samples(dtype):
     """dγ and dβ of channels from the sums of each sample's: added in their order."""
     real, kind = real_of(dtype).type, kind_of(dtype)

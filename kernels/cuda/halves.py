@@ -10,6 +10,8 @@ from llvmlite import ir
 from numba import types
 from numba.cuda.extending import lower_builtin, models, register_model
 
+from . import ptx
+
 __all__ = ["HALVES", "HalfPointer", "narrow", "pair", "split", "widen"]
 
 _HALF, _WORD, _SINGLE = ir.IntType(16), ir.IntType(32), ir.FloatType()
@@ -47,8 +49,7 @@ def narrow(builder, pointer, x):
     """A float32 in 16 bits, rounded to nearest even. bfloat16 needs compute capability 8.0."""
     if pointer.kind == "f2":
         return builder.bitcast(builder.fptrunc(x, ir.HalfType()), _HALF)
-    convert = ir.InlineAsm(ir.FunctionType(_HALF, [_SINGLE]), "cvt.rn.bf16.f32 $0, $1;", "=h,f")
-    return builder.call(convert, [x])
+    return ptx.bf16(builder, x)
 
 
 def split(builder, pointer, word):
@@ -62,9 +63,7 @@ def pair(builder, pointer, low, high):
     if pointer.kind == "f2":
         low, high = (builder.zext(narrow(builder, pointer, x), _WORD) for x in (low, high))
         return builder.or_(low, builder.shl(high, ir.Constant(_WORD, 16)))
-    convert = ir.InlineAsm(ir.FunctionType(_WORD, [_SINGLE] * 2), "cvt.rn.bf16x2.f32 $0, $1, $2;",
-                           "=r,f,f")
-    return builder.call(convert, [high, low])
+    return ptx.bf16_pair(builder, high, low)
 
 
 @lower_builtin(operator.getitem, HalfPointer, types.Integer)

@@ -1,6 +1,7 @@
 """All that is no plain arithmetic: threads, warps, vectors of memory, the machine's functions.
 
-The only module with LLVM or PTX in it, beside halves.py, so that another compiler changes these.
+The only module with LLVM in it, beside halves.py and ptx.py, which has all PTX: another compiler
+changes these.
 Each has a plain form for the simulator. ``cuda`` is numba.cuda, or the simulator's.
 """
 
@@ -155,6 +156,7 @@ else:
     from numba.cuda import libdevice
     from numba.cuda.extending import intrinsic
 
+    from . import ptx
     from .halves import HALVES, HalfPointer, narrow, pair, split, widen
 
     def device(function):
@@ -292,26 +294,18 @@ else:
         def run(typingctx, s, i, p, at, there):
             def codegen(context, builder, sig, args):
                 word, size = ir.IntType(32), n * context.get_abi_sizeof(args[0].type.pointee)
-                how = "cg.shared.global.L2::128B" if size == VECTOR else "ca.shared.global"
-                code = ir.InlineAsm(
-                    ir.FunctionType(ir.VoidType(), [word, ir.IntType(64), word]),
-                    f"cp.async.{how} [$0], [$1], {size}, $2;", "r,l,r,~{memory}", side_effect=True)
-                builder.call(code, [
-                    _in(builder, *args[:2], 3, 32), _in(builder, *args[2:4], 1, 64),
-                    builder.select(args[4], ir.Constant(word, size), ir.Constant(word, 0))])
+                ptx.copied(builder, size, _in(builder, *args[:2], 3, 32),
+                           _in(builder, *args[2:4], 1, 64), builder.select(
+                               args[4], ir.Constant(word, size), ir.Constant(word, 0)))
                 return context.get_dummy_value()
             return types.void(s, i, p, at, types.boolean), codegen
         return run
-
-    def _said(builder, text):
-        kind = ir.FunctionType(ir.VoidType(), [])
-        builder.call(ir.InlineAsm(kind, text, "~{memory}", side_effect=True), [])
 
     @intrinsic
     def commit(typingctx):
         """What this thread has copied since the last time is a group. Needs 8.0."""
         def codegen(context, builder, sig, args):
-            _said(builder, "cp.async.commit_group;")
+            ptx.commit_group(builder)
             return context.get_dummy_value()
         return types.void(), codegen
 
@@ -321,7 +315,7 @@ else:
         @intrinsic
         def run(typingctx):
             def codegen(context, builder, sig, args):
-                _said(builder, f"cp.async.wait_group {n};")
+                ptx.wait_group(builder, n)
                 return context.get_dummy_value()
             return types.void(), codegen
         return run
@@ -332,12 +326,8 @@ else:
             kind = types.UniTuple(p.dtype, 4)
 
             def codegen(context, builder, sig, args):
-                word, element = ir.IntType(32), args[0].type.pointee
-                code = ir.InlineAsm(
-                    ir.FunctionType(ir.LiteralStructType([word] * 4), [word]),
-                    f"ldmatrix.sync.aligned.m8n8.x4{how}.shared.b16 {{$0, $1, $2, $3}}, [$4];",
-                    "=r,=r,=r,=r,r,~{memory}", side_effect=True)
-                v = builder.call(code, [_in(builder, *args, 3, 32)])
+                element = args[0].type.pointee
+                v = ptx.matrices(builder, how, _in(builder, *args, 3, 32))
                 return context.make_tuple(builder, kind, [
                     builder.bitcast(builder.extract_value(v, k), element) for k in range(4)])
             return kind(p, i), codegen
@@ -353,10 +343,7 @@ else:
     def tf32(typingctx, x):
         """x rounded to TF32's 11 bits. Needs compute capability 8.0."""
         def codegen(context, builder, sig, args):
-            single, word = ir.FloatType(), ir.IntType(32)
-            convert = ir.InlineAsm(ir.FunctionType(word, [single]), "cvt.rna.tf32.f32 $0, $1;",
-                                   "=r,f")
-            return builder.bitcast(builder.call(convert, args), single)
+            return builder.bitcast(ptx.tf32(builder, *args), ir.FloatType())
         return x(x), codegen
 
     @intrinsic
@@ -365,16 +352,10 @@ else:
         has rows g and g + 8: of a columns t and t + 4 (two rows of one, two of the other), of b
         rows t and t + 4 of column g, of the sums columns 2 t and 2 t + 1. Needs 8.0."""
         def codegen(context, builder, sig, args):
-            single, word, part = ir.FloatType(), ir.IntType(32), builder.extract_value
-            kinds = [word] * 6 + [single] * 4
+            word, part = ir.IntType(32), builder.extract_value
             inputs = [builder.bitcast(part(v, i), word) for v, n in zip(args[1:], (4, 2))
                       for i in range(n)] + [part(args[0], i) for i in range(4)]
-            multiply = ir.InlineAsm(
-                ir.FunctionType(ir.LiteralStructType([single] * 4), kinds),
-                "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {$0, $1, $2, $3}, "
-                "{$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
-                "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", side_effect=True)
-            result = builder.call(multiply, inputs)
+            result = ptx.multiplied(builder, "m16n8k8", "tf32", inputs)
             return context.make_tuple(builder, sums, [part(result, i) for i in range(4)])
         return sums(sums, a, b), codegen
 
@@ -386,15 +367,10 @@ else:
         @intrinsic
         def multiply(typingctx, sums, a, b):
             def codegen(context, builder, sig, args):
-                single, word, part = ir.FloatType(), ir.IntType(32), builder.extract_value
+                part = builder.extract_value
                 inputs = [part(v, i) for v, n in zip((*args[1:], args[0]), (4, 2, 4))
                           for i in range(n)]
-                code = ir.InlineAsm(
-                    ir.FunctionType(ir.LiteralStructType([single] * 4), [word] * 6 + [single] * 4),
-                    f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 {{$0, $1, $2, $3}}, "
-                    "{$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
-                    "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f", side_effect=True)
-                result = builder.call(code, inputs)
+                result = ptx.multiplied(builder, "m16n8k16", kind, inputs)
                 return context.make_tuple(builder, sums, [part(result, i) for i in range(4)])
             return sums(sums, a, b), codegen
         return multiply
@@ -429,8 +405,7 @@ else:
         """The int32 p[i] as all blocks see it, and after it what they wrote before."""
         def codegen(context, builder, sig, args):
             at = builder.ptrtoint(builder.gep(args[0], [args[1]]), ir.IntType(64))
-            kind = ir.FunctionType(ir.IntType(32), [ir.IntType(64)])
-            return builder.asm(kind, "ld.acquire.gpu.u32 $0, [$1];", "=r,l,~{memory}", [at], True)
+            return ptx.acquired(builder, at)
         return types.int32(p, i), codegen
 
     @device

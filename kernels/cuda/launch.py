@@ -14,7 +14,7 @@ import struct
 import tempfile
 import threading
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, partial, wraps
 
 import numpy as np
 from numba import types
@@ -25,7 +25,7 @@ from . import graphs, simulator
 from .intrinsics import HALVES
 from .memory import SIMULATED, Array, gapless, synchronize, xp
 
-__all__ = ["KERNELS", "Kernel", "debug", "processors"]
+__all__ = ["KERNELS", "Kernel", "debug", "factory", "processors"]
 
 # Per type of a parameter: Numba's type, struct's letter; "*" before it is an address, which may
 # also be one of halves, "*f2" and "*bf": they are read and written as float32.
@@ -135,12 +135,29 @@ class Kernel:
         """PTX for a compute capability such as (9, 0), with the kernel's own name as its entry."""
         from numba import cuda
 
-        bounds = (self.threads,) if self.minimum is None else (self.threads, self.minimum)
         with _as_if(cc):
-            code, _ = cuda.compile(self.body, types.void(*map(_numba, self.kinds)), cc=cc,
-                                   device=False, abi="numba", output="ptx", launch_bounds=bounds)
+            code, _ = cuda.compile(self.body, cc=cc, output="ptx", **self._compiled_as())
+        return self._entered(code)
+
+    def _compiled_as(self):
+        return {"sig": types.void(*map(_numba, self.kinds)), "device": False, "abi": "numba",
+                "launch_bounds": (self.threads, self.minimum)[:1 + (self.minimum is not None)]}
+
+    def _entered(self, code):
         entry = re.search(r"\.entry\s+(\w+)", code).group(1)
         return code.replace(entry, self.name)
+
+    def ptx_of_each(self, ccs):
+        """PTX for each compute capability as ``ptx`` gives it, by one run of Numba's front end,
+        which takes nine tenths of the time and does not look at the capability."""
+        from numba.cuda import compiler
+
+        with _as_if(ccs[0]), compiler.global_compiler_lock:
+            library, _ = compiler._compile_pyfunc_with_fixup(self.body, cc=ccs[0],
+                                                             **self._compiled_as())
+        for cc in ccs:
+            code, = library.get_asm_strs(cc=cc)
+            yield self._entered(code)
 
     def assemble(self, cc):
         """Machine code for a compute capability, and what the assembler says of it."""
@@ -228,6 +245,17 @@ class Kernel:
                 synchronize()
             except Exception as e:
                 raise RuntimeError(f"{self.name} failed on {blocks} blocks: {e}") from e
+
+
+def factory(f):
+    """``f`` makes a kernel of what it is given, of the same the same one. The kernel's ``recipe``
+    says how: by it another process can make it, too."""
+    @cache
+    def made(*args, **settings):
+        kernel = f(*args, **settings)
+        kernel.recipe = f.__module__, f.__name__, args, settings
+        return kernel
+    return wraps(f)(made)
 
 
 def processors():

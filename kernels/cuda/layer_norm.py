@@ -2,14 +2,13 @@
 over rows, of columns, cut and merged as a batch norm's are."""
 
 import math
-from functools import cache
 
 import numpy as np
 
 from ..half import kind as kind_of, real as real_of
 from . import rows
 from .intrinsics import arrive, cuda, device, width
-from .launch import Kernel
+from .launch import Kernel, factory
 from .layout import aligned
 from .memory import empty, empty_like, xp
 from .moments import THREADS, add_trees, cut, parts, places, tickets
@@ -21,7 +20,7 @@ __all__ = ["layer_norm", "layer_norm_backward", "rms_norm", "rms_norm_backward"]
 _min = min
 
 
-@cache
+@factory
 def column_sums(dtype, params, W):
     """dγ = Σ dy x̂ and dβ = Σ dy of columns, with the statistics of each row."""
     place, (read, copies), count = (places(W, True, "u4", lines(dtype)),

@@ -9,7 +9,7 @@ import numpy as np
 from ..polynomials import exp
 from . import graphs
 from .intrinsics import cuda, device, libm, width
-from .launch import Kernel
+from .launch import Kernel, factory
 from .layout import dense
 from .memory import empty, empty_like, order_of, to_host, xp
 from .reduce import reduced
@@ -57,7 +57,7 @@ def _shifted(dtype, W, T):
     return f
 
 
-@cache
+@factory
 def forward(dtype, W, T):
     """Per row: the loss, and for adding up in float64 the loss, the target's weight, and whether
     the target is no class. ``weighted``: classes have weights."""
@@ -94,7 +94,7 @@ def forward(dtype, W, T):
                   name=f"cross_entropy_{kind}_{W}_{T}")
 
 
-@cache
+@factory
 def backward(dtype, W, T):
     """dx = dloss (softmax(x) Σq − q) per row; 0 where the target is ignored or no class."""
     shifted, summed, real, kind = _shifted(dtype, W, T), row_sum(T), dtype.type, dtype.str[1:]

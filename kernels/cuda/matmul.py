@@ -8,7 +8,6 @@ do not lie so, 16 bytes by 16 bytes, are copied first.
 """
 
 import math
-from functools import cache
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from ..quiet import quiet
 from . import precision, reduce
 from .elementwise import add
 from .intrinsics import cuda, device, width
+from .launch import factory
 from .layout import MISSING, aligned, collapsed, spread
 from .memory import empty, xp
 from .tile import (
@@ -68,7 +68,7 @@ def _line(g, m):
     return g[10] + m * g[7] if m < g[0] else MISSING
 
 
-@cache
+@factory
 def _products(dtype, shape, by_a, by_b, way="fma", out=None, loads="ahead"):
     """c[z, x, y] = a[x, y] b[x, y] + bias over the z-th part of k; x and y: axes of batches.
     by: ("k" or "row", in vectors or not). Of words of halves, c is of them or float32: ``out``."""

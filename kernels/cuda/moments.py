@@ -17,7 +17,7 @@ import numpy as np
 from ..half import kind as kind_of, real as real_of
 from . import graphs
 from .intrinsics import arrive, cuda, device, libm, quotient, width
-from .launch import Kernel
+from .launch import Kernel, factory
 from .layout import aligned
 from .memory import SIMULATED, empty, xp
 from .vectors import dtypes, each, filled, gather, of_lanes, reader, scatter
@@ -366,7 +366,7 @@ def move(c, n, mean, var, running_mean, running_var, momentum):
     running_var[c] = (1.0 - momentum) * running_var[c] + momentum * (var * (n / (n - 1.0)))
 
 
-@cache
+@factory
 def statistics(dtype, params, W, columns, index):
     """mean, var (biased) and invstd of channels; the running ones move."""
     K, L, sqrt = states(W, columns), W if columns else 1, libm("sqrt", np.float64)
@@ -418,7 +418,7 @@ def statistics(dtype, params, W, columns, index):
                   f"*k {'*f8 ' * 5} *i4 *p *p {'i8 ' * 7} f8 f8 i4")
 
 
-@cache
+@factory
 def _settled(params):
     sqrt, kind = libm("sqrt", np.float64), kind_of(params)
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from .launch import assemble
 
-__all__ = ["MODULES", "Report", "capabilities", "every_kernel", "instructions", "report"]
+__all__ = ["MODULES", "Report", "capabilities", "every_kernel", "instructions", "report", "reports"]
 
 # each has ``every()``
 MODULES = ("elementwise", "reduce", "moments", "passes", "rows", "layer_norm", "group_norm",
@@ -67,7 +67,17 @@ def _accesses(ptx):
 
 def report(kernel, cc):
     """Compile and assemble a kernel for a compute capability. Raises what the tools raise."""
-    ptx = kernel.ptx(cc)
+    return _report(kernel, cc, kernel.ptx(cc))
+
+
+def reports(kernel, ccs):
+    """The same for each of some compute capabilities, in a fraction of the time."""
+    ccs = [cc for cc in ccs if cc >= kernel.least]
+    for cc, ptx in zip(ccs, kernel.ptx_of_each(ccs) if ccs else ()):
+        yield _report(kernel, cc, ptx)
+
+
+def _report(kernel, cc, ptx):
     code, log = assemble(ptx, cc)
     return Report(kernel.name, cc, kernel.threads,
                   _number(r"Used (\d+) registers", log), _number(r"(\d+) bytes spill stores", log),

@@ -2,13 +2,12 @@
 launch. Their addresses are the kernel's own parameters: nothing is sent to the device before."""
 
 import math
-from functools import cache
 
 import numpy as np
 
 from .. import reference
 from .intrinsics import cuda, device, libm
-from .launch import Kernel
+from .launch import Kernel, factory
 from .layout import alike, dense
 from .memory import SIMULATED
 
@@ -52,7 +51,7 @@ def _parameters(kind, lists, numbers):
     return f"*{kind} " * (MANY * lists) + "i8 " * MANY + f"{kind} " * numbers + "i4"
 
 
-@cache
+@factory
 def _sgd(dtype):
     kind = dtype.str[1:]
 
@@ -67,7 +66,7 @@ def _sgd(dtype):
     return Kernel(body, _parameters(kind, 2, 2), threads=THREADS, name=f"sgd_{kind}")
 
 
-@cache
+@factory
 def _momentum(dtype):
     """how: 1 if the buffer is new, 2 for Nesterov's, 3 for both."""
     kind = dtype.str[1:]
@@ -88,7 +87,7 @@ def _momentum(dtype):
     return Kernel(body, _parameters(kind, 3, 4), threads=THREADS, name=f"sgd_momentum_{kind}")
 
 
-@cache
+@factory
 def _adam(dtype):
     kind, sqrt = dtype.str[1:], libm("sqrt", dtype)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..half import is_half, real as real_of
 from .intrinsics import arrive, cuda, device, quotient
+from .launch import factory
 from .moments import THREADS, add_trees, cases, kernel, places
 from .vectors import each, filled, of_lanes, reader, scatter, writer
 
@@ -101,7 +102,7 @@ def put_lines(dtype, W):
     return two if is_half(dtype) else four
 
 
-@cache
+@factory
 def normalize(dtype, params, W, columns, index):
     """y = ((x − mean) invstd) γ + β [+ z], not below 0 with RELU."""
     place, put, table = (places(W, columns, index, lines(dtype)), put_lines(dtype, W),
@@ -191,7 +192,7 @@ def add_parts(parts_dy, parts_dyx, at, there, B, line, P, cells, cells_x):
     add_trees(cells, cells_x, THREADS, line)
 
 
-@cache
+@factory
 def sums(dtype, params, W, columns, index):
     """Σ g and Σ g x̂ of channels, in float64, and dγ and dβ, which they are; g is dy [masked]."""
     load, add, L = masked_lines(dtype, W, columns, index), add_lines(dtype, W), W if columns else 1
@@ -264,7 +265,7 @@ def differential(W):
     return each(device(lambda g, d, c, e: c[2] * ((g * c[3] - e[0]) - d * e[1])), 4, W)
 
 
-@cache
+@factory
 def gradient(dtype, params, W, columns, index):
     """dx = invstd (γ g − a − x̂ b) of the sums: a = Σ γ g / n, b = Σ γ g x̂ / n, without γ in the
     sums unless GAMMA_IN; g, the masked dy, is written to dz with WRITE."""

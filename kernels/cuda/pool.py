@@ -1,13 +1,13 @@
 """2-d pooling: a thread for each result, in channels-last memory. Gradients are gathered, each by
 one thread in the windows' order, so that they have the same bits in every run."""
 
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import numpy as np
 
 from ..shapes import Pool, adaptive_ranges, window_ranges
 from .intrinsics import cuda
-from .launch import Kernel
+from .launch import Kernel, factory
 from .memory import SIMULATED, device_of, empty, to_device, xp
 from .tile import divided
 
@@ -23,7 +23,7 @@ def _blocks(N, size):
     return N * each, each
 
 
-@cache
+@factory
 def _max(dtype):
     kind = dtype.str[1:]
 
@@ -50,7 +50,7 @@ def _max(dtype):
                   name=f"max_pool_{kind}")
 
 
-@cache
+@factory
 def _max_backward(dtype):
     """dx at a pixel, from the windows that hold it."""
     kind, zero = dtype.str[1:], dtype.type(0)
@@ -77,7 +77,7 @@ def _max_backward(dtype):
                   name=f"max_pool_backward_{kind}")
 
 
-@cache
+@factory
 def _scatter(dtype):
     """dx += dy at the indices: a thread for each image and channel, window after window."""
     kind = dtype.str[1:]
@@ -96,7 +96,7 @@ def _scatter(dtype):
                   name=f"max_pool_scatter_{kind}")
 
 
-@cache
+@factory
 def _gather(dtype):
     kind, zero = dtype.str[1:], dtype.type(0)
 
@@ -110,7 +110,7 @@ def _gather(dtype):
                   name=f"max_pool_gather_{kind}")
 
 
-@cache
+@factory
 def _mean(dtype, forward):
     """y = Σ x over ranges of rows and columns, divided; backward the divisor is of each x. Sums
     are in float64. ranges: first and end of each row's, of each column's; counts of rows, of

@@ -2,14 +2,13 @@
 a thread jumps to where it stands in the stream, then on by a block's width at once."""
 
 import math
-from functools import cache
 
 import numpy as np
 
 from ..cpu.random import MULTIPLIER, limit_of, stream
 from ..quiet import quiet
 from .intrinsics import cuda, device, multiply_add
-from .launch import Kernel
+from .launch import Kernel, factory
 from .memory import SIMULATED, device_of, empty, to_device, xp
 
 __all__ = ["dropout"]
@@ -41,7 +40,7 @@ def _put(x, i, bits, limit, scale, zero, y, kept):
     kept[i] = scale if keep else zero
 
 
-@cache
+@factory
 def _dropout(dtype):
     """words: the state, its multiplier and increment, and those of THREADS steps at once."""
     kind, zero = dtype.str[1:], dtype.type(0)

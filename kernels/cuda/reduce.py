@@ -5,13 +5,12 @@ order, so that a sum has the same bits in every run. NaN wins in ``max`` and ``m
 """
 
 import math
-from functools import cache
 
 import numpy as np
 
 from ..quiet import quiet
 from .intrinsics import FULL, cuda, device, load, width
-from .launch import Kernel
+from .launch import Kernel, factory
 from .layout import aligned
 from .memory import SIMULATED, empty, order_of, xp
 
@@ -55,7 +54,7 @@ def across(f):
     return warp
 
 
-@cache
+@factory
 def _rows(name, source, target):
     """out[a, k] = the k-th segment of row a of x (A, R), combined; P segments a row."""
     f, wide, W = _combine(name), _wide(name, source).type, width(source)
@@ -85,7 +84,7 @@ def _rows(name, source, target):
                   name=f"{name}_rows_{kinds[0]}_{kinds[1]}")
 
 
-@cache
+@factory
 def _columns(name, source, target):
     """out[a, k, b] = x[a, r, b] combined over the k-th segment of r; x (A, R, B), P segments."""
     f, wide = _combine(name), _wide(name, source).type

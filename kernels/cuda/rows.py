@@ -11,7 +11,7 @@ import numpy as np
 
 from ..half import kind as kind_of, real as real_of
 from .intrinsics import cuda, device, libm, quotient, width
-from .launch import Kernel
+from .launch import Kernel, factory
 from .memory import SIMULATED
 from .moments import merged, moments_of_vectors, states
 from .passes import BETA, CENTER, GAMMA
@@ -102,7 +102,7 @@ def _name(what, dtype, params, W, T, resident, planes=False):
             f"{'_planes' if planes else ''}")
 
 
-@cache
+@factory
 def forward(dtype, params, W, T, resident, planes):
     """y = x̂ γ + β, mean and invstd of rows of D; row i has γ from (i mod G) K on with planes."""
     count, K, real, wide = held(W), states(W, False), real_of(dtype).type, np.float64
@@ -178,7 +178,7 @@ def forward(dtype, params, W, T, resident, planes):
                   name=_name("rows", dtype, params, W, T, resident, planes), threads=T * PER)
 
 
-@cache
+@factory
 def backward(dtype, params, W, T, resident):
     """dx = invstd (g − mean(g) − x̂ mean(g x̂)) of rows, g = γ dy; no mean(g) without CENTER."""
     count, real, wide = held(W, 2), real_of(dtype).type, np.float64

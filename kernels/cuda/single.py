@@ -22,6 +22,7 @@ from .intrinsics import (
     store_raw,
     wait_for,
 )
+from .launch import factory
 from .memory import SIMULATED, device_of, empty, empty_like, xp
 from .moments import (
     CELLS,
@@ -141,7 +142,7 @@ def _moments_of_kept(dtype, W, folded):
     return two if W < 8 else four
 
 
-@cache
+@factory
 def single(dtype, params, W, columns, index):
     """y, mean, var and invstd of channels; the running ones move."""
     read, write, at, here = (reader(W), writer(W), line_at(W, columns, index), address_of(dtype))

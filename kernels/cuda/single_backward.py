@@ -2,12 +2,12 @@
 shared memory until their channels' sums are known. How they share the work is single.py's.
 """
 
-from functools import cache
 
 import numpy as np
 
 from ..half import real as real_of
 from .intrinsics import address_of, cuda, device
+from .launch import factory
 from .memory import empty, empty_like
 from .moments import LOG, THREADS, add_trees, cases, kernel, line_at
 from .passes import (
@@ -43,7 +43,7 @@ def _tables(dtype, W, columns):
     return (of_lanes(device(f), W, not columns) for f in (what, sums))
 
 
-@cache
+@factory
 def gradients(dtype, params, W, columns, index):
     """dx, dγ = Σ g x̂ and dβ = Σ g of channels; g, the masked dy, is written to dz with WRITE."""
     read, write, at, here = reader(W), writer(W), line_at(W, columns, index), address_of(dtype)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..polynomials import exp
 from .intrinsics import cuda, device, libm, width
-from .launch import Kernel
+from .launch import Kernel, factory
 from .layout import aligned, alike, dense
 from .memory import SIMULATED, empty_like, in_order, order_of
 from .reduce import across
@@ -69,7 +69,7 @@ def rows_of(T):
     return {1: ALONE, 32: WARPS}.get(T, 1)
 
 
-@cache
+@factory
 def forward(name, dtype, W, T, resident):
     """y of rows of C numbers; row i begins at (i // B) C B + i % B, in steps of B (1 if T > 1)."""
     read, write, same, log = reader(W), writer(W), filled(W), name == "log_softmax"
@@ -145,7 +145,7 @@ def forward(name, dtype, W, T, resident):
                   name=f"{name}_{kind}_{W}_{T}{'' if resident else '_long'}")
 
 
-@cache
+@factory
 def backward(name, dtype, W, T, resident):
     """dx = y (dy − Σ dy y), of the logarithm dy − e^y Σ dy, of rows as in ``forward``."""
     read, write, same, log = reader(W), writer(W), filled(W), name == "log_softmax"

@@ -5,14 +5,13 @@ for tap i, which is a convolution with any stride, padding and dilation, and, wi
 transpose.
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 
 from . import precision
 from .intrinsics import cuda, device
-from .launch import Kernel
+from .launch import Kernel, factory
 from .layout import MISSING
 from .memory import SIMULATED
 from .tile import LARGE, SMALL, WORD, Operand, compiled, divided, multiplier, tile_of
@@ -123,7 +122,7 @@ def _line(g, m):
             if m < g[16] else MISSING)
 
 
-@cache
+@factory
 def convolution(dtype, shape, vectors_a, vectors_b, way="fma", out=None, moments=False,
                 loads="ahead"):
     """y[z, pixel, o] = Σ over the z-th part of the taps and a group's channels of x's windows times
@@ -189,7 +188,7 @@ def _filters_of_words(g, m):
     return g[21] + m * 2 * g[17] if m < 2 * g[16] else MISSING
 
 
-@cache
+@factory
 def weights(dtype, shape, vectors_a, vectors_b, way="fma", out=None, loads="ahead"):
     """dw[z, o, tap and channel] = Σ over the z-th part of the pixels of dy[pixel, o] times x's
     windows. Of words of halves, all counts of channels are of words but for dw, which is of halves
@@ -218,7 +217,7 @@ def weights(dtype, shape, vectors_a, vectors_b, way="fma", out=None, loads="ahea
                     ("row", by), shape, dtype, how, loads)
 
 
-@cache
+@factory
 def direct(dtype):
     """As ``convolution``, a thread for each result: for groups of few channels."""
     kind, zero = dtype.str[1:], dtype.type(0)
@@ -246,7 +245,7 @@ def direct(dtype):
                   threads=SINGLE, name=f"conv_direct_{kind}")
 
 
-@cache
+@factory
 def direct_weights(dtype):
     """As ``weights``, a thread for each result and each part of the windows' rows; dw is
     (splits, I, J, C/G, O)."""

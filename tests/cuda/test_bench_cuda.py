@@ -5,12 +5,27 @@ import csv
 import os
 import re
 import signal
+from concurrent.futures import Executor, Future
 from functools import partial
+from pathlib import Path
+from time import monotonic, sleep
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from nbgrad.kernels import cuda as kernels, reference
-from nbgrad.kernels.cuda import launch, offline, simulator, tile
+from nbgrad.kernels.cuda import (
+    elementwise,
+    launch,
+    memory,
+    moments,
+    offline,
+    optim,
+    simulator,
+    single,
+    single_backward,
+    tile,
+)
 
 from bench import (
     cuda,
@@ -63,6 +78,9 @@ def test_the_command_in_the_simulator(tmp_path, capsys):
     """A part of each; rows are in the file, and nothing fails."""
     for i, (part, case) in enumerate([
             ("verify", "batch_norm (3, 4, 3, 3)"), ("verify", "matmul"), ("verify", "sgd_step"),
+            ("verify", "(5, 3) parameters f4"), ("verify", "softmax, both ways (3, 40)"),
+            ("verify", "cross_entropy, both ways (4, 6, 5)"), ("verify", "pool2d uneven"),
+            ("verify", "above a floor (2, 4, 4, 4)"), ("verify", "adaptive"), ("verify", "argmax"),
             ("gradcheck", "softmax"), ("train", "lenet")], 1):
         out = tmp_path / "rows.csv"
         assert cuda.main(["--simulate", "--only", part, "--case", case, "--out", str(out)]) == 0
@@ -167,6 +185,17 @@ class Torch:
     def cuda(self):
         return self
 
+    def __getattr__(self, name):                     # what is made ahead of the clock
+        return lambda *args, **settings: self
+
+    def __getitem__(self, index):
+        return self
+
+    def __iter__(self):
+        return iter([self] * 5)
+
+    backends = SimpleNamespace(cudnn=SimpleNamespace(enabled=True))
+
 
 def test_measuring_on_a_stand_in(report):
     """Every case runs once with small arrays; each takes a millisecond, torch's 2."""
@@ -184,6 +213,8 @@ def test_measuring_on_a_stand_in(report):
         assert (row["case"], float(row["value"])) == (case.name, 1.0)
         assert row["of_torch"] == "2"
         assert bool(row["of_copy"]) == bool(case.nbytes)
+        if re.search("norm.* backward|conv2d", case.name):   # torch is not timed making it ready
+            assert case.ready is not None
     names = {r["case"] for r in rows(report.path)}
     assert {n.split()[0] for n in names} == {"copy", "batch_norm", "layer_norm", "rms_norm",
                                              "softmax", "matmul", "conv2d", "conv2d_input",
@@ -272,18 +303,51 @@ def test_stopped_by_a_signal_it_concludes(tmp_path, monkeypatch, capsys):
 
 def test_kernels_are_compiled_into_the_cache(report, monkeypatch, tmp_path):
     """By the processes' function: kernels by turns, failures by name, nothing after the time."""
-    kernels = [type("Kernel", (), {"name": n, "least": (8 * (n == "new"), 0),
-                                   "machine_code": lambda self, cc: made.append(self.name)})()
-               for n in ("a", "b", "c", "new")]
     made = []
-    monkeypatch.setattr(offline, "every_kernel", lambda: iter(kernels))
-    assert cuda_compile._compile(0, 2, (7, 5), float("inf")) == (2, [])
-    assert cuda_compile._compile(1, 2, (7, 5), float("inf")) == (1, [])
-    assert made == ["a", "c", "b"]
-    assert cuda_compile._compile(0, 1, (9, 0), 0) == (0, [])
-    type(kernels[0]).machine_code = lambda self, cc: 1 / 0
-    done, failed = cuda_compile._compile(0, 1, (9, 0), float("inf"))
-    assert (done, failed) == (3, ["a: ZeroDivisionError: division by zero"])
+
+    def machine_code(self, cc):
+        made.append(self.name)
+        return 1 / len(self.name[:-1])                       # a kernel called by one letter fails
+    monkeypatch.setattr(launch.Kernel, "machine_code", machine_code)
+    every = {k.name: k for module in (elementwise, moments, optim) for k in module.every()}
+    recipes = [every[n].recipe for n in ("add_f4", "settled_bf", "sgd_f8")]
+    assert cuda_compile._compile(recipes, (7, 5), float("inf")) == (2, [])
+    assert made == ["add_f4", "sgd_f8"]
+    assert cuda_compile._compile(recipes, (8, 0), float("inf")) == (3, [])
+    assert cuda_compile._compile(recipes, (9, 0), 0) == (0, [])
+    monkeypatch.setattr(every["sgd_f8"], "name", "a")
+    assert cuda_compile._compile(recipes, (9, 0), float("inf")) == (
+        2, ["a: ZeroDivisionError: division by zero"])
+
+
+def test_what_is_verified_is_compiled_ahead(report, monkeypatch):
+    """Kernels that wait for each other, then all others, then what the rehearsal has found."""
+    class Pool(Executor):
+        def __init__(self, processes, context):
+            self.shutdown = lambda wait, cancel_futures: None
+
+        def submit(self, f, recipes, cc, until):
+            done = Future()
+            done.set_result((len(recipes), []))
+            given.extend(recipes)
+            return done
+    given = []
+    every = [k for module in (elementwise, single, optim, single_backward) for k in module.every()]
+    monkeypatch.setattr(offline, "every_kernel", lambda: iter(every))
+    asked = elementwise.spread("add", np.dtype("f4"), "u8", True)
+    monkeypatch.setattr(cuda_compile, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(cuda_verify, "calls", lambda simulate: [
+        ("one", lambda k, x: k.add(x, x), [np.ones(3, "f4")], "f4"),
+        ("fails", lambda k, x: 1 / 0, [np.ones(3, "f4")], "f4"),
+        ("other", lambda k, x: asked(1, x), [[np.ones(3, "f4")]], "f4")])
+    report.deadline = monotonic() + 1000
+    cuda_compile.everything(report, (9, 0), 2)
+    assert report.rows[-1]["value"] == str(len(every) + 1)
+    assert report.rows[-1]["note"] == f"of {len(every) + 1}, sm_90, by 2 processes"
+    together = [k.recipe for k in every if k.together]
+    assert given[:len(together)] == together
+    assert given[-1] == asked.recipe
+    assert {make for _, make, _, _ in together} == {"single", "gradients"}
 
 
 def test_peers_get_the_same_values():
@@ -299,7 +363,7 @@ def test_peers_get_the_same_values():
                                                                      case.name):
             continue               # torch rounds before it adds; its backward is CUDA's for halves
         got = case.call(*map(to_device, case.arrays))
-        want = case.torch(torch, *(cuda_measure.to_torch(torch, a) for a in case.arrays))
+        want = case.theirs(torch, [cuda_measure.to_torch(torch, a) for a in case.arrays])()
         got = [to_host(a) for a in (got if isinstance(got, tuple) else [got]) if a is not None]
         want = [w for w in (want if isinstance(want, tuple) else [want]) if w is not None]
         close = {"tf32": 2e-2, "f2": 4e-3, "bf": 3e-2}.get(case.name.split()[-1], 1e-4)
@@ -317,7 +381,7 @@ def test_without_the_sanitizer_it_says_so(report, monkeypatch):
 def test_the_sanitizers_findings_fail(report, monkeypatch, tmp_path):
     tool = tmp_path / "compute-sanitizer"
     monkeypatch.setattr(cuda_sanitize.shutil, "which", lambda name: str(tool))
-    for text, status in (("echo ===== ERROR SUMMARY: 0 errors", "ok"),
+    for text, status in (('echo "===== $* ERROR SUMMARY: 0 errors"', "ok"),
                          ("echo '===== Invalid write'; exit 9", "failed")):
         tool.write_text(f"#!/bin/sh\n{text}\n")
         tool.chmod(0o755)
@@ -325,7 +389,40 @@ def test_the_sanitizers_findings_fail(report, monkeypatch, tmp_path):
         report.deadline = float("inf")
         report.attempt("sanitize", name, f)
         assert report.rows[-1]["status"] == status
+    assert "--only verify --no-pool --case" in report.rows[-2]["note"]
     assert "Invalid write" in report.rows[-1]["note"]
+
+
+def test_what_is_not_done_in_time_is_gone_with_all_that_it_started(tmp_path):
+    number = tmp_path / "pid"
+    assert cuda_sanitize._said(["sh", "-c", f"sleep 100 & echo $! > {number}; wait"], 1) is None
+    state = Path("/proc") / number.read_text().strip() / "stat"
+    until = monotonic() + 20
+    while state.exists() and state.read_text().split()[2] != "Z" and monotonic() < until:
+        sleep(0.01)
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+    assert cuda_sanitize._said(["sh", "-c", "echo a; echo b >&2; exit 3"], 20) == (3, "a\n", "b\n")
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_memory_is_poisoned_in_the_pool_or_out_of_it(pooled, monkeypatch):
+    class Memory:
+        def __init__(self, size):
+            self.size, self.filled = size, None
+
+        def memset_async(self, value, size, stream):
+            self.filled = value, size
+    own = []
+    pool = SimpleNamespace(malloc=Memory)
+    stand_in = SimpleNamespace(get_default_memory_pool=lambda: pool, cuda=SimpleNamespace(
+        set_allocator=own.append, get_current_stream=lambda: None, memory=SimpleNamespace(
+            Memory=Memory, MemoryPointer=lambda memory, offset: (own.append(memory), memory)[1])))
+    monkeypatch.setattr(memory, "xp", stand_in)
+    with cuda_verify.poisoned(pooled):
+        found, nothing = own[0](12), own[0](0)
+    assert (found.size, found.filled, nothing.filled) == (12, (0xFF, 12), None)
+    assert (found in own) is not pooled
+    assert own[-1] is pool.malloc
 
 
 def test_arguments(capsys):

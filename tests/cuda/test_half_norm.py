@@ -1,4 +1,4 @@
-"""Norms of halves on CUDA: read and written as such, computed and summed up as float32 is."""
+"""Batch norm of halves on CUDA: read and written as such, computed and summed up as float32 is."""
 
 import numpy as np
 import pytest
@@ -132,65 +132,6 @@ def test_parts_of_it(dtype):
         np.testing.assert_allclose(to_host(a), b, rtol=1e-5, atol=1e-5)
     near(cuda.batch_norm_backward_elemt(dd, d, None, mean, to_device(invstd), *sums),
          reference.batch_norm_backward_elemt(*exact(dy, x, None), want[0], invstd, *exactly), dtype)
-
-
-# A warp, blocks and a row that is read twice, each with tails; vectors of eight or one by one.
-ROWS = [(3, 8), (2, 160), (5, 7), (1, 1200), (1, 3088), (1, 2, 24), (0, 8), (1, 701)]
-
-
-@dtypes
-@pytest.mark.parametrize("shape", ROWS)
-def test_layer_and_rms_norm(shape, dtype):
-    dims = len(shape) - 1
-    x, dy = drawn(dtype, *shape, offset=0.5), drawn(dtype, *shape, seed=1)
-    for params in (None, dtype, F4) if x.size < 500 else (F4,):
-        gamma, beta = (params and drawn(params, *shape[1:], seed=i) for i in (2, 3))
-        params, d = params or dtype, on_device(dy, x, gamma, beta)
-        (want, mean, invstd), how = reference.layer_norm(
-            *exact(x, gamma, beta), dims=dims, eps=1e-5), {"dims": dims}
-        got = cuda.layer_norm(*d[1:], **how, eps=1e-5)
-        near(got[0], want, dtype, 4.0)
-        np.testing.assert_allclose(to_host(got[2]), invstd, rtol=1e-6)
-        want = reference.layer_norm_backward(*exact(dy, x, gamma), mean, invstd, **how)
-        found = cuda.layer_norm_backward(*d[:3], *got[1:], **how)
-        for a, b, kind in zip(found, want, (dtype, params, params), strict=True):
-            near(a, b, kind, 16.0)
-        want, invrms = reference.rms_norm(*exact(x, gamma), **how, eps=1e-5)
-        y, found = cuda.rms_norm(*d[1:3], **how, eps=1e-5)
-        near(y, want, dtype, 4.0)
-        want = reference.rms_norm_backward(*exact(dy, x, gamma), invrms, **how)
-        for a, b, kind in zip(cuda.rms_norm_backward(*d[:3], found, **how), want, (dtype, params)):
-            near(a, b, kind, 16.0)
-
-
-GROUPS = [((2, 6, 8), 3), ((3, 16, 2, 3), 2), ((2, 8), 2), ((2, 3, 5), 1), ((1, 8, 70), 2),
-          ((0, 4, 2), 2)]
-
-
-@dtypes
-@pytest.mark.parametrize(("shape", "groups"), GROUPS)
-@pytest.mark.parametrize("order", [np.ascontiguousarray, channels_last])
-def test_group_norm(shape, groups, order, dtype):
-    C = shape[1]
-    x, dy = (order(drawn(dtype, *shape, seed=i, offset=i)) for i in range(2))
-    for params, center in ((dtype, True), (F4, False)):
-        gamma, beta, floor = (drawn(params, C, seed=i) for i in (2, 3, 4))
-        d, how = on_device(dy, x, gamma, beta, floor), {"groups": groups, "center": center}
-        want = reference.group_norm(*exact(x, gamma, beta), **how, eps=1e-5)
-        got = cuda.group_norm(*d[1:4], **how, eps=1e-5)
-        near(got[0], want[0], dtype, 4.0)
-        found = cuda.group_norm_backward(*d[:3], *got[1:], **how)
-        back = reference.group_norm_backward(*exact(dy, x, gamma), *want[1:], **how)
-        for a, b, kind in zip(found, back, (dtype, params, params), strict=True):
-            near(a, b, kind, 16.0 * max(1.0, float(np.abs(b).max(initial=0))))
-        y, *_ = cuda.group_norm(*d[1:4], eps=1e-5, floor=d[4], **how)
-        assert (to_host(y) == np.maximum(to_host(got[0]).astype(np.float32), floor.astype(
-            np.float32).reshape(1, C, *[1] * (len(shape) - 2))).astype(dtype)).all()
-        settings = {"beta": beta.astype(float), "floor": floor.astype(float), **how}
-        back = reference.group_norm_backward(*exact(dy, x, gamma), *want[1:], **settings)
-        found = cuda.group_norm_backward(*d[:3], *got[1:], beta=d[3], floor=d[4], **how)
-        for a, b, kind in zip(found, back, (dtype, params, params, params), strict=True):
-            near(a, b, kind, 16.0 * max(1.0, float(np.abs(b).max(initial=0))))
 
 
 @dtypes
