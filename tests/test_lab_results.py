@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nbgrad.lab import Figure, Finding, Series, Table, results
-from nbgrad.lab.results import Outcome
+from nbgrad.lab.results import Outcome, Part
 
 TEXTS = {name: f"the {name}" for name in results.TEXTS}
 FINDING = Finding("depends", "2.1 times | as fast",
@@ -21,7 +21,7 @@ def outcome(name="one", finding=FINDING, **settings):
     fields = {"scale": "quick", "data": "digits", "seeds": 5, "cells": 10, "done": 10,
               "state": "complete", "seconds": 1.5, "date": results.now(),
               "command": f"nbgrad lab run {name}", "machine": {"cpu": "x", "threads": 2},
-              "errors": []}
+              "errors": [], "parts": [Part(10, "2026-11-29", {"cpu": "x"})]}
     return Outcome({**TEXTS, "name": name}, **{**fields, **settings}, finding=finding)
 
 
@@ -38,7 +38,7 @@ def test_an_outcome_comes_back(tmp_path):
 def test_findings_of_older_versions_ran_where_their_run_ended(tmp_path):
     path = results.save(tmp_path, outcome(date="2026-11-29T10:00:00+00:00"))
     value = json.loads(path.read_text())
-    assert value.pop("parts") == []
+    assert value.pop("parts") == [{"cells": 10, "date": "2026-11-29", "machine": {"cpu": "x"}}]
     path.write_text(json.dumps(value))
     one, = results.load(tmp_path, "one").ran
     assert (one.cells, one.date, one.where) == (10, "2026-11-29", ["x"])

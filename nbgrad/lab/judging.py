@@ -132,12 +132,12 @@ def many(comparisons: int) -> list[str]:
 def corrected(comparisons: int, before: int | None = None, now: int | None = None) -> str:
     """What a study says of its rule, which had taken any of so many comparisons at 95 % each.
 
-    >>> corrected(2)[:56]
-    'After a first run, the intervals of the 2 comparisons of'
+    >>> corrected(2)[:64]
+    'The last change after a first run: the intervals of the 2 compar'
     """
     seeds = "" if before is None else f", and seeds rose from {before} to {now}"
-    return (f"After a first run, the intervals of the {comparisons} comparisons of which the rule "
-            f"takes any, which were of {100 * LEVEL:g} % each, became those of "
+    return (f"The last change after a first run: the intervals of the {comparisons} comparisons of "
+            f"which the rule takes any, {100 * LEVEL:g} % each before, became those of "
             f"{100 * together(comparisons):.1f} % (Bonferroni){seeds}.")
 
 

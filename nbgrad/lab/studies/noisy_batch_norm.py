@@ -154,4 +154,5 @@ STUDY = Study(
     literature="Awais, Bin Iqbal & Bae 2020 argue that other definitions of the shift do show a "
                "link between it and the success of training.",
     changed="Seeds were raised from 5 to 10 after a first run. Later, the one learning rate, 0.1, "
-            "became each arm's best of four, because the rule compares accuracies.")
+            "became each arm's best of four, because the rule compares accuracies; stability, "
+            "which depends on the rate, is compared at that of noisy batch norm.")
