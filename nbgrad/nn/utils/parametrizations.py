@@ -96,6 +96,11 @@ class _SpectralNorm(Module):
     def _unit(self, x: Array) -> Array:
         return x / np.maximum(np.linalg.norm(x), self.eps).astype(x.dtype)
 
+    def _in_range(self, matrix: Tensor) -> bool:
+        """Whether sums of products of the matrix are neither huge nor tiny, in any dtype."""
+        with np.errstate(all="ignore"):
+            return bool(1e-9 < np.linalg.norm(matrix.data @ self._v.data) < 1e9)
+
     def _iterate(self, matrix: Array, n: int) -> None:
         u, v = self._u, self._v
         for _ in range(n):
@@ -106,8 +111,10 @@ class _SpectralNorm(Module):
     def forward(self, weight: Tensor) -> Tensor:
         if weight.ndim == 1:
             return ops.normalize(weight, dim=0, eps=self.eps)
-        weight = in_units(weight)                     # w is the same whatever v is measured in
         matrix = self._matrix(weight)
+        if not self._in_range(matrix):                # w is the same whatever v is measured in
+            weight = in_units(weight)
+            matrix = self._matrix(weight)
         if self.training:
             self._iterate(matrix.data, self.n_power_iterations)
         u, v = (as_tensor(t.data.copy()) for t in (self._u, self._v))   # they move, and it is kept
