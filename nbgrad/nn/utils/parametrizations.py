@@ -96,11 +96,6 @@ class _SpectralNorm(Module):
     def _unit(self, x: Array) -> Array:
         return x / np.maximum(np.linalg.norm(x), self.eps).astype(x.dtype)
 
-    def _in_range(self, matrix: Tensor) -> bool:
-        """Whether sums of products of the matrix are neither huge nor tiny, in any dtype."""
-        with np.errstate(all="ignore"):
-            return bool(1e-9 < np.linalg.norm(matrix.data @ self._v.data) < 1e9)
-
     def _iterate(self, matrix: Array, n: int) -> None:
         u, v = self._u, self._v
         for _ in range(n):
@@ -111,15 +106,21 @@ class _SpectralNorm(Module):
     def forward(self, weight: Tensor) -> Tensor:
         if weight.ndim == 1:
             return ops.normalize(weight, dim=0, eps=self.eps)
-        matrix = self._matrix(weight)
-        if not self._in_range(matrix):                # w is the same whatever v is measured in
+        before = [t.data.copy() for t in (self._u, self._v)]
+        sigma = self._sigma(weight)
+        if not 1e-9 < sigma.data < 1e9:               # w is the same whatever v is measured in
+            self._u.data[...], self._v.data[...] = before
             weight = in_units(weight)
-            matrix = self._matrix(weight)
-        if self.training:
-            self._iterate(matrix.data, self.n_power_iterations)
-        u, v = (as_tensor(t.data.copy()) for t in (self._u, self._v))   # they move, and it is kept
-        sigma = ops.dot(u, ops.matmul(matrix, v))
+            sigma = self._sigma(weight)
         return weight if sigma.data == 0 else weight / sigma
+
+    def _sigma(self, weight: Tensor) -> Tensor:
+        matrix = self._matrix(weight)
+        with np.errstate(all="ignore"):
+            if self.training:
+                self._iterate(matrix.data, self.n_power_iterations)
+            u, v = (as_tensor(t.data.copy()) for t in (self._u, self._v))   # they move, it is kept
+            return ops.dot(u, ops.matmul(matrix, v))
 
     def right_inverse(self, value: Tensor) -> Tensor:
         return value
