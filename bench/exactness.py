@@ -200,11 +200,13 @@ def _measured_others():
         for case in CASES:
             rows += [("others", name, case, str(k), "nbgrad", error)
                      for k, error in exact_others.derivatives(name, case).items()]
+    for name in (*exact_others.OTHERS, *exact_others.BENT):
         for layout in ("NCHW", "channels-last"):
-            for scale in SCALES:
-                found = exact_others.single(name, scale, layout)
-                rows += [("others, float32", name, f"scale {scale:g}", f"{f}, {layout}", "nbgrad",
-                          error) for f, error in zip(("y", "∂x"), found)]
+            for offset, scale in exact_others.POINTS:
+                found = exact_others.single(name, offset, scale, layout)
+                what = f"offset {offset:g}" if scale == 1 else f"scale {scale:g}"
+                rows += [("others, float32", name, what, f"{f}, {layout}", "nbgrad", error)
+                         for f, error in zip(("y", "∂x", "∂γ"), found)]
     return rows
 
 
@@ -235,15 +237,19 @@ def page(rows):
                           for kind in NORMS for f in ("y", "∂x", "∂γ"))]
            for what in words for side in sides]
     others = list(dict.fromkeys(row["norm"] for row in rows if row["table"] == "others"))
-    scales = [f"scale {s:g}" for s in SCALES]
     orders = [[name, *(_worst(rows, "others", str(k), norm=name) for k in (1, 2, 3)),
                *(_worst(rows, "others", norm=name, case=case) for case in CASES)]
               for name in others]
-    small = [[name, *(_worst(rows, "others, float32", f, norm=name, case=scale)
-                      for scale in scales for f in ("y", "∂x"))] for name in others]
+    single = [row for row in rows if row["table"] == "others, float32"]
+    parts = [[row for row in single if row["case"].startswith(word)] for word in ("off", "scale")]
+    small = [[name, *(_worst(part, "others, float32", f, norm=name)
+                      for part in parts for f in ("y", "∂x", "∂γ"))]
+             for name in dict.fromkeys(row["norm"] for row in single)]
     return TEXT.format(
         others=_table(["norm", "1", "2", "3", *CASES], orders),
-        scales=_table(["norm", *(f"{s[6:]} {f}" for s in scales for f in ("y", "∂x"))], small),
+        others32=_table(["norm", *(f"{word} {f}" for word in ("offsets:", "scales:")
+                                   for f in ("y", "∂x", "∂γ"))], small),
+        offsets=", ".join(f"{o:g}" for o in OFFSETS), scales=", ".join(f"{s:g}" for s in SCALES),
         orders=_table(["norm", "", *map(str, ORDERS)], by_order),
         cases=_table(["case", "", *NORMS], by_case),
         float32=_table(["x", "", *(f"{kind} {f}" for kind in NORMS
@@ -285,13 +291,15 @@ lies within a step of the kinks that TLU and EvoNorm B0 have; what has one for e
 ℓ∞ batch norm) is in the tests, away from it.
 
 {others}
-## The other norms in float32, at any scale
+## The other norms in float32, far from zero
 
-x is (9, 4, 8, 8), normal (cut at 3) times the scale; ghosts are of 2 samples, and one of 1. The
-largest errors of y and ∂x, relative to the largest element of each, against the same function in
-float64, over both memory formats. What float32 cannot hold does not count.
+x is (9, 4, 8, 8), normal (cut at 3) with mean {offsets}, or mean 0
+times {scales}; ghosts are of 2 samples, and one of 1. The
+largest errors of y, ∂x and, where there is γ, ∂γ, relative to the largest element of each, against
+the same function in float64, over all of these and both memory formats. What float32 cannot hold
+does not count. Of spectral norm, x is the weight, and the singular vectors have converged.
 
-{scales}
+{others32}
 {versions}; {date}.
 """
 

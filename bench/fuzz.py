@@ -265,7 +265,18 @@ def page(rows):
                            for i in (0, 1))])
     table = [header, ["---"] + ["--:"] * (len(header) - 1), *lines]
     return TEXT.format(table="".join("| " + " | ".join(row) + " |\n" for row in table),
-                       versions=rows[0]["versions"], date=rows[0]["date"][:10])
+                       runs=_runs(rows))
+
+
+def _runs(rows):
+    """With what each function's calls were made, and when; once where that is the same for all."""
+    names = {}
+    for row in rows:
+        by = names.setdefault(f"{row['versions']}; {row['date'][:10]}", [])
+        by += [] if row["function"] in by else [row["function"]]
+    if len(names) == 1:
+        return next(iter(names))
+    return "; ".join(f"{', '.join(functions)}: {when}" for when, functions in names.items())
 
 
 TEXT = """# Random arguments to the norms
@@ -280,7 +291,7 @@ documented, with a message. None ended the process.
 Bounds checked: with `NUMBA_BOUNDSCHECK=1`, kernels check every index into an array; whole vectors
 are read and written by address, which nothing checks.
 
-{versions}; {date}.
+{runs}.
 """
 
 

@@ -244,6 +244,38 @@ def test_doctor_names_what_is_wrong_with_a_checkpoint(trained, tmp_path, capsys)
     assert "--batches: expected at least 1" in fails(capsys, "doctor", path, "--batches", "0")
 
 
+def spread(state):
+    """Statistics of data four times as wide."""
+    state["norm1.running_var"].data[...] *= 16
+
+
+PLANTED = {                   # what is done to the state: the cause, its layer, and the evidence
+    "non-finite-statistics": (lambda state: state["norm2.running_var"].data.__setitem__(3, np.nan),
+                              "norm2", "evidence: channels 1"),
+    "constant-channels": (lambda state: state["fc3.weight"].data.__setitem__(slice(60), 0),
+                          "norm3", "channels 60"),
+    "dead-channels": (lambda state: (state["norm2.weight"].data.__setitem__(slice(70), 1e-6),
+                                     state["norm2.bias"].data.__setitem__(slice(70), 1)),
+                      "norm2", "gamma near 0 70"),
+    "other-data": (spread, "norm1", "spread of the data / running 0.2"),
+}
+
+
+@pytest.mark.parametrize("code", PLANTED)
+def test_doctor_names_each_planted_cause_with_its_layer_and_evidence(code, trained, tmp_path,
+                                                                     capsys):
+    plant, layer, evidence = PLANTED[code]
+    state = checkpoint.load(trained / "last.safetensors")
+    plant(state["model"])
+    out, _ = ok(capsys, "doctor", checkpoint.save(tmp_path / "c.safetensors", state))
+    lines = out.splitlines()
+    assert "no problem found" not in lines
+    at = next(i for i, line in enumerate(lines) if line.startswith(f"problem: {code} in {layer}"))
+    assert lines[at + 2].startswith("  evidence: ")
+    assert evidence in lines[at + 2]
+    assert lines[at + 3].startswith("  what to do: ")
+
+
 @pytest.mark.parametrize("damage", ["cut", "other", "missing", "fields"])
 def test_a_damaged_checkpoint_is_one_line(damage, trained, tmp_path, capsys):
     path = tmp_path / "c.safetensors"

@@ -2,7 +2,9 @@
 training and evaluation, float32 at extreme offsets and scales, running statistics, errors."""
 
 import copy
+import inspect
 import math
+import re
 
 import numpy as np
 import pytest
@@ -621,3 +623,39 @@ def switched(x, weight=None, batch=None):
 def test_what_is_no_tensor_is_refused(call, error, said):
     with pytest.raises(error, match=said):
         call(nbgrad.randn(2, 4, 3))
+
+
+# --------------------------------------------------------------------- what every layer looks like
+
+PYTORCHS = {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "LayerNorm", "GroupNorm",
+            "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "RMSNorm", "LocalResponseNorm"}
+KINDS = [getattr(nn, name) for name in (*sorted(PYTORCHS), "BatchRenorm", "DecorrelatedBatchNorm",
+                                        "EvoNormB0", "EvoNormS0", "FilterResponseNorm",
+                                        "FrozenBatchNorm", "GhostBatchNorm", "GlobalResponseNorm",
+                                        "LpBatchNorm", "MeanOnlyBatchNorm", "NoisyBatchNorm",
+                                        "SplitBatchNorm", "SwitchableNorm", "TLU")]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_each_docstring_has_equation_shapes_what_is_kept_and_source(kind):
+    text = kind.__doc__
+    assert re.match(r"y(_i)? = |Batch norm, and", text)           # noise is added to a batch norm
+    assert re.search(r"x: \(", text)
+    assert re.search(r"\bKeeps\b", text)
+    assert re.search(r"\b(19|20)\d\d\b", text)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_each_signature_is_channels_eps_momentum_and_then_keywords(kind):
+    """PyTorch's where it has the layer; what a layer does not have is left out."""
+    parameters = inspect.signature(kind).parameters.values()
+    order = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    if kind.__name__ in PYTORCHS:
+        torch = pytest.importorskip("torch")
+        theirs = list(inspect.signature(getattr(torch.nn, kind.__name__)).parameters)
+        theirs = ["workers" if name == "process_group" else name for name in theirs]
+        assert order == theirs[:len(order)]
+        return
+    assert order == [name for name in ("num_features", "eps", "momentum") if name in order]
+    assert order[0] == "num_features"
+    assert all(p.kind is not p.VAR_POSITIONAL for p in parameters)

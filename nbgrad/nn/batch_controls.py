@@ -116,9 +116,9 @@ class NoisyBatchNorm(BatchNorm):
     s ~ N(b, scale_jitter). The distribution that the next layer sees shifts more than it would
     without batch norm, and yet training is not hurt. Evaluation: batch norm.
 
-    x: (N, C, *S).  ``generator`` draws the noise. Other arguments, and the buffers, are those of
-    ``BatchNorm2d``. Raises ValueError for ranges and jitters that are negative, or scale_range
-    below 1.
+    x: (N, C, *S). ``generator`` draws the noise. Keeps what batch norm keeps, its y and s.
+    Other arguments, and the buffers, are those of ``BatchNorm2d``. Raises ValueError for ranges
+    and jitters that are negative, or scale_range below 1.
 
     >>> import nbgrad
     >>> layer, x = NoisyBatchNorm(3), nbgrad.randn(5, 3)

@@ -43,7 +43,8 @@ class BatchNorm(Normalization):
 
     x: {shape}.  Training: mean and biased var of this batch, and the running ones move by
     ``momentum`` towards them (var unbiased), or, with ``momentum=None``, become the average of all
-    batches. Evaluation: the running ones, or the batch's without ``track_running_stats``.
+    batches. Evaluation: the running ones, or the batch's without ``track_running_stats``. Keeps x,
+    gamma, mean and 1/σ, with a mask also that.
 
     Beyond PyTorch's arguments:
 

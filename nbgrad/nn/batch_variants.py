@@ -27,8 +27,9 @@ _SLOW = Unsaid(0.01)
 class FrozenBatchNorm(BatchNorm):
     """y = gamma (x − running_mean) / √(running_var + eps) + beta, in training too; nothing moves.
 
-    For fine-tuning with batches too small for statistics. gamma and beta do not require grad; what
-    ``BatchNorm``'s state dict holds loads into it.
+    x: (N, C, *S); gamma, beta and the running statistics: (C,). For fine-tuning with batches too
+    small for statistics (He et al. 2016 fine-tune detectors so). gamma and beta do not require
+    grad; what ``BatchNorm``'s state dict holds loads into it. Keeps x, gamma, mean and 1/σ.
 
     >>> layer = FrozenBatchNorm(2)
     >>> layer.weight.requires_grad, layer.statistics
@@ -55,7 +56,8 @@ class SyncBatchNorm(BatchNorm):
     x: (N, C, *S), N and S the worker's own; gamma, beta and the running statistics: (C,).
     ``workers`` (see ``nbgrad.ops.Workers``) merges (count, mean, M2) in the order of ranks in
     float64, and sums Σ∂y and Σ∂y x̂ in backward, so that unequal and empty parts are right. All
-    workers must call forward and backward in the same order. Without workers: batch norm.
+    workers must call forward and backward in the same order. Without workers: batch norm. Keeps the
+    own x, gamma, and mean, 1/σ and count of all.
     Raises TypeError for workers without ``merge`` and ``sum``, ValueError for one value per channel
     over all workers and for what batch norm refuses.
     """
@@ -75,8 +77,8 @@ class GhostBatchNorm(BatchNorm):
 
     x: (N, C, *S); gamma, beta and the running statistics: (C,).
     The running statistics move, once a batch, towards the moments of the whole batch, merged from
-    the ghosts'. Evaluation as in batch norm. Raises ValueError for a ghost of one value per
-    channel.
+    the ghosts'. Evaluation as in batch norm. Keeps x, gamma, and mean and 1/σ of each ghost.
+    Raises ValueError for a ghost of one value per channel.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM, *,
@@ -109,8 +111,8 @@ class SplitBatchNorm(BatchNorm):
     batch norm, whose keys are those of ``BatchNorm``.      Xie et al. 2020 (auxiliary batch norms)
 
     x: (N, C, *S); gamma_i, beta_i and the running statistics: (C,), from i = 1 on in ``aux_bn``.
-    For batches of parts from different distributions, such as clean and augmented samples. Raises
-    ValueError for a batch that does not split evenly.
+    For batches of parts from different distributions, such as clean and augmented samples. Keeps
+    what batch norm keeps of each part. Raises ValueError for a batch that does not split evenly.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM, *,
@@ -151,10 +153,12 @@ class BatchRenorm(BatchNorm):
     """y = gamma (x̂ r + d) + beta in training, x̂ by the batch's mean μ and σ = √(var + eps).
     Ioffe 2017
 
+    x: (N, C, *S); gamma, beta and the running statistics: (C,).
     r = σ/σ_run clipped to [1/r_max, r_max] and d = (μ − μ_run)/σ_run clipped to [−d_max, d_max],
     both taken as constants by the gradient. Within the limits y is what evaluation would give.
     ``r_max`` and ``d_max`` may be changed while training (the paper goes from 1 and 0, which is
-    batch norm, to 3 and 5). Raises ValueError for r_max below 1 or a negative d_max.
+    batch norm, to 3 and 5). Keeps x, gamma r, mean and 1/σ. Raises ValueError for r_max below 1 or
+    a negative d_max.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-3, momentum: float | None = _SLOW, *,

@@ -47,7 +47,8 @@ class GroupNorm(_Affine):
     biased var; gamma and beta per channel.      Wu & He 2018
 
     x: (N, C, *), its C = num_channels channels in num_groups groups that lie together. Training and
-    evaluation are the same. Raises ValueError where num_groups does not divide num_channels.
+    evaluation are the same. Keeps x, gamma, and mean and 1/σ of (N, num_groups). Raises ValueError
+    where num_groups does not divide num_channels.
 
     >>> import nbgrad
     >>> y = GroupNorm(2, 6)(nbgrad.randn(4, 6, 5, 5))
@@ -179,7 +180,7 @@ class RMSNorm(_Affine):
     & Sennrich 2019
 
     x: (..., *normalized_shape); gamma: normalized_shape, there with ``elementwise_affine``.
-    ``eps=None`` is the spacing of x's dtype at 1.
+    ``eps=None`` is the spacing of x's dtype at 1. Keeps x, gamma and 1/rms of each sample.
 
     >>> import nbgrad
     >>> RMSNorm(2, eps=0.0)(nbgrad.tensor([3.0, -3.0])).tolist()
@@ -217,7 +218,8 @@ class LocalResponseNorm(Module):
     """y = x / (k + alpha/size Σ x²)^beta, the sum over ``size`` neighbouring channels.
     Krizhevsky, Sutskever & Hinton 2012, with alpha divided by the size as in PyTorch
 
-    x: (N, C, *), at least 3 dimensions. No parameters. Raises ValueError for a size below 1.
+    x: (N, C, *), at least 3 dimensions. No parameters. Keeps x, the sums and their powers. Raises
+    ValueError for a size below 1.
     """
 
     def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:

@@ -47,7 +47,8 @@ class LayerNorm(Normalization):
     sample. Ba, Kiros & Hinton 2016
 
     x: (..., *normalized_shape); gamma, beta: normalized_shape. Training and evaluation are the
-    same.
+    same. Keeps x, gamma, and mean and 1/σ of each sample. Raises RuntimeError for an x that does
+    not end in normalized_shape.
     """
 
     weight: Parameter | None

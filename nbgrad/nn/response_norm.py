@@ -23,7 +23,7 @@ __all__ = ["EvoNormB0", "EvoNormS0", "FilterResponseNorm", "GlobalResponseNorm",
 
 class TLU(Module):
     """y = max(x, τ), a threshold per channel that is learned; 0 at first, where it is a ReLU.
-    Singh & Krishnan 2020      x: (N, C, *S)   τ ``threshold``: (C,)
+    Singh & Krishnan 2020      x: (N, C, *S)   τ ``threshold``: (C,)      Keeps x and τ.
 
     >>> import nbgrad
     >>> TLU(2)(nbgrad.tensor([[-1.0, 2.0]])).tolist()
@@ -54,7 +54,8 @@ class FilterResponseNorm(ChannelNorm):
     the same. ``tlu=False``: without the maximum. ``learn_eps=True``, for maps of one element: ε is
     learned, 1e-4 at first. The maximum takes the place of a ReLU behind the layer.
 
-    Parameters, (C,) each: weight, bias, threshold (τ), learned_eps (ε).
+    Parameters, (C,) each: weight, bias, threshold (τ), learned_eps (ε). Keeps x, them, and 1/ν of
+    (N, C).
 
     >>> import nbgrad
     >>> FilterResponseNorm(1, eps=0.0)(nbgrad.tensor([[[3.0, -3.0, 3.0]]])).tolist()
@@ -102,8 +103,9 @@ class EvoNormB0(RunningNorm):
     mean over all values between two steps. statistics: "batch", or "frozen", the running ones in
     the batch's place in training, too.
 
-    Parameters, (C,) each: weight, bias, v. Buffers: running_var, num_batches_tracked. Raises
-    ValueError for one value per channel in training.
+    Parameters, (C,) each: weight, bias, v. Buffers: running_var, num_batches_tracked. Keeps x, the
+    parameters, s of each channel, and mean and variance of each sample's. Raises ValueError for one
+    value per channel in training.
 
     >>> import nbgrad
     >>> x = nbgrad.tensor([[[3.0]], [[-1.0]]])          # σ = 0; the batch's is 2: 3 / max(2, 3)
@@ -146,7 +148,8 @@ class EvoNormS0(ChannelNorm):
     x: (N, C, *S).  σ²: (biased) variance over S and the channels of a group, per sample.
     ``activation=False``: y = gamma x / √(σ² + eps) + beta. Training and evaluation are the same.
 
-    Parameters, (C,) each: weight, bias, v. Raises ValueError for groups that do not divide C.
+    Parameters, (C,) each: weight, bias, v. Keeps x, them, and mean and variance of each sample's
+    channels. Raises ValueError for groups that do not divide C.
 
     >>> import nbgrad
     >>> x = nbgrad.tensor([[[3.0], [-1.0]]])            # x sigmoid(x) / 2
@@ -189,6 +192,7 @@ class GlobalResponseNorm(ChannelNorm):
     sample: channels that respond alike compete.      Woo et al. 2023 (GRN of ConvNeXt V2)
 
     x: (N, C, *S).  gamma and beta are 0 at first, and y = x. Training and evaluation are the same.
+    Keeps x, gamma, beta, and mean and variance of each sample's channels.
 
     >>> import nbgrad
     >>> GlobalResponseNorm(2)(nbgrad.tensor([[[1.0], [2.0]]])).tolist()

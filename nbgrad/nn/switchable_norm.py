@@ -33,7 +33,8 @@ class SwitchableNorm(RunningNorm):
     mean over all values between two steps. statistics: "batch", or "frozen", the running ones in
     the batch's place in training, too.
 
-    Buffers: running_mean, running_var, num_batches_tracked. Raises ValueError for one value per
+    Buffers: running_mean, running_var, num_batches_tracked. Keeps x, the parameters, and mean and
+    variance of each sample's channels. Raises ValueError for one value per
     channel in training.
 
     >>> SwitchableNorm(4)

@@ -106,13 +106,21 @@ class _SpectralNorm(Module):
     def forward(self, weight: Tensor) -> Tensor:
         if weight.ndim == 1:
             return ops.normalize(weight, dim=0, eps=self.eps)
-        weight = in_units(weight)                     # w is the same whatever v is measured in
-        matrix = self._matrix(weight)
-        if self.training:
-            self._iterate(matrix.data, self.n_power_iterations)
-        u, v = (as_tensor(t.data.copy()) for t in (self._u, self._v))   # they move, and it is kept
-        sigma = ops.dot(u, ops.matmul(matrix, v))
+        before = [t.data.copy() for t in (self._u, self._v)]
+        sigma = self._sigma(weight)
+        if not 1e-9 < sigma.data < 1e9:               # w is the same whatever v is measured in
+            self._u.data[...], self._v.data[...] = before
+            weight = in_units(weight)
+            sigma = self._sigma(weight)
         return weight if sigma.data == 0 else weight / sigma
+
+    def _sigma(self, weight: Tensor) -> Tensor:
+        matrix = self._matrix(weight)
+        with np.errstate(all="ignore"):
+            if self.training:
+                self._iterate(matrix.data, self.n_power_iterations)
+            u, v = (as_tensor(t.data.copy()) for t in (self._u, self._v))   # they move, it is kept
+            return ops.dot(u, ops.matmul(matrix, v))
 
     def right_inverse(self, value: Tensor) -> Tensor:
         return value

@@ -36,7 +36,7 @@ def _channel(t: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 @op(name="filter_response_norm", method=False)
-def _response(x: Tensor, gamma: Tensor | None, beta: Tensor | None, tau: Tensor | None = None, /, *,
+def response(x: Tensor, gamma: Tensor | None, beta: Tensor | None, tau: Tensor | None = None, /, *,
               eps: float) -> Any:
     """y = max(γ x̂ + β, τ),  x̂ = x / r,  r² = mean of x² over S + ε, per sample and channel.
 
@@ -142,7 +142,7 @@ def filter_response_norm(input: Tensor, weight: Tensor | None = None, bias: Tens
         raise ValueError(f"filter_response_norm: eps must not be negative, got {eps}")
     eps, weight = float(eps), scaled(input, scaled(input, weight, bias), threshold)
     if learned_eps is None:
-        return _response(input, weight, bias, threshold, eps=eps)
+        return response(input, weight, bias, threshold, eps=eps)
     y = _learned_response(input, weight, bias, abs(learned_eps), eps=eps)
     return y if threshold is None else at_least(y, per_channel(threshold, y))
 

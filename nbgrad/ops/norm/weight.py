@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from nbgrad.backend import greatest
 from nbgrad.ops.elementwise import sqrt, where
 from nbgrad.ops.norm.channels import check_tensors
 from nbgrad.ops.norm.layer import layer_norm
+from nbgrad.ops.norm.response import response as frn
 from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import _axis, checked, permute, reshape
 
@@ -41,11 +44,37 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
     if g.shape != (shape if len(axes) < v.ndim else ()):
         raise ValueError(f"weight_norm: expected g of shape {shape if len(axes) < v.ndim else ()} "
                          f"for v of shape {v.shape} and dim={dim}, got {g.shape}")
+    if axes and v.data.size:
+        w = _by_rows(v, dim if len(axes) < v.ndim else None, partial(_scaled, g=g))
+        if not np.isnan(w.data).any():                 # a row of zeros, or NaN itself
+            return w
     unit = largest(v, axes)
     u = v / as_tensor(unit)                            # w is the same whatever v is measured in
     square = sum(u * u, axes, True) if axes else u * u     # () is "all of them" to a reduction
     zero = square.data == 0
     return u * (g / sqrt(where(zero, 1.0, square) if zero.any() else square))
+
+
+def _scaled(rows: Tensor, g: Tensor) -> Tensor:
+    """g x / ‖x‖ of each row: filter response norm of one sample, without ε."""
+    out, n = rows.shape
+    x = reshape(rows, (1, out, n))
+    gains = reshape(g, (out,)) * (1 / math.sqrt(n))
+    return reshape(frn(x, gains, None, None, eps=0.0), rows.shape)
+
+
+def _by_rows(weight: Tensor, dim: int | None, f: Callable[[Tensor], Tensor]) -> Tensor:
+    """f of the weight as rows, one for each index of ``dim`` (one of all with None), in a form in
+    which they are views if they can be: what f makes of a row is not to depend on the order."""
+    strides = weight.data.strides
+    first = () if dim is None else (dim % weight.ndim,)
+    order = (*first, *sorted((i for i in range(weight.ndim) if i not in first),
+                             key=lambda i: -strides[i]))
+    there = order == tuple(range(weight.ndim))
+    w = weight if there else permute(weight, *order)
+    out = 1 if dim is None else w.shape[0]
+    y = reshape(f(reshape(w, (out, math.prod(w.shape[len(first):])))), w.shape)
+    return y if there else permute(y, *(order.index(i) for i in range(weight.ndim)))
 
 
 def norm_axes(v: Tensor, dim: int | None) -> tuple[int, ...]:
@@ -82,11 +111,4 @@ def weight_standardization(weight: Tensor, eps: float = 1e-5, dim: int = 0) -> T
                          f"got a weight of shape {weight.shape} and dim={dim}")
     if not eps >= 0:
         raise ValueError(f"weight_standardization: eps must not be negative, got {eps}")
-    # statistics do not depend on the order of the values: a row as it lies in memory is a view
-    strides = weight.data.strides
-    order = (dim, *sorted((i for i in range(weight.ndim) if i != dim), key=lambda i: -strides[i]))
-    there = order == tuple(range(weight.ndim))
-    w = weight if there else permute(weight, *order)
-    flat = reshape(w, (w.shape[0], math.prod(w.shape[1:])))
-    y = reshape(layer_norm(flat, flat.shape[1:], eps=eps), w.shape)
-    return y if there else permute(y, *(order.index(i) for i in range(weight.ndim)))
+    return _by_rows(weight, dim, lambda rows: layer_norm(rows, rows.shape[1:], eps=eps))
