@@ -81,17 +81,16 @@ def _clear(table, plan):
 
 @inner
 def _far(t, line, W, n):
-    """Whether a column's pivot is too far from its mean: then pivots are the chunk's means."""
+    """Whether a column's pivot is too far from its mean: then it is the chunk's mean. Those of the
+    other columns stay, so that their sums come out the same again."""
     inverse, four, far = fill(t, 1.0 / n), fill(t, 4), fill(t, 0)
     for j in range(0, W, lanes(t)):
-        s, q = load(t, j), load(t, line + j)
+        s, q, pivot = load(t, j), load(t, line + j), load(t, HI * line + j)
         d = s * inverse
-        far = where(greater(d * s, four * (q - d * s)), four, far)
-    if total(far) == 0:
-        return False
-    for j in range(0, W, lanes(t)):
-        store(t, HI * line + j, load(t, HI * line + j) + load(t, j) * inverse)
-    return True
+        moved = greater(d * s, four * (q - d * s))
+        far = where(moved, four, far)
+        store(t, HI * line + j, where(moved, pivot + d, pivot))
+    return total(far) != 0
 
 
 @inner
