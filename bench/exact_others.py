@@ -76,8 +76,8 @@ OTHERS = {
     "masked batch": lambda x, g, b, v, eps: ops.weighted_batch_norm(
         x, g, b, eps, mask=np.resize(MASK, x.shape[0]))[0],
     "ghost batch": lambda x, g, b, v, eps: ops.ghost_batch_norm(x, 2, g, b, eps)[0],
-    "split batch": lambda x, g, b, v, eps: ops.cat([_batch(x[:4], g, b, eps),
-                                                    _batch(x[4:], v, b, eps)]),
+    "split batch": lambda x, g, b, v, eps: ops.cat([_batch(x[:2], g, b, eps),
+                                                    _batch(x[2:], v, b, eps)]),
     "sync batch": lambda x, g, b, v, eps: _sync(x, g, b, eps),
     "batch renorm": lambda x, g, b, v, eps: _renorm(x, g, b, eps),
     "noisy batch": lambda x, g, b, v, eps: _noisy(x, g, b, eps),

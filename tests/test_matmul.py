@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from nbgrad.kernels import cpu, reference
 from nbgrad.kernels.cpu import jit, tiles
+from nbgrad.kernels.cpu.simd import VECTOR
 
 SIZES = [1, 2, 3, 5, 7, 8, 12, 13, 15, 16, 17, 24, 25, 31, 32, 33, 47, 61, 64, 97, 100, 130]
 LAYOUTS = ["rows", "columns", "steps", "offset", "reversed"]
@@ -183,8 +184,8 @@ def test_threads_do_not_change_a_bit(dtype):
 
 def test_strips_of_any_size():
     """What products build on: y += a b where rows of b lie as far apart as they are long."""
-    rng = np.random.default_rng(0)
-    for m, n, K in [(1, 1, 1), (13, 32, 9), (25, 20, 40), (7, 16, 17), (30, 5, 33)]:
+    rng, W = np.random.default_rng(0), VECTOR // 2                  # two vectors at most
+    for m, n, K in [(1, 1, 1), (13, W, 9), (25, W // 2 + 4, 40), (7, W // 2, 17), (30, 5, 33)]:
         a, b = matrix(rng, (m, K), np.float32), matrix(rng, (K, n), np.float32)
         y = np.ones((m, n), np.float32)
         _strip(a.ravel(), b.ravel(), y.ravel(), m, n, K)
