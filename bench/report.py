@@ -2,8 +2,7 @@
 
 ``python -m bench.report`` replaces what stands between ``<!-- table: NAME -->`` and
 ``<!-- end: NAME -->``, for every such pair: "summary", "headlines", "steps" and "scaling" by
-what the groups' files say, any other by the newest run in ``bench/results/NAME.csv``. The page of a
-second machine, without AVX-512, has the tables of ``bench/results/avx2``.
+what the groups' files say, any other by the newest run in ``bench/results/NAME.csv``.
 """
 
 import re
@@ -16,7 +15,6 @@ __all__ = ["duration", "headlines", "main", "newest", "render", "scaling", "step
            "summary", "write"]
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-PAGES = {README: measure.RESULTS, README.parent / "docs/avx2.md": measure.RESULTS / "avx2"}
 BLOCK = re.compile(r"<!-- table: (\w+) -->\n.*?<!-- end: \1 -->", re.S)
 
 
@@ -176,9 +174,8 @@ def write(text, results=measure.RESULTS):
 
 
 def main():
-    """Rewrite the pages."""
-    for page, results in PAGES.items():
-        page.write_text(write(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+    """Rewrite the README."""
+    README.write_text(write(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
