@@ -4,8 +4,8 @@ channels.
 The pixels of that vector lie side by side, with zeros around them (depthwise.py copies them there):
 every address of a tile is a pointer and a constant, the weights stay in registers, and 18 loads
 serve 36 multiply-adds. Of pixels read where they lie a tile needs 18 pointers, which come from the
-stack. (Two cores of Zen 1, 8 images, both ways: 32 channels of 112×112 21 and 3.1 ms, 512 of 14×14
-3.1 and 1.0 ms.) Channels that do not fill a vector are masked, in code of their own where that
+stack. (Two cores of Zen 1, 8 images, so and now: 32 channels of 112×112 21 and 3.1 ms, 512 of 14×14 3.1
+and 1.0 ms.) Channels that do not fill a vector are masked, in code of their own where that
 costs: AVX2 stores so in 20 cycles.
 """
 
@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 from .emit import I64, Code
 from .simd import VECTOR
 
-__all__ = ["OUTPUTS", "ROWS", "rows_of"]
+__all__ = ["ROWS", "rows_of"]
 
 OUTPUTS = 4
 ROWS = 3                   # of taps, at most
