@@ -4,9 +4,9 @@ channels.
 The pixels of that vector lie side by side, with zeros around them (depthwise.py copies them there):
 every address of a tile is a pointer and a constant, the weights stay in registers, and 18 loads
 serve 36 multiply-adds. Of pixels read where they lie a tile needs 18 pointers, which come from the
-stack. (Two cores of Zen 1, 8 images, so and now: 32 channels of 112×112 21 and 3.1 ms, 512 of 14×14 3.1
-and 1.0 ms.) Channels that do not fill a vector are masked, in code of their own where that
-costs: AVX2 stores so in 20 cycles.
+stack. (Two cores of Zen 1, 8 images, so and now: 32 channels of 112×112 21 and 3.1 ms, 512 of
+14×14 3.1 and 1.0 ms.) Channels that do not fill a vector are masked, in code of their own where
+that costs: AVX2 stores so in 20 cycles.
 """
 
 from functools import cache
