@@ -161,7 +161,7 @@ def matmul(a, b):
         M = math.prod(a.shape[:-1])
         return matmul(a.reshape(M, a.shape[-1]), b).reshape(*a.shape[:-1], b.shape[1])
     (M, K), N = a.shape, b.shape[1]
-    if M * N * K <= (TINY if M > 1 and N > 1 else TINY_LINE):
+    if (TINY if M > 1 and N > 1 else TINY_LINE) >= M * N * K:
         return silent().run(np.dot, _dense(a), _dense(b))        # matmul's way there: 0.3 us longer
     if a.flags.c_contiguous:
         w = b.T
