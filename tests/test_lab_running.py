@@ -113,7 +113,7 @@ def test_kernels_are_compiled_before_and_once(made, tmp_path):
     studies = [made(None, None, name=name) for name in ("one", "two", "three")]
     first, again = Heard(), Heard()
     running.run(studies, plan(tmp_path, processes=2), first)
-    assert first.lines == ["compiling kernels for this CPU, once"]
+    assert first.lines == ["compiling kernels for this CPU that are not there yet"]
     assert first.texts[:3] == [(0, f"compiling kernels {i}/3") for i in (1, 2, 3)]
     assert [done for done, _ in first.texts[3:]] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
     assert {text for _, text in first.texts[3:]} == {

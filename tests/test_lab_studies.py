@@ -10,7 +10,7 @@ from nbgrad.lab.intervals import together
 from nbgrad.lab.results import clean, text_table
 from nbgrad.lab.running import Plan
 from nbgrad.lab.studies import find, names
-from tests.lab_records import RECORDS, sizes
+from tests.lab_records import RECORDS, divisors, sizes
 
 VERDICTS = ("supported", "not supported", "depends")
 OWN = [name for name in names() if name in RECORDS]
@@ -76,6 +76,14 @@ def test_a_gain_of_group_norm_is_not_a_loss_of_batch_norm():
         finding = study.judge([made(cell) for cell in cells], cells)
         assert any("group norm gains" in note for note in finding.notes) == noted
         assert (finding.verdict == "depends") == (batch > 0)
+
+
+def test_a_divisor_that_is_better_makes_a_difference_too():
+    study = find("divide-by-variance")
+    cells = study.cells("quick")
+    for worse, verdict in (((0.1, 1.0, 10.0), "not supported"), ((10.0,), "depends")):
+        made = divisors(*worse, by=-0.05)
+        assert study.judge([made(cell) for cell in cells], cells).verdict == verdict
 
 
 def test_what_differs_of_dropout_is_named():

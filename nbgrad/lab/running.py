@@ -281,7 +281,7 @@ def _compile(runs: Iterable[_Run], bar: Silent, stopped: Callable[[], bool],
             mark.touch()
         bar.update(0, f"compiling kernels {len(cells) - left.total()}/{len(cells)}")
     if mixed:
-        bar.say("compiling kernels for this CPU, once")
+        bar.say("compiling kernels for this CPU that are not there yet")
         pool.run_all([(run, cell) for _, run, cell in mixed], processes, answered, stopped)
 
 

@@ -131,7 +131,7 @@ def _section(outcome: Outcome) -> Iterator[str]:
         yield f'<p class="answer">{escape(conditions(outcome))}</p>'
     yield from _facts({"Claim": f'{study["claim"]} ({study["source"]})',
                        "Published": study["published"], "Set-up": study["setup"],
-                       "Rule": study["rule"], "Changed": study.get("changed", "")})
+                       "Rule": study["rule"]})
     if finding is not None:
         if finding.figures:
             yield '<div class="figures">'
@@ -143,7 +143,8 @@ def _section(outcome: Outcome) -> Iterator[str]:
             yield '<h3>Notes</h3>\n<ul class="notes">'
             yield from (f"<li>{escape(note)}</li>" for note in finding.notes)
             yield "</ul>"
-    yield from _facts({"Others found": study.get("literature", "")})
+    yield from _facts({"Others found": study.get("literature", ""),
+                       "Changed": study.get("changed", "")})
     measured = ", ".join(f"<span>{escape(part)}</span>" for part in machine(outcome))
     yield (f'<p class="again">Run it again: <code>{escape(again(outcome))}</code>.<br>{measured}'
            f'{". " if measured else ""}<a class="top" href="#claims">All claims</a></p>'

@@ -81,8 +81,7 @@ def _section(outcome: Outcome, pictures: Sequence[str]) -> Iterator[str]:
     yield f"**{state(outcome)}**: {markdown_text(_answer(outcome))}"
     yield "".join(f"- {name}: {markdown_text(text)}\n" for name, text in (
         ("Claim", f'{study["claim"]} ({study["source"]})'), ("Published", study["published"]),
-        ("Set-up", study["setup"]), ("Rule", study["rule"]),
-        ("Changed", study.get("changed", ""))) if text)
+        ("Set-up", study["setup"]), ("Rule", study["rule"])) if text)
     if finding is not None:
         for figure, file in zip(finding.figures, pictures):
             yield f"![{markdown_text(figure.title)}]({file})"
@@ -90,7 +89,8 @@ def _section(outcome: Outcome, pictures: Sequence[str]) -> Iterator[str]:
         if finding.notes:
             yield "Notes:"
             yield "".join(f"- {markdown_text(note)}\n" for note in finding.notes)
-    if study.get("literature"):
-        yield f"Others found: {markdown_text(study['literature'])}"
+    for name, key in (("Others found", "literature"), ("Changed", "changed")):
+        if study.get(key):
+            yield f"{name}: {markdown_text(study[key])}"
     measured = markdown_text(", ".join(machine(outcome)))
     yield f"Run it again: {markdown_code(again(outcome))}. {measured}"

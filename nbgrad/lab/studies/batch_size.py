@@ -113,7 +113,7 @@ STUDY = Study(
           "cosine, 4,000 images in all, 10 paired seeds. Ghosts: batches of 32 whose statistics "
           "are of 2, 8 or 32 images, so that the steps are the same. Batches: of 2, 8 and 32, with "
           "batch norm and with group norm (4 groups).",
-    rule="Two intervals over paired seeds of the final test accuracy (97.5 % each, 95 % for both): "
+    rule="Two intervals over paired seeds of the final test accuracy (97.5 % each): "
          "(a) ghosts of 32 minus "
          "ghosts of 2; (b) what batch norm loses from batches of 32 to 2 minus what group norm "
          "loses. Supported: both above 0. Depends: one. Not supported: none. (b) counts only where "

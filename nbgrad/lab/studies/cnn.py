@@ -97,7 +97,7 @@ STUDY = Study(
           "steps; "
           "each arm at the learning rate that reaches 95 % first (MNIST 90, Fashion-MNIST 75, "
           "CIFAR-10 30 %).",
-    rule="Per network, two intervals over paired seeds (98.8 % each, 95 % for all four): ratio of "
+    rule="Per network, two intervals over paired seeds (98.8 % each): ratio of "
          "steps to 95 % without to with; final test accuracy with minus without. A network is "
          "ahead where one of them is all above (1; 0), behind where one is all below. Supported: "
          "both networks ahead, none behind. Depends: some network ahead. Not supported: none.",

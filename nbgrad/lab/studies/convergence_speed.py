@@ -87,9 +87,7 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
              (f"A run that never reaches {100 * level:g} % counts as if it had after its last "
               "step: where it is the plain run that never arrives, the ratio is a lower bound; "
               "where it is the one with batch norm, an upper one."),
-             (f"The percentiles of one unit's input, steadier with batch norm in the paper, travel "
-              f"{drift[0]} times their distance with it and {drift[1]} without, at learning rate "
-              f"{best['batch']:g}, from evaluation to evaluation.")]
+             _steadier(*drift, best["batch"])]
     return Finding(verdict, sentence, table, _figures(arms, best), notes)
 
 
@@ -108,7 +106,17 @@ def _verdict(tuned: Interval, matched: dict[float, Interval], best: dict[str, fl
     return "not supported", f"{sentence}, and at no common learning rate is batch norm ahead."
 
 
-def _drift(records: Sequence[Record]) -> str:
+def _steadier(batch: Interval | None, plain: Interval | None, lr: float) -> str:
+    """Figure 1 (b, c) of the paper."""
+    ends = [found.text(".2g") if found else "(diverged)" for found in (batch, plain)]
+    told = (f"the percentiles of one unit's input travel {ends[0]} times their distance with batch "
+            f"norm and {ends[1]} without, at learning rate {lr:g}, from evaluation to evaluation")
+    if batch and (not plain or batch.high < plain.low):
+        return f"As in the paper, they are steadier with batch norm: {told}."
+    return f"Not as in the paper, where they are steadier with batch norm: {told}."
+
+
+def _drift(records: Sequence[Record]) -> Interval | None:
     """How far the three percentiles travel, over their distance (85th − 15th) at the end; of runs
     that end with finite ones."""
     found = []
@@ -117,7 +125,7 @@ def _drift(records: Sequence[Record]) -> str:
         if None not in itertools.chain(*paths):
             travelled = sum(float(np.abs(np.diff(path)).sum()) for path in paths) / 3
             found.append(travelled / max(paths[2][-1] - paths[0][-1], 1e-12))
-    return bootstrap(found).text(".2g") if found else "(diverged)"
+    return bootstrap(found) if found else None
 
 
 def _row(lr: float, plain: Sequence[Record], batch: Sequence[Record], ratio: Interval,

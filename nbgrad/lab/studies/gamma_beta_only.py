@@ -139,7 +139,7 @@ STUDY = Study(
           "parameters, gamma and beta, or two random weights of each output channel (the rest, and "
           "the last layer, stay random); momentum 0.9, batches of 64, each arm's best of five "
           "learning rates, 5 paired seeds of 300 steps.",
-    rule="Two intervals over seeds (97.5 % each, 95 % for both): (a) test accuracy with gamma and "
+    rule="Two intervals over seeds (97.5 % each): (a) test accuracy with gamma and "
          "beta alone; (b) that minus the accuracy with two weights per channel, paired. "
          "Supported: (a) above three times chance and (b) above 0. Depends: one. Not supported: "
          "none.",

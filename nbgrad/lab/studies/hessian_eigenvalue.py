@@ -106,7 +106,7 @@ STUDY = Study(
           "Hessian-vector products. The learning rate is not tuned: the claim is not about how "
           "well a network ends.",
     rule="Ratio of plain to batch norm of the eigenvalue at initialization, of its median over "
-         "training, and at the end (98.3 % intervals, 95 % for all three). Supported if all three "
+         "training, and at the end (98.3 % intervals). Supported if all three "
          "intervals lie above 1, not supported if none does, depends otherwise, and where fewer "
          "than six pairs of seeds have a value.",
     cells=cells, run=run, judge=judge, comparisons=len(WHEN),

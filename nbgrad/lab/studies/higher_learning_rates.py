@@ -132,7 +132,7 @@ STUDY = Study(
           "rate is usable where the run ends with 90 % test accuracy (MNIST 85, Fashion-MNIST 70, "
           "CIFAR-10 25 %).",
     rule="Per network, ratio of the largest usable learning rate with to without batch norm, "
-         "median over paired seeds with its interval (97.5 % for each, 95 % for both). Supported: "
+         "median over paired seeds with its interval (97.5 % for each). Supported: "
          "above 1 in both networks. Depends: in one, or where a network is usable at no rate at "
          "all. Not supported: in none.",
     cells=cells, run=run, judge=judge, comparisons=len(NETWORKS),

@@ -99,7 +99,7 @@ STUDY = Study(
           "learns where it ends with 90 % test accuracy (MNIST 85, Fashion-MNIST 70, CIFAR-10 "
           "25 %).",
     rule="Per depth, at how many scales more a network learns with batch norm than without: "
-         "median over paired seeds with its interval (97.5 % for each, 95 % for both). Supported: "
+         "median over paired seeds with its interval (97.5 % for each). Supported: "
          "above 0 at both depths. Depends: at one, or where a network learns at none. Not "
          "supported: at none.",
     cells=cells, run=run, judge=judge, comparisons=len(DEPTHS),

@@ -130,7 +130,7 @@ STUDY = Study(
           "to 4 (linear network: 1/100 to 30) times the learning rate away. Learning rates are not "
           "tuned: the claim is not about how well a network ends.",
     rule="Ratio of plain to batch norm of the range of the loss and of the effective β, each the "
-         "median over the first fifth of training (98.8 % intervals, 95 % for all four). Supported "
+         "median over the first fifth of training (98.8 % intervals). Supported "
          "if all four intervals (two networks) "
          "lie above 1, not supported if none does, depends otherwise, and where fewer than six "
          "pairs of seeds have a value.",

@@ -81,7 +81,7 @@ STUDY = Study(
     setup="An MLP of 2 × 200 ReLUs on 8 × 8 digits, layer norm or batch norm before each "
           "activation, plain SGD at each arm's best of six learning rates, batches of 4 (1,500 "
           "steps) and 128 (300 steps), 10 paired seeds; test loss at the end.",
-    rule="Two intervals over paired seeds (97.5 % each, 95 % for both): (a) ratio of batch norm's "
+    rule="Two intervals over paired seeds (97.5 % each): (a) ratio of batch norm's "
          "to layer norm's test loss in batches of 4; (b) that ratio minus the one in batches of "
          "128, in logarithms. Supported: (a) above 1 and (b) above 0. Depends: one. Not "
          "supported: none.",

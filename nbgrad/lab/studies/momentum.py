@@ -43,7 +43,9 @@ def judge(records: Sequence[Record], cells: Sequence[Cell]) -> Finding:
     ends = {d: paired(accuracies(arms[d]), accuracies(arms[usual]), level=together(COMPARISONS))
             for d in decays if d != usual}
     higher = [d for d in ends if d > usual and ends[d].above(0)]
-    moved = [d for d in ends if ends[d].above(0) or ends[d].below(0)]
+    both = {d: paired(accuracies(arms[d]), accuracies(arms[usual]), level=together(2 * len(ends)))
+            for d in ends}                                          # on either side of 0
+    moved = [d for d in ends if both[d].above(0) or both[d].below(0)]
     verdict: Any = ("supported" if higher and not same else
                     "depends" if higher or not same else "not supported")
     sentence = (("Training is the same to the last bit for every decay: the averages are read at "

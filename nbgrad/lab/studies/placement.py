@@ -82,7 +82,7 @@ STUDY = Study(
           "sigmoid, tanh and ReLU, batch norm before or after every activation; plain SGD at each "
           "arm's best of four learning rates, 7 paired seeds of 250 (MLP) and 150 (CNN) steps.",
     rule="Per network and activation, final test accuracy after minus before: median over paired "
-         "seeds with its interval, of 99.2 %, so that 95 % hold for all six. Supported: before is "
+         "seeds with its interval, of 99.2 %. Supported: before is "
          "better (all below 0) in more than half of the cases and after in none. Depends: before "
          "is better in some case otherwise. Not supported: before is better in none.",
     cells=cells, run=run, judge=judge, comparisons=COMPARISONS,

@@ -113,7 +113,7 @@ STUDY = Study(
     rule="Soft rank behind the last layer. Supported if, in the linear and in the ReLU network, "
          "its interval lies above √d/2 with batch norm and below 1.5 without; not supported if in "
          "neither it is higher with batch norm than without; depends otherwise. Intervals of "
-         "97.5 %, 95 % for both networks.",
+         "97.5 %.",
     cells=cells, run=run, judge=judge, data=(), comparisons=len(NETWORKS),
     literature="Daneshmand, Joudaki & Bach 2021 show that with batch norm the hidden "
                "representations become orthogonal over depth.",

@@ -187,7 +187,7 @@ STUDY = Study(
           "for each.",
     rule="Gain in accuracy over running averages: population statistics after 10 steps; population "
          "or test-batch statistics at the end; test-batch statistics on corrupted images (mean); "
-         "98.8 % intervals, 95 % for all four. "
+         "98.8 % intervals. "
          "Supported if in none of the three situations another is better by more than 1 point (the "
          "whole interval), not supported if in all three, depends otherwise.",
     cells=cells, run=run, judge=judge, comparisons=COMPARISONS,
