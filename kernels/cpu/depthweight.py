@@ -8,11 +8,11 @@ from functools import cache
 
 import numpy as np
 
-from .depthwise import axis, far, line_of, plan_of
+from .depthwise import axis, line_of, plan_of
 from .jit import device
 from .memory import empty
 from .padded import zeros as clear
-from .simd import VECTOR, after, pointer
+from .simd import VECTOR, after, far, pointer
 from .tasks import share, tasks
 
 __all__ = ["depthwise_weight"]
@@ -53,6 +53,6 @@ def depthwise_weight(dy, x, g):
     some = VECTORS * L
     rows = -(-g.N * g.P // min(g.N * g.P, -(-TASKS // -(-g.C // some))))
     sums = empty((-(-g.N * g.P // rows), -(-g.C // L), g.I * g.J, L), x.dtype)
-    _kernel_of(plan.shapes)(dy, x, g.J, plan.downs, plan.rights, plan.zeros, far(x, dy), rows, some,
-                            sums, work=x.nbytes + dy.nbytes)
+    _kernel_of(plan.shapes)(dy, x, g.J, plan.downs, plan.rights, plan.zeros, int(far(x, dy)),
+                            rows, some, sums, work=x.nbytes + dy.nbytes)
     return np.ascontiguousarray(sums.sum(0).transpose(0, 2, 1).reshape(-1, g.I * g.J)[:g.C])

@@ -18,17 +18,14 @@ from .epilogue import collect, merge, room_for
 from .jit import device
 from .memory import empty
 from .padded import zeros as clear
-from .simd import VECTOR, keep, lanes, pointer
+from .simd import VECTOR, far, keep, lanes, pointer
 from .tasks import share, tasks
 
-__all__ = ["axis", "depthwise", "depthwise_input", "far", "line_of", "plan_of",
+__all__ = ["axis", "depthwise", "depthwise_input", "line_of", "plan_of",
            "repeated"]
 
 
 BLOCK_BYTES = 1 << 17      # of rows whose statistics are taken together: in an L2 still
-# Of x and y: from here on tiles ask for the next row. (One core of Zen 5, 8 images: 128 channels of
-# 56×56, 26 MB, 743 us with it and 1527 without; 512 of 14×14, 6 MB, 232 and 205.)
-FAR_BYTES = 1 << 23
 
 
 class _Axis(NamedTuple):
@@ -200,12 +197,7 @@ def _sums(x, weight, bias, g, y, backward=False, work=0, moments=None):
     block = max(1, BLOCK_BYTES // (Q * C * x.itemsize))
     room = room_for(y, -(-N * P // block), moments)
     _kernel_of(plan.shapes)(x, _packed(weight), bias, g.J, plan.downs, plan.rights, plan.zeros,
-                            far(x, y), block if room.table.size else 1, y, room, work=work)
-
-
-def far(x, y):
-    """Whether they are so large that memory has to be asked for ahead."""
-    return int(x.nbytes + y.nbytes > FAR_BYTES)
+                            int(far(x, y)), block if room.table.size else 1, y, room, work=work)
 
 
 @device

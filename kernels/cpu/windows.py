@@ -23,11 +23,13 @@ from .simd import (
     PAST_BYTES,
     VECTOR,
     after,
+    far,
     keep,
     lanes,
     load,
     load_part,
     pointer,
+    prefetch,
     put,
     store,
     store_part,
@@ -172,16 +174,30 @@ def _copy(aside, W, count, n, y, ct, past):
 
 
 @device
-def panel(n, a, at, pixels, taps, count, run, weight, shift, c, ct, past):
+def _ask(a, at, first, last, n):
+    """Fetch n values of each of those pixels."""
+    for r in range(first, last):
+        for j in range(0, n, lanes(a)):
+            prefetch(a, at[r] + j)
+
+
+@device
+def panel(n, a, at, pixels, taps, count, run, weight, shift, c, ct, past, ahead=0):
     """n outputs, of one vector or two, for the pixels that begin at ``at``, to ct; a multiple of
-    FEW. All are pointers; ``past`` as for a tile."""
+    FEW. All are pointers; ``past`` as for a tile. Of the pixels of the next tile ``ahead`` values
+    are asked for: 12 pixels side by side are more streams than the hardware follows (64 → 32
+    channels of 112×112, 1×1, 39 MB: 203 GFLOP/s of two cores without, 270 with it)."""
     g, half = 0, n <= lanes(a)
     if half:
         while g + 2 * PIXELS <= pixels:
+            if ahead:
+                _ask(a, at, min(g + 2 * PIXELS, pixels), min(g + 4 * PIXELS, pixels), ahead)
             tile_half(a, at, g, taps, count, run, weight, shift, c, ct, past)
             g += 2 * PIXELS
     else:
         while g + PIXELS <= pixels:
+            if ahead:
+                _ask(a, at, min(g + PIXELS, pixels), min(g + 2 * PIXELS, pixels), ahead)
             tile(a, at, g, taps, count, run, weight, shift, c, ct, past)
             g += PIXELS
     while g < pixels:
@@ -207,7 +223,8 @@ def _places(s, rows, room, first, width, pitch, yt, at, ct):
 
 
 @device
-def _task(task, x, weight, step, shift, taps, run, s, pitch, block, parts, bare, past, y, table):
+def _task(task, x, weight, step, shift, taps, run, s, pitch, block, parts, bare, asks, past, y,
+          table):
     """``block`` rows of an image × 1/parts of the panels."""
     G, P, W = shift.shape
     L, C, blocks, shared = lanes(x), G * s.n_c, -(-s.P // block), -(-P // parts)
@@ -236,9 +253,10 @@ def _task(task, x, weight, step, shift, taps, run, s, pitch, block, parts, bare,
             n, i = min(W, s.n_o - p * W), e * P + p
             whole, out = n % L == 0 and beside == 0, after(pointer(y), e * s.n_o + p * W)
             made, places = out if whole else aside, ct if whole else tight
+            ahead = run if asks and p == part * shared else 0
             panel(n, after(a, e * s.n_c), at, room, pointer(taps), taps.size, run,
                   after(pointer(weight), i * step), after(pointer(shift), i * W), made, places,
-                  past and whole)
+                  past and whole, ahead)
             if table.size:
                 collect(made, places, rows * s.Q, n, table, task % (s.N * blocks),
                         e * s.n_o + p * W)
@@ -249,11 +267,13 @@ def _task(task, x, weight, step, shift, taps, run, s, pitch, block, parts, bare,
 
 
 @tasks
-def _windows(way, x, weight, step, shift, taps, run, s, pitch, block, parts, bare, past, y, room):
+def _windows(way, x, weight, step, shift, taps, run, s, pitch, block, parts, bare, asks, past, y,
+             room):
     """y from weight panels that lie ``step`` apart and shifts (G, panels, W); taps are places in
     the buffer, whose pixels are ``pitch`` apart; run values are contiguous there."""
     share(_task, parts * s.N * -(-s.P // block), way,
-          (x, weight, step, shift, taps, run, s, pitch, block, parts, bare, past, y, room.table))
+          (x, weight, step, shift, taps, run, s, pitch, block, parts, bare, asks, past, y,
+           room.table))
     if room.table.size:
         merge(way, room.table, room.mean, room.m2)
 
@@ -299,8 +319,9 @@ def windows(x, weight, shift, places, s, y, t0=0, moments=None):
     past = (y.nbytes > PAST_BYTES and s.n_o * y.itemsize % VECTOR == 0
             and y.ctypes.data % VECTOR == 0)
     room = room_for(y, s.N * -(-s.P // block), moments)
+    asks = bare and len(places) == 1 and far(x, y)
     _windows(x, weight.reshape(-1)[first:], step, shift, taps, run, s, pitch, block, parts, bare,
-             past, y, room, work=2 * y.size * len(places) * n_c)
+             asks, past, y, room, work=2 * y.size * len(places) * n_c)
 
 
 def _lines(places, taps):
