@@ -5,7 +5,8 @@ gradcheck, train (loss curves beside the CPU's), measure (times by device events
 where it has CUDA), sanitize (compute-sanitizer on small shapes). Each row goes to a CSV file when
 it is known, so the command may be stopped at any time; a file that is there already is left as it
 is, and the rows go to the next number (cuda.csv, cuda-2.csv …). Each part has its share of the time
-that is left. At the end come what was asked for beside what was found (cuda_targets.py), and
+that is left, and what is at work when the time has been over for SPARE seconds is stopped. At the
+end come what was asked for beside what was found (cuda_targets.py), and
 failures, which set the exit status and hide no later part. Without a GPU it exits with 2;
 ``--simulate`` runs verify, gradcheck and train in the simulator at tiny sizes, for which
 NUMBA_ENABLE_CUDASIM=1 and NUMBA_DISABLE_JIT=1 must be set.
@@ -17,6 +18,7 @@ import importlib
 import signal
 import sys
 import traceback
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from time import monotonic
@@ -26,6 +28,7 @@ from . import cuda_targets, measure
 # and how the time is shared
 PARTS = {"compile": 3.0, "verify": 3.0, "gradcheck": 1.0, "train": 1.5, "measure": 5.0,
          "sanitize": 1.5}
+SPARE = 20                   # seconds, for a case that began before the time was over
 FIELDS = ["date", "device", "driver", "versions", "part", "case", "status", "value", "unit",
           "of_copy", "of_torch", "note"]
 PACKAGES = ("nbgrad", "numpy", "numba", "numba-cuda", "cupy-cuda13x", "cupy-cuda12x", "torch")
@@ -141,16 +144,30 @@ def main(argv=None):
         return 2
     report = Report(args.out, about(), monotonic() + args.seconds)
     report.pooled = not args.no_pool
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)       # as Ctrl-C
     try:
-        for i, part in enumerate(args.only):
-            report.share(args.only[i:])
-            run(report, part, args)
-    except KeyboardInterrupt:
-        print("stopped")
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        with stopping(args.seconds + SPARE):
+            for i, part in enumerate(args.only):
+                report.share(args.only[i:])
+                run(report, part, args)
+    except KeyboardInterrupt as e:
+        print(str(e) or "stopped")
     return conclude(report)
+
+
+@contextmanager
+def stopping(seconds):
+    """SIGTERM, and the end of the time, stop what is at work in the block as Ctrl-C does."""
+    def over(number, frame):
+        raise KeyboardInterrupt("stopped: out of time")
+    before = [(number, signal.signal(number, handler)) for number, handler in (
+        (signal.SIGTERM, signal.default_int_handler), (signal.SIGALRM, over))]
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def run(report, part, args):

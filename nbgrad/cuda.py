@@ -122,7 +122,9 @@ def graph(step: Callable[[], Any], warmup: int = 3) -> Graph:
 
     Raises RuntimeError that names it for what cannot be captured: ``.item()`` and other transfers,
     random numbers (dropout), Adam's step (its step count is on the host: call ``step()`` behind the
-    graph), and averages that depend on the number of batches. Nothing has run then, and eager
+    graph), and what norms have to know of the batches before, or of a batch's values: averages
+    other than ``Exponential`` (as ``momentum=None``), ``update="step"``, ``on_nonfinite="raise"``
+    (and "skip_update", but in ``BatchNorm``), masks and workers. Nothing has run then, and eager
     calls go on working. Targets of ``cross_entropy`` are not checked in a captured step. What other
     threads do meanwhile is no part of it.
 

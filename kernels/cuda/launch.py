@@ -48,15 +48,17 @@ class Kernel:
 
     ``parameters`` is a type for each: "*f4 *f4 i8". Arrays are given for addresses (None: null), of
     that dtype, on the current device and without gaps; ``strided``: they may have gaps.
-    ``minimum`` blocks of it must fit on a multiprocessor, which bounds its registers.
+    ``minimum`` blocks of it must fit on a multiprocessor, which bounds its registers; on devices of
+    compute capability ``alone`` and above one is enough.
     ``together``: all blocks must be there at once, since they wait for each other.
     ``least``: the compute capability that it needs; with bfloat16 at least 8.0.
     """
 
     def __init__(self, body, parameters, *, name, threads=256, shared=0, minimum=None,
-                 together=False, least=(0, 0), strided=False):
+                 alone=None, together=False, least=(0, 0), strided=False):
         self.body, self.kinds, self.name = body, parameters.split(), name
         self.threads, self.shared, self.minimum = threads, shared, minimum
+        self.alone = alone or (99, 0)
         self.together, self.least = together, max(least, (8, 0) if "*bf" in self.kinds else (0, 0))
         layout = "".join("P" if k[0] == "*" else _NUMBERS[k][1] for k in self.kinds)
         self._struct = struct.Struct("@" + layout)
@@ -137,13 +139,16 @@ class Kernel:
 
         with _as_if(cc):
             code, _ = cuda.compile(self.body, cc=cc, output="ptx", **self._compiled_as())
-        return self._entered(code)
+        return self._entered(code, cc)
 
     def _compiled_as(self):
         return {"sig": types.void(*map(_numba, self.kinds)), "device": False, "abi": "numba",
                 "launch_bounds": (self.threads, self.minimum)[:1 + (self.minimum is not None)]}
 
-    def _entered(self, code):
+    def _entered(self, code, cc):
+        if cc >= self.alone:
+            code, bounds = re.subn(r"\.minnctapersm \d+", ".minnctapersm 1", code)
+            assert bounds == 1, f"{self.name}: {bounds} bounds of blocks"
         entry = re.search(r"\.entry\s+(\w+)", code).group(1)
         return code.replace(entry, self.name)
 
@@ -157,7 +162,7 @@ class Kernel:
                                                              **self._compiled_as())
         for cc in ccs:
             code, = library.get_asm_strs(cc=cc)
-            yield self._entered(code)
+            yield self._entered(code, cc)
 
     def assemble(self, cc):
         """Machine code for a compute capability, and what the assembler says of it."""

@@ -199,6 +199,9 @@ def sums(dtype, params, W, columns, index):
     table, same, put, real = (constants(dtype, W, columns), filled(W), scatter(W),
                               real_of(dtype).type)
     CELLS, copies = W * THREADS, filled(lines(dtype))
+    # constants and sums of eight channels are 72 registers: with the compiler for 10.0 and above it
+    # takes 144 to spill none, and two blocks have 128 each
+    alone = (10, 0) if W == 8 and columns else None
 
     def body(dy, x, y, gamma, beta, mean, invstd, sum_dy, sum_dyx, parts_dy, parts_dyx, counters,
              dgamma, dbeta, R, B, S, shift, segment, P, tiles, N, G, K, option):
@@ -243,7 +246,8 @@ def sums(dtype, params, W, columns, index):
             if option & WRITE:
                 dgamma[c], dbeta[c] = real(second[t]), real(first[t])
     return kernel(body, "sums", dtype, params, W, columns, index,
-                  "*k *k *k *p *p *f8 *f8 *f8 *f8 *f8 *f8 *i4 *p *p " + "i8 " * 10 + "i4")
+                  "*k *k *k *p *p *f8 *f8 *f8 *f8 *f8 *f8 *i4 *p *p " + "i8 " * 10 + "i4",
+                  alone=alone)
 
 
 @cache

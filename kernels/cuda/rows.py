@@ -132,12 +132,14 @@ def forward(dtype, params, W, T, resident, planes):
     put_all = of_lanes(put, count)
 
     def body(x, gamma, beta, y, mean, invstd, rows, D, G, K, S, eps, option):
-        cells = cuda.shared.array(CELLS, np.float64)
+        cells, length = cuda.shared.array(CELLS, np.float64), cuda.shared.array(1, np.int64)
         t, row = cuda.threadIdx.x % T, cuda.blockIdx.x * PER + cuda.threadIdx.x // T
         if row >= rows:
             return
         V, base, n, state, q = D // W, row * D, 0.0, same((0.0, 0.0)), t
         pivot = wide(x[base])
+        if T > 32 and t == 0:
+            length[0] = V
         m, r = vectors(V, t)
         i = places(copies(base), r)
         v = read(copies(x), i)
@@ -167,7 +169,9 @@ def forward(dtype, params, W, T, resident, planes):
         low = real(mu - wide(high)) if high - high == zero else zero
         c, first = (high, low, real(inverse)), (row % G) * K
         if resident:
-            put_all(y, i, m, v, r, gamma, beta, first, S, c, option)
+            if T > 32:           # again, of what is read: 32 registers are free while it is summed
+                m, r = vectors(length[0], t)
+            put_all(y, places(copies(base), r), m, v, r, gamma, beta, first, S, c, option)
         else:
             for q in range(t, V, count * T):
                 m, r = vectors(V, q)

@@ -19,7 +19,7 @@ from . import init
 from .norm import MOMENTUM, Normalization, Unsaid, check_eps, check_momentum
 from .parameter import Parameter, check_sizes
 from .policies import check_policies, check_word, imitate
-from .statistics import Average, current_step, fits, momenta
+from .statistics import Average, current_step, fits, momenta, steady
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -227,8 +227,14 @@ class BatchNorm(Normalization):
         assert var is not None
         assert tracked is not None
         batch = self._accepted(batch)
-        now, t = (mean.data, var.data), int(tracked.data)
-        skipped = 0
+        nothing = batch.count <= self.correction     # also of one value: it has no variance
+        now = mean.data, var.data
+        if self.update == "forward" and steady(self.average, self.momentum):
+            mean.data[...], var.data[...] = self._moved(now, batch, self._momentum(1), nothing)
+            tracked.data[...] = tracked.data + ~nothing.all()        # without waiting for a device
+            bump(mean, var)
+            return
+        t, skipped = int(tracked.data), 0
         if self._skipped is not None and self._skipped[0] == t:
             skipped = move(self._skipped[1], device_of(batch.count))    # the layer's, if it moved
         if self.update == "step":
@@ -238,7 +244,6 @@ class BatchNorm(Normalization):
                 batch, now, (t, skipped) = before.merge(batch), start[:2], start[2:]
             else:
                 start = now[0].copy(), now[1].copy(), t, skipped
-        nothing = batch.count <= self.correction     # also of one value: it has no variance
         if nothing.all():
             return
         m = momenta(self._momentum, t + 1, skipped)

@@ -17,7 +17,7 @@ from . import init
 from .norm import MOMENTUM, Normalization, Unsaid, check_eps, check_momentum
 from .parameter import Parameter, check_sizes
 from .policies import check_policies, check_word, imitate
-from .statistics import Average, current_step, fits, momenta
+from .statistics import Average, current_step, fits, momenta, steady
 
 Found = dict[str, tuple[Any, Any]]                   # values, and how many each is the mean of
 STATISTICS = ("batch", "frozen")
@@ -151,10 +151,13 @@ class RunningNorm(ChannelNorm):
         assert self.num_batches_tracked is not None
         found = {name: np.reshape(value, getattr(self, name).shape)
                  for name, value in found.items()}
-        t = int(self.num_batches_tracked.data)
         if self.update == "forward" and self.on_nonfinite == "propagate":
-            self._write({name: (value, 1.0) for name, value in found.items()}, t + 1)
+            seen: Any = self.num_batches_tracked.data
+            if not steady(self.average, self.momentum):      # or else a device is not waited for
+                seen = int(seen)
+            self._write({name: (value, 1.0) for name, value in found.items()}, seen + 1)
             return
+        t = int(self.num_batches_tracked.data)
         if self.on_nonfinite != "propagate":         # what overflows in the buffer is infinite
             found = {name: np.where(fits(value, getattr(self, name).dtype), value, np.inf)
                      for name, value in found.items()}
@@ -175,7 +178,7 @@ class RunningNorm(ChannelNorm):
         if self.update == "step":
             self._pending = self._moment(), counted, start, t, skipped
 
-    def _write(self, found: Found, t: int, start: dict[str, Any] | None = None,
+    def _write(self, found: Found, t: Any, start: dict[str, Any] | None = None,
                skipped: dict[str, Any] | None = None) -> None:
         """Values with their counts; where nothing is counted, nothing moves."""
         self.num_batches_tracked.data[...] = t  # type: ignore[union-attr]

@@ -86,6 +86,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def steady(average: Average | None, momentum: float | None) -> bool:
+    """Whether every batch moves the running values as far: then nobody has to know how many there
+    were, which on a device would be to wait for it."""
+    return momentum is not None if average is None else isinstance(average, Exponential)
+
+
 def momenta(momentum: Callable[[int], float], t: int, skipped: Any) -> Any:
     """momentum of the t-th batch, which is an earlier one of channels that ``skipped`` some; a
     number where none did."""

@@ -1,5 +1,6 @@
 """Captured steps: replays are eager steps, bit by bit; what cannot be captured is said."""
 
+from functools import partial
 from threading import Thread
 
 import numpy as np
@@ -197,3 +198,50 @@ def test_bad_arguments():
     assert nbgrad.cuda.device_count() == 1
     assert nbgrad.cuda.memory_allocated() == nbgrad.cuda.memory_reserved() == 0
     nbgrad.cuda.empty_cache()
+
+
+POLICIES = [partial(nn.BatchNorm2d, 3, correction=0), partial(nn.BatchNorm2d, 3, like="keras"),
+            partial(nn.BatchNorm2d, 3, statistics="running"),
+            partial(nn.BatchNorm2d, 3, on_nonfinite="skip_update"),
+            partial(nn.MeanOnlyBatchNorm, 3)]
+WAITING = [partial(nn.BatchNorm2d, 3, momentum=None), partial(nn.BatchNorm2d, 3, update="step"),
+           partial(nn.BatchNorm2d, 3, average=nn.DebiasedExponential(0.9), correction=0),
+           partial(nn.BatchNorm2d, 3, on_nonfinite="raise"),
+           partial(nn.MeanOnlyBatchNorm, 3, momentum=None)]
+
+
+def by_policy(make, captured, values):
+    """Outputs of a layer for one batch after another, and its state."""
+    layer, x = make().to("cuda"), nbgrad.zeros(4, 3, 2, 2, device="cuda")
+    call = nbgrad.cuda.graph(lambda: layer(x), warmup=1) if captured else lambda: layer(x)
+    outputs = []
+    for value in values:
+        x.copy_(tensor(value))
+        outputs.append(call().tolist())
+    return outputs, {k: v.tolist() for k, v in layer.state_dict().items()}, call
+
+
+@pytest.mark.parametrize("make", POLICIES)
+def test_statistics_that_need_no_count_are_captured(make):
+    """One batch has nothing finite in a channel, and by "skip_update" does not move that one."""
+    values = np.random.default_rng(0).standard_normal((5, 4, 3, 2, 2)).astype("f4")
+    if make.keywords.get("on_nonfinite"):
+        values[3, :, 1] = np.inf
+    want, got = (by_policy(make, captured, values) for captured in (False, True))
+    assert got[2].captured
+    np.testing.assert_array_equal(got[0], want[0])
+    assert got[1] == want[1]
+    assert got[1]["num_batches_tracked"] == 5
+    assert np.isfinite(got[1]["running_mean"]).all()
+
+
+@pytest.mark.parametrize("make", WAITING)
+def test_statistics_that_wait_for_the_device_are_refused_and_run_eagerly(make):
+    layer, x = make().to("cuda"), nbgrad.randn(4, 3, 2, 2, device="cuda")
+    call = nbgrad.cuda.graph(lambda: layer(x), warmup=1)
+    call()
+    with pytest.raises(RuntimeError, match=r"cuda graph: .* cannot be part of a captured step"):
+        call()
+    assert layer.num_batches_tracked.item() == 1
+    layer(x)
+    assert layer.num_batches_tracked.item() == (1 if layer.update == "step" else 2)
