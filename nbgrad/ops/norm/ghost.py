@@ -42,15 +42,14 @@ def ghost_batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, *,
                                                   size=size, apart=apart)
 
     def again(dy: Tensor, x: Tensor, gamma: Tensor | None) -> tuple[Tensor, ...]:
-        own = gamma is not None and gamma.ndim == 2
-        parts = [backward_of_batch(dy[i:i + size], x[i:i + size], gamma[i // size] if own else
-                                   gamma, None, None, eps, False)[:3]  # type: ignore[index]
-                 for i in range(0, x.shape[0], size)]
-        if not parts:
-            dx, *none = backward_of_batch(dy, x, None, None, None, eps, False)[:3]
-            return dx, *(stack([s])[:0] if apart else s for s in none)
-        dx, *sums = ([part[i] for part in parts] for i in range(3))
-        return cat(dx), *(stack(s) if apart else reduce(add, s) for s in sums)
+        def part(i: int) -> tuple[Tensor, ...]:
+            own = gamma[i // size] if gamma is not None and gamma.ndim == 2 else gamma
+            return backward_of_batch(dy[i:i + size], x[i:i + size], own, None, None, eps, False)
+        if not x.shape[0]:
+            dx, *sums = backward_of_batch(dy, x, None, None, None, eps, False)[:3]
+            return dx, *(stack([s])[:0] if apart else s for s in sums)
+        each, *of = zip(*(part(i)[:3] for i in range(0, x.shape[0], size)))
+        return cat(each), *(stack(s) if apart else reduce(add, s) for s in of)
     return grads, composition(again, dy, x, gamma)
 
 
