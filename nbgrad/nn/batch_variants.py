@@ -112,8 +112,8 @@ class SplitBatchNorm(BatchNorm):
 
     x: (N, C, *S); gamma_i, beta_i and the running statistics: (C,), from i = 1 on in ``aux_bn``.
     For batches of parts from different distributions, such as clean and augmented samples. One
-    kernel; keeps what batch norm keeps of each part. Raises ValueError for a batch that does not
-    split evenly.
+    kernel does all parts. Keeps what batch norm keeps of each part. Raises ValueError for a batch
+    that does not split evenly.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM, *,
