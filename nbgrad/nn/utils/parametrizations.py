@@ -82,7 +82,7 @@ class _SpectralNorm(Module):
         super().__init__()
         self.n_power_iterations, self.dim, self.eps = n_power_iterations, dim, eps
         if weight.ndim > 1:
-            matrix = self._matrix(in_units(weight)).data
+            matrix = self._matrix(in_units(weight)).detach()
             for name, n in zip(("_u", "_v"), matrix.shape):
                 start = ops.randn(n, dtype=weight.dtype).data
                 self.register_buffer(name, as_tensor(self._unit(start)[0]))
@@ -98,12 +98,13 @@ class _SpectralNorm(Module):
         norm = float(np.linalg.norm(x))
         return x / x.dtype.type(max(norm, self.eps)), norm
 
-    def _iterate(self, matrix: Array, n: int) -> float:
-        """n steps; ‖matrixᵀ u‖ of the last, which is σ of its u and v."""
+    def _iterate(self, matrix: Tensor, n: int) -> float:
+        """n steps; ‖matrixᵀ u‖ of the last, which is σ of its u and v. (Threads of BLAS beside
+        those of kernels wait for each other, up to 12 ms.)"""
         u, v, norm = self._u, self._v, 0.0
         for _ in range(n):
-            u.data[...], _ = self._unit(matrix @ v.data)
-            v.data[...], norm = self._unit(matrix.T @ u.data)
+            u.data[...], _ = self._unit(ops.matmul(matrix, v).data)
+            v.data[...], norm = self._unit(ops.matmul(matrix.T, u).data)
         bump(u, v)
         return norm
 
@@ -112,11 +113,11 @@ class _SpectralNorm(Module):
             return ops.normalize(weight, dim=0, eps=self.eps)
         matrix = self._matrix(weight)
         before = [t.data.copy() for t in (self._u, self._v)]
-        sigma = self._sigma(matrix.data)
+        sigma = self._sigma(matrix.detach())
         if not 1e-9 < sigma < 1e9:                    # w is the same whatever v is measured in
             self._u.data[...], self._v.data[...] = before
             matrix = self._matrix(in_units(weight))
-            sigma = self._sigma(matrix.data)
+            sigma = self._sigma(matrix.detach())
         if sigma == 0:
             return weight
         u, v = (t.data.copy() for t in (self._u, self._v))            # they move, it is kept
@@ -125,13 +126,13 @@ class _SpectralNorm(Module):
         y = ops.reshape(y, (shape[dim], *shape[:dim], *shape[dim + 1:]))
         return ops.permute(y, *range(1, dim + 1), 0, *range(dim + 1, y.ndim)) if dim else y
 
-    def _sigma(self, matrix: Array) -> float:
+    def _sigma(self, matrix: Tensor) -> float:
         with np.errstate(all="ignore"):
             if self.training:
                 norm = self._iterate(matrix, self.n_power_iterations)
                 if norm > self.eps:
                     return norm
-            return float(np.vdot(self._u.data, matrix @ self._v.data))
+            return float(ops.dot(self._u, ops.matmul(matrix, self._v)).data)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         return value
