@@ -34,6 +34,7 @@ __all__ = ["FUNCTIONS", "apart", "fuzz", "main", "page"]
 PAGE = measure.RESULTS.parent.parent / "docs" / "fuzzing.md"
 RESULTS = measure.RESULTS / "fuzz.csv"
 FIELDS = ["date", "versions", "bounds", "seed", "function", "results", "exceptions"]
+PART = 20_000                        # calls of one process
 MEMORY = 8 << 30                     # that a run may take: arrays here have at most 3,125 elements
 DOCUMENTED = ValueError, TypeError, RuntimeError, IndexError, FloatingPointError
 HALVES = tuple(half_dtype(name) for name in ("float16", "bfloat16"))
@@ -321,6 +322,16 @@ def fuzz(count, seed=0, only=()):
     return found
 
 
+def in_parts(count, seed, bounds, only=()):
+    """``apart`` as often as makes so many calls, with seeds from 1000 ``seed`` on; the sums."""
+    found = {}
+    for i, first in enumerate(range(0, count, PART)):
+        own = apart(min(PART, count - first), 1000 * seed + i, bounds, only)
+        for name, pair in own.items():
+            found[name] = [a + b for a, b in zip(pair, found.get(name, (0, 0)))]
+    return found
+
+
 def apart(count, seed, bounds, only=()):
     """``fuzz`` in a process of its own, with or without bounds checks in the kernels."""
     env = {**os.environ, "NUMBA_BOUNDSCHECK": "1" if bounds else "0"}
@@ -400,7 +411,7 @@ def main(argv=None):
         rows = [row for row in measure.read(RESULTS) if row["function"] not in args.only
                 ] if args.only else []
         for bounds, count, seed in (("no", args.count, 0), ("yes", args.bounds, 1)):
-            found = apart(count, seed, bounds == "yes", args.only)
+            found = in_parts(count, seed, bounds == "yes", args.only)
             for name, (results, errors) in found.items():
                 rows.append(dict(zip(FIELDS, (run["date"], run["versions"], bounds, seed, name,
                                               results, errors))))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ class NoisyBatchNorm(BatchNorm):
 
     x: (N, C, *S). ``generator`` draws the noise. Keeps what batch norm keeps, its y and s.
     Other arguments, and the buffers, are those of ``BatchNorm2d``. Raises ValueError for ranges
-    and jitters that are negative, or scale_range below 1.
+    and jitters that are negative or not finite, or scale_range below 1.
 
     >>> import nbgrad
     >>> layer, x = NoisyBatchNorm(3), nbgrad.randn(5, 3)
@@ -134,8 +135,9 @@ class NoisyBatchNorm(BatchNorm):
                        "mean_jitter": mean_jitter, "scale_jitter": scale_jitter}
         for name, value in self._noise.items():
             least = 1 if name == "scale_range" else 0
-            if not value >= least:
-                raise ValueError(f"NoisyBatchNorm: {name} must be at least {least}, got {value}")
+            if not least <= value < math.inf:
+                raise ValueError(f"NoisyBatchNorm: {name} must be finite and at least {least}, got "
+                                 f"{value}")
         if generator is not None and not isinstance(generator, ops.Generator):
             raise TypeError("NoisyBatchNorm: expected generator to be an nbgrad.Generator or None, "
                             f"got {generator!r}")
