@@ -26,10 +26,6 @@ MASK = np.array([1.0, 0.5, 2.0, 1.0])
 POINTS = ([(o, 1.0) for o in exactness.OFFSETS] + [(0.0, s) for s in exactness.SCALES])
 
 
-def _batch(x, gamma, beta, eps):
-    return F.batch_norm(x, None, None, gamma, beta, True, eps=eps)
-
-
 def _renorm(x, gamma, beta, eps):
     """With r and d at their limits, since the gradient takes them as constants."""
     layer = nn.BatchRenorm(x.shape[1], eps, 0.0, r_max=1.0, d_max=0.5, affine=False, dtype=x.dtype)
@@ -51,10 +47,7 @@ def _sync(x, gamma, beta, eps):
 
 
 def _deviation(p):
-    def norm(x, g, b, v, eps):
-        gains = (t.reshape((1, -1, 1, 1)) for t in (g, b))
-        return ops.divide_channels(*ops.lp_deviation(x, p, eps)[:2], *gains)
-    return norm
+    return lambda x, g, b, v, eps: ops.lp_batch_norm(x, g, b, p, eps)[0]
 
 
 def _spectral(x, *_):
@@ -76,14 +69,14 @@ OTHERS = {
     "masked batch": lambda x, g, b, v, eps: ops.weighted_batch_norm(
         x, g, b, eps, mask=np.resize(MASK, x.shape[0]))[0],
     "ghost batch": lambda x, g, b, v, eps: ops.ghost_batch_norm(x, 2, g, b, eps)[0],
-    "split batch": lambda x, g, b, v, eps: ops.cat([_batch(x[:2], g, b, eps),
-                                                    _batch(x[2:], v, b, eps)]),
+    "split batch": lambda x, g, b, v, eps: ops.ghost_batch_norm(
+        x, len(x) - len(x) // 2, ops.stack([g, v]), ops.stack([b, b]), eps)[0],
     "sync batch": lambda x, g, b, v, eps: _sync(x, g, b, eps),
     "batch renorm": lambda x, g, b, v, eps: _renorm(x, g, b, eps),
     "noisy batch": lambda x, g, b, v, eps: _noisy(x, g, b, eps),
-    "mean-only batch": lambda x, g, b, v, eps: affine(ops.center(x)[0], None, b),
+    "mean-only batch": lambda x, g, b, v, eps: ops.center(x, b)[0],
     "ℓ4 batch": _deviation(4),
-    "decorrelated": lambda x, g, b, v, eps: affine(ops.whiten(x, 2, eps)[0], g, b),
+    "decorrelated": lambda x, g, b, v, eps: ops.whiten(x, 2, eps, g, b)[0],
     "switchable": lambda x, g, b, v, eps: ops.switchable_norm(x, v[:3], b[:3], g, b, eps)[0],
     "filter response": lambda x, g, b, v, eps: ops.filter_response_norm(x, g, b, None, eps),
     "filter response, TLU": lambda x, g, b, v, eps: ops.filter_response_norm(x, g, b, v, eps),

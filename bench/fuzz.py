@@ -2,7 +2,7 @@
 
     python -m bench.fuzz                 100,000 calls, some with bounds checks; docs/fuzzing.md
     python -m bench.fuzz --page          write the page from the results that are there
-    python -m bench.fuzz --count 2500 --only whiten layers
+    python -m bench.fuzz --count 2500 --only whiten
                                          as many of these alone, beside the others' results
 
 Calls run in a process of their own, so that a crash is seen as what it is.
@@ -11,6 +11,7 @@ Calls run in a process of their own, so that a crash is seen as what it is.
 import argparse
 import inspect
 import json
+import math
 import os
 import resource
 import subprocess
@@ -22,7 +23,9 @@ import numpy as np
 
 import nbgrad
 from nbgrad import nn, ops
+from nbgrad.backend import half_dtype, is_half
 from nbgrad.nn import functional as F
+from nbgrad.nn.statistics import step_taken
 
 from . import measure
 
@@ -31,9 +34,12 @@ __all__ = ["FUNCTIONS", "apart", "fuzz", "main", "page"]
 PAGE = measure.RESULTS.parent.parent / "docs" / "fuzzing.md"
 RESULTS = measure.RESULTS / "fuzz.csv"
 FIELDS = ["date", "versions", "bounds", "seed", "function", "results", "exceptions"]
+PART = 20_000                        # calls of one process
 MEMORY = 8 << 30                     # that a run may take: arrays here have at most 3,125 elements
-DOCUMENTED = ValueError, TypeError, RuntimeError, IndexError
-DTYPES = (np.float32,) * 4 + (np.float64, np.int64, np.bool_)
+DOCUMENTED = ValueError, TypeError, RuntimeError, IndexError, FloatingPointError
+HALVES = tuple(half_dtype(name) for name in ("float16", "bfloat16"))
+DTYPES = tuple(map(np.dtype, (np.float32,) * 6 + (np.float64,) * 2 + (np.int64, np.bool_))) + HALVES
+POWERS = 1, 2, 3, 4, 1.5, 2.5, 7, math.inf
 NUMBERS = (1e-5, 0.1, 0.0, -1.0, 1.0, float("nan"), float("inf"), 1, 2, -3, 10**9, None, "1", [])
 
 
@@ -45,36 +51,68 @@ class Draw:
         self.shape = tuple(rng.integers(0, 5, rng.integers(0, 6)).tolist())
         if rng.random() < 0.7:
             self.shape = tuple(rng.integers(1, 6, rng.integers(2, 5)).tolist())
-        self.dtype = DTYPES[rng.integers(len(DTYPES))]
+        if self.shape and self.odd(0.15):                    # nothing, or one of something
+            at = rng.integers(len(self.shape))
+            self.shape = tuple(int(rng.integers(2)) if i == at else n
+                               for i, n in enumerate(self.shape))
+        self.dtype = self.own = DTYPES[rng.integers(len(DTYPES))]
+        if is_half(self.dtype) and self.odd(0.7):            # what parameters then usually are
+            self.own = np.dtype(np.float32)
 
     def odd(self, chance=0.06):
         return self.rng.random() < chance
 
-    def tensor(self, shape):
+    def tensor(self, shape, dtype=None):
         if self.odd():
             return (None, 3.0, "x", np.ones(3, np.float32), [1.0])[self.rng.integers(5)]
         if self.odd():
             shape = (*shape, 2) if self.odd(0.5) else shape[1:]
-        dtype = DTYPES[self.rng.integers(len(DTYPES))] if self.odd() else self.dtype
+        dtype = self.dtype if dtype is None else dtype
+        if self.odd():
+            dtype = self.choice(DTYPES)
         with np.errstate(all="ignore"):
             x = (self.rng.standard_normal(shape) * 10.0 ** self.rng.integers(-3, 4)).astype(dtype)
         if x.ndim and self.odd(0.2):
             x = (x[::-1], np.asfortranarray(x), np.repeat(x, 2, -1)[..., ::2],
                  np.broadcast_to(x[:1], x.shape))[self.rng.integers(4)]
-        if x.size and x.flags.writeable and x.dtype.kind == "f" and self.odd():
-            x.reshape(-1)[0] = (np.nan, np.inf, -np.inf, 1e38)[self.rng.integers(4)]
+        if x.size and x.flags.writeable and x.dtype.kind in "fV" and self.odd():
+            with np.errstate(all="ignore"):
+                x.reshape(-1)[0] = self.choice((np.nan, np.inf, -np.inf, 1e38))
         t = nbgrad.Tensor(x)
-        t.requires_grad = bool(x.dtype.kind == "f" and self.rng.random() < 0.5)
+        t.requires_grad = bool(x.dtype.kind in "fV" and self.rng.random() < 0.5)
         return t
 
     def x(self):
         return self.tensor(self.shape)
 
     def channels(self):
-        return None if self.odd(0.3) else self.tensor(self.shape[1:2])
+        return None if self.odd(0.3) else self.tensor(self.shape[1:2], self.own)
+
+    def scale(self, shape):
+        """A parameter of another shape than (C,)."""
+        return None if self.odd(0.3) else self.tensor(shape, self.own)
+
+    def mask(self):
+        """Booleans or weights of positions, in a shape that broadcasts, or an odd one; or None."""
+        if self.odd(0.5):
+            return None
+        N, *S = self.shape[:1] + self.shape[2:] or (1,)
+        shape = self.choice(((N, *S), (N,) + (1,) * len(S), (N, 1, *S), (*S,)))
+        mask = self.rng.integers(0, 3, shape) * self.choice((0.5, 1, True))
+        return self.choice((mask, mask > 0, mask.astype(np.float32) - self.odd(0.1),
+                            nbgrad.tensor(mask.astype(np.float32)), self.number(mask)))
 
     def number(self, usual):
-        return NUMBERS[self.rng.integers(len(NUMBERS))] if self.odd(0.15) else usual
+        return self.choice(NUMBERS) if self.odd(0.15) else usual
+
+    def choice(self, of):
+        return of[self.rng.integers(len(of))]
+
+    def divisor(self, n):
+        return self.choice([k for k in range(1, n + 1) if n % k == 0] or [1])
+
+    def groups(self):
+        return self.number(self.divisor(self.shape[1] if len(self.shape) > 1 else 1))
 
     def flag(self):
         return bool(self.rng.integers(2))
@@ -88,36 +126,33 @@ def batch_norm(d):
 
 
 def weighted_batch_norm(d):
-    mask = d.tensor(d.shape[:1] + d.shape[2:]) if d.flag() else None
-    if isinstance(mask, nbgrad.Tensor) and d.flag():
-        mask = abs(mask.data)
-    return ops.weighted_batch_norm(d.x(), d.channels(), d.channels(), d.number(1e-5), mask=mask)[0]
+    workers = nn.InProcess(1).rank(0) if d.odd(0.3) else None
+    return ops.weighted_batch_norm(d.x(), d.channels(), d.channels(), d.number(1e-5),
+                                   mask=d.mask(), workers=workers)[0]
 
 
 def moments(d):
-    return ops.moments(d.x(), groups=d.number(None), ghost_size=d.number(None))
+    return ops.moments(d.x(), groups=d.groups() if d.odd(0.3) else d.number(None),
+                       ghost_size=int(d.rng.integers(1, 5)) if d.odd(0.3) else d.number(None),
+                       mask=d.mask())
 
 
 def layer_norm(d):
     dims = int(d.rng.integers(0, 4))
     own = d.shape[len(d.shape) - dims:]
     return F.layer_norm(d.x(), own if not d.odd() else d.number(own),
-                        None if d.odd(0.3) else d.tensor(own),
-                        None if d.odd(0.3) else d.tensor(own), d.number(1e-5))
+                        d.scale(own), d.scale(own), d.number(1e-5))
 
 
 def rms_norm(d):
     dims = int(d.rng.integers(0, 4))
     own = d.shape[len(d.shape) - dims:]
     return F.rms_norm(d.x(), own if not d.odd() else d.number(own),
-                      None if d.odd(0.3) else d.tensor(own), d.number(None))
+                      d.scale(own), d.number(None))
 
 
 def group_norm(d):
-    C = d.shape[1] if len(d.shape) > 1 else 1
-    groups = [n for n in range(1, C + 1) if C % n == 0] or [1]
-    return F.group_norm(d.x(), d.number(int(d.rng.choice(groups))), d.channels(), d.channels(),
-                        d.number(1e-5))
+    return F.group_norm(d.x(), d.groups(), d.channels(), d.channels(), d.number(1e-5))
 
 
 def instance_norm(d):
@@ -132,7 +167,7 @@ def local_response_norm(d):
 
 def filter_response_norm(d):
     return ops.filter_response_norm(d.x(), d.channels(), d.channels(), d.channels(),
-                                    d.number(1e-6))
+                                    d.number(1e-6), d.channels() if d.odd(0.3) else None)
 
 
 def ghost_batch_norm(d):
@@ -150,10 +185,8 @@ def global_response_norm(d):
 
 
 def evonorm_s0(d):
-    C = d.shape[1] if len(d.shape) > 1 else 1
-    groups = [n for n in range(1, C + 1) if C % n == 0] or [1]
-    return ops.evonorm_s0(d.x(), d.number(int(d.rng.choice(groups))), d.channels(), d.channels(),
-                          d.channels(), d.number(1e-5))
+    return ops.evonorm_s0(d.x(), d.groups(), d.channels(), d.channels(), d.channels(),
+                          d.number(1e-5))
 
 
 def weight_standardization(d):
@@ -161,15 +194,16 @@ def weight_standardization(d):
 
 
 def lp_deviation(d):
-    return ops.lp_deviation(d.x(), d.number(int(d.rng.integers(1, 4))), d.number(1e-5))[1]
+    return ops.lp_deviation(d.x(), d.number(d.choice(POWERS)), d.number(1e-5),
+                            centered=d.flag())[1]
 
 
 def whiten(d):
-    return ops.whiten(d.x(), d.number(1), d.number(1e-3))[0]
+    return ops.whiten(d.x(), d.groups(), d.number(1e-3))[0]
 
 
 def evonorm_b0(d):
-    std = d.tensor((1, *d.shape[1:2], *[1] * (len(d.shape) - 2)))
+    std = d.tensor((1, *d.shape[1:2], *[1] * (len(d.shape) - 2)), d.own)
     return ops.evonorm_b0(d.x(), d.channels(), d.channels(), d.channels(), std, d.number(1e-5))
 
 
@@ -192,33 +226,80 @@ def inverse_sqrt(d):
     return ops.inverse_sqrt(a)
 
 
-LAYERS = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GhostBatchNorm, nn.SplitBatchNorm,
-          nn.SyncBatchNorm, nn.BatchRenorm, nn.FrozenBatchNorm, nn.NoisyBatchNorm, nn.LpBatchNorm,
-          nn.MeanOnlyBatchNorm, nn.DecorrelatedBatchNorm, nn.SwitchableNorm, nn.EvoNormB0,
-          nn.EvoNormS0, nn.FilterResponseNorm, nn.GlobalResponseNorm, nn.LayerNorm, nn.RMSNorm,
-          nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm]
+BATCH = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GhostBatchNorm, nn.SplitBatchNorm,
+         nn.SyncBatchNorm, nn.BatchRenorm, nn.FrozenBatchNorm, nn.NoisyBatchNorm]
+RUNNING = [nn.LpBatchNorm, nn.MeanOnlyBatchNorm, nn.DecorrelatedBatchNorm, nn.SwitchableNorm,
+           nn.EvoNormB0, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d]
+OTHERS = [nn.EvoNormS0, nn.FilterResponseNorm, nn.GlobalResponseNorm, nn.LayerNorm, nn.RMSNorm,
+          nn.LocalResponseNorm, nn.GroupNorm]
 
 
-def layers(d):
-    kind = LAYERS[d.rng.integers(len(LAYERS))]
-    at = -1 if kind in (nn.LayerNorm, nn.RMSNorm) else 1
-    size = d.shape[at] if len(d.shape) > 1 else 1
-    usual = {"eps": 1e-5, "momentum": 0.1, "affine": d.flag(), "track_running_stats": d.flag(),
-             "ghost_size": 2, "num_splits": 2, "p": 2, "groups": 1, "group_size": 1, "r_max": 3.0,
-             "d_max": 5.0, "correction": 0, "statistics": "batch", "like": None, "workers": None,
-             "average": None, "generator": None, "mean_range": 0.5, "alpha": 1e-4}
-    known = inspect.signature(kind).parameters
-    own = {name: d.number(value) for name, value in usual.items()
-           if name in known and (not d.odd(0.5) or name in ("groups", "group_size"))}
-    size = d.number(size)
-    size = -3 if size == 10**9 else size             # which is right, and takes 4 GB
-    return kind(size, **own).train(d.flag())(d.x())
+def _known(kind):
+    """The arguments of a layer's constructor, also those that it hands on."""
+    return {name for k in kind.__mro__ if "__init__" in vars(k)
+            for name in inspect.signature(k.__init__).parameters}
+
+
+def _settings(d, size):
+    """A constructor's arguments: half of them as they are without being named, policies mixed."""
+    averages = nn.Exponential(0.5), nn.DebiasedExponential(0.9), nn.Cumulative()
+    always = {"ghost_size": int(d.rng.integers(1, 5)), "num_splits": d.choice((2, 2, 3)),
+              "p": d.choice(POWERS), "groups": d.divisor(size), "group_size": d.divisor(size),
+              "dtype": d.own if d.own.kind in "fV" else np.dtype(np.float32)}
+    policies = {"statistics": d.choice(("batch", "running", "frozen", "population", "prediction")),
+                "correction": d.choice((0, 1)), "update": d.choice(("forward", "step")),
+                "on_nonfinite": d.choice(("propagate", "skip_update", "raise")),
+                d.choice(("like", "average", "momentum")): None}
+    for name, of in (("like", ("torch", "keras")), ("average", averages), ("momentum", (0.1, 1))):
+        if name in policies:
+            policies[name] = d.choice(of)
+    others = {"affine": d.flag(), "bias": d.flag(), "track_running_stats": d.flag(),
+              "centered": d.flag(), "learn_eps": d.flag(), "r_max": 3.0, "d_max": 5.0,
+              "workers": nn.InProcess(1).rank(0), "generator": nbgrad.Generator(0),
+              "mean_range": 0.5, "alpha": 1e-4}
+    if "like" not in policies:
+        others["eps"] = 1e-5
+    return always, {name: value for name, value in {**policies, **others}.items() if d.odd(0.3)}
+
+
+def _layer(d, kinds):
+    """One to three calls of a layer, the earlier ones in the same step of an optimizer or not."""
+    fit = [k for k in kinds if len(d.shape) in getattr(k, "_ndims", (len(d.shape),))]
+    kind = d.choice(fit if fit and not d.odd() else kinds)
+    size = d.shape[-1 if kind in (nn.LayerNorm, nn.RMSNorm) else 1] if len(d.shape) > 1 else 1
+    own = {name: value if name == "dtype" and not d.odd(0.02) else d.number(value)
+           for part in _settings(d, size) for name, value in part.items() if name in _known(kind)}
+    groups, size = d.groups(), d.number(size)
+    size = -3 if size == 10**9 else size             # which is right, and takes 4 GB,
+    if own.get("num_splits") == 10**9:               # or all there are
+        own["num_splits"] = -3
+    layer = kind(*([groups] if kind is nn.GroupNorm else []), size, **own).train(d.flag())
+    masked = "mask" in inspect.signature(layer.forward).parameters and d.flag()
+    for _ in range(d.rng.integers(0, 3)):
+        layer(d.x())
+        if d.flag():
+            step_taken()
+        layer.train(d.flag())
+    return layer(d.x(), mask=d.mask()) if masked else layer(d.x())
+
+
+def batch_layers(d):
+    return _layer(d, BATCH)
+
+
+def running_layers(d):
+    return _layer(d, RUNNING)
+
+
+def other_layers(d):
+    return _layer(d, OTHERS)
 
 
 FUNCTIONS = [batch_norm, weighted_batch_norm, moments, layer_norm, rms_norm, group_norm,
              instance_norm, local_response_norm, filter_response_norm, ghost_batch_norm, normalize,
              global_response_norm, evonorm_s0, weight_standardization, lp_deviation, whiten,
-             evonorm_b0, switchable_norm, weight_norm, inverse_sqrt, layers]
+             evonorm_b0, switchable_norm, weight_norm, inverse_sqrt, batch_layers,
+             running_layers, other_layers]
 
 
 def fuzz(count, seed=0, only=()):
@@ -238,6 +319,16 @@ def fuzz(count, seed=0, only=()):
             if not str(e):
                 raise
             found[f.__name__] = results, errors + 1
+    return found
+
+
+def in_parts(count, seed, bounds, only=()):
+    """``apart`` as often as makes so many calls, with seeds from 1000 ``seed`` on; the sums."""
+    found = {}
+    for i, first in enumerate(range(0, count, PART)):
+        own = apart(min(PART, count - first), 1000 * seed + i, bounds, only)
+        for name, pair in own.items():
+            found[name] = [a + b for a, b in zip(pair, found.get(name, (0, 0)))]
     return found
 
 
@@ -282,9 +373,12 @@ def _runs(rows):
 TEXT = """# Random arguments to the norms
 
 Written by `python -m bench.fuzz` from `bench/results/fuzz.csv`. Shapes of 0 to 5 dimensions with
-lengths 0 to 5, float32, float64, integers and booleans; reversed, strided, expanded and read-only
-memory; NaN, infinities and 1e38; wrong sizes, wrong types, None, negative and huge numbers. Every
-call gave a result, and its gradient where one was asked for, or one of the exceptions that are
+lengths 0 to 5, float32, float64, float16 and bfloat16 (most with parameters in float32), integers
+and booleans; reversed, strided, expanded and read-only memory; NaN, infinities and 1e38; masks and
+weights; wrong sizes, wrong types, None, negative and huge numbers. Layers are called one to three
+times, in training and evaluation, with every policy: averages, corrections, presets, what
+normalizes, when the running statistics move, and what becomes of non-finite values. Every call
+gave a result, and its gradient where one was asked for, or one of the exceptions that are
 documented, with a message. None ended the process.
 
 {table}
@@ -317,7 +411,7 @@ def main(argv=None):
         rows = [row for row in measure.read(RESULTS) if row["function"] not in args.only
                 ] if args.only else []
         for bounds, count, seed in (("no", args.count, 0), ("yes", args.bounds, 1)):
-            found = apart(count, seed, bounds == "yes", args.only)
+            found = in_parts(count, seed, bounds == "yes", args.only)
             for name, (results, errors) in found.items():
                 rows.append(dict(zip(FIELDS, (run["date"], run["versions"], bounds, seed, name,
                                               results, errors))))

@@ -1,6 +1,7 @@
 """Norms that PyTorch does not have: nbgrad's own function, and the same in elementary ops.
 
-Each takes x and three vectors of one number per channel, and is timed with all its gradients.
+Each takes x and three vectors of one number per channel, of which it uses as many as it has
+parameters, and is timed with all its gradients.
 """
 
 import math
@@ -34,10 +35,15 @@ def _moments(x, axes):
     return xc, (xc * xc).mean(axes, True)
 
 
-def _renorm(channels):
-    layer = nn.BatchRenorm(channels, eps=EPS, momentum=0.0)
-    layer.weight = layer.bias = None
+def _with(layer, gamma, beta):
+    """The layer with tensors that are no parameters for its γ and β."""
+    vars(layer).update(weight=gamma, bias=beta)
     return layer
+
+
+def _renorm(x, gamma, beta, _):
+    layer = nn.BatchRenorm(x.shape[1], eps=EPS, momentum=0.0, affine=False)
+    return _with(layer, gamma, beta)(x)
 
 
 def _renorm_composed(x, gamma, beta, _):
@@ -79,11 +85,6 @@ def _global_composed(x, gamma, beta, _):
     return x * (norm / (norm.mean(1, True) + EPS)) * _channels(gamma) + _channels(beta) + x
 
 
-def _absolute(x, gamma, beta, _):
-    xc, scale, _ = ops.lp_deviation(x, 1, EPS)
-    return ops.divide_channels(xc, scale, _channels(gamma), _channels(beta))
-
-
 def _absolute_composed(x, gamma, beta, _):
     xc = x - x.mean((0, 2, 3), True)
     scale = (abs(xc).mean((0, 2, 3), True) + EPS ** 0.5) * 1.2533141373155003      # √(π/2)
@@ -91,10 +92,7 @@ def _absolute_composed(x, gamma, beta, _):
 
 
 def _deviation(p):
-    def norm(x, gamma, beta, _):
-        xc, scale, _ = ops.lp_deviation(x, p, EPS)
-        return ops.divide_channels(xc, scale, _channels(gamma), _channels(beta))
-    return norm
+    return lambda x, gamma, beta, _: ops.lp_batch_norm(x, gamma, beta, p, EPS)[0]
 
 
 def _cubes_composed(x, gamma, beta, _):
@@ -111,31 +109,32 @@ def _largest_composed(x, gamma, beta, _):
     return _affine(xc / scale, gamma, beta)
 
 
-def _split(channels):
-    return nn.SplitBatchNorm(channels, EPS, 0.0, affine=False)
+def _split(x, gamma, beta, v):
+    """γ_i and β_i of each of two parts."""
+    gains = (ops.stack(pair) for pair in ((gamma, v), (beta, gamma)))
+    return ops.ghost_batch_norm(x, len(x) // 2, *gains, EPS)[0]
 
 
-def _split_composed(x, gamma, beta, _):
-    N, C, H, W = x.shape
-    xc, var = _moments(x.reshape((2, N // 2, C, H, W)), (1, 3, 4))
-    return _affine((xc * ops.rsqrt(var + EPS)).reshape(x.shape), gamma, beta)
+def _split_composed(x, gamma, beta, v):
+    half = len(x) // 2
+    return ops.cat([_batch_composed(x[:half], gamma, beta, None),
+                    _batch_composed(x[half:], v, gamma, None)])
 
 
-def _noisy(channels):
+def _noise(channels):
     return nn.NoisyBatchNorm(channels, EPS, 0.0, affine=False, generator=nbgrad.Generator(0))
+
+
+def _noisy(x, gamma, beta, _):
+    return _with(_noise(x.shape[1]), gamma, beta)(x)
 
 
 def _noisy_composed(x, gamma, beta, _):
     """The same noise: that of a layer with the same generator."""
-    scale, shift = _noisy(x.shape[1])._drawn(*x.shape[:2])
+    scale, shift = _noise(x.shape[1])._drawn(*x.shape[:2])
     scale, shift = (nbgrad.as_tensor(a.astype(np.float32)[:, :, None, None])
                     for a in (scale, shift))
-    xc, var = _moments(x, (0, 2, 3))
-    return _affine(xc * ops.rsqrt(var + EPS) * scale + shift, gamma, beta)
-
-
-def _mean_only(channels):
-    return nn.MeanOnlyBatchNorm(channels, momentum=0.0, bias=False)
+    return _batch_composed(x, gamma, beta, None) * scale + shift
 
 
 def _weight_norm_composed(v, g, *_):
@@ -230,7 +229,7 @@ def _switchable_composed(x, gamma, beta, v):
 
 
 def _decorrelated(x, gamma, beta, _):
-    return _affine(ops.whiten(x, GROUPS, EPS)[0], gamma, beta)
+    return ops.whiten(x, GROUPS, EPS, gamma, beta)[0]
 
 
 def _decorrelated_composed(x, gamma, beta, _):
@@ -251,7 +250,7 @@ def _standardized_composed(w, *_):
 # {name: (nbgrad's, in elementary ops)}
 OTHERS = {
     "ghost": (lambda x, g, b, _: ops.ghost_batch_norm(x, GHOST, g, b, EPS)[0], _ghost_composed),
-    "renorm": (lambda x, g, b, _: _affine(_renorm(x.shape[1])(x), g, b), _renorm_composed),
+    "renorm": (_renorm, _renorm_composed),
     "filter response": (lambda x, g, b, _: ops.filter_response_norm(x, g, b, None, EPS),
                         lambda x, g, b, _: _response_composed(x, g, b, None)),
     "filter response, TLU": (lambda x, g, b, t: ops.filter_response_norm(x, g, b, t, EPS),
@@ -271,13 +270,13 @@ OTHERS = {
     "sync": (_sync, _batch_composed),
     "switchable": (_switchable, _switchable_composed),
     "decorrelated": (_decorrelated, _decorrelated_composed),
-    "absolute deviation": (_absolute, _absolute_composed),
+    "absolute deviation": (_deviation(1), _absolute_composed),
     "ℓ3": (_deviation(3), _cubes_composed),
     "ℓ∞": (_deviation(math.inf), _largest_composed),
-    "mean-only": (lambda x, g, b, _: _affine(_mean_only(x.shape[1])(x), g, b),
-                  lambda x, g, b, _: _affine(x - x.mean((0, 2, 3), True), g, b)),
-    "split": (lambda x, g, b, _: _affine(_split(x.shape[1])(x), g, b), _split_composed),
-    "noisy": (lambda x, g, b, _: _affine(_noisy(x.shape[1])(x), g, b), _noisy_composed),
+    "mean-only": (lambda x, g, b, _: ops.center(x, b)[0],
+                  lambda x, g, b, _: x - x.mean((0, 2, 3), True) + _channels(b)),
+    "split": (_split, _split_composed),
+    "noisy": (_noisy, _noisy_composed),
     "weight norm": (lambda v, g, *_: ops.weight_norm(v, _channels(g), 1), _weight_norm_composed),
     "spectral norm": (_spectral, _spectral_composed),
 }

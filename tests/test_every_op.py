@@ -5,6 +5,7 @@ import ast
 import gc
 import importlib
 import inspect
+import math
 import types
 from functools import partial
 
@@ -144,6 +145,30 @@ def of_ghosts(size):
     return f
 
 
+def gradients_of(f):
+    """The gradients of f(x, *parameters), by the op of its backward, as a function of ∂y, too."""
+    def run(dy, *xs):
+        with nbgrad.enable_grad():
+            at = [x if x.requires_grad else x.detach().requires_grad_() for x in xs]
+            return tuple(grad(f(*at), at, dy, create_graph=True))
+    return run
+
+
+def lp(p, **settings):
+    return lambda *xs: nbgrad.ops.lp_batch_norm(*xs, p=p, eps=0.1, **settings)[0]
+
+
+def whitened(size):
+    return lambda x, *gains: nbgrad.ops.whiten(x, size, 0.1, *gains)[0]
+
+
+def over_sigma(w):
+    """At the constants u and v of another matrix."""
+    u, v = np.array([0.6, 0.8, 0.0]), np.array([0.5, -0.5, 0.5, 0.5])
+    return OPS["spectral_norm"](w, u=u, v=v, sigma=float(u @ w.data @ v))
+
+
+SIGMA = as_tensor(np.outer([0.6, 0.8, 0.1], [0.5, -0.5, 0.4, 0.6]) * 3)
 WEIGHTS = np.array([[1.0, 0.0], [0.5, 2.0], [0.0, 1.0], [1.5, 0.7]])[:, None]
 
 
@@ -326,7 +351,24 @@ SAMPLES = {
     "rms_norm": [(op("rms_norm", dims=2, eps=1e-3), (real(4, 3, 2), real(3, 2))),
                  (op("rms_norm", dims=1, eps=1e-3), (real(4), real(4)))],
     "rms_norm_backward": [(of_rms, (real(4, 3, 2), real(4, 3, 2), real(3, 2)))],
-    "center": [(op("center"), (real(3, 2, 2),))],
+    "center": [(op("center"), (real(3, 2, 2),)), (op("center"), (real(3, 2, 2), real(2)))],
+    "center_backward": [(op("center_backward", dtype=np.float64), (real(3, 2, 2),))],
+    "lp_batch_norm": [(lp(1), (real(3, 2, 2), real(2), real(2))),
+                      (lp(3), (real(3, 2, 2), real(2), real(2))),
+                      (lp(4, centered=False), (real(3, 2, 2), real(2))),
+                      (lp(1, centered=False), (real(3, 2, 2),)),
+                      (lp(math.inf), (real(3, 2, 2), real(2)))],
+    "lp_batch_norm_backward": [(gradients_of(lp(p)), (real(3, 2, 2), real(3, 2, 2), real(2)))
+                               for p in (1, 3, math.inf)],
+    "whiten": [(whitened(2), (real(4, 4, 2), real(4), real(4))), (whitened(3), (real(5, 3),))],
+    "whiten_backward": [(gradients_of(whitened(2)), (real(4, 4, 2), real(4, 4, 2), real(4))),
+                        (gradients_of(whitened(1)), (real(5, 2), real(5, 2)))],
+    "weight_norm": [(lambda v, g: nbgrad.ops.weight_norm(v, g, 1), (real(2, 3, 2), real(1, 3, 1))),
+                    (lambda v, g: nbgrad.ops.weight_norm(v, g, None), (real(2, 3), real()))],
+    "weight_norm_backward": [(gradients_of(lambda v, g: nbgrad.ops.weight_norm(v, g, 0)),
+                              (real(3, 4), real(3, 4), real(3, 1)))],
+    "spectral_norm": [(over_sigma, (SIGMA,))],
+    "spectral_norm_backward": [(gradients_of(over_sigma), (real(3, 4), SIGMA))],
     "at_least": [(op("at_least"), (distinct(3, 2, 2), as_tensor(np.array([[[0.03], [-0.28]]]))))],
     "channel_std": [(op("channel_std", eps=0.1), (real(3, 2, 2),))],
     "channel_rms": [(op("channel_rms", eps=0.1), (real(3, 2, 2),))],
@@ -351,6 +393,7 @@ SAMPLES = {
     "filter_response_norm_eps_backward": [
         (of_learned_response, (real(2, 3, 4), real(2, 3, 4), real(3), real(3, low=0.1, high=1)))],
     "ghost_batch_norm": [
+        (op("ghost_batch_norm", size=2, eps=1e-3), (real(5, 3, 2), real(3, 3), real(3, 3))),
         (op("ghost_batch_norm", size=2, eps=1e-3), (real(5, 3, 2), real(3), real(3))),
         (op("ghost_batch_norm", size=4, eps=1e-3), (real(4, 3, 2),))],
     "ghost_batch_norm_backward": [(of_ghosts(n), (real(5, 3, 2), real(5, 3, 2), real(3)))
@@ -633,8 +676,12 @@ MODULES = {
     "norm.batch": ["batch_norm", "batch_norm_add_relu", "batch_norm_backward",
                    "batch_norm_inference", "batch_norm_inference_relu",
                    "batch_norm_inference_backward"],
-    "norm.channels": ["center", "channel_std", "channel_rms", "channel_dot", "channel_size",
-                      "channel_sums", "divide_channels", "at_least"],
+    "norm.channels": ["center", "center_backward", "channel_std", "channel_rms", "channel_dot",
+                      "channel_size", "channel_sums", "divide_channels", "at_least"],
+    "norm.lp": ["lp_batch_norm", "lp_batch_norm_backward"],
+    "norm.whitening": ["whiten", "whiten_backward"],
+    "norm.weight": ["weight_norm", "weight_norm_backward", "spectral_norm",
+                    "spectral_norm_backward"],
     "norm.ghost": ["ghost_batch_norm", "ghost_batch_norm_backward"],
     "norm.response": ["filter_response_norm", "filter_response_norm_backward",
                       "filter_response_norm_eps", "filter_response_norm_eps_backward"],

@@ -7,6 +7,7 @@ from nbgrad.kernels import cpu, reference
 
 import nbgrad
 from nbgrad import nn, ops
+from nbgrad.testing import gradcheck
 
 rng = np.random.default_rng(11)
 # whole ghosts, a smaller last one, one ghost; in blocks (2 MB a ghost) and not
@@ -167,3 +168,34 @@ def test_what_lies_below_the_threshold_stays_there():
     assert np.isnan(ops.filter_response_norm(x, None, None, tau).data).all()
     with pytest.raises(ValueError, match="eps must not be negative"):
         ops.filter_response_norm(x, eps=-1.0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("shape", "size"), [*SHAPES, LARGE])
+def test_every_ghost_may_have_parameters_of_its_own(shape, size, layout):
+    """As ghosts that are batches for themselves; dγ and dβ are each ghost's."""
+    x, dy = made(shape, layout), made(shape, layout, offset=0)
+    gamma, beta = made((2, -(-shape[0] // size), shape[1]))
+    for k in (cpu, reference):
+        y, mean, _, invstd = k.ghost_batch_norm(x, gamma, beta, size=size, eps=1e-5)
+        dx, *sums = k.ghost_batch_norm_backward(dy, x, gamma, mean, invstd, size=size, apart=True)
+        for g, i in enumerate(range(0, len(x), size)):
+            part = slice(i, i + size)
+            want = both(k, x[part], dy[part], gamma[g], beta[g], size)
+            for a, b in zip((y[part], dx[part], sums[0][g], sums[1][g]), want[:1] + want[4:]):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_ghosts_with_parameters_of_their_own_to_third_order():
+    x = nbgrad.tensor(rng.standard_normal((5, 2, 3)), requires_grad=True)
+    gamma, beta = (nbgrad.tensor(rng.standard_normal((3, 2)), requires_grad=True) for _ in range(2))
+    gradcheck(lambda *a: ops.ghost_batch_norm(a[0], 2, *a[1:], eps=0.1)[0],
+              (x, gamma, beta), order=3)
+
+
+@pytest.mark.parametrize(("gamma", "message"), [
+    (nbgrad.ones(2, 3), r"expected weight of shape \(3, 2\), one of each ghost"),
+    (nbgrad.ones(3, 2, dtype=np.float64), "one of each ghost, and float32")])
+def test_parameters_of_their_own_that_do_not_fit_are_refused(gamma, message):
+    with pytest.raises(ValueError, match=message):
+        ops.ghost_batch_norm(nbgrad.zeros(5, 2, 3), 2, gamma)

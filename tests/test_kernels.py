@@ -10,7 +10,7 @@ from nbgrad.kernels import cpu, reference
 from bench import cases
 
 MODULES = ["elementwise", "reduce", "matmul", "conv", "pool", "norm", "loss", "optim", "random",
-           "fused"]
+           "fused", "ghosts", "lp", "outer", "samples", "whitening"]
 DTYPES = [np.float32, np.float64]
 MAX = {"kernel_size": (3, 3), "stride": (2, 2), "padding": (1, 1), "dilation": (1, 1),
        "ceil_mode": False}

@@ -49,6 +49,12 @@ def _tasks(packed, ghosts):
 
 
 @inner
+def _own(a, g, ghosts, C):
+    """The constants of a ghost's channels, of (C,) or, behind each other, of every ghost's."""
+    return a[g * C:g * C + C] if a.size == ghosts * C else a
+
+
+@inner
 def _forward_task(x, none, gamma, beta, eps, packed, ghosts, t, phase, option, y, stats, blocks,
                   block_mean, block_m2):
     g, at, k = _place(packed, ghosts, t)
@@ -59,9 +65,9 @@ def _forward_task(x, none, gamma, beta, eps, packed, ghosts, t, phase, option, y
     begin, room = g * size, g * blocks * C
     end = min(x.size, begin + size)
     b, c0 = k // plan.tiles, k % plan.tiles * plan.tile
-    forward_block(x[begin:end], none, gamma, beta, eps, plan, b, c0, min(c0 + plan.tile, C),
-                  phase == 0, option, y[begin:end], stats[0, g], stats[1, g], stats[2, g],
-                  block_mean[room:], block_m2[room:])
+    forward_block(x[begin:end], none, _own(gamma, g, ghosts, C), _own(beta, g, ghosts, C), eps,
+                  plan, b, c0, min(c0 + plan.tile, C), phase == 0, option, y[begin:end],
+                  stats[0, g], stats[1, g], stats[2, g], block_mean[room:], block_m2[room:])
 
 
 @inner
@@ -107,10 +113,10 @@ def _backward_task(x, dy, none, gamma, stats, packed, ghosts, t, phase, option, 
     end = min(x.size, begin + size)
     b, c0 = k // plan.tiles, k % plan.tiles * plan.tile
     part = x[begin:end]
-    backward_block(part, dy[begin:end], part, gamma, none, stats[0, g], stats[1, g], plan, b, c0,
-                   min(c0 + plan.tile, C), phase == 0, option, none, block_dy[room:],
-                   block_p[room:], sums[0, g], sums[1, g], scratch[0, g], scratch[1, g],
-                   dx[begin:end])
+    backward_block(part, dy[begin:end], part, _own(gamma, g, ghosts, C), none, stats[0, g],
+                   stats[1, g], plan, b, c0, min(c0 + plan.tile, C), phase == 0, option, none,
+                   block_dy[room:], block_p[room:], sums[0, g], sums[1, g], scratch[0, g],
+                   scratch[1, g], dx[begin:end])
 
 
 @inner
@@ -127,8 +133,8 @@ def _total_all(packed, ghosts, blocks, block_dy, block_p, sums, scratch):
 
 @kernel
 def _backward(x, dy, none, gamma, stats, packed, ghosts, option, scratch, dx, dgamma, dbeta):
-    """dx, dγ and dβ, with mean and invstd of each ghost, (2, ghosts, C). True if float32 is not
-    enough."""
+    """dx, dγ and dβ, of (C,) or of every ghost's channels, with mean and invstd of each ghost,
+    (2, ghosts, C). True if float32 is not enough."""
     tasks, blocks = _tasks(packed, ghosts)
     C = stats.shape[2]
     rooms = ghosts * blocks * C
@@ -144,11 +150,12 @@ def _backward(x, dy, none, gamma, stats, packed, ghosts, option, scratch, dx, dg
                            block_dy, block_p, sums, scratch, dx)
         if phase == 0 and blocks > 1:
             _total_all(packed, ghosts, blocks, block_dy, block_p, sums, scratch)
-    for c in range(C):
+    together = ghosts if dgamma.size == C else 1         # that share their γ and β
+    for k in range(dgamma.size):
         a = b = 0.0
-        for g in range(ghosts):
-            a, b = a + sums[1, g, c], b + sums[0, g, c]
-        dgamma[c], dbeta[c] = a, b
+        for g in range(k // C, k // C + together):
+            a, b = a + sums[1, g, k % C], b + sums[0, g, k % C]
+        dgamma[k], dbeta[k] = a, b
     return infinite(x, sums[0].reshape(-1), sums[1].reshape(-1))
 
 
@@ -165,9 +172,19 @@ def _parts(N, size):
     return [slice(i, min(i + size, N)) for i in range(0, N, size)]
 
 
+def _gains(a, dtype):
+    """γ or β of (C,), or of every ghost, (ghosts, C), as one axis."""
+    return _vector(a if a is None or a.ndim == 1 else a.reshape(-1), dtype)
+
+
+def _of(a, g):
+    """γ or β of a ghost."""
+    return a if a is None or a.ndim == 1 else a[g]
+
+
 def ghost_batch_norm(x, gamma, beta, *, size, eps):
     """y, mean, var, invstd = 1 / √(var + eps) of each ``size`` samples, the last of which may be
-    fewer: y = x̂ γ + β; the others float64 (ghosts, C)."""
+    fewer: y = x̂ γ + β, γ and β (C,) or (ghosts, C); the others float64 (ghosts, C)."""
     x, (axes, _, past) = _dense(x)
     y, C = empty_like(x), x.shape[1]
     if not x.size:                                   # as of any batch of nothing
@@ -175,30 +192,32 @@ def ghost_batch_norm(x, gamma, beta, *, size, eps):
         return y, mean, var, np.full_like(var, 1 / math.sqrt(eps) if eps else math.inf)
     ghosts, packed = _plans(x.shape, x.strides, x.itemsize, size)
     stats = np.empty((3, ghosts, C))
-    if _forward(_flat(x, axes), _NONE[x.dtype], _vector(gamma, x.dtype), _vector(beta, x.dtype),
+    if _forward(_flat(x, axes), _NONE[x.dtype], _gains(gamma, x.dtype), _gains(beta, x.dtype),
                 float(eps), packed, ghosts, _past(x, 2, past), _flat(y, axes), stats,
                 work=2 * x.nbytes):
         for g, part in enumerate(_parts(len(x), size)):
-            y[part], *stats[:, g] = batch_norm(x[part], gamma, beta, eps=eps)
+            y[part], *stats[:, g] = batch_norm(x[part], _of(gamma, g), _of(beta, g), eps=eps)
     return y, *stats
 
 
-def ghost_batch_norm_backward(dy, x, gamma, mean, invstd, *, size):
-    """dx as batch_norm_backward's of each ghost, dγ = Σ dy x̂ and dβ = Σ dy over all."""
+def ghost_batch_norm_backward(dy, x, gamma, mean, invstd, *, size, apart=False):
+    """dx as batch_norm_backward's of each ghost, dγ = Σ dy x̂ and dβ = Σ dy over all, (C,), or of
+    each, (ghosts, C), if ``apart``."""
     x, (axes, _, past) = _dense(x)
     dx, C = empty_like(x), x.shape[1]
+    shape = mean.shape if apart else (C,)
     if not x.size:
-        return dx, np.zeros(C, x.dtype), np.zeros(C, x.dtype)
+        return dx, np.zeros(shape, x.dtype), np.zeros(shape, x.dtype)
     ghosts, packed = _plans(x.shape, x.strides, x.itemsize, size)
     stats = np.stack((_writable(mean, np.float64), _writable(invstd, np.float64)))
-    scratch, sums = np.empty((2, ghosts, C), x.dtype), np.empty((2, C), x.dtype)
-    if _backward(_flat(x, axes), _flat_as(dy, x, axes), _NONE[x.dtype], _vector(gamma, x.dtype),
-                 stats, packed, ghosts, _past(x, 3, past), scratch, _flat(dx, axes), *sums,
-                 work=3 * x.nbytes):
+    scratch, sums = np.empty((2, ghosts, C), x.dtype), np.empty((2, *shape), x.dtype)
+    if _backward(_flat(x, axes), _flat_as(dy, x, axes), _NONE[x.dtype], _gains(gamma, x.dtype),
+                 stats, packed, ghosts, _past(x, 3, past), scratch, _flat(dx, axes),
+                 *sums.reshape(2, -1), work=3 * x.nbytes):
         each = np.empty((2, ghosts, C))
         for g, part in enumerate(_parts(len(x), size)):
-            dx[part], *each[:, g], _ = batch_norm_backward(dy[part], x[part], gamma, mean[g],
-                                                           invstd[g])
+            dx[part], *each[:, g], _ = batch_norm_backward(dy[part], x[part], _of(gamma, g),
+                                                           mean[g], invstd[g])
         with np.errstate(all="ignore"):
-            sums[...] = each.sum(1)
+            sums[...] = each if apart else each.sum(1)
     return dx, *sums

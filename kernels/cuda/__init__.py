@@ -1,6 +1,9 @@
 """Kernels for CUDA devices, in Numba CUDA; arrays are CuPy's."""
 
+from ..reference.lp import *  # noqa: F403
+from ..reference.outer import *  # noqa: F403
 from ..reference.samples import *  # noqa: F403
+from ..reference.whitening import *  # noqa: F403
 from . import graphs, indices, launch, memory, precision  # noqa: F401
 from .conv import *  # noqa: F403
 from .elementwise import *  # noqa: F403

@@ -21,7 +21,7 @@ from .reduce import sum
 
 __all__ = ["ghost_batch_norm", "ghost_batch_norm_backward"]
 
-GAMMA, BETA = 1, 2
+GAMMA, BETA, APART = 1, 2, 4     # the last: γ and β are every ghost's own
 NARROW, WIDE = 8, 32         # channels of a block: numbers that lie side by side in a row
 _min, _max = min, max
 
@@ -97,14 +97,14 @@ def _forward(dtype, columns, index):
         merge_trees(means, squares, counts, THREADS, side)
         if c >= C:
             return
-        biased = squares[i] / counts[i]
+        biased, k = squares[i] / counts[i], first // size * C + c
         inverse = 1.0 / sqrt(biased + eps)
         if t < side:
-            k = first // size * C + c
             mean[k], var[k], invstd[k] = means[i], biased, inverse
+        own = k if option & APART else c
         high, low, factor = split(means[i], inverse)
-        factor *= gamma[c] if option & GAMMA else one
-        shift = beta[c] if option & BETA else zero
+        factor *= gamma[own] if option & GAMMA else one
+        shift = beta[own] if option & BETA else zero
         while v < count:
             j = base + at(v, c, C, S)
             y[j] = ((x[j] - high) - low) * factor + shift
@@ -138,7 +138,7 @@ def _backward(dtype, columns, index):
             return
         if t < side:
             sum_dy[k], sum_dyx[k] = sums[i], sums_x[i]
-        gain = gamma[c] if option & GAMMA else one
+        gain = gamma[k if option & APART else c] if option & GAMMA else one
         a = real(sums[i] * wide(gain) / count)
         b = real(sums_x[i] * wide(gain) / count * invstd[k])
         v = begin
@@ -173,6 +173,12 @@ def _vector(a, dtype):
     return None if a is None else xp.ascontiguousarray(a.astype(dtype, copy=False))
 
 
+def _options(gamma, beta=None):
+    given = gamma if beta is None else beta
+    return (GAMMA * (gamma is not None) | BETA * (beta is not None)
+            | APART * (given is not None and given.ndim == 2))
+
+
 def _filled(dtype, shape, value=0.0):
     out = empty(shape, dtype)
     out.fill(value)
@@ -181,7 +187,7 @@ def _filled(dtype, shape, value=0.0):
 
 def ghost_batch_norm(x, gamma, beta, *, size, eps):
     """y, mean, var, invstd = 1 / √(var + eps) of each ``size`` samples, the last of which may be
-    fewer: y = x̂ γ + β; the others float64 (ghosts, C)."""
+    fewer: y = x̂ γ + β, γ and β (C,) or (ghosts, C); the others float64 (ghosts, C)."""
     shape = -(-len(x) // size), x.shape[1]
     if not x.size:
         return (empty_like(x), _filled(np.float64, shape), _filled(np.float64, shape),
@@ -190,24 +196,25 @@ def ghost_batch_norm(x, gamma, beta, *, size, eps):
     blocks, numbers = _numbers(x, how[1], size)
     y, stats = empty_like(x), [empty(shape, np.float64) for _ in range(3)]
     gamma, beta = _vector(gamma, x.dtype), _vector(beta, x.dtype)
-    _forward(*how)(blocks, x, gamma, beta, y, *stats, *numbers, eps,
-                   GAMMA * (gamma is not None) | BETA * (beta is not None))
+    _forward(*how)(blocks, x, gamma, beta, y, *stats, *numbers, eps, _options(gamma, beta))
     return y, *stats
 
 
-def ghost_batch_norm_backward(dy, x, gamma, mean, invstd, *, size):
-    """dx as batch_norm_backward's of each ghost, dγ = Σ dy x̂ and dβ = Σ dy over all."""
+def ghost_batch_norm_backward(dy, x, gamma, mean, invstd, *, size, apart=False):
+    """dx as batch_norm_backward's of each ghost, dγ = Σ dy x̂ and dβ = Σ dy over all, (C,), or of
+    each, (ghosts, C), if ``apart``."""
     C = x.shape[1]
     if not x.size:
-        return empty_like(x), _filled(x.dtype, (C,)), _filled(x.dtype, (C,))
+        shape = mean.shape if apart else (C,)
+        return empty_like(x), _filled(x.dtype, shape), _filled(x.dtype, shape)
     x, how = _shaped(x)
     blocks, numbers = _numbers(x, how[1], size)
     dx, sums = empty_like(x), empty((2, -(-len(x) // size), C), np.float64)
     mean, invstd = _vector(mean, np.float64), _vector(invstd, np.float64)
     gamma = _vector(gamma, x.dtype)
     _backward(*how)(blocks, alike(dy, x), x, gamma, mean, invstd, dx, *sums, *numbers,
-                    GAMMA * (gamma is not None))
-    dgamma, dbeta = sum(sums, axes=(1,), keepdims=False).astype(x.dtype)
+                    _options(gamma))
+    dgamma, dbeta = (sums if apart else sum(sums, axes=(1,), keepdims=False)).astype(x.dtype)
     return dx, dgamma, dbeta
 
 

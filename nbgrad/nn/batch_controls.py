@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from nbgrad import ops
 from nbgrad.autograd import Tensor, as_tensor
-from nbgrad.ops.norm.channels import affine, per_channel
 
 from .batch_norm import BatchNorm, there
 from .norm import MOMENTUM
@@ -31,9 +31,9 @@ class LpBatchNorm(RunningNorm):
     average, like, update, on_nonfinite: as in ``BatchNorm``; for ``update="step"``, the mean over
     all values between two steps. statistics: "batch", or "frozen", the running ones in training.
 
-    Buffers: running_mean, running_scale (of s, eps included), num_batches_tracked. Keeps x − mean,
-    s, gamma, and, for p other than 1, |x − mean| and its powers. Raises ValueError for p below 1,
-    eps not above 0, and one value per channel in training.
+    Buffers: running_mean, running_scale (of s, eps included), num_batches_tracked. Keeps x, gamma,
+    mean and s; for a p that is no whole number, x − mean, |x − mean| and its powers. Raises
+    ValueError for p below 1, eps not above 0, and one value per channel in training.
 
     >>> import math, nbgrad
     >>> layer = LpBatchNorm(1, p=math.inf)
@@ -59,10 +59,9 @@ class LpBatchNorm(RunningNorm):
     def _normalized(self, x: Tensor) -> Tensor:
         if not self._by_batch:
             return self._infer(x, self.running_mean, self.running_scale.data)
-        xc, scale, mean = ops.lp_deviation(x, self.p, self.eps, centered=self.centered)
-        gains = (None if p is None else per_channel(p, x) for p in self._gains(x))
-        y = ops.divide_channels(xc, scale, *gains)
-        self._move(x, running_mean=mean.data, running_scale=scale.data)
+        y, mean, scale = ops.lp_batch_norm(x, *self._gains(x), self.p, self.eps,
+                                           centered=self.centered)
+        self._move(x, running_mean=mean, running_scale=scale)
         return y
 
     def extra_repr(self) -> str:
@@ -99,9 +98,9 @@ class MeanOnlyBatchNorm(RunningNorm):
     def _normalized(self, x: Tensor) -> Tensor:
         if not self._by_batch:
             return self._infer(x, self.running_mean)
-        xc, mean = ops.center(x)
+        y, mean = ops.center(x, *self._gains(x)[1:])
         self._move(x, running_mean=mean.data)
-        return affine(xc, None, self.bias)
+        return y
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, {self._told()}, bias={self.bias is not None}"
@@ -118,7 +117,7 @@ class NoisyBatchNorm(BatchNorm):
 
     x: (N, C, *S). ``generator`` draws the noise. Keeps what batch norm keeps, its y and s.
     Other arguments, and the buffers, are those of ``BatchNorm2d``. Raises ValueError for ranges
-    and jitters that are negative, or scale_range below 1.
+    and jitters that are negative or not finite, or scale_range below 1.
 
     >>> import nbgrad
     >>> layer, x = NoisyBatchNorm(3), nbgrad.randn(5, 3)
@@ -136,8 +135,9 @@ class NoisyBatchNorm(BatchNorm):
                        "mean_jitter": mean_jitter, "scale_jitter": scale_jitter}
         for name, value in self._noise.items():
             least = 1 if name == "scale_range" else 0
-            if not value >= least:
-                raise ValueError(f"NoisyBatchNorm: {name} must be at least {least}, got {value}")
+            if not least <= value < math.inf:
+                raise ValueError(f"NoisyBatchNorm: {name} must be finite and at least {least}, got "
+                                 f"{value}")
         if generator is not None and not isinstance(generator, ops.Generator):
             raise TypeError("NoisyBatchNorm: expected generator to be an nbgrad.Generator or None, "
                             f"got {generator!r}")

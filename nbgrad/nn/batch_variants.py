@@ -111,8 +111,9 @@ class SplitBatchNorm(BatchNorm):
     batch norm, whose keys are those of ``BatchNorm``.      Xie et al. 2020 (auxiliary batch norms)
 
     x: (N, C, *S); gamma_i, beta_i and the running statistics: (C,), from i = 1 on in ``aux_bn``.
-    For batches of parts from different distributions, such as clean and augmented samples. Keeps
-    what batch norm keeps of each part. Raises ValueError for a batch that does not split evenly.
+    For batches of parts from different distributions, such as clean and augmented samples. One
+    kernel does all parts. Keeps what batch norm keeps of each part. Raises ValueError for a batch
+    that does not split evenly.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM, *,
@@ -138,15 +139,19 @@ class SplitBatchNorm(BatchNorm):
             raise ValueError(f"SplitBatchNorm: expected a batch that splits into {self.num_splits} "
                              f"equal parts, and no mask, got {len(x)} samples")
         self._check(x, residual, activation, mask)
+        if not size:
+            return super()._forward(x, residual, activation, None)
         layers = [self, *self.aux_bn]
-        made = [BatchNorm._by_batch(layer, x[i * size:(i + 1) * size], None, None, None)
-                for i, layer in enumerate(layers)]
-        for layer, (_, found) in zip(layers, made):        # an error before any of them moves
-            layer._accepted(found)
-        for layer, (_, found) in zip(layers, made):
+        weight, bias = (None if own[0] is None else ops.stack(own) for own in zip(
+            *((layer.weight, layer.bias) for layer in layers)))
+        y, each = ops.ghost_batch_norm(x, size, weight, bias, self.eps)
+        found = [Moments(*(a[i] for a in each)) for i in range(len(layers))]
+        for layer, own in zip(layers, found):              # an error before any of them moves
+            layer._accepted(own)
+        for layer, own in zip(layers, found):
             if layer._policy()[1]:
-                layer._collect(found)
-        return finish(ops.cat([y for y, _ in made]), residual, activation)
+                layer._collect(own)
+        return finish(y, residual, activation)
 
 
 class BatchRenorm(BatchNorm):

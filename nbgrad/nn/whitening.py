@@ -33,9 +33,8 @@ class DecorrelatedBatchNorm(RunningNorm):
     all values between two steps. statistics: "batch", or "frozen", the running ones in training.
 
     Buffers: running_mean (C,), running_whitening (C / group_size, group_size, group_size), the
-    identity at first, num_batches_tracked. Keeps x − mean in float64, W and the matrices of each
-    step of the iteration. Raises ValueError for group sizes that do not divide C, and one value per
-    channel in training.
+    identity at first, num_batches_tracked. Keeps x, gamma, mean and W. Raises ValueError for group
+    sizes that do not divide C, and one value per channel in training.
 
     >>> import nbgrad
     >>> x = nbgrad.randn(1000, 2, dtype=nbgrad.float64)
@@ -64,8 +63,7 @@ class DecorrelatedBatchNorm(RunningNorm):
 
     def _normalized(self, x: Tensor) -> Tensor:
         if self._by_batch:
-            y, mean, w = ops.whiten(x, self.group_size, self.eps)
-            y = affine(y, self.weight, self.bias)
+            y, mean, w = ops.whiten(x, self.group_size, self.eps, *self._gains(x))
             self._move(x, running_mean=mean.data, running_whitening=w.data)
             return y
         mu = self.running_mean.data.astype(np.float64)

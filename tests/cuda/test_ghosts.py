@@ -95,3 +95,24 @@ def test_the_layer_on_the_device_is_the_cpus():
         grads.append([a.detach().cpu().numpy() for a in (y, t.grad, model.weight.grad)])
     for a, b in zip(*grads):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("either_order")
+@pytest.mark.parametrize("layout", ["NCHW", "channels-last"])
+@pytest.mark.parametrize(("shape", "size"), SHAPES[:5])
+def test_every_ghost_may_have_parameters_of_its_own(shape, size, layout):
+    """What a call for each ghost gives, whose blocks may be cut otherwise."""
+    x, dy = (drawn(np.float32, *shape, layout=layout, seed=i) for i in range(2))
+    gamma, beta = drawn(np.float32, 2, -(-shape[0] // size), shape[1], seed=2)
+    on = [to_device(a) for a in (x, dy, gamma, beta)]
+    y, mean, _, invstd = cuda.ghost_batch_norm(on[0], *on[2:], size=size, eps=1e-5)
+    found = y, *cuda.ghost_batch_norm_backward(on[1], on[0], on[2], mean, invstd, size=size,
+                                               apart=True)
+    y, dx, dgamma, dbeta = map(to_host, found)
+    for g, i in enumerate(range(0, len(x), size)):
+        part = slice(i, i + size)
+        args = [to_device(np.ascontiguousarray(a)) if a.ndim == 1 else to_device(a.copy(order="K"))
+                for a in (x[part], dy[part], gamma[g], beta[g])]
+        want = [to_host(a) for a in both(cuda, lambda a: a, size, *args)]
+        for a, b in zip((y[part], dx[part], dgamma[g], dbeta[g]), want[:1] + want[4:]):
+            np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6)      # 16 ulp

@@ -1,6 +1,7 @@
 """Normalization layers and losses on simulated devices: what the CPU says, forward and backward."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -48,7 +49,9 @@ LAYERS = [(nn.BatchNorm2d(3), (4, 3, 2, 3)), (nn.BatchNorm1d(5), (6, 5)),
 LAYERS += [(nn.create_norm(name, 4), (6, 4, 2, 3)) for name in (
     "decorrelated", "evonorm_b0", "evonorm_s0", "filter_response", "frozen", "ghost",
     "global_response", "local", "lp", "mean_only", "renorm", "split", "switchable", "sync")]
-LAYERS += [(nn.FilterResponseNorm(4).eval(), (2, 4, 2, 3)),
+LAYERS += [(nn.LpBatchNorm(4, p=3), (6, 4, 2)), (nn.LpBatchNorm(4, p=math.inf), (6, 4, 2)),
+           (nn.DecorrelatedBatchNorm(4, group_size=2), (6, 4, 2)),
+           (nn.FilterResponseNorm(4).eval(), (2, 4, 2, 3)),
            (nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), (5, 4)),
            (nn.utils.parametrizations.weight_standardization(nn.Conv2d(2, 3, 2)), (2, 2, 3, 3)),
            (nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)).eval(), (5, 4))]

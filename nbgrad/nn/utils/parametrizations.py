@@ -16,7 +16,7 @@ from nbgrad import ops
 from nbgrad.autograd import Tensor, as_tensor, bump
 from nbgrad.nn.conv import ConvTranspose
 from nbgrad.nn.module import Module
-from nbgrad.ops.norm.weight import largest, norm_axes
+from nbgrad.ops.norm.weight import largest, norm_axes, over_sigma
 
 from .parametrize import register_parametrization
 
@@ -82,45 +82,57 @@ class _SpectralNorm(Module):
         super().__init__()
         self.n_power_iterations, self.dim, self.eps = n_power_iterations, dim, eps
         if weight.ndim > 1:
-            matrix = self._matrix(in_units(weight)).data
+            matrix = self._matrix(in_units(weight)).detach()
             for name, n in zip(("_u", "_v"), matrix.shape):
                 start = ops.randn(n, dtype=weight.dtype).data
-                self.register_buffer(name, as_tensor(self._unit(start)))
+                self.register_buffer(name, as_tensor(self._unit(start)[0]))
             self._iterate(matrix, 15)
 
     def _matrix(self, weight: Tensor) -> Tensor:
         """The weight with ``dim`` first and the others as one."""
-        order = (self.dim, *(d for d in range(weight.ndim) if d != self.dim))
-        return ops.flatten(ops.permute(weight, *order), 1)
+        others = (d for d in range(weight.ndim) if d != self.dim)
+        return ops.flatten(ops.permute(weight, self.dim, *others) if self.dim else weight, 1)
 
-    def _unit(self, x: Array) -> Array:
-        return x / np.maximum(np.linalg.norm(x), self.eps).astype(x.dtype)
+    def _unit(self, x: Array) -> tuple[Array, float]:
+        """x / max(‖x‖, eps), and ‖x‖."""
+        norm = float(np.linalg.norm(x))
+        return x / x.dtype.type(max(norm, self.eps)), norm
 
-    def _iterate(self, matrix: Array, n: int) -> None:
-        u, v = self._u, self._v
+    def _iterate(self, matrix: Tensor, n: int) -> float:
+        """n steps; ‖matrixᵀ u‖ of the last, which is σ of its u and v. (Threads of BLAS beside
+        those of kernels wait for each other, up to 12 ms.)"""
+        u, v, norm = self._u, self._v, 0.0
         for _ in range(n):
-            u.data[...] = self._unit(matrix @ v.data)
-            v.data[...] = self._unit(matrix.T @ u.data)
+            u.data[...], _ = self._unit(ops.matmul(matrix, v).data)
+            v.data[...], norm = self._unit(ops.matmul(matrix.T, u).data)
         bump(u, v)
+        return norm
 
     def forward(self, weight: Tensor) -> Tensor:
         if weight.ndim == 1:
             return ops.normalize(weight, dim=0, eps=self.eps)
-        before = [t.data.copy() for t in (self._u, self._v)]
-        sigma = self._sigma(weight)
-        if not 1e-9 < sigma.data < 1e9:               # w is the same whatever v is measured in
-            self._u.data[...], self._v.data[...] = before
-            weight = in_units(weight)
-            sigma = self._sigma(weight)
-        return weight if sigma.data == 0 else weight / sigma
-
-    def _sigma(self, weight: Tensor) -> Tensor:
         matrix = self._matrix(weight)
+        before = [t.data.copy() for t in (self._u, self._v)]
+        sigma = self._sigma(matrix.detach())
+        if not 1e-9 < sigma < 1e9:                    # w is the same whatever v is measured in
+            self._u.data[...], self._v.data[...] = before
+            matrix = self._matrix(in_units(weight))
+            sigma = self._sigma(matrix.detach())
+        if sigma == 0:
+            return weight
+        u, v = (t.data.copy() for t in (self._u, self._v))            # they move, it is kept
+        y = over_sigma(matrix, u=u, v=v, sigma=sigma)
+        dim, shape = self.dim, weight.shape
+        y = ops.reshape(y, (shape[dim], *shape[:dim], *shape[dim + 1:]))
+        return ops.permute(y, *range(1, dim + 1), 0, *range(dim + 1, y.ndim)) if dim else y
+
+    def _sigma(self, matrix: Tensor) -> float:
         with np.errstate(all="ignore"):
             if self.training:
-                self._iterate(matrix.data, self.n_power_iterations)
-            u, v = (as_tensor(t.data.copy()) for t in (self._u, self._v))   # they move, it is kept
-            return ops.dot(u, ops.matmul(matrix, v))
+                norm = self._iterate(matrix, self.n_power_iterations)
+                if norm > self.eps:
+                    return norm
+            return float(ops.dot(self._u, ops.matmul(matrix, self._v)).data)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         return value

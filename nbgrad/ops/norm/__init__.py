@@ -26,7 +26,7 @@ from nbgrad.ops.norm.ghost import ghost_batch_norm
 from nbgrad.ops.norm.group import group_norm, instance_norm
 from nbgrad.ops.norm.layer import layer_norm
 from nbgrad.ops.norm.local import local_response_norm, normalize
-from nbgrad.ops.norm.lp import lp_deviation
+from nbgrad.ops.norm.lp import lp_batch_norm, lp_deviation
 from nbgrad.ops.norm.response import (
     evonorm_b0,
     evonorm_s0,
@@ -42,6 +42,6 @@ from nbgrad.ops.norm.whitening import inverse_sqrt, whiten
 __all__ = ["at_least", "batch_norm", "center", "channel_dot", "channel_rms", "channel_size",
            "channel_std", "channel_sums", "divide_channels", "evonorm_b0", "evonorm_s0",
            "filter_response_norm", "ghost_batch_norm", "global_response_norm", "group_norm",
-           "instance_norm", "inverse_sqrt", "layer_norm", "local_response_norm", "lp_deviation",
-           "normalize", "rms_norm", "switchable_norm", "weight_norm", "weight_standardization",
-           "weighted_batch_norm", "whiten"]
+           "instance_norm", "inverse_sqrt", "layer_norm", "local_response_norm", "lp_batch_norm",
+           "lp_deviation", "normalize", "rms_norm", "switchable_norm", "weight_norm",
+           "weight_standardization", "weighted_batch_norm", "whiten"]

@@ -26,13 +26,30 @@ relu_backward = OPS["relu_backward"]
 
 
 @op(method=False)
-def center(x: Tensor, /) -> Any:
-    """y = x − μ,  μ the mean of its channel.   ∂x = ∂y − the mean of ∂y.   Also μ, float64 (C,).
-    x, y: (N, C, *S)"""
+def center(x: Tensor, beta: Tensor | None = None, /) -> Any:
+    """y = x − μ + β,  μ the mean of its channel.   ∂x = ∂y − the mean of ∂y,   ∂β = Σ ∂y.   Also μ,
+    float64 (C,).      x, y: (N, C, *S)  β: (C,)"""
     k = kernels(x)
     mean, _ = k.batch_norm_stats(x.data)
-    y = k.batch_norm_elemt(x.data, None, None, mean, np.ones_like(mean))
-    return y, (lambda dy: center(dy)[0],), mean
+    y = k.batch_norm_elemt(x.data, None, None if beta is None else beta.data, mean,
+                           np.ones_like(mean))
+
+    def vjp(dy: Tensor) -> Any:
+        return (center(dy)[0], None) if beta is None else center_backward(dy, dtype=beta.dtype)
+    return y, vjp, mean
+
+
+@op(method=False)
+def center_backward(dy: Tensor, /, dtype: Any) -> Any:
+    """∂x and, in their dtype, ∂β of center."""
+    k = kernels(dy)
+    mean, _ = k.batch_norm_stats(dy.data)
+    dx = k.batch_norm_elemt(dy.data, None, None, mean, np.ones_like(mean))
+
+    def again(dy: Tensor) -> tuple[Tensor, Tensor]:
+        return center(dy)[0], sum(dy, (0, *range(2, dy.ndim)))
+    with np.errstate(all="ignore"):
+        return (dx, (mean * _count(dy)).astype(dtype)), composition(again, dy)
 
 
 @op(method=False, saves_output=True)

@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, as_tensor
-from nbgrad.backend import greatest
-from nbgrad.ops.elementwise import sqrt, where
+from nbgrad.autograd import Tensor, as_tensor, composition, op
+from nbgrad.backend import constant, full, greatest, kernels
+from nbgrad.ops.elementwise import rsqrt, sqrt, where
 from nbgrad.ops.norm.channels import check_tensors
 from nbgrad.ops.norm.layer import layer_norm
-from nbgrad.ops.norm.response import response as frn
 from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import _axis, checked, permute, reshape
 
@@ -45,8 +44,8 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
         raise ValueError(f"weight_norm: expected g of shape {shape if len(axes) < v.ndim else ()} "
                          f"for v of shape {v.shape} and dim={dim}, got {g.shape}")
     if axes and v.data.size:
-        w = _by_rows(v, dim if len(axes) < v.ndim else None, partial(_scaled, g=g))
-        if not np.isnan(w.data).any():                 # a row of zeros, or NaN itself
+        w = _by_parts(v, dim if len(axes) < v.ndim else None, g)
+        if w is not None:
             return w
     unit = largest(v, axes)
     u = v / as_tensor(unit)                            # w is the same whatever v is measured in
@@ -55,12 +54,52 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
     return u * (g / sqrt(where(zero, 1.0, square) if zero.any() else square))
 
 
-def _scaled(rows: Tensor, g: Tensor) -> Tensor:
-    """g x / ‖x‖ of each row: filter response norm of one sample, without ε."""
-    out, n = rows.shape
-    x = reshape(rows, (1, out, n))
-    gains = reshape(g, (out,)) * (1 / math.sqrt(n))
-    return reshape(frn(x, gains, None, None, eps=0.0), rows.shape)
+def _by_parts(v: Tensor, dim: int | None, g: Tensor) -> Tensor | None:
+    """w by way of v as (before, n, behind) of the n indices of ``dim``, in the order in which that
+    is a view if it can be one. None if a norm is 0 or not finite."""
+    order = tuple(sorted(range(v.ndim), key=v.data.strides.__getitem__, reverse=True))
+    there = order == tuple(range(v.ndim))
+    x = v if there else permute(v, *order)
+    at = 0 if dim is None else order.index(dim % v.ndim)
+    n = 1 if dim is None else x.shape[at]
+    parts = reshape(x, (math.prod(x.shape[:at]), n, v.data.size // math.prod(x.shape[:at]) // n))
+    norm = _norms(parts)
+    if not (norm > 0).all() or not np.isfinite(norm).all():
+        return None
+    w = reshape(_scaled(parts, reshape(g, (-1,)), norm=norm), x.shape)
+    return w if there else permute(w, *(order.index(i) for i in range(v.ndim)))
+
+
+def _norms(x: Tensor) -> Any:
+    """‖x‖ of each channel, float64 (C,)."""
+    mean, var = kernels(x).batch_norm_stats(x.data)
+    with np.errstate(all="ignore"):
+        return np.sqrt((mean * mean + var) * (x.data.size / x.shape[1]))
+
+
+@op(name="weight_norm", method=False)
+def _scaled(x: Tensor, g: Tensor, /, *, norm: Any) -> Any:
+    """w = g u,  u = x / ‖x‖ of each channel of (N, C, S).   ∂g = Σ ∂w u,  ∂x = g/‖x‖ (∂w − u ∂g)"""
+    w = kernels(x).batch_norm_elemt(x.data, g.data, None, np.zeros_like(norm), 1 / norm)
+    return w, lambda dw: weight_norm_backward(dw, x, g, norm=norm)
+
+
+@op(method=False)
+def weight_norm_backward(dw: Tensor, x: Tensor, g: Tensor, /, *, norm: Any) -> Any:
+    """∂x and ∂g of weight_norm."""
+    k, zero, inverse = kernels(dw), np.zeros_like(norm), 1 / norm
+    _, dg = k.batch_norm_backward_reduce(dw.data, x.data, zero, inverse)
+    with np.errstate(all="ignore"):
+        dx = k.batch_norm_backward_elemt(dw.data, x.data, g.data, zero, inverse, zero,
+                                         dg * (x.data.size / x.shape[1]))
+
+    def again(dw: Tensor, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        inverse = rsqrt(sum(x * x, (0, 2), True))
+        u = x * inverse
+        dg = sum(dw * u, (0, 2), True)
+        return reshape(g, (1, -1, 1)) * inverse * (dw - u * dg), reshape(dg, (-1,))
+    with np.errstate(all="ignore"):
+        return (dx, dg.astype(g.dtype)), composition(again, dw, x, g)
 
 
 def _by_rows(weight: Tensor, dim: int | None, f: Callable[[Tensor], Tensor]) -> Tensor:
@@ -69,12 +108,37 @@ def _by_rows(weight: Tensor, dim: int | None, f: Callable[[Tensor], Tensor]) -> 
     strides = weight.data.strides
     first = () if dim is None else (dim % weight.ndim,)
     order = (*first, *sorted((i for i in range(weight.ndim) if i not in first),
-                             key=lambda i: -strides[i]))
+                             key=strides.__getitem__, reverse=True))
     there = order == tuple(range(weight.ndim))
     w = weight if there else permute(weight, *order)
     out = 1 if dim is None else w.shape[0]
     y = reshape(f(reshape(w, (out, math.prod(w.shape[len(first):])))), w.shape)
     return y if there else permute(y, *(order.index(i) for i in range(weight.ndim)))
+
+
+@op(name="spectral_norm", method=False)
+def over_sigma(w: Tensor, /, *, u: Any, v: Any, sigma: float) -> Any:
+    """y = W / σ,  σ = uᵀ W v, which is given, u and v constants.   ∂W = (∂y − (Σ ∂y y) u vᵀ) / σ
+    W, y: (M, N)  u: (M,)  v: (N,) arrays"""
+    k = kernels(w)
+    y = k.div(w.data, constant(sigma, w.dtype, w.data))
+    return y, (lambda dy: spectral_norm_backward(dy, w, u=u, v=v, sigma=sigma),)
+
+
+@op(method=False)
+def spectral_norm_backward(dy: Tensor, w: Tensor, /, *, u: Any, v: Any, sigma: float) -> Any:
+    """∂W of spectral_norm."""
+    k, whole, one = kernels(dy), (1, 1, -1), full((1,), 1.0, np.float64, w.data)
+    _, slope = k.batch_norm_backward_reduce(dy.data.reshape(whole), w.data.reshape(whole), one - 1,
+                                            one / sigma)
+    dw = k.add_outer(dy.data, u, v, a=1 / sigma, b=-float(slope[0]) / sigma)
+
+    def again(dy: Tensor, w: Tensor) -> Tensor:
+        left, right = reshape(as_tensor(u), (-1, 1)), reshape(as_tensor(v), (1, -1))
+        outer = left * right
+        sigma = sum(w * outer)
+        return (dy - sum(dy * w) / sigma * outer) / sigma
+    return dw, composition(again, dy, w)
 
 
 def norm_axes(v: Tensor, dim: int | None) -> tuple[int, ...]:

@@ -1,16 +1,26 @@
-"""Decorrelation: the inverse square root of a covariance, made of matrix products."""
+"""Decorrelation: products of channels, the inverse square root of a covariance, and one sum of
+channels by it."""
 
 # mypy: no-warn-return-any
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from nbgrad.autograd import Tensor, as_tensor
-from nbgrad.backend import greatest, move
+from nbgrad.autograd import Tensor, as_tensor, composition, grad, no_grad, op
+from nbgrad.backend import device_of, greatest, kernels, move
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.matmul import matmul
-from nbgrad.ops.norm.channels import center, check_channels, check_count, check_tensors
+from nbgrad.ops.norm.batch import scaled
+from nbgrad.ops.norm.channels import (
+    center,
+    check_channels,
+    check_count,
+    check_tensors,
+    per_channel,
+)
 from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import broadcast_to, mT, permute, reshape
 
@@ -61,29 +71,100 @@ def inverse_sqrt(matrix: Tensor) -> Tensor:
                      f"in {matrix.dtype}: the iteration does not converge")
 
 
-def whiten(input: Tensor, group_size: int, eps: float = 1e-5) -> tuple[Tensor, Tensor, Tensor]:
-    """x̂ = W (x − μ),  W = (Σ + ε I)^(−1/2): channels of a group are uncorrelated, of variance 1,
-    and as near to x as that can be (ZCA). Also μ (C,) and W (groups, d, d), for running averages,
-    which carry no gradient.      Huang et al. 2018
+@op(name="whiten", method=False)
+def _whiten(x: Tensor, gamma: Tensor | None, beta: Tensor | None, /, *, size: int,
+            eps: float) -> Any:
+    """y = γ W (x − μ) + β,  W = (Σ + ε I)^(−1/2) of each group of channels; also μ and W.
 
-    x: (N, C, *S), groups of d = ``group_size`` channels; μ and Σ (biased) are over N and S. Σ and W
-    are computed in float64 and kept. Raises ValueError for group sizes that do not divide C, for
-    one value per channel, and for a Σ + ε I that is singular in float64.
+    G = Σ ∂y (x − μ)ᵀ,   ∂γ_i = Σ_j W_ij G_ij,   ∂β = Σ ∂y,   ∂x = Wᵀ γ (∂y − mean ∂y) + 2/m ∂Σ
+    (x − μ),  ∂Σ by the eigenvalues of W from γ G;  m values per channel.
     """
-    check_channels("whiten", input)
+    k = kernels(x)
+    mean, _ = k.batch_norm_stats(x.data)
+    cov = k.channel_products(x.data, x.data, mean, mean, size=size) / _count(x)
+    eye = move(np.eye(size), x.device)
+    with no_grad():
+        w = inverse_sqrt(as_tensor(cov + eye * eps)).data
+    shift = None if beta is None else beta.data
+    y = k.channel_mix(x.data, mean, _scaled(gamma, w), shift)
+    return y, lambda dy: whiten_backward(dy, x, gamma, mean=mean, w=w, size=size, eps=eps), mean, w
+
+
+@op(method=False)
+def whiten_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, *, mean: Any, w: Any, size: int,
+                    eps: float) -> Any:
+    """∂x, ∂γ and ∂β of whiten."""
+    k = kernels(dy)
+    own, _ = k.batch_norm_stats(dy.data)
+    products = k.channel_products(dy.data, x.data, own, mean, size=size)
+    slope = _slope_of_root(w, products if gamma is None else _scaled(gamma, products))
+    dx = k.channel_mix(dy.data, own, np.moveaxis(_scaled(gamma, w), 1, 2), None, x.data, mean,
+                       slope * (2 / _count(x)))
+
+    def again(dy: Tensor, x: Tensor, gamma: Tensor | None) -> tuple[Tensor, ...]:
+        at = x if x.requires_grad else x.detach().requires_grad_()
+        xhat = _whitened(at, size, eps)
+        g = dy if gamma is None else dy * per_channel(gamma, dy)
+        dx, = grad(xhat, (at,), g, create_graph=True)
+        axes = (0, *range(2, x.ndim))
+        return dx, sum(dy * xhat, axes), sum(dy, axes)  # type: ignore[return-value]
+    dtype = x.dtype if gamma is None else gamma.dtype
+    with np.errstate(all="ignore"):
+        sums = (w * products).sum(2).reshape(-1).astype(dtype), (own * _count(x)).astype(dtype)
+    return (dx, *sums), composition(again, dy, x, gamma)
+
+
+def _count(x: Tensor) -> int:
+    return max(x.data.size // max(x.shape[1], 1), 1)
+
+
+def _scaled(gamma: Tensor | None, w: Any) -> Any:
+    """Rows of matrices (C / d, d, d), each times γ of its channel."""
+    return w if gamma is None else w * gamma.data.astype(np.float64).reshape(*w.shape[:2], 1)
+
+
+def _slope_of_root(w: Any, dw: Any) -> Any:
+    """∂A, symmetric, of ∂W of W = A^(−1/2): with W = U diag(r) Uᵀ, ∂A = −U (K ∘ Uᵀ ∂W U) Uᵀ,
+    K_ij = r_i² r_j² / (r_i + r_j) (Daleckii & Krein 1965). NaN where W or ∂W is not finite."""
+    device = device_of(w)
+    w, dw = move(w, "cpu"), move(dw, "cpu")
+    fine = np.isfinite(w + dw).all((1, 2))[:, None, None]
+    r, u = np.linalg.eigh(np.where(fine, w, np.eye(w.shape[-1])))
+    inner = np.moveaxis(u, 1, 2) @ np.where(fine, dw, 0.0) @ u
+    square = r * r
+    inner *= square[:, :, None] * square[:, None, :] / (r[:, :, None] + r[:, None, :])
+    da = u @ inner @ np.moveaxis(u, 1, 2)
+    return move(np.where(fine, -(da + np.moveaxis(da, 1, 2)) / 2, np.nan), device)
+
+
+def _whitened(x: Tensor, d: int, eps: float) -> Tensor:
+    """W (x − μ) in elementary ops."""
+    xc = grouped(center(x)[0], d).to(np.float64)
+    eye = as_tensor(move(np.eye(d), x.device))
+    w = inverse_sqrt(matmul(xc, mT(xc)) / _count(x) + eye * eps)
+    return ungrouped(matmul(w, xc), x)
+
+
+def whiten(input: Tensor, group_size: int, eps: float = 1e-5, weight: Tensor | None = None,
+           bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """y = γ W (x − μ) + β,  W = (Σ + ε I)^(−1/2): channels of a group are uncorrelated, of variance
+    1 before γ, and as near to x as that can be (ZCA). Also μ (C,) and W (groups, d, d), for running
+    averages, which carry no gradient.      Huang et al. 2018
+
+    x: (N, C, *S)   γ ``weight``, β ``bias``: (C,), groups of d = ``group_size`` channels; μ and Σ
+    (biased) are over N and S. Sums and W are float64; keeps x, γ, μ and W. Raises ValueError for
+    group sizes that do not divide C, for one value per channel, for sizes that do not fit, and for
+    a Σ + ε I that is singular in float64.
+    """
+    check_channels("whiten", input, weight, bias)
     check_count("whiten", input)
     C, d = input.shape[1], group_size
     if not isinstance(d, int) or d < 1 or C % d or d > max(C, 1):
         raise ValueError(f"whiten: group_size must divide the {C} channels, got {d!r}")
     if not eps >= 0:
         raise ValueError(f"whiten: eps must not be negative, got {eps}")
-    xc, mean = center(input)
-    xc = grouped(xc, d).to(np.float64)
-    m = max(xc.shape[-1], 1)
-    eye = as_tensor(move(np.eye(d), input.device))
-    w = inverse_sqrt(matmul(xc, mT(xc)) / m + eye * eps)
-    y = ungrouped(matmul(w, xc), input)
-    return y, mean, w.detach()
+    y, mean, w = _whiten(input, scaled(input, weight, bias), bias, size=d, eps=float(eps))
+    return y, mean, w
 
 
 def grouped(x: Tensor, d: int) -> Tensor:
