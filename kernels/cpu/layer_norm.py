@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from .columns import inlined, inner
+from .columns import inlined, inner, zeros
 from .jit import kernel, prange
 from .memory import empty, empty_like
 from .simd import (
@@ -299,7 +299,7 @@ def _backward_rows(x, dy, gamma, mean, invstd, center, first, units, n, D, G, pa
 @inner
 def _backward_block(x, dy, gamma, mean, invstd, center, first, last, D, G, past, blocks, base, dx):
     """dx, and the sums of the columns into blocks[base] and behind."""
-    width, sums, found = 2 * G * D, np.zeros(2 * G * D, x.dtype), np.empty(2 * SIDE)
+    width, sums, found = 2 * G * D, zeros(x, 2 * G * D), np.empty(2 * SIDE)
     bad, most = False, CHUNK * G
     for j in range(width):
         blocks[base + j] = 0.0
