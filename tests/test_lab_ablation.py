@@ -47,6 +47,15 @@ def test_so_many_steps_are_those_of_a_trainer():
     assert record["final_accuracy"] == record["test_accuracy"][-1] > 0.5
 
 
+@pytest.mark.parametrize(("steps", "every", "ends"), [(7, 3, [3, 6, 7]), (4, 9, [4]), (1, 1, [1])])
+def test_the_last_steps_are_trained_and_evaluated_too(steps, every, ends):
+    """Seven steps are seven, whatever they are evaluated by."""
+    record = train(BASE, steps=steps, every=every, look=lambda one: {"at": one.step})
+    assert record["steps"] == record["at"] == ends
+    assert record["planned"] == steps
+    assert len(record["test_accuracy"]) == len(record["train_loss"]) == len(ends)
+
+
 def test_a_run_that_diverges_is_a_record():
     record = train(BASE.but(norm="none", lr=1e30), steps=20, every=5, on_train=True,
                    evaluations=("running",))
@@ -223,7 +232,12 @@ def test_what_an_ablation_refuses(tmp_path):
                        ({"evaluation": ["none"]}, "evaluation: expected running, batch, pop"),
                        ({"dropout": "under"}, "dropout: expected a probability, or none"),
                        ({"lr": []}, "lr: expected one or more different values"),
-                       ({"lr": [0.1], "tune": True}, "tune: expected lr with the values")):
+                       ({"lr": [0.1], "tune": True}, "tune: expected lr with the values"),
+                       ({"seed": [1, 2]}, "seed: no axis, .* seeds is how many"),
+                       ({"seeds": 0}, "seeds: expected at least 1, got 0"),
+                       ({"steps": 0}, "steps: expected at least 1, got 0"),
+                       ({"every": 0}, "every: expected at least 1, got 0"),
+                       ({"level": 95}, "level: expected a test accuracy, such as 0.95, got 95")):
         with pytest.raises(ValueError, match=says):
             small(tmp_path, **axes)
     found = small(tmp_path, seeds=1, steps=1, every=1)

@@ -20,6 +20,7 @@ from nbgrad.lab import (
     top_eigenvalue,
     variance_shift,
     watch,
+    watching,
 )
 from nbgrad.nn.functional import cross_entropy, mse_loss
 from nbgrad.ops import Generator, default_generator
@@ -257,6 +258,40 @@ def test_watch_says_what_is_wrong():
         watch(network(), every=0)
     with pytest.raises(ValueError, match=r"no layer is 'fc\*'; there are model, 0, 1"):
         watch(network(), layers="fc*")
+    model = nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 3))
+    with watch(model, unit=5), pytest.raises(ValueError, match="layer '1' has 3 units, none is 5"):
+        model(nbgrad.randn(4, 2))
+    with watch(model, unit=5, layers="0") as w:
+        model(nbgrad.randn(4, 2))
+    assert len(w.rows) == 1
+
+
+def test_the_time_of_watching_is_counted_once_that_of_writing_included(monkeypatch):
+    """A clock that stands still but for a second to each row that is written."""
+    clock = [0.0]
+
+    class Slow:
+        def write(self, row):
+            clock[0] += 1.0
+
+        def close(self):
+            pass
+    monkeypatch.setattr(watching, "perf_counter", lambda: clock[0])
+    model = nn.Linear(2, 2)
+    with watch(model) as w:
+        w._logs.append(Slow())
+        for _ in range(3):
+            model(nbgrad.randn(4, 2)).sum().backward()
+    assert w.seconds == 3.0
+    assert [row["seconds"] for row in w.rows] == [0.0] * 3
+
+
+def test_searches_of_nothing_are_refused():
+    batch = nbgrad.randn(4, 2), nbgrad.tensor([0, 1, 0, 1])
+    with pytest.raises(ValueError, match="iterations must be at least 1, got 0"):
+        top_eigenvalue(nn.Linear(2, 2), batch, iterations=0)
+    with pytest.raises(ValueError, match="points must be at least 1, got 0"):
+        loss_slice(nn.Linear(2, 2), batch, points=0)
 
 
 def test_watch_keeps_a_layer_that_runs_twice_apart_and_values_that_are_not_finite():

@@ -246,3 +246,16 @@ def test_the_legend_of_a_png_lies_inside(words, tmp_path):
     below = pixels[int(0.94 * len(pixels)):]             # the last line of the legend
     assert (below < 0.5).any()
     assert (below[:, -8:] > 0.99).all()
+
+
+@pytest.mark.parametrize("names", [[0, 1], ["a name that takes a part of the width", "b"]])
+@pytest.mark.parametrize("words", [1, 12, 24])
+def test_the_title_of_a_png_lies_inside(words, names, tmp_path):
+    image = pytest.importorskip("matplotlib.image")
+    from nbgrad.viz.picture import png
+
+    figure = Figure("longer " * words, "x", "y", [Series("one", names, [0.2, 1.0])],
+                    kind="line" if names == [0, 1] else "bar")
+    pixels = image.imread(png(figure, tmp_path / "a.png"))[..., :3]
+    assert (pixels[:20] < 0.5).any()                    # the first line of the title
+    assert (pixels[:80, -4:] > 0.99).all()

@@ -97,7 +97,7 @@ def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups, moments=N
         y[...] = 0 if bias is None else bias
     elif g.G == g.C > 1:
         shift = np.zeros(g.O, x.dtype) if bias is None else np.ascontiguousarray(bias, x.dtype)
-        depthwise(channels_last(x), _taps(weight, g), shift, g, y, x.nbytes + y.nbytes, moments)
+        depthwise(channels_last(x), weight, shift, g, y, x.nbytes + y.nbytes, moments)
     else:
         tiles = Tiles(g.N, g.H, g.W, g.C, g.P, g.Q, g.O, g.ph, g.pw)
         _fastest(_forward, channels_last(x), weight, bias, g, tiles, y, moments)
@@ -164,13 +164,8 @@ def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
     if dy.size == 0 or dx.size == 0 or g.depth == 0:
         dx[...] = 0
     elif g.G == g.C > 1:
-        depthwise_input(channels_last(dy), _taps(weight, g), g, dx, work=dx.nbytes + dy.nbytes)
+        depthwise_input(channels_last(dy), weight, g, dx, work=dx.nbytes + dy.nbytes)
     else:
         tiles = Tiles(g.N, g.P, g.Q, g.O, g.H, g.W, g.C, 2 - g.ph, 2 - g.pw)
         _fastest(_input, channels_last(dy), weight, None, g, tiles, dx)
     return channels_first(dx)
-
-
-def _taps(weight, g):
-    """Depthwise weights (O, 1, I, J) as contiguous (I·J, O)."""
-    return np.ascontiguousarray(weight.reshape(g.O, g.I * g.J).T)

@@ -32,11 +32,12 @@ class Code:
         offset = I64(offset * self.lanes) if isinstance(offset, int) else offset
         return self.builder.gep(pointer, [offset], source_etype=self.real)
 
-    def load(self, pointer, mask=None):
+    def load(self, pointer, mask=None, rest=None):
+        """The vector there; where there is a mask, elsewhere ``rest`` or zeros, and no memory."""
         if mask is None:
             return self.builder.load(pointer, align=self.size, typ=self.vector)
         return self.call(f"llvm.masked.load.{self.suffix}.p0", self.vector,
-                         [pointer, ir.Constant(I32, self.size), mask, self.zero])
+                         [pointer, ir.Constant(I32, self.size), mask, rest or self.zero])
 
     def store(self, value, pointer, mask=None):
         if mask is None:
@@ -45,6 +46,16 @@ class Code:
         else:
             self.call(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(),
                       [value, pointer, ir.Constant(I32, self.size), mask])
+
+    def prefetch(self, pointer, write, level):
+        """Fetch the cache line there, which may lie outside of all arrays; level 3: to an L1."""
+        self.call("llvm.prefetch.p0", ir.VoidType(),
+                  [pointer, I32(int(write)), I32(level), I32(1)])
+
+    def hidden(self, value):
+        """An integer or a pointer of which LLVM knows nothing: in a loop it is not taken apart."""
+        kind = ir.FunctionType(value.type, [value.type])
+        return self.builder.call(ir.InlineAsm(kind, "", "=r,0"), [value])
 
     def splat(self, scalar):
         """A scalar in every lane of a vector."""

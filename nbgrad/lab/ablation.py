@@ -106,11 +106,14 @@ def ablate(base: Config | None = None, *, seeds: int | None = None, steps: int |
     progress: where it is shown, see ``nbgrad.train.progress``; as a default, a bar with the time
     left where stderr is a terminal and rich is installed. ``Silent()`` shows nothing.
 
-    Raises ValueError for combinations that Config refuses, before anything runs; RuntimeError for
-    a cell that fails, KeyboardInterrupt at Ctrl-C: the same call then goes on.
+    Raises ValueError for combinations that Config refuses, for ``seed`` as an axis (runs of one
+    seed are pairs, not arms) and for numbers that are none of seeds, steps or an accuracy, before
+    anything runs; RuntimeError for a cell that fails, KeyboardInterrupt at Ctrl-C: the same call
+    then goes on.
 
     Example: ``print(ablate(Config(lr=1.0), norm=["none", "batch"], lr=[0.1, 1.0], tune=True))``
     """
+    _check(level, seeds=seeds, steps=steps, every=every)
     grid = _Grid(base or Config(), axes, tune)
     comparisons = max(len(list(_against(grid.settings()))), 1)
     seeds = needed(2 * comparisons) if seeds is None else seeds
@@ -138,6 +141,14 @@ def ablate(base: Config | None = None, *, seeds: int | None = None, steps: int |
     return dataclasses.replace(found[0], finding=outcome.finding)
 
 
+def _check(level: float, **counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    if not 0 < level <= 1:
+        raise ValueError(f"level: expected a test accuracy, such as 0.95, got {level:g}")
+
+
 def run_cell(cell: Cell) -> Record:
     """Train one combination, and evaluate it as asked."""
     config = Config(**cell["config"]).but(seed=cell["seed"])
@@ -160,6 +171,8 @@ class _Grid:
         for name, values in self.axes.items():
             if not values or len({json.dumps(v) for v in values}) != len(values):
                 raise ValueError(f"{name}: expected one or more different values, got {values}")
+        if "seed" in self.axes:
+            raise ValueError("seed: no axis, every arm has the same ones; seeds is how many")
         if tune and len(self.axes.get("lr", ())) < 2:
             raise ValueError("tune: expected lr with the values to choose from")
         self.evaluations = self.axes.pop("evaluation", ["running"])

@@ -123,13 +123,16 @@ def top_eigenvalue(model: Module, batch: Batch, loss: Loss = cross_entropy, *,
 
     batch: (input, target).  Ends when the residual ‖H v − λ v‖ is below ``tolerance`` · |λ|, or
     after ``iterations`` products, whose vectors are kept (float64, one number per parameter each).
-    In the model's mode; the model is left as it was. NaN where the gradient is not finite.
+    In the model's mode; the model is left as it was. NaN where the gradient is not finite. Raises
+    ValueError for ``iterations`` below 1.
 
     >>> from nbgrad import nn, tensor
     >>> batch = tensor([[3.0]]), tensor([[1.0]])        # L = (3w − 1)²
     >>> round(top_eigenvalue(nn.Linear(1, 1, bias=False), batch, nn.functional.mse_loss).value, 6)
     18.0
     """
+    if iterations < 1:
+        raise ValueError(f"top_eigenvalue: iterations must be at least 1, got {iterations}")
     with as_it_was(model), np.errstate(all="ignore"):
         params = trained(model)
         size = sum(p.data.size for p in params)

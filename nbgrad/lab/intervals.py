@@ -9,6 +9,10 @@ covers the true median with 94 %; that of 3 values covers it with 75 %.
 
 Where a rule takes any of several comparisons, one of them leaves 0 out by chance more often than
 one alone would: their intervals have the level of ``together``, and more seeds, see ``judging``.
+No interval of a median is wider than the range, and percentile intervals of few values are narrow:
+all k intervals together, of n seeds each, hold in 87.5 % (n = 5, k = 2; n = 6, k = 4), 92 % (7, 5),
+91 % (7, 6), and, of normal values, 93 % (8, 3), 92 % (8, 4), 94 % (10, 2), 91 % (10, 3), 90 % (10,
+4), at least. One of them shows a claim by chance half as often as one of them fails.
 """
 
 from __future__ import annotations

@@ -118,15 +118,16 @@ def differs(verdict: Verdict, published: Verdict, what: str) -> list[str]:
 
 
 def many(comparisons: int) -> list[str]:
-    """A note where a rule takes any of several comparisons.
+    """A note where a rule takes any of several comparisons. What it says of few seeds: see
+    ``intervals``.
 
     >>> many(1), many(6)[0][:72]
     ([], 'The rule takes any of 6 comparisons: their intervals are of 99.2 %, so t')
     """
     return [] if comparisons < 2 else [
         (f"The rule takes any of {comparisons} comparisons: their intervals are of "
-         f"{100 * together(comparisons):.1f} %, so that {100 * LEVEL:g} % hold for all at once "
-         "(Bonferroni).")]
+         f"{100 * together(comparisons):.1f} %, so that {100 * LEVEL:g} % would hold for all at "
+         "once (Bonferroni); of 5 to 10 seeds 87 to 94 % do.")]
 
 
 def corrected(comparisons: int, before: int | None = None, now: int | None = None) -> str:

@@ -68,7 +68,8 @@ def loss_slice(model: Module, batch: Batch, directions: int | Sequence[Direction
     batch: (input, target).  directions: how many random ones, or the directions themselves, such as
     a gradient; ``filters`` and ``seed`` are ``random_direction``'s. positions: ``points`` from
     −span to span. In the model's mode, with the same noise at every point; the model is left as it
-    was. Raises ValueError for other than one or two directions, or shapes that do not fit.
+    was. Raises ValueError for other than one or two directions, shapes that do not fit, or
+    ``points`` below 1.
 
     >>> from nbgrad import nn, tensor
     >>> model = nn.Linear(1, 1, bias=False)
@@ -77,6 +78,8 @@ def loss_slice(model: Module, batch: Batch, directions: int | Sequence[Direction
     ...            loss=nn.functional.mse_loss).losses.tolist()
     [1.0, 0.0, 1.0]
     """
+    if points < 1:
+        raise ValueError(f"loss_slice: points must be at least 1, got {points}")
     along = ([random_direction(model, filters=filters, seed=seed + i) for i in range(directions)]
              if isinstance(directions, int) else [list(d) for d in directions])
     params = trained(model)

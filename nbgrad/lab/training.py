@@ -56,12 +56,12 @@ def train(config: Config, *, steps: int, every: int,
           look: Callable[[Trainer], Record] | None = None,
           evaluations: Sequence[str] = (), on_train: bool = False,
           task: Task | None = None) -> Record:
-    """Train for ``steps`` steps (not epochs), evaluating after each ``every``.
+    """Train for ``steps`` steps (not epochs), evaluating after each ``every`` and after the last.
 
-    Returns "planned": steps; "steps": [every, 2 every, …], fewer where it diverged, and columns of
-    the same length: "train_loss" and "train_accuracy" (means over the steps since the last),
-    "test_loss", "test_accuracy"; "final_accuracy": the last test accuracy; "diverged": the loss
-    was not finite, or ended above that of guessing.
+    Returns "planned": steps; "steps": [every, 2 every, …, steps], fewer where it diverged, and
+    columns of the same length: "train_loss" and "train_accuracy" (means over the steps since the
+    last), "test_loss", "test_accuracy"; "final_accuracy": the last test accuracy; "diverged": the
+    loss was not finite, or ended above that of guessing.
 
     prepare: what is done to the new network, before its optimizer is made; it may return another.
     look: called at each evaluation; what it returns become columns, too.
@@ -72,13 +72,13 @@ def train(config: Config, *, steps: int, every: int,
     task: other data than the config's.
     """
     task = task or task_of(config)
-    rounds = max(steps // every, 1)
-    one = _trainer(config, task, rounds * every, prepare)
-    one.train = _Chunks(one.train, every)
-    record: Record = {"steps": [], "planned": rounds * every}
-    for i in range(1, rounds + 1):
+    one = _trainer(config, task, steps, prepare)
+    one.train = chunks = _Chunks(one.train, every)
+    record: Record = {"steps": [], "planned": steps}
+    for i, end in enumerate([*range(every, steps, every), steps], 1):
+        chunks.steps = end - (i - 1) * every
         one.fit(i, signals=Signals())       # never entered: the one who runs cells has the signals
-        record["steps"].append(i * every)
+        record["steps"].append(end)
         for name, value in {} if look is None else look(one).items():
             record.setdefault(name, []).append(value)
         if one.diverged:

@@ -52,7 +52,8 @@ def watch(model: Module, optimizer: Any = None, *, every: int = 1, layers: Layer
     linear layer, its norm and activation run one by one. Measuring 100 units on 64 samples takes
     about 0.7 ms per layer, more than the step itself: see ``overhead``, and raise ``every``.
 
-    Raises ValueError for ``every`` below 1, and where no layer is found.
+    Raises ValueError for ``every`` below 1, and where no layer is found; the first step raises it
+    where a layer has no such ``unit``.
 
     >>> import nbgrad
     >>> from nbgrad import nn
@@ -155,9 +156,9 @@ class Watch:
     def _before(self, model: Module, args: Any) -> None:
         if not (model.training and is_grad_enabled()):
             return
+        self._finish()
         start = perf_counter()
         self._begin = start if self._begin is None else self._begin
-        self._finish()
         self.elapsed = start - self._begin
         if self.steps % self._every == 0:
             self._row = {"step": self.steps, "seconds": 0.0}
@@ -194,10 +195,10 @@ class Watch:
             for name, squares in self._squares.items():
                 row[f"{name}/grad_norm"] = float(np.sqrt(sum(squares.values())))
             self._squares, self._running = {}, {}
-            self._count(now)
             row["seconds"] += perf_counter() - now
             for log in self._logs:
                 log.write(row)
+            self._count(now)                    # the writing, too: no row can hold its own
 
     def _count(self, start: float) -> None:
         spent = perf_counter() - start
@@ -213,6 +214,7 @@ class Watch:
             if row is None or not isinstance(y, Tensor) or y.dtype.kind != "f" or not y.data.size:
                 return
             start, name = perf_counter(), _unused(layer, row)
+            self._check_unit(layer, y)
             row |= {f"{name}/{key}": value for key, value in _output(y.data, self._unit).items()}
             row |= {f"{name}/{key}": value for key, value in self._weight(module).items()}
             if layer in self._running and isinstance(args[0], Tensor):
@@ -226,6 +228,12 @@ class Watch:
                 y.register_hook(self._signal(row, f"{name}/signal_norm"))
             self._count(start)
         return observe
+
+    def _check_unit(self, layer: str, y: Tensor) -> None:
+        units, unit = y.shape[1] if y.ndim > 1 else 1, self._unit
+        if unit is not None and not -units <= unit < units:
+            raise ValueError(f"watch: layer {layer!r} has {units} unit{'s' * (units > 1)}, none is "
+                             f"{unit}; layers= leaves it out")
 
     def _weight(self, module: Module) -> dict[str, float]:
         w = getattr(module, "weight", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -39,15 +40,24 @@ def png(figure: Figure, path: str | os.PathLike[str], *, width: float = 6.4) -> 
     for series, at in zip(figure.series, styles([s.label for s in figure.series])):
         _series(panel, figure, series, plan, STYLES[at])
     _axes(panel, figure, plan)
-    panel.set_title(figure.title, loc="left", fontsize="medium", weight="bold")
     if len(figure.series) > 1:
         _legend(canvas)
+    _title(canvas, panel, figure.title)
     drawn = io.BytesIO()
     canvas.savefig(drawn, format="png")
-    # 64 colours are all there are, with the blends at edges: a quarter of the bytes
-    Image.open(drawn).convert("RGB").quantize(64, Image.Quantize.MAXCOVERAGE).save(
+    # 256 colours: at most 7 of 255 off, in 0.37 of the bytes (64: bands of another hue, off by 16)
+    Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(
         path, format="PNG", optimize=True)
     return Path(path)
+
+
+def _title(canvas: Any, panel: Any, text: str) -> None:
+    """Above the panel, in as many lines as it takes to end where the picture does."""
+    title = panel.set_title(text, loc="left", fontsize="medium", weight="bold")
+    canvas.draw_without_rendering()                     # now the panel is where it will be
+    space = (canvas.bbox.x1 - panel.bbox.x0) / title.get_window_extent().width
+    if space < 1:
+        title.set_text(textwrap.fill(text, int(0.95 * space * len(text))))
 
 
 def _legend(canvas: Any) -> None:

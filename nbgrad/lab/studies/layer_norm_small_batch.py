@@ -16,7 +16,7 @@ SIZES, COMPARISONS = (4, 128), 2
 GUESSING = math.log(10)                 # the loss of a run that guesses
 _SCALES: dict[str, dict[str, Any]] = {
     "tiny": {"lrs": (0.1,), "seeds": 2, "steps": {4: 8, 128: 4}, "rounds": 2},
-    "quick": {"lrs": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "seeds": 5,
+    "quick": {"lrs": (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "seeds": 10,
               "steps": {4: 1500, 128: 300}, "rounds": 15},
     "full": {"lrs": (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0), "seeds": 10,
              "steps": {4: 50_000, 128: 10_000}, "rounds": 50},
@@ -80,7 +80,7 @@ STUDY = Study(
               "(curves).",
     setup="An MLP of 2 × 200 ReLUs on 8 × 8 digits, layer norm or batch norm before each "
           "activation, plain SGD at each arm's best of six learning rates, batches of 4 (1,500 "
-          "steps) and 128 (300 steps), 5 paired seeds; test loss at the end.",
+          "steps) and 128 (300 steps), 10 paired seeds; test loss at the end.",
     rule="Two intervals over paired seeds (97.5 % each, 95 % for both): (a) ratio of batch norm's "
          "to layer norm's test loss in batches of 4; (b) that ratio minus the one in batches of "
          "128, in logarithms. Supported: (a) above 1 and (b) above 0. Depends: one. Not "
@@ -89,5 +89,7 @@ STUDY = Study(
     literature="Wu & He 2018: in convolutional networks layer norm is behind batch norm at usual "
                "batch sizes (25.3 % against 23.6 % error), group norm less (24.1 %).",
     changed="After a first run, the grid got the learning rates 1 and 3, because both arms were "
-            "best at its upper end in batches of 128. " + BY_MEAN + " " + corrected(COMPARISONS),
+            "best at its upper end in batches of 128. " + BY_MEAN + " " + corrected(COMPARISONS) +
+            " With 5 seeds the verdict was \"supported\" on one machine and \"depends\" on "
+            "another, by rounding alone, so that 5 seeds became 10.",
 )
