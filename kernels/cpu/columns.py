@@ -108,8 +108,8 @@ def _over(constants, column):
             column(x, b, z, y, at + j, n, constants(t, j, line, n), ahead, zero, option)
 
     @inlined
-    def plane(x, b, z, y, at, length, k, t, line, L, ahead, zero, option):
-        end = at + length // L * L
+    def plane(x, b, z, y, at, length, t, line, L, ahead, zero, option):
+        k, end = constants(t, 0, line, L), at + length // L * L
         for i in range(at, end, L):
             column(x, b, z, y, i, L, k, ahead, zero, option)
         if length % L:
@@ -121,10 +121,9 @@ def _over(constants, column):
         line = pitch(plan.W, L)
         if planes(plan, L):
             ahead = plan.S if plan.blocks == 1 and plan.C > 1 else 0
-            k = constants(t, 0, line, L)
             for m in range(first, last):
                 at, length = run(plan, first + last - 1 - m if back else m, c)
-                plane(x, b, z, y, at, length, k, t, line, L, ahead, zero, option)
+                plane(x, b, z, y, at, length, t, line, L, ahead, zero, option)
             return
         rows, step, width, end = lattice(plan, first, last, channels)
         at, _ = run(plan, first, c)
@@ -157,8 +156,12 @@ def _sums(constants, add):
             one(x, b, z, y, at + columns - n, second, t, columns - n, line, n, ahead, zero, option)
 
     @inlined
-    def plane(x, b, z, y, at, length, k, part, L, ahead, zero, option, sums):
-        s, q, u, v, e, f, g, h = sums
+    def plane(x, b, z, y, at, length, t, W, L, ahead, zero, option):
+        k = constants(t, 0, W, L)
+        s, q = load(t, 0), load(t, W)
+        u, v = load(t, L), load(t, W + L)
+        e, f = load(t, 2 * L), load(t, W + 2 * L)
+        g, h = load(t, 3 * L), load(t, W + 3 * L)
         four = at + length // (4 * L) * (4 * L)
         end = at + length // L * L
         for i in range(at, four, 4 * L):
@@ -166,42 +169,28 @@ def _sums(constants, add):
             u, v = add(x, b, z, y, i + L, L, k, ahead, zero, option, u, v)
             e, f = add(x, b, z, y, i + 2 * L, L, k, ahead, zero, option, e, f)
             g, h = add(x, b, z, y, i + 3 * L, L, k, ahead, zero, option, g, h)
-        for i in range(four, end, L):
-            s, q = add(x, b, z, y, i, L, k, ahead, zero, option, s, q)
-        if length % L:
-            s, q = add(x, b, z, y, end, length % L, part, ahead, zero, option, s, q)
-        return s, q, u, v, e, f, g, h
-
-    @inlined
-    def segments(x, b, z, y, plan, first, last, c, t, W, L, zero, option):
-        """Sums stay in registers from segment to segment, of which some have 16 vectors."""
-        ahead = plan.C * plan.S if plan.pieces == 1 and plan.C > 1 else AHEAD
-        k, part = constants(t, 0, W, L), constants(t, 0, W, plan.length % L)
-        sums = (load(t, 0), load(t, W), load(t, L), load(t, W + L), load(t, 2 * L),
-                load(t, W + 2 * L), load(t, 3 * L), load(t, W + 3 * L))
-        for m in range(first, last):
-            at, length = run(plan, m, c)
-            if length == plan.length:
-                sums = plane(x, b, z, y, at, length, k, part, L, ahead, zero, option, sums)
-            else:
-                rest = constants(t, 0, W, length % L)
-                sums = plane(x, b, z, y, at, length, k, rest, L, ahead, zero, option, sums)
-        s, q, u, v, e, f, g, h = sums
-        store(t, 0, s)
-        store(t, W, q)
         store(t, L, u)
         store(t, W + L, v)
         store(t, 2 * L, e)
         store(t, W + 2 * L, f)
         store(t, 3 * L, g)
         store(t, W + 3 * L, h)
+        for i in range(four, end, L):
+            s, q = add(x, b, z, y, i, L, k, ahead, zero, option, s, q)
+        store(t, 0, s)
+        store(t, W, q)
+        if length % L:
+            one(x, b, z, y, end, 0, t, 0, W, length % L, ahead, zero, option)
 
     @inner
     def over(x, b, z, y, plan, first, last, c, channels, table, option):
         L, t, zero = lanes(table), pointer(table), table.dtype.type(0)
         line = pitch(plan.W, L)
         if planes(plan, L):
-            segments(x, b, z, y, plan, first, last, c, t, line, L, zero, option)
+            ahead = plan.C * plan.S if plan.pieces == 1 and plan.C > 1 else AHEAD
+            for m in range(first, last):
+                at, length = run(plan, m, c)
+                plane(x, b, z, y, at, length, t, line, L, ahead, zero, option)
             return
         rows, step, width, end = lattice(plan, first, last, channels)
         at, _ = run(plan, first, c)
