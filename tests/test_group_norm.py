@@ -139,7 +139,8 @@ def test_bad_values_stay_in_their_group(layout, groups, bad):
     others = np.arange(8) * groups // 8 != group
     for a, b in zip(*(run[2:] for run in runs)):
         np.testing.assert_array_equal(a[others], b[others])
-    np.testing.assert_allclose(runs[1][3], runs[0][3], rtol=1e-6, atol=1e-6)       # dβ has no x
+    # dβ has no x; one is summed in float32, 126 values whose roundings add up: 2⁻²⁴ Σ|dy| is 6e-6
+    np.testing.assert_allclose(runs[1][3], runs[0][3], rtol=1e-6, atol=1e-5)
 
 
 @layouts

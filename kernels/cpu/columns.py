@@ -12,6 +12,8 @@ pointers: a function that takes three arrays compiles several times as long.
 
 from functools import partial
 
+import numpy as np
+
 from ..polynomials import device
 from .simd import (
     fma,
@@ -30,7 +32,7 @@ from .simd import (
 
 __all__ = ["ADD", "BY_X", "BY_Y", "HI", "INV", "LO", "MEAN_DY", "PAST", "REST", "RELU", "SCALE",
            "SHIFT", "SLOPE", "WRITE", "add_products", "add_squares", "inlined", "inner",
-           "normalize", "normalize_backward", "pitch", "planes", "run"]
+           "normalize", "normalize_backward", "pitch", "planes", "run", "zeros"]
 
 AHEAD = 2048               # values in front of the loads at least: where memory is asked for
 # Lines of a table: two sums, the forward's constants, the backward's.
@@ -49,6 +51,14 @@ def _put(y, i, v, n, past):
         stream(y, i, v)
     else:
         store_part(y, i, v, n)
+
+
+@inner
+def zeros(x, n):
+    """n zeros of x's dtype, the first at a vector's place: a vector in two lines of the cache costs
+    twice as much, and more where it was stored just before."""
+    room, L = np.zeros(n + lanes(x), x.dtype), lanes(x)
+    return room[-(room.ctypes.data // x.itemsize) % L:]
 
 
 @inner

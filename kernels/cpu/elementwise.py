@@ -16,8 +16,8 @@ from .simd import PAST_BYTES, VECTOR, lanes, load, load_part, put, splat, store_
 # The pool costs 5 to 10 us an array: 30 % of a ufunc's time at 1 MB, nothing at 8 MB, and from
 # 32 MB, where malloc hands out fresh pages, it saves half.
 POOLED_BYTES = 1 << 22
-# Two threads beat a ufunc from here (float32: 1 MB in 35 us against 33, 2 MB in 52 against 68).
-SHARED_BYTES = 1 << 21
+# Two threads beat a ufunc from here (float32: 0.5 MB in 13 us against 14, 1 MB in 22 against 30).
+SHARED_BYTES = 1 << 19
 SPREAD_BYTES = 1 << 18       # a broadcast operand: a ufunc starts anew in each row
 BLOCK = 1 << 14              # elements of a task: 64 KB of float32
 

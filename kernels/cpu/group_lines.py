@@ -55,9 +55,11 @@ def spread(line, at, n, value):
 @inner
 def parts(line, at, n):
     """The sum of n values from line[at] on, lane by lane first."""
-    v = fill(line, 0)
-    for c in range(at, at + n, lanes(line)):
-        v = v + load_part(line, c, min(lanes(line), at + n - c))
+    L, v, end = lanes(line), fill(line, 0), at + n - n % lanes(line)
+    for c in range(at, end, L):
+        v = v + load(line, c)
+    if n % L:
+        v = v + load_part(line, end, n % L)
     return total(v)
 
 

@@ -10,14 +10,16 @@ import math
 
 import numpy as np
 
-from .columns import inner
+from .columns import inlined, inner, zeros
 from .jit import kernel, prange
 from .memory import empty, empty_like
 from .simd import (
     PAST_BYTES,
     VECTOR,
+    after,
     fill,
     fma,
+    keep,
     lanes,
     load,
     load_or,
@@ -95,17 +97,16 @@ def square(x, at, D):
 
 
 @inner
-def _words(x, mean):
-    """The mean as two words, as vectors of x's dtype."""
+def _words(x, mean, invstd):
+    """The mean as two words, and invstd, as vectors of x's dtype."""
     hi = number(x, mean)
-    return splat(hi), fill(x, mean - hi if abs(hi) < math.inf else 0.0)
+    return splat(hi), fill(x, mean - hi if abs(hi) < math.inf else 0.0), fill(x, invstd)
 
 
 @inner
 def _normalize(x, gamma, beta, at, c, D, mean, invstd, past, y):
     """y of a row whose γ and β begin at c."""
-    L, s = lanes(x), fill(x, invstd)
-    hi, lo = _words(x, mean)
+    L, (hi, lo, s) = lanes(x), _words(x, mean, invstd)
     end = D // L * L
     for j in range(0, end, L):
         v = fma(((load(x, at + j) - hi) - lo) * s, load(gamma, c + j), load(beta, c + j))
@@ -185,38 +186,71 @@ def _times(a, b, zero):
     return fma(a, b, zero)
 
 
-@inner
-def _products(x, dy, gamma, at, c, D, mean, invstd, sums):
-    """Sums of g = γ dy and of g x̂ over a row; dy x̂ and dy are added to the columns of ``sums``. γ
-    begins at c."""
-    L, s = lanes(x), fill(x, invstd)
-    hi, lo = _words(x, mean)
-    sum_g, sum_p, zero = 0.0, 0.0, fill(x, 0)
-    for start in range(0, D, CHUNK * L):
-        a = p = zero
-        for j in range(start, min(D, start + CHUNK * L), L):
-            k = D - j
-            if k >= L:
-                xhat, d = ((load(x, at + j) - hi) - lo) * s, load(dy, at + j)
-                g, i = _times(d, load(gamma, c + j), zero), 2 * c + j
-                store(sums, i, fma(d, xhat, load(sums, i)))
-                store(sums, D + i, load(sums, D + i) + d)
-            else:
-                xhat, d = ((load_part(x, at + j, k) - hi) - lo) * s, load_part(dy, at + j, k)
-                g, i = _times(d, load_part(gamma, c + j, k), zero), 2 * c + j
-                store_part(sums, i, fma(d, xhat, load_part(sums, i, k)), k)
-                store_part(sums, D + i, load_part(sums, D + i, k) + d, k)
-            a, p = a + g, fma(g, xhat, p)
-        sum_g += np.float64(total(a))
-        sum_p += np.float64(total(p))
-    return sum_g, sum_p
+@inlined
+def _product(x, dy, i, n, row, gamma, zero, a, p, columns):
+    """Adds g = γ dy and g x̂ to a row's sums and dy x̂ and dy to the columns'."""
+    hi, lo, s = row
+    xhat, d = ((load_part(x, i, n) - hi) - lo) * s, load_part(dy, i, n)
+    g = _times(d, gamma, zero)
+    return a + g, fma(g, xhat, p), (fma(d, xhat, columns[0]), columns[1] + d)
+
+
+def _products_of(four):
+    """Sums of g = γ dy and of g x̂ over a row, or over each of four rows that are ``step`` apart;
+    dy x̂ and dy are added to the columns of ``sums``. γ begins at c."""
+    @inlined
+    def vector(x, dy, gamma, at, step, j, n, c, D, rows, zero, own, sums):
+        i = 2 * c + j
+        columns = load_part(sums, i, n), load_part(sums, D + i, n)
+        g, (a, p, b, q, d, r, e, s) = load_part(gamma, c + j, n), own
+        at += j
+        a, p, columns = _product(x, dy, at, n, rows[0], g, zero, a, p, columns)
+        if four:
+            b, q, columns = _product(x, dy, at + step, n, rows[1], g, zero, b, q, columns)
+            d, r, columns = _product(x, dy, at + 2 * step, n, rows[2], g, zero, d, r, columns)
+            e, s, columns = _product(x, dy, at + 3 * step, n, rows[3], g, zero, e, s, columns)
+        store_part(sums, i, columns[0], n)
+        store_part(sums, D + i, columns[1], n)
+        return a, p, b, q, d, r, e, s
+
+    @inlined
+    def add(found, k, a, p):
+        found[k] += np.float64(total(a))
+        found[SIDE + k] += np.float64(total(p))
+
+    @inner
+    def products(x, dy, gamma, r, G, c, D, mean, invstd, sums, found):
+        L, zero, at, step = lanes(x), fill(x, 0), r * D, G * D
+        row = _words(x, mean[r], invstd[r])
+        rows = row, row, row, row
+        if four:
+            rows = (row, _words(x, mean[r + G], invstd[r + G]),
+                    _words(x, mean[r + 2 * G], invstd[r + 2 * G]),
+                    _words(x, mean[r + 3 * G], invstd[r + 3 * G]))
+        for k in range(4 if four else 1):
+            found[k] = found[SIDE + k] = 0.0
+        for start in range(0, D, CHUNK * L):
+            last = min(D, start + CHUNK * L)
+            own, end = (zero, zero, zero, zero, zero, zero, zero, zero), last - last % L
+            for j in range(start, end, L):
+                own = vector(x, dy, gamma, at, step, j, L, c, D, rows, zero, own, sums)
+            if end < last:
+                own = vector(x, dy, gamma, at, step, end, last - end, c, D, rows, zero, own, sums)
+            add(found, 0, own[0], own[1])
+            if four:
+                add(found, 1, own[2], own[3])
+                add(found, 2, own[4], own[5])
+                add(found, 3, own[6], own[7])
+    return products
+
+
+_products, _products_of_four = _products_of(False), _products_of(True)
 
 
 @inner
 def _slope(x, dy, gamma, at, c, D, mean, invstd, mean_g, mean_p, past, dx):
     """dx = (g − mean(g) − x̂ mean(g x̂)) invstd."""
-    L, s = lanes(x), fill(x, invstd)
-    hi, lo = _words(x, mean)
+    L, (hi, lo, s) = lanes(x), _words(x, mean, invstd)
     a, b, zero = fill(x, mean_g), fill(x, -mean_p), fill(x, 0)
     end = D // L * L
     for j in range(0, end, L):
@@ -234,43 +268,71 @@ def _slope(x, dy, gamma, at, c, D, mean, invstd, mean_g, mean_p, past, dx):
 
 
 @inner
+def _unfit_gradients(size, g, p, invstd):
+    return size == 4 and not (abs(g) + abs(p) < math.inf and 1e-12 < invstd < 1e12)
+
+
+@inner
+def _backward_rows(x, dy, gamma, mean, invstd, center, first, units, n, D, G, past, sums, found,
+                   dx, size):
+    """dx of units of n rows, 4 or 1, that have the same γ: rows G apart. True if float32 is not
+    enough."""
+    together, bad = max(1, min(SIDE, TOGETHER // D) // n), False
+    for start in range(0, units, together):
+        end = min(units, start + together)
+        for k in range(start, end):
+            r, to = first + k // G * n * G + k % G, after(found, (k - start) * n)
+            if n == 4:
+                _products_of_four(x, dy, gamma, r, G, k % G * D, D, mean, invstd, sums, to)
+            else:
+                _products(x, dy, gamma, r, G, k % G * D, D, mean, invstd, sums, to)
+        for k in range(start * n, end * n):
+            u, i = k // n, k - start * n
+            r = first + (u // G * n + k % n) * G + u % G
+            g, p = found[i], found[SIDE + i]
+            bad |= _unfit_gradients(size, g, p, invstd[r])
+            _slope(x, dy, gamma, r * D, u % G * D, D, mean[r], invstd[r], g / D if center else 0.0,
+                   p / D, past, dx)
+    return bad
+
+
+@inner
 def _backward_block(x, dy, gamma, mean, invstd, center, first, last, D, G, past, blocks, base, dx):
     """dx, and the sums of the columns into blocks[base] and behind."""
-    width, sums, means = 2 * G * D, np.zeros(2 * G * D, x.dtype), np.empty(2 * SIDE)
-    together, bad, most = _together(D), False, CHUNK * G
+    width, sums, found = 2 * G * D, zeros(x, 2 * G * D), np.empty(2 * SIDE)
+    bad, most = False, CHUNK * G
     for j in range(width):
         blocks[base + j] = 0.0
-    for start in range(first, last, together):
-        end = min(last, start + together)
-        for r in range(start, end):
-            g, p = _products(pointer(x), pointer(dy), pointer(gamma), r * D, r % G * D, D, mean[r],
-                             invstd[r], pointer(sums))
-            means[r - start], means[SIDE + r - start] = g / D if center else 0.0, p / D
-            bad |= x.itemsize == 4 and not (abs(g) + abs(p) < math.inf
-                                            and 1e-12 < invstd[r] < 1e12)
-        for r in range(start, end):
-            _slope(pointer(x), pointer(dy), pointer(gamma), r * D, r % G * D, D, mean[r],
-                   invstd[r], means[r - start], means[SIDE + r - start], past, pointer(dx))
-        if (end - first) // most > (start - first) // most or end == last:
-            for j in range(width):
-                blocks[base + j] += sums[j]
-                sums[j] = 0
+    for start in range(first, last, most):
+        end, n = min(last, start + most), 4
+        while start < end:
+            units = (end - start) // (n * G) * G if n == 4 else end - start
+            bad |= _backward_rows(pointer(x), pointer(dy), pointer(gamma), pointer(mean),
+                                  pointer(invstd), center, start, units, n, D, G, past,
+                                  pointer(sums), pointer(found), pointer(dx), x.itemsize)
+            start, n = start + units * n, 1
+        for j in range(width):
+            blocks[u(base + j)] += sums[u(j)]
+            sums[u(j)] = 0
+    keep(sums)
+    keep(found)
     return bad
 
 
 @inner
 def _column_sums(blocks, G, D, S, dgamma, dbeta):
     """dγ and dβ: blocks of 2 G lines of D sums added up, in order, S columns for a value."""
-    width = 2 * G * D
+    width, to = 2 * G * D, 0
     for start in range(width, blocks.size, width):
         for j in range(width):
             blocks[u(j)] += blocks[u(start + j)]
-    for i in range(dgamma.size):
-        at = i * S // D * 2 * D + i * S % D
-        a = b = 0.0
-        for j in range(at, at + S):
-            a, b = a + blocks[j], b + blocks[j + D]
-        dgamma[i], dbeta[i] = a, b
+    for line in range(0, width, 2 * D):
+        for at in range(line, line + D, S):
+            a = b = 0.0
+            for j in range(at, at + S):
+                a, b = a + blocks[u(j)], b + blocks[u(j + D)]
+            dgamma[u(to)], dbeta[u(to)] = a, b
+            to += 1
 
 
 @kernel

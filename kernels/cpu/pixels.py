@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from .columns import inlined, inner
+from .columns import inlined, inner, zeros
 from .group_lines import INVSTD, LOW, WIDE, statistics_of_groups, width
 from .jit import kernel, prange
 from .layer_norm import unfit
@@ -42,8 +42,8 @@ from .simd import (
     where,
 )
 
-__all__ = ["RUN", "add", "clear", "constants", "forward_pixels", "middle", "settle",
-           "sums_of"]
+__all__ = ["RUN", "add", "constants", "forward_pixels", "middle", "settle", "sums_of",
+           "values_of"]
 
 RUN = 64                   # pixels
 
@@ -57,25 +57,23 @@ def add(sums, j, v):
 
 
 @inner
-def _flush(run, W, C, sums):
-    """Two lines of float64 sums += those of a run, which are 0 then."""
+def _flush(run, W, C, first, sums):
+    """Two lines of float64 sums += those of a run, which are 0 then; = those of the first."""
     L, zero = lanes(run), fill(run, 0)
     for line in (0, W):
         for j in range(line, line + C, L):
-            add(sums, j, load(run, j))
+            v = load(run, j)
             store(run, j, zero)
-
-
-@inner
-def clear(line, first, last):
-    zero = fill(line, 0)
-    for j in range(first, last, lanes(line)):
-        store(line, j, zero)
+            if first:
+                store(sums, j, low(v))
+                store(sums, j + lanes(sums), high(v))
+            else:
+                add(sums, j, v)
 
 
 def sums_of(add):
     """The loop over pixels for two sums s, q = add(x, dy, i, n, p, s, q) of each column, p its
-    pivot: added to lines of W float64 sums, by way of those of a run, zeros before and after."""
+    pivot: lines of W float64 sums, by way of those of a run, zeros before and after."""
     @inlined
     def column(x, dy, i, C, four, n, pivots, run, W, j):
         p, s, q = load(pivots, j), load(run, j), load(run, W + j)
@@ -105,7 +103,39 @@ def sums_of(add):
                 row(x, dy, i, C, True, pivots, run, W)
             for i in range(four, end, C):
                 row(x, dy, i, C, False, pivots, run, W)
-            _flush(run, W, C, sums)
+            _flush(run, W, C, start == at, sums)
+    return over
+
+
+def values_of(lines, put):
+    """The loop over pixels that puts a vector of n results to y from i on: put(x, dy, i, n, k,
+    floored, past, y), k = lines(table, j, W) the constants of column j, read for four pixels at
+    once."""
+    @inlined
+    def column(x, dy, i, C, four, n, k, floored, past, y):
+        put(x, dy, i, n, k, floored, past, y)
+        if four:
+            put(x, dy, i + C, n, k, floored, past, y)
+            put(x, dy, i + 2 * C, n, k, floored, past, y)
+            put(x, dy, i + 3 * C, n, k, floored, past, y)
+
+    @inlined
+    def row(x, dy, at, C, four, W, table, floored, past, y):
+        L = lanes(x)
+        for j in range(0, C - L + 1, L):
+            column(x, dy, at + j, C, four, L, lines(table, j, W), floored, past, y)
+        if C % L:
+            j = C - C % L
+            column(x, dy, at + j, C, four, C % L, lines(table, j, W), floored, past, y)
+
+    @inner
+    def over(x, dy, at, rows, C, W, table, floored, past, y):
+        end = at + rows * C
+        four = end - rows % 4 * C
+        for i in range(at, four, 4 * C):
+            row(x, dy, i, C, True, W, table, floored, past, y)
+        for i in range(four, end, C):
+            row(x, dy, i, C, False, W, table, floored, past, y)
     return over
 
 
@@ -155,9 +185,7 @@ def _statistics(x, at, rows, C, W, table, sums, mean, m2, to):
     L, half, zero = lanes(x), lanes(sums), fill(sums, 0)
     inverse, n = fill(sums, 1.0 / rows), fill(sums, rows)
     for final in range(2):
-        for c in range(0, 2 * W, half):
-            store(sums, c, zero)
-        _squares(x, x, at, rows, C, W, table, after(table, W), sums)
+        _squares(x, x, at, rows, C, W, table, after(table, 4 * W), sums)
         far = zero
         for c in range(0, C, L):
             p = load(table, c)
@@ -224,26 +252,24 @@ def constants(x, gamma, beta, floor, floored, mean, invstd, n, G, C, W, wide, ta
 
 
 @inlined
-def _value(x, i, n, table, W, j, floored, past, y):
-    v = fma(load_part(x, i, n) - load(table, j), load(table, W + j), load(table, 2 * W + j))
+def _lines(table, j, W):
+    return (load(table, j), load(table, W + j), load(table, 2 * W + j), load(table, 3 * W + j))
+
+
+@inlined
+def _value(x, _dy, i, n, k, floored, past, y):
+    hi, scale, shift, floor = k
+    v = fma(load_part(x, i, n) - hi, scale, shift)
     if floored:
-        v = maximum(v, load(table, 3 * W + j))
+        v = maximum(v, floor)
     if n == lanes(x):
         put(y, i, v, past)
     else:
         store_part(y, i, v, n)
 
 
-@inner
-def _normalize(x, at, rows, C, W, table, floored, past, y):
-    """y = (x − hi) scale + shift, not below the floor."""
-    L = lanes(x)
-    for i in range(at, at + rows * C, C):
-        for j in range(0, C - L + 1, L):
-            _value(x, i + j, L, table, W, j, floored, past, y)
-        if C % L:
-            j = C - C % L
-            _value(x, i + j, C % L, table, W, j, floored, past, y)
+# y = (x − hi) scale + shift, not below the floor: see constants.
+_normalize = values_of(_lines, _value)
 
 
 @inner
@@ -255,20 +281,19 @@ def _forward(x, gamma, beta, floor, floored, eps, center, first, last, collect, 
         n, b = u // B, u % B * rows
         m, at = min(rows, S - b), (n * S + b) * C
         if collect:
-            clear(table, W, 3 * W)
             _statistics(x, at, m, C, W, table, sums, block_mean, block_m2, u * C)
             if B > 1:
                 continue
             _merge(block_mean, block_m2, n, B, rows, S, C, G, eps, center, mean, invstd, bad, size)
         constants(x, gamma, beta, floor, floored, mean, invstd, n, G, C, W, wide, table)
-        _normalize(x, at, m, C, W, table, floored, past, y)
+        _normalize(x, x, at, m, C, W, table, floored, past, y)
 
 
 @inner
 def _forward_task(x, gamma, beta, floor, eps, center, first, last, collect, B, rows, S, G, past, y,
                   mean, invstd, bad, block_mean, block_m2):
     C, W = gamma.size, width(gamma.size)
-    table, wide = np.zeros(4 * W, x.dtype), np.zeros((WIDE + 2) * W)
+    table, wide = zeros(x, 6 * W), zeros(mean, (WIDE + 2) * W)
     _forward(pointer(x), pointer(gamma), pointer(beta), pointer(floor), floor.size > 0, eps, center,
              first, last, collect, B, rows, S, C, G, past, pointer(y), pointer(mean),
              pointer(invstd), pointer(bad), pointer(block_mean), pointer(block_m2), x.itemsize, W,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .columns import inlined, inner
+from .columns import inlined, inner, zeros
 from .group_lines import (
     GAMMA,
     INVSTD,
@@ -18,7 +18,7 @@ from .group_lines import (
     width,
 )
 from .jit import kernel, prange
-from .pixels import RUN, add, clear, constants, sums_of
+from .pixels import RUN, add, constants, sums_of, values_of
 from .planes import above, add_up_all, unfit_gradients
 from .simd import (
     after,
@@ -70,29 +70,31 @@ def _floored_products(x, dy, at, rows, C, W, table, sums):
 
 
 @inner
-def _sums(x, dy, at, rows, C, W, table, wide, floored, sums, sum_p, sum_dy, rest, to):
-    """Σ dy x̂, Σ dy and the rest of dy of each column."""
+def _sums(x, dy, at, rows, C, W, table, wide, floored, sums, ours):
+    """Lines of ``sums``: γ Σ dy and γ Σ dy x̂ of each column; Σ dy x̂, Σ dy and the rest of dy are
+    added to the task's."""
     L, zero = lanes(wide), fill(wide, 0)
-    for c in range(0, 3 * W if floored else 2 * W, L):
-        store(sums, c, zero)
     if floored:
+        for c in range(0, 3 * W, L):
+            store(sums, c, zero)
         _floored_products(x, dy, at, rows, C, W, table, sums)
     else:
-        clear(table, 4 * W, 6 * W)
-        _products(x, dy, at, rows, C, W, table, after(table, 4 * W), sums)
+        _products(x, dy, at, rows, C, W, table, after(table, 8 * W), sums)
     for c in range(0, C, L):
-        k, a = min(L, C - c), load(sums, c)
-        p = load(sums, W + c) - load(wide, LOW * W + c) * a
-        store_part(sum_dy, to + c, a, k)
-        store_part(sum_p, to + c, p * load(wide, INVSTD * W + c), k)
+        a, g = load(sums, c), load(wide, GAMMA * W + c)
+        q = (load(sums, W + c) - load(wide, LOW * W + c) * a) * load(wide, INVSTD * W + c)
+        store(ours, c, load(ours, c) + q)
+        store(ours, W + c, load(ours, W + c) + a)
         if floored:
-            store_part(rest, to + c, load(sums, 2 * W + c), k)
+            store(ours, 2 * W + c, load(ours, 2 * W + c) + load(sums, 2 * W + c))
+        store(sums, c, a * g)
+        store(sums, W + c, q * g)
 
 
 @inner
-def _means(invstd, n, B, C, G, inverse, center, sum_p, sum_dy, bad, size, W, wide, sums):
-    """Lines MEAN_G and MEAN_P: sums of the channels, weighted by γ, then of the groups."""
-    D, L = C // G, lanes(wide)
+def _gather(n, B, C, W, wide, sum_p, sum_dy, sums):
+    """The same lines from the sums of sample n's blocks."""
+    L = lanes(wide)
     for c in range(0, C, L):
         k, a, q = min(L, C - c), fill(wide, 0), fill(wide, 0)
         for b in range(n * B * C, (n + 1) * B * C, C):
@@ -100,6 +102,12 @@ def _means(invstd, n, B, C, G, inverse, center, sum_p, sum_dy, bad, size, W, wid
         g = load(wide, GAMMA * W + c)
         store(sums, c, a * g)
         store(sums, W + c, q * g)
+
+
+@inner
+def _means(invstd, n, C, G, inverse, center, bad, size, W, wide, sums):
+    """Lines MEAN_G and MEAN_P of the groups from the sums of the channels."""
+    D = C // G
     for g in range(G):
         a, q = parts(sums, g * D, D), parts(sums, W + g * D, D)
         bad[n * G + g] = unfit_gradients(size, a, q, invstd[n * G + g])
@@ -107,36 +115,48 @@ def _means(invstd, n, B, C, G, inverse, center, sum_p, sum_dy, bad, size, W, wid
         spread(wide, MEAN_P * W + g * D, D, q * inverse)
 
 
+@inner
+def _hand_over(ours, C, W, floored, sum_p, sum_dy, rest, to):
+    """The sums of a task to its place."""
+    L = lanes(ours)
+    for c in range(0, C, L):
+        k = min(L, C - c)
+        store_part(sum_p, to + c, load(ours, c), k)
+        store_part(sum_dy, to + c, load(ours, W + c), k)
+        if floored:
+            store_part(rest, to + c, load(ours, 2 * W + c), k)
+
+
 @inlined
-def _value(x, dy, i, n, table, W, j, floored, zero, past, dx):
-    g, d = load_part(dy, i, n), load_part(x, i, n) - load(table, j)
+def _lines(table, j, W):
+    return (load(table, j), load(table, W + j), load(table, 2 * W + j), load(table, 3 * W + j),
+            load(table, 4 * W + j), load(table, 5 * W + j), load(table, 6 * W + j),
+            load(table, 7 * W + j))
+
+
+@inlined
+def _value(x, dy, i, n, k, floored, past, dx):
+    hi, a, b, t, pivot, scale, slope, rest = k
+    g, d = load_part(dy, i, n), load_part(x, i, n) - hi
     if floored:
-        g = above(g, d, load(table, W + j), load(table, 2 * W + j), load(table, 3 * W + j), zero)
-    line = after(table, 4 * W + j)
-    v = fma(g - load(line, 0), load(line, W), fma(d, load(line, 2 * W), load(line, 3 * W)))
+        g = above(g, d, a, b, t, fill(x, 0))
+    v = fma(g - pivot, scale, fma(d, slope, rest))
     if n == lanes(x):
         put(dx, i, v, past)
     else:
         store_part(dx, i, v, n)
 
 
-@inner
-def _slope(x, dy, at, rows, C, W, table, floored, past, dx):
-    """dx = (dy − pivot) scale + (x − hi) slope + rest."""
-    L, zero = lanes(x), fill(x, 0)
-    for i in range(at, at + rows * C, C):
-        for j in range(0, C - L + 1, L):
-            _value(x, dy, i + j, L, table, W, j, floored, zero, past, dx)
-        if C % L:
-            j = C - C % L
-            _value(x, dy, i + j, C % L, table, W, j, floored, zero, past, dx)
+# dx = (dy − pivot) scale + (x − hi) slope + rest.
+_slope = values_of(_lines, _value)
 
 
 @inner
-def _backward(x, dy, gamma, beta, floor, floored, mean, invstd, center, first, last, collect, B,
+def _backward(x, dy, gamma, beta, floor, floored, mean, invstd, center, t, first, last, collect, B,
               rows, S, C, G, past, dx, sum_p, sum_dy, rest, bad, size, W, table, wide):
-    """Sums of the channels in blocks first … last, and dx if those of the groups are known."""
-    sums = after(wide, WIDE * W)
+    """Sums of the channels in blocks first … last, task t, and dx if those of the groups are
+    known."""
+    sums, ours = after(wide, WIDE * W), after(wide, (WIDE + 3) * W)
     gammas(gamma, C, W, wide)
     for u in range(first, last):
         n, b = u // B, u % B * rows
@@ -146,24 +166,28 @@ def _backward(x, dy, gamma, beta, floor, floored, mean, invstd, center, first, l
         else:
             statistics_of_groups(x, mean, invstd, n, G, C // G, W, wide, table)
         if collect:
-            _sums(x, dy, at, m, C, W, table, wide, floored, sums, sum_p, sum_dy, rest, u * C)
+            _sums(x, dy, at, m, C, W, table, wide, floored, sums, ours)
             if B > 1:
                 continue
-        _means(invstd, n, B, C, G, 1.0 / (C // G * S), center, sum_p, sum_dy, bad, size, W, wide,
-               sums)
+        else:
+            _gather(n, B, C, W, wide, sum_p, sum_dy, sums)
+        _means(invstd, n, C, G, 1.0 / (C // G * S), center, bad, size, W, wide, sums)
         slopes(x, 0, C, W, wide, after(table, 4 * W))
         _slope(x, dy, at, m, C, W, table, floored, past, dx)
+    if collect:
+        _hand_over(ours, C, W, floored, sum_p, sum_dy, rest, t * C)
 
 
 @inner
-def _backward_task(x, dy, gamma, beta, floor, mean, invstd, center, first, last, collect, B, rows,
+def _backward_task(x, dy, gamma, beta, floor, mean, invstd, center, t, per, last, collect, B, rows,
                    S, G, past, dx, sum_p, sum_dy, rest, bad):
     C, W = gamma.size, width(gamma.size)
-    table, wide = np.zeros(8 * W, x.dtype), np.zeros((WIDE + 3) * W)
+    table, wide = zeros(x, 10 * W), zeros(mean, (WIDE + 6) * W)
     _backward(pointer(x), pointer(dy), pointer(gamma), pointer(beta), pointer(floor),
-              floor.size > 0, pointer(mean), pointer(invstd), center, first, last, collect, B, rows,
-              S, C, G, past, pointer(dx), pointer(sum_p), pointer(sum_dy), pointer(rest),
-              pointer(bad), x.itemsize, W, pointer(table), pointer(wide))
+              floor.size > 0, pointer(mean), pointer(invstd), center, t, t * per,
+              min(last, (t + 1) * per), collect, B, rows, S, C, G, past, pointer(dx),
+              pointer(sum_p), pointer(sum_dy), pointer(rest), pointer(bad), x.itemsize, W,
+              pointer(table), pointer(wide))
     keep(table)
     keep(wide)
 
@@ -173,15 +197,15 @@ def backward_pixels(x, dy, gamma, beta, floor, mean, invstd, center, per, B, row
                     bad, sums):
     """dx, and dγ, dβ and, with a floor, what is left of dy, over all pixels; as forward_pixels."""
     blocks = mean.size // G * B
-    tasks, n = (blocks + per - 1) // per, blocks * gamma.size
+    tasks = (blocks + per - 1) // per
+    n = tasks * gamma.size
     sum_p, sum_dy, rest = np.empty(n), np.empty(n), np.empty(n if floor.size else 0)
     for phase in range(2 if B > 1 else 1):
         for t in prange(tasks):
             u = np.int64(t)
             if phase == 1:
                 u = tasks - 1 - u
-            _backward_task(x, dy, gamma, beta, floor, mean, invstd, center, u * per,
-                           min(blocks, (u + 1) * per), phase == 0, B, rows, S, G, past, dx, sum_p,
-                           sum_dy, rest, bad)
+            _backward_task(x, dy, gamma, beta, floor, mean, invstd, center, u, per, blocks,
+                           phase == 0, B, rows, S, G, past, dx, sum_p, sum_dy, rest, bad)
     add_up_all(sum_p, sum_dy, rest, sums)
     return bad.sum() > 0

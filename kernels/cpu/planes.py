@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from .columns import inlined, inner
+from .columns import inlined, inner, zeros
 from .group_lines import (
     INVSTD,
     LOW,
@@ -239,39 +239,38 @@ def unfit_gradients(size, sum_g, sum_p, invstd):
 
 @inner
 def _backward(x, dy, gamma, beta, floor, floored, mean, invstd, center, first, last, G, D, S, past,
-              dx, sum_p, sum_dy, rest, bad, size, means, W, wide, table):
+              dx, sum_p, sum_dy, rest, bad, size, W, wide, table):
     """dx of rows, and Σ dy x̂ and Σ dy of their planes."""
     inverse, together = 1.0 / (D * S), max(1, min(SIDE, TOGETHER // (D * S)))
-    for start in range(first, last, together):
-        end = min(last, start + together)
+    start = first
+    while start < last:
+        end = min(last, start + together, start - start % G + G)       # of one sample
         for r in range(start, end):
-            g, p = _row_sums(x, dy, gamma, beta, floor, floored, r, r % G * D, D, S, mean[r],
-                             invstd[r], sum_p, sum_dy, rest)
+            c, hi = r % G * D, number(x, mean[r])
+            g, p = _row_sums(x, dy, gamma, beta, floor, floored, r, c, D, S, mean[r], invstd[r],
+                             sum_p, sum_dy, rest)
             bad[r] = unfit_gradients(size, g, p, invstd[r])
-            means[r - start] = g * inverse if center else 0.0
-            means[SIDE + r - start] = p * inverse
-        for r in range(start, end):
-            c = r % G * D
             spread(wide, INVSTD * W + c, D, invstd[r])
-            spread(wide, LOW * W + c, D, low_word(number(x, mean[r]), mean[r]))
-            spread(wide, MEAN_G * W + c, D, means[r - start])
-            spread(wide, MEAN_P * W + c, D, means[SIDE + r - start])
-            slopes(x, c, c + D, W, wide, table)
-            _row_slope(x, dy, gamma, beta, floor, floored, r, c, D, S, mean[r], invstd[r], W, table,
-                       past, dx)
+            spread(wide, LOW * W + c, D, low_word(hi, mean[r]))
+            spread(wide, MEAN_G * W + c, D, g * inverse if center else 0.0)
+            spread(wide, MEAN_P * W + c, D, p * inverse)
+        slopes(x, start % G * D, ((end - 1) % G + 1) * D, W, wide, table)
+        for r in range(start, end):
+            _row_slope(x, dy, gamma, beta, floor, floored, r, r % G * D, D, S, mean[r], invstd[r],
+                       W, table, past, dx)
+        start = end
 
 
 @inner
 def _backward_task(x, dy, gamma, beta, floor, mean, invstd, center, first, last, G, D, S, past, dx,
                    sum_p, sum_dy, rest, bad):
     W = width(gamma.size)
-    means, wide, table = np.empty(2 * SIDE), np.zeros(WIDE * W), np.empty(4 * W, x.dtype)
+    wide, table = zeros(mean, WIDE * W), zeros(x, 4 * W)
     gammas(pointer(gamma), gamma.size, W, pointer(wide))
     _backward(pointer(x), pointer(dy), pointer(gamma), pointer(beta), pointer(floor),
               floor.size > 0, pointer(mean), pointer(invstd), center, first, last, G, D, S, past,
               pointer(dx), pointer(sum_p), pointer(sum_dy), pointer(rest), pointer(bad), x.itemsize,
-              pointer(means), W, pointer(wide), pointer(table))
-    keep(means)
+              W, pointer(wide), pointer(table))
     keep(wide)
     keep(table)
 

@@ -104,13 +104,20 @@ def _sum_row(x, i, n):
     return total(wide)
 
 
+@inner
+def _sum_pieces(x, first, last, R, out, pieces):
+    for k in range(first, last):
+        r = k % pieces * BLOCK
+        out[k] = _sum_row(x, k // pieces * R + r, _smaller(BLOCK, R - r))
+
+
 @kernel
 def _sum_rows(x, block, out):
-    """out[a] = Σ of row a."""
-    A, R = x.shape
-    for t in prange((A + block - 1) // block):
-        for a in range(t * block, _smaller(t * block + block, A)):
-            out[a] = _sum_row(pointer(x), a * R, R)
+    """out[a, k] = Σ of the k-th piece of row a; ``block`` of them are a task."""
+    R, pieces, flat = x.shape[1], out.shape[1], out.reshape(-1)
+    for t in prange((out.size + block - 1) // block):
+        first = np.int64(t) * block
+        _sum_pieces(pointer(x), first, _smaller(first + block, out.size), R, pointer(flat), pieces)
 
 
 def _sum_middle(x):
@@ -129,15 +136,11 @@ def _sum_middle(x):
 
 
 def _sum_last(x):
-    """Σ over the last axis of x (A, R). Long rows: as columns, then their sum, then the tail."""
+    """Σ over the last axis of x (A, R). Long rows: in pieces, then their sum."""
     A, R = x.shape
-    if R <= BLOCK:
-        out = np.empty(A)
-        _sum_rows(x, -(-TASK // R), out, work=x.nbytes)
-        return out
-    whole = R // COLUMNS * COLUMNS
-    columns = _sum_middle(x[:, :whole].reshape(A, whole // COLUMNS, COLUMNS))
-    return columns.sum(axis=1) + x[:, whole:].sum(axis=1, dtype=np.float64)
+    out = np.empty((A, -(-R // BLOCK)))
+    _sum_rows(x, -(-TASK // R), out, work=x.nbytes)
+    return out[:, 0] if out.shape[1] == 1 else out.sum(axis=1)
 
 
 @inner

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import Op, Tensor, as_tensor, op, promoted
+from nbgrad.autograd import OPS, Op, Tensor, as_tensor, op, promoted
 from nbgrad.backend import constant, kernels
 
 _BOOL = np.dtype(np.bool_)
@@ -77,7 +77,14 @@ def div(a: Tensor, b: Tensor, /, rounding_mode: str | None = None) -> Any:
     if rounding_mode is not None:
         return _rounded(a.data, b.data, rounding_mode), (_nothing, _nothing)
     return (kernels(a).div(real(a), real(b)),
-            (lambda dy: div(dy, b), lambda dy: neg(mul(div(dy, b), div(a, b)))))
+            (lambda dy: div(dy, b), lambda dy: _by_divisor(dy, a, b)))
+
+
+def _by_divisor(dy: Tensor, a: Tensor, b: Tensor) -> Any:
+    """−∂y a / b², summed to b's shape before the last division: that of a length by which rows are
+    divided is as small as they are many."""
+    t = mul(dy, div(a, b))
+    return div(t if t.shape == b.shape else OPS["sum_to"](t, shape=b.shape), neg(b))
 
 
 def _rounded(a: Any, b: Any, mode: str) -> Any:
