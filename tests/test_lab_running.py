@@ -108,6 +108,17 @@ class Heard(Silent):
         self.lines.append(line)
 
 
+def test_a_folder_called_nbgrad_is_not_taken_for_the_package(tmp_path, monkeypatch):
+    """Beside a checkout: what Python finds in the working directory are folders of its name."""
+    wrong = tmp_path / "nbgrad" / "kernels" / "__init__.py"
+    wrong.parent.mkdir(parents=True)
+    wrong.write_text("raise ImportError('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    outcome, = running.run([find("rank-collapse")], Plan("tiny", folder=tmp_path / "out",
+                                                         processes=2))
+    assert (outcome.state, outcome.errors) == ("complete", [])
+
+
 def test_kernels_are_compiled_before_and_once(made, tmp_path):
     """The smallest cells of all studies, in the processes that then run the others."""
     studies = [made(None, None, name=name) for name in ("one", "two", "three")]

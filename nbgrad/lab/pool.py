@@ -113,10 +113,13 @@ class Worker:
 
     def _start(self) -> None:
         self._said = tempfile.TemporaryFile()       # noqa: SIM115 - `release` closes it
-        alone = dict.fromkeys(_ALONE, "1")
+        # the parent's path and no more: beside a checkout, a folder called nbgrad, Python takes the
+        # working directory's for the package
+        path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+        own = {**dict.fromkeys(_ALONE, "1"), "PYTHONPATH": path}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "nbgrad.lab.worker"], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=self._said, env={**os.environ, **alone})
+            [sys.executable, "-P", "-m", "nbgrad.lab.worker"], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=self._said, env={**os.environ, **own})
         self._in: Any = self._process.stdin
         self._out: Any = self._process.stdout
 
