@@ -156,6 +156,39 @@ def test_sync_layers_share_statistics_and_parameters_gradients_add_up():
         np.testing.assert_allclose(added, getattr(whole, name).grad.data, rtol=1e-9, atol=1e-12)
 
 
+def test_the_parts_of_a_split_are_those_of_all_workers():
+    """Two workers have halves of each part; one layer with the whole batch says what is right."""
+    x, dy = rng.standard_normal((2, 8, 3, 2))
+    whole, t = nn.SplitBatchNorm(3, dtype=np.float64), nbgrad.tensor(x, requires_grad=True)
+    y = whole(t)
+    y.backward(nbgrad.tensor(dy))
+    group, own = nn.InProcess(2, timeout=60), ([0, 1, 4, 5], [2, 3, 6, 7])
+
+    def work(worker):
+        layer, part = nn.SplitBatchNorm(3, dtype=np.float64), own[worker.number]
+        for each in (layer, *layer.aux_bn):
+            each.workers = worker
+        t = nbgrad.tensor(x[part], requires_grad=True)
+        y = layer(t)
+        y.backward(nbgrad.tensor(dy[part]))
+        return layer, y.data, t.grad.data
+    for part, (layer, got, dx) in zip(own, group.run(work)):
+        np.testing.assert_allclose(got, y.data[part], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(dx, t.grad.data[part], rtol=1e-9, atol=1e-12)
+        for name, value in whole.state_dict().items():
+            np.testing.assert_allclose(layer.state_dict()[name].data, value.data, rtol=1e-12)
+
+
+def test_the_mean_alone_does_not_need_beta_again():
+    layer, x = nn.MeanOnlyBatchNorm(3), nbgrad.randn(5, 3, requires_grad=True)
+    y = layer(x)
+    with nbgrad.no_grad():
+        layer.bias.add_(1)
+    y.backward(nbgrad.ones(5, 3))
+    assert layer.bias.grad.tolist() == [5, 5, 5]
+    np.testing.assert_allclose(x.grad.data, 0, atol=1e-7)
+
+
 @pytest.mark.parametrize("make", [lambda: nn.GhostBatchNorm(3, ghost_size=4),
                                   lambda: nn.SplitBatchNorm(3), lambda: nn.BatchRenorm(3),
                                   lambda: nn.FrozenBatchNorm(3),

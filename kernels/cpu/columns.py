@@ -58,7 +58,8 @@ def zeros(x, n):
     """n zeros of x's dtype, the first at a vector's place: a vector in two lines of the cache costs
     twice as much, and more where it was stored just before."""
     room, L = np.zeros(n + lanes(x), x.dtype), lanes(x)
-    return room[-(room.ctypes.data // x.itemsize) % L:]
+    first = -(room.ctypes.data // x.itemsize) % L
+    return room[first:first + n]
 
 
 @inner

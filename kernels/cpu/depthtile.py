@@ -3,7 +3,7 @@
 Every vector of x is loaded once for all outputs and taps that it meets: 27 loads, with the weights,
 for 36 multiply-adds. Memory is read in its order; copied to vectors of channels first, so that the
 weights stay in registers, 8 images of 512 channels of 14×14 take 284 us of a core of Zen 5 instead
-of 180, 128 of 56×56 1370 instead of 740. The 31 addresses of a tile have 15 registers: see _Steps.
+of 205, 128 of 56×56 1370 instead of 743. The 31 addresses of a tile have 15 registers: see _Steps.
 Rows outside the image are read from zeros, columns outside under a mask. Weights lie by vectors of
 channels, (vectors, taps, lanes): nine lines 2 KB apart would share two sets of L1.
 """
@@ -82,7 +82,7 @@ class _Row:
     """The code of one row: b the builder, ``pieces`` whether some kernels need several, the rest as
     in the comment below."""
 
-    writes = 1                 # y is written
+    writes = True              # y
 
     def __init__(self, code, shape, pieces, pointers, source, steps, places, first, target, n):
         self.pieces = pieces
@@ -194,19 +194,24 @@ class _Row:
         b, at, step = self.b, self.code.at, self.step
         first = b.add(self.at, b.mul(u, b.mul(self.pixel, I64(step))))
         for r in range(self.rows, self.rows + step):
-            self.ask(at(self.x, b.add(first, b.mul(self.line, I64(r)))),
-                     b.mul(self.pixel, I64(OUTPUTS * step)), 0)
-        self.ask(at(self.y, b.add(self.yt, b.mul(b.add(u, self.count), self.out))),
-                 b.mul(self.out, I64(OUTPUTS)), self.writes)
+            self.ask(at(self.x, b.add(first, b.mul(self.line, I64(r)))), OUTPUTS * step, self.pixel,
+                     False)
+        self.ask(at(self.y, b.add(self.yt, b.mul(b.add(u, self.count), self.out))), OUTPUTS,
+                 self.out, self.writes)
 
-    def ask(self, p, n, write):
-        """Fetch n values from p on to an L2."""
-        lanes = self.code.lanes
+    def ask(self, p, pixels, apart, write):
+        """Fetch the channels of so many pixels to an L2."""
+        code, b = self.code, self.b
+        vectors = b.sdiv(b.add(self.n, I64(code.lanes - 1)), I64(code.lanes))
 
-        def each(values):
-            self.code.prefetch(values[0], write, 2)
-            return [self.code.at(values[0], 1)]
-        self.loop(self.b.sdiv(self.b.add(n, I64(lanes - 1)), I64(lanes)), [p], each)
+        def vector(values):
+            code.prefetch(values[0], write)
+            return [code.at(values[0], 1)]
+
+        def pixel(values):
+            self.loop(vectors, values, vector)
+            return [code.at(values[0], apart)]
+        self.loop(I64(pixels), [p], pixel)
 
     def column(self, u):
         """The column of output u's first tap."""
@@ -249,7 +254,7 @@ class _Gradient(_Row):
     are written. A tile loads and stores the sums, for 36 multiply-adds 31 loads and 9 stores; rows
     of the image are read as they lie."""
 
-    writes = 0
+    writes = False
 
     def vector(self, tile, pointers, registers, mask):
         code, (weights, (y, _)) = self.code, pointers[1:]

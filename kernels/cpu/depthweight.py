@@ -18,7 +18,7 @@ from .tasks import share, tasks
 __all__ = ["depthwise_weight"]
 
 VECTORS = 16               # of channels in a task: 9 KB of sums stay in L1
-TASKS = 16                 # at least
+TASKS = 16                 # about: each adds up its products in the dtype of x
 
 
 @cache

@@ -1,6 +1,6 @@
 """Depthwise convolution, channels-last: rows of outputs from up to 3 × 3 taps (depthtile.py).
 
-x (N, H, W, C), weight (C, 1, I, J), g the geometry (shapes.Conv). x is read where it lies. Larger
+x (N, H, W, C), weight (O, 1, I, J), g the geometry (shapes.Conv). x is read where it lies. Larger
 kernels add piece by piece to y. The input gradient is a convolution too: for each phase of the
 stride, a sum over the taps that meet it, of consecutive pixels of dy. So it is the same loop, over
 axes that say which pixel a tap reads.
@@ -21,9 +21,7 @@ from .padded import zeros as clear
 from .simd import VECTOR, far, keep, lanes, pointer
 from .tasks import share, tasks
 
-__all__ = ["axis", "depthwise", "depthwise_input", "line_of", "plan_of",
-           "repeated"]
-
+__all__ = ["axis", "depthwise", "depthwise_input", "line_of", "plan_of", "repeated"]
 
 BLOCK_BYTES = 1 << 17      # of rows whose statistics are taken together: in an L2 still
 
@@ -96,7 +94,7 @@ def _shapes(downs, rights):
 
 
 def _packed(weight):
-    """weight (C, 1, I, J) as (vectors, taps, lanes), with zeros at the end."""
+    """weight (O, 1, I, J) as (vectors, taps, lanes), with zeros at the end."""
     C, _, I, J = weight.shape
     L = VECTOR // weight.itemsize
     whole = weight.reshape(C, I * J)

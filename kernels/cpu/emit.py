@@ -47,10 +47,9 @@ class Code:
             self.call(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(),
                       [value, pointer, ir.Constant(I32, self.size), mask])
 
-    def prefetch(self, pointer, write, level):
-        """Fetch the cache line there, which may lie outside of all arrays; level 3: to an L1."""
-        self.call("llvm.prefetch.p0", ir.VoidType(),
-                  [pointer, I32(int(write)), I32(level), I32(1)])
+    def prefetch(self, pointer, write):
+        """Fetch the cache line there, which may lie outside of all arrays, to an L2."""
+        self.call("llvm.prefetch.p0", ir.VoidType(), [pointer, I32(int(write)), I32(2), I32(1)])
 
     def hidden(self, value):
         """An integer or a pointer of which LLVM knows nothing: in a loop it is not taken apart."""

@@ -39,7 +39,7 @@ __all__ = ["about", "layer_norm", "layer_norm_backward", "normalize_rows",
            "unfit"]
 
 BLOCK = 1 << 16            # elements of a task: 256 KB of float32
-GROUPS = 16                # tasks of the backward at least: each has sums of its own
+GROUPS = 16                # tasks of the backward at most: each has sums of its own
 CHUNK = 128                # vectors, or rows, added up in the array's dtype
 AHEAD = 1024
 SIDE, TOGETHER = 16, 1 << 12    # rows, and elements of them, between two steps of the same row
@@ -277,7 +277,7 @@ def _backward_rows(x, dy, gamma, mean, invstd, center, first, units, n, D, G, pa
                    dx, size):
     """dx of units of n rows, 4 or 1, that have the same γ: rows G apart. True if float32 is not
     enough."""
-    together, bad = max(1, min(SIDE, TOGETHER // D) // n), False
+    together, bad = max(1, _together(D) // n), False
     for start in range(0, units, together):
         end = min(units, start + together)
         for k in range(start, end):

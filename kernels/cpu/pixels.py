@@ -4,7 +4,7 @@ of it a channel.
 Pixels are read one after the other, four at a time for sums, whose lines stay in the first level
 of cache as the constants do. (A column at a time, over RUN pixels, with both in registers: the
 lines of pixels a power of two apart share a few sets of that cache. 8 samples of 256 × 14 × 14 on
-two cores of Zen 1, forward and backward: 338 and 612 us so, 271 and 302 now.) Sums of RUN pixels
+two cores of Zen 1, both ways: 338 and 612 us so, 271 and 302 as here.) Sums of RUN pixels
 are in the array's dtype, those of all in float64. A large sample is cut into blocks of pixels,
 whose statistics are merged.
 """

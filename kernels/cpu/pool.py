@@ -96,8 +96,9 @@ def _max_window(x, at, C, g, h, i0, i1, w, j0, j1, y, indices, o):
 def _max(x, g, rows, columns, y, indices):
     """One task per row of windows."""
     C, far = x.shape[3], x.size * x.itemsize > NEAR
-    for row in prange(x.shape[0] * g.P):
-        n, p = np.int64(row) // g.P, np.int64(row) % g.P
+    for t in prange(x.shape[0] * g.P):
+        row = np.int64(t)
+        n, p = row // g.P, row % g.P
         for q in range(g.Q):
             if far and p + 1 < g.P:
                 _max_ahead(pointer(x), n * g.H * g.W * C, C, g, pointer(rows), pointer(columns), p,
@@ -270,8 +271,9 @@ def _windows(x, share, rows, columns, scale, past, y):
     """y[n, p, q] = scale[p, q] Σ (share x)[n, rows of p, columns of q]; x, y (N, H, W, C)."""
     N, P, Q, C = y.shape
     (H, W), far = share.shape, x.size * x.itemsize > NEAR
-    for row in prange(N * P):
-        n, p = np.int64(row) // P, np.int64(row) % P
+    for t in prange(N * P):
+        row = np.int64(t)
+        n, p = row // P, row % P
         for q in range(Q):
             h, w, o = rows[0, p], columns[0, q], (row * Q + q) * C
             if far and p + 1 < P:

@@ -270,7 +270,8 @@ def _task(task, x, weight, step, shift, taps, run, s, pitch, block, parts, bare,
 def _windows(way, x, weight, step, shift, taps, run, s, pitch, block, parts, bare, asks, past, y,
              room):
     """y from weight panels that lie ``step`` apart and shifts (G, panels, W); taps are places in
-    the buffer, whose pixels are ``pitch`` apart; run values are contiguous there."""
+    the buffer, whose pixels are ``pitch`` apart; run values are contiguous there. ``asks``:
+    tiles ask for the pixels of the next one, see ``panel``."""
     share(_task, parts * s.N * -(-s.P // block), way,
           (x, weight, step, shift, taps, run, s, pitch, block, parts, bare, asks, past, y,
            room.table))

@@ -148,7 +148,8 @@ class Kernel:
     def _entered(self, code, cc):
         if cc >= self.alone:
             code, bounds = re.subn(r"\.minnctapersm \d+", ".minnctapersm 1", code)
-            assert bounds == 1, f"{self.name}: {bounds} bounds of blocks"
+            if bounds != 1:
+                raise RuntimeError(f"{self.name}: {bounds} bounds of blocks in its PTX")
         entry = re.search(r"\.entry\s+(\w+)", code).group(1)
         return code.replace(entry, self.name)
 

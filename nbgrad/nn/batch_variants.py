@@ -141,17 +141,25 @@ class SplitBatchNorm(BatchNorm):
         self._check(x, residual, activation, mask)
         if not size:
             return super()._forward(x, residual, activation, None)
-        layers = [self, *self.aux_bn]
-        weight, bias = (None if own[0] is None else ops.stack(own) for own in zip(
-            *((layer.weight, layer.bias) for layer in layers)))
-        y, each = ops.ghost_batch_norm(x, size, weight, bias, self.eps)
-        found = [Moments(*(a[i] for a in each)) for i in range(len(layers))]
+        layers: list[BatchNorm] = [self, *self.aux_bn]
+        y, found = self._each(x, size, layers)
         for layer, own in zip(layers, found):              # an error before any of them moves
             layer._accepted(own)
         for layer, own in zip(layers, found):
             if layer._policy()[1]:
                 layer._collect(own)
         return finish(y, residual, activation)
+
+    def _each(self, x: Tensor, size: int, layers: list[BatchNorm]) -> tuple[Tensor, list[Moments]]:
+        """y and the statistics of every part; in one kernel, unless other workers have some."""
+        if any(layer.workers is not None for layer in layers):
+            made = [BatchNorm._by_batch(layer, x[i * size:(i + 1) * size], None, None, None)
+                    for i, layer in enumerate(layers)]
+            return ops.cat([y for y, _ in made]), [found for _, found in made]
+        weight, bias = (None if own[0] is None else ops.stack(own) for own in zip(
+            *((layer.weight, layer.bias) for layer in layers)))
+        y, each = ops.ghost_batch_norm(x, size, weight, bias, self.eps)
+        return y, [Moments(*(a[i] for a in each)) for i in range(len(layers))]
 
 
 class BatchRenorm(BatchNorm):

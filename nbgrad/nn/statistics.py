@@ -89,7 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 def steady(average: Average | None, momentum: float | None) -> bool:
     """Whether every batch moves the running values as far: then nobody has to know how many there
     were, which on a device would be to wait for it."""
-    return momentum is not None if average is None else isinstance(average, Exponential)
+    return momentum is not None if average is None else type(average) is Exponential
 
 
 def momenta(momentum: Callable[[int], float], t: int, skipped: Any) -> Any:

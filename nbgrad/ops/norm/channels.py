@@ -29,13 +29,13 @@ relu_backward = OPS["relu_backward"]
 def center(x: Tensor, beta: Tensor | None = None, /) -> Any:
     """y = x − μ + β,  μ the mean of its channel.   ∂x = ∂y − the mean of ∂y,   ∂β = Σ ∂y.   Also μ,
     float64 (C,).      x, y: (N, C, *S)  β: (C,)"""
-    k = kernels(x)
+    k, dtype = kernels(x), None if beta is None else beta.dtype
     mean, _ = k.batch_norm_stats(x.data)
     y = k.batch_norm_elemt(x.data, None, None if beta is None else beta.data, mean,
                            np.ones_like(mean))
 
     def vjp(dy: Tensor) -> Any:
-        return (center(dy)[0], None) if beta is None else center_backward(dy, dtype=beta.dtype)
+        return (center(dy)[0], None) if dtype is None else center_backward(dy, dtype=dtype)
     return y, vjp, mean
 
 
