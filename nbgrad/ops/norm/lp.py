@@ -112,9 +112,10 @@ def lp_batch_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | No
                   centered: bool = True) -> tuple[Tensor, Any, Any]:
     """y = γ (x − μ) / s + β with the s of ``lp_deviation``; also μ and s, float64 (C,) arrays.
 
-    x: (N, C, *S)   γ ``weight``, β ``bias``: (C,). Keeps x, γ, μ, s; for a p that is no whole
-    number, or is above 32, x − μ, |x − μ| and its powers. Raises ValueError as ``lp_deviation``
-    does, and for sizes that do not fit.
+    x: (N, C, *S)   γ ``weight``, β ``bias``: (C,). Keeps x, γ, and of each channel in float64 μ, s,
+    the sums of powers and their unit; for a p that is no whole number, or is above 32, x − μ, that
+    in units of its largest, and the absolute values. Raises ValueError as ``lp_deviation`` does,
+    and for sizes that do not fit.
 
     >>> import nbgrad
     >>> y, mean, s = lp_batch_norm(nbgrad.tensor([[1.0], [3.0], [5.0]]), p=1, eps=1e-12)

@@ -29,8 +29,8 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
 
     v: any shape   g: v's shape with 1 for every other axis, or () with None. Where v = 0, which
     has no direction, w = 0 and its gradient is that of w = g v (PyTorch: NaN). The norm of what
-    would overflow or underflow when squared is right. Keeps v, g and ‖v‖ (of norms that are 0 or
-    whose squares leave the range, v over its largest, and what elementary ops keep). Raises
+    would overflow or underflow when squared is right. Keeps v, g and ‖v‖ (in float64; where
+    a norm is 0 or its square leaves the range, v over its largest in place of v). Raises
     ValueError for a g of another shape, TypeError for what are no floating Tensors of one dtype.
 
     >>> import nbgrad
