@@ -124,7 +124,9 @@ def graph(step: Callable[[], Any], warmup: int = 3) -> Graph:
     random numbers (dropout), Adam's step (its step count is on the host: call ``step()`` behind the
     graph), and what norms have to know of the batches before, or of a batch's values: averages
     other than ``Exponential`` (as ``momentum=None``), ``update="step"``, ``on_nonfinite="raise"``
-    (and "skip_update", but in ``BatchNorm``), masks and workers. Nothing has run then, and eager
+    (and "skip_update", but in ``BatchNorm``), masks and workers; and norms by statistics that are
+    looked at on the host: ``LpBatchNorm`` but for p = 1 and inf, ``DecorrelatedBatchNorm`` in
+    training, ``weight_norm`` and ``spectral_norm``. Nothing has run then, and eager
     calls go on working. Targets of ``cross_entropy`` are not checked in a captured step. What other
     threads do meanwhile is no part of it.
 

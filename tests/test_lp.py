@@ -5,13 +5,14 @@ import math
 import numpy as np
 import pytest
 from nbgrad.kernels import cpu, reference
+from nbgrad.kernels.cpu.jit import PARALLEL_BYTES
 
 import nbgrad
 from nbgrad import ops
 from nbgrad.autograd import grad
 
 rng = np.random.default_rng(5)
-POWERS = [1, 2, 3, 7, math.inf]
+POWERS = [1, 2, 3, 7, 32, math.inf]
 # planes in one task and in several, rows, more channels than a vector, nothing
 SHAPES = [(3, 4, 5, 5), (2, 3, 150, 150), (9, 5), (700, 37), (2, 3, 1, 1), (0, 3, 2), (2, 0, 3)]
 
@@ -33,6 +34,7 @@ def test_sums_and_maps_are_those_of_the_definition(shape, p, dtype):
     x, dy = drawn(shape, dtype), drawn(shape, dtype)
     pivot, unit, *constants = rng.random((5, shape[1])) + 0.5
     unit = np.ones_like(unit) if p == math.inf else unit
+    pivot[:1] = x[:, :1] = 1                                # one channel is constant
     for a, d in ((x, dy), (last(x), dy), (x, last(dy)), (np.repeat(x, 2, -1)[..., ::2], dy)):
         found, known = (k.power_sums(a, pivot, unit, p=p) for k in (cpu, reference))
         for own, want in zip(found, known, strict=True):
@@ -43,6 +45,39 @@ def test_sums_and_maps_are_those_of_the_definition(shape, p, dtype):
         tol = 1e-6 if dtype == np.float32 else 1e-13        # rounded once, of terms that cancel
         size = np.abs(known).max(initial=1.0)
         np.testing.assert_allclose(found / size, known / size, rtol=0, atol=tol)
+
+
+@pytest.mark.parametrize("p", POWERS)
+def test_infinities_and_nan_are_as_in_the_definition(p):
+    x, dy = rng.standard_normal((2, 6, 7, 5))
+    x[2, 1], x[3, 2, 0], x[:, 3, 1], x[4, 4, 4], x[1, 4, 2] = (
+        np.inf, -np.inf, np.nan, np.inf, -np.inf)
+    for pivot in (np.zeros(7), np.where(np.arange(7) % 2, np.inf, 1.0)):
+        unit, *constants = rng.random((4, 7)) + 0.5
+        unit = np.ones(7) if p == math.inf else unit
+        for a in (x, last(x)):
+            found, known = (k.power_sums(a, pivot, unit, p=p) for k in (cpu, reference))
+            for own, want in zip(found, known, strict=True):
+                np.testing.assert_allclose(own, want, rtol=1e-12, atol=1e-13)
+            found, known = (k.power_map(dy, a, pivot, unit, *constants, known[0], p=p)
+                            for k in (cpu, reference))
+            np.testing.assert_allclose(found, known, rtol=1e-12, atol=1e-13)
+
+
+def test_what_is_behind_a_plane_adds_nothing():
+    """A 0 there is 1e10 units off its channel's mean, and the power of that is infinite."""
+    x = 1e10 + rng.standard_normal((2, 3, 13))
+    found, known = (k.power_sums(x, np.full(3, 1e10), np.ones(3), p=32) for k in (cpu, reference))
+    np.testing.assert_allclose(found, known, rtol=1e-12)
+
+
+@pytest.mark.parametrize("p", [1, 3, 32, math.inf])
+def test_a_channel_far_below_eps_is_divided_by_it(p):
+    x = nbgrad.tensor(rng.standard_normal((50, 2)) * 1e-13, requires_grad=True)
+    y, _, s = ops.lp_batch_norm(x, p=p)
+    xc, want, _ = ops.lp_deviation(x, p)
+    np.testing.assert_allclose(s, want.data[0], rtol=1e-13)
+    np.testing.assert_allclose(y.data, ops.divide_channels(xc, want).data, rtol=1e-12)
 
 
 @pytest.mark.parametrize("centered", [True, False])
@@ -83,14 +118,16 @@ def test_bad_arguments_are_refused(settings, message):
         ops.lp_batch_norm(nbgrad.zeros(4, 3), **settings)
 
 
-def test_threads_change_no_bit():
-    x, dy = (rng.standard_normal((8, 20, 40, 40)).astype(np.float32) for _ in range(2))
+@pytest.mark.parametrize("p", [3, math.inf])
+def test_threads_change_no_bit(p):
+    x, dy = (rng.standard_normal((9, 20, 40, 40)).astype(np.float32) for _ in range(2))
+    assert x.nbytes >= PARALLEL_BYTES
     constants, before, runs = rng.random((6, 20)), nbgrad.get_num_threads(), []
     try:
         for n in (1, 2):
             nbgrad.set_num_threads(n)
-            runs.append([*cpu.power_sums(x, *constants[:2], p=3),
-                         cpu.power_map(dy, x, *constants, p=3)])
+            runs.append([*cpu.power_sums(x, *constants[:2], p=p),
+                         cpu.power_map(dy, x, *constants, p=p)])
     finally:
         nbgrad.set_num_threads(before)
     for a, b in zip(*runs):

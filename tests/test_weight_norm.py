@@ -48,11 +48,15 @@ def test_weight_norm_of_a_vector_has_a_length_per_element():
     gradcheck(lambda v, g: ops.weight_norm(v, g, 0), (tensor(3), tensor(3)), allow_zero=True)
 
 
-@pytest.mark.parametrize("scale", [1e-38, 1e-25, 1e25, 1e38])
-def test_weights_whose_squares_overflow(scale):
-    v = rng.uniform(0.5, 3, (4, 5)).astype(np.float32)
-    w = ops.weight_norm(nbgrad.tensor(v * np.float32(scale)), nbgrad.ones(4, 1)).data
-    np.testing.assert_allclose(w, v / np.linalg.norm(v, axis=1, keepdims=True), rtol=1e-6)
+@pytest.mark.parametrize(("dtype", "scale"), [
+    *((np.float32, s) for s in (1e-38, 1e-25, 1e25, 1e38)),
+    *((np.float64, s) for s in (1e-307, 1e-160, 1e-156, 1e155, 1e307))])
+def test_weights_whose_squares_leave_the_range(dtype, scale):
+    """Squares of 1e-160 are no zeros, but have few digits."""
+    v = rng.uniform(0.5, 3, (4, 5)).astype(dtype)
+    w = ops.weight_norm(nbgrad.tensor(v * dtype(scale)), nbgrad.ones(4, 1, dtype=dtype)).data
+    np.testing.assert_allclose(w, v / np.linalg.norm(v, axis=1, keepdims=True),
+                               rtol=1e-6 if dtype == np.float32 else 1e-14)
 
 
 def test_a_weight_of_zeros_has_no_direction():

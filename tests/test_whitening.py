@@ -2,6 +2,7 @@
 definition; whitening as one op against its composition."""
 
 import importlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ rng = np.random.default_rng(6)
 whitening = importlib.import_module("nbgrad.ops.norm.whitening")
 # groups of full blocks and of parts, planes cut across tasks, rows, long and short planes, nothing
 SHAPES = [((3, 8, 5, 5), 4), ((5, 6, 3, 5), 3), ((40, 10), 5), ((3, 32, 50, 3), 16),
-          ((2, 5, 1, 7), 1), ((2, 12, 70, 70), 6), ((0, 4, 2), 2), ((2, 4, 0), 2)]
+          ((2, 5, 1, 7), 1), ((2, 12, 70, 70), 6), ((2, 96, 53, 53), 96), ((0, 4, 2), 2),
+          ((2, 4, 0), 2)]
 
 
 def last(x):
@@ -65,14 +67,30 @@ def test_the_slope_of_the_root_with_equal_eigenvalues():
     np.testing.assert_allclose(found, -(dw + np.moveaxis(dw, 1, 2)) / 32, rtol=1e-13)
 
 
-def test_threads_change_no_bit():
+def test_sums_of_large_groups_take_little_memory():
+    """2 MB of each of 16 tasks, and 17 MB of vectors in the one that runs."""
+    x, mean = rng.standard_normal((1, 512, 56, 56)).astype(np.float32), np.zeros(512)
+    before = nbgrad.get_num_threads()
+    nbgrad.set_num_threads(1)
+    tracemalloc.start()
+    try:
+        cpu.channel_products(x, x, mean, mean, size=512)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        nbgrad.set_num_threads(before)
+    assert peak < 80e6
+
+
+@pytest.mark.parametrize("d", [4, 20])
+def test_threads_change_no_bit(d):
     x, z = (rng.standard_normal((8, 20, 40, 40)).astype(np.float32) for _ in range(2))
     mean, other = rng.standard_normal((2, 20))
-    w, before, runs = rng.standard_normal((5, 4, 4)), nbgrad.get_num_threads(), []
+    w, before, runs = rng.standard_normal((20 // d, d, d)), nbgrad.get_num_threads(), []
     try:
         for n in (1, 2):
             nbgrad.set_num_threads(n)
-            runs.append([cpu.channel_products(x, z, mean, other, size=4),
+            runs.append([cpu.channel_products(x, z, mean, other, size=d),
                          cpu.channel_mix(x, mean, w, None, z, other, w)])
     finally:
         nbgrad.set_num_threads(before)

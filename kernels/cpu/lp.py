@@ -13,17 +13,17 @@ import numpy as np
 from .columns import inlined, inner
 from .memory import empty_like
 from .norm import _dense, _flat, _flat_as
+from .samples import NONE, L, _pair, _weights
 from .simd import (
     VECTOR,
     absolute,
     fill,
     greater,
-    high,
     lanes,
+    largest,
     load_part,
-    low,
+    maximum,
     narrow,
-    peak,
     pointer,
     store_part,
     total,
@@ -33,18 +33,16 @@ from .tasks import share, tasks
 
 __all__ = ["power_map", "power_sums"]
 
-L = VECTOR // 8            # numbers of a vector
 TASK_BYTES = 1 << 17       # of x that a task reads
-LARGEST = 0                # instead of a power
+LARGEST = 0                # as a power: p = inf
 SUMS, CONSTANTS = 3, 6     # of a channel
-ONES = np.ones(L)
 
 
 @inlined
 def _power(d, size, p, one):
-    """sign(d) |d|^(p−1)."""
-    if p == 1:
-        return where(greater(size, size - size), where(greater(d, -d), one, -one), d)
+    """sign(d) |d|^(p−1); of LARGEST, sign(d): d itself where it is 0 or NaN."""
+    if p <= 1:
+        return where(greater(size, one - one), where(greater(d, -d), one, -one), d)
     r = d
     for _ in range(p - 2):
         r = r * size
@@ -53,35 +51,27 @@ def _power(d, size, p, one):
 
 @inlined
 def _add(v, here, k, p, s, zero, one):
-    """A vector's values, those that are ``here``, added to the sums."""
-    d = (v - k[0]) * k[1]
+    """A vector's values, those that are ``here``, added to the sums. Others are 0 and have any
+    distance from the pivot: no finite power of it, perhaps."""
+    d = where(greater(here, zero), (v - k[0]) * k[1], zero)
     size = absolute(d)
+    r = _power(d, size, p, one)
     if p == LARGEST:
-        there, sign = greater(here, zero), where(greater(zero, d), -one, one)
-        above, equal = greater(size, s[0]), greater(s[0], size)
-        sign = where(greater(size, zero), sign, zero)
-        count = where(greater(size, zero), one, zero)
-        r = where(above, sign, where(equal, s[1], s[1] + sign))
-        n = where(above, count, where(equal, s[2], s[2] + count))
-        return (where(there, where(above, size, s[0]), s[0]), where(there, r, s[1]),
-                where(there, n, s[2]))
-    r = _power(d, size, p, one) * here
+        above, below = greater(size, s[0]), greater(s[0], size)
+        n = where(greater(size, zero), one, zero)
+        return (maximum(size, s[0]), where(above, r, where(below, s[1], s[1] + r)),
+                where(above, n, where(below, s[2], s[2] + n)))
     return s[0] + r * d, s[1] + r, s[2]
-
-
-@inlined
-def _pair(p, i, n):
-    v = load_part(p, i, n)
-    return low(v), high(v)
 
 
 @inlined
 def _both(x, at, n, k, l, p, s, z, zero, one):
     """The same of the n values from ``at`` on, as two vectors of float64."""
     a, b = _pair(x, at, n)
-    s = _add(a, load_part(pointer(ONES), 0, n), k, p, s, zero, one)
+    here, there = _weights(NONE, 0, n)
+    s = _add(a, here, k, p, s, zero, one)
     if lanes(x) > L:
-        z = _add(b, load_part(pointer(ONES), 0, n - L), l, p, z, zero, one)
+        z = _add(b, there, l, p, z, zero, one)
     return s, z
 
 
@@ -90,7 +80,7 @@ def _together(out, b, step, p, s, z):
     """Sums of one channel from those of the lanes of two vectors."""
     o = pointer(out)
     if p == LARGEST:
-        top, zero = max(peak(s[0]), peak(z[0])), fill(o, 0.0)
+        top, zero = largest(maximum(s[0], z[0])), fill(o, 0.0)
         t = fill(o, top)
         out[b] = top
         out[b + step] = total(where(greater(t, s[0]), zero, s[1])
@@ -160,11 +150,9 @@ def _sums(run, count, x, last_axis, C, S, pieces, length, p, table, out):
 def _slope(v, g, k, p, zero, one):
     d = (v - k[0]) * k[1]
     size = absolute(d)
+    r = _power(d, size, p, one)
     if p == LARGEST:
-        sign = where(greater(zero, d), -one, one)
-        r = where(greater(k[5], size), zero, where(greater(size, k[5]), zero, sign))
-    else:
-        r = _power(d, size, p, one)
+        r = where(size != k[5], zero, r)
     return g * k[2] + (k[3] + k[4] * r)
 
 
@@ -234,7 +222,7 @@ def _number(p):
 
 def power_sums(x, pivot, unit, *, p):
     """Σ |d|^p and Σ r of each channel; for p = inf, the largest |d| (0 of nothing), Σ r, and how
-    many r are not 0."""
+    many r are not 0. A NaN makes its channel's first one NaN."""
     C, kept = x.shape[1], 3 if p == math.inf else 2
     if not x.size:
         return tuple(np.zeros((kept, C)))
@@ -251,9 +239,8 @@ def power_sums(x, pivot, unit, *, p):
 
 def power_map(dy, x, pivot, unit, scale, shift, slope, top, *, p):
     """dx = scale dy + shift + slope r, in x's dtype; top: the largest |d|, for p = inf."""
-    y = empty_like(x)
     if not x.size:
-        return y
+        return empty_like(x)
     x, axes, count, how = _cut(x)
     y = empty_like(x)
     _map(count, _flat(x, axes), _flat_as(dy, x, axes), *how, _number(p),

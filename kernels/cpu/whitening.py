@@ -10,7 +10,7 @@ that a loaded value serves four products. Arithmetic is float64, rounded once.
 import numpy as np
 
 from .columns import inlined, inner
-from .memory import empty_like
+from .memory import empty, empty_like
 from .moments import u
 from .norm import _dense, _flat, _flat_as
 from .simd import (
@@ -35,6 +35,9 @@ __all__ = ["channel_mix", "channel_products"]
 
 L = VECTOR // 8            # numbers of a vector
 TASK_BYTES = 1 << 17       # of x that a task reads
+# A task's sums are d float64 of each channel: of 16 d positions, 1/8 of the float32 that it read.
+# It has fewer where there would be fewer than 16 tasks.
+POSITIONS, TASKS = 16, 16
 ROWS_BYTES = 1 << 14       # of a chunk's rows: two of them, and the results, fit the first cache
 BLOCK = 4                  # channels at once
 
@@ -200,13 +203,15 @@ def _mix(run, count, x, z, both, last_axis, N, C, S, length, d, P, mean, mean_z,
                                   matrix, shift, y))
 
 
-def _cut(x, d):
-    """x dense, its axes, how many tasks, and the numbers that these take."""
+def _cut(x, d, least=1):
+    """x dense, its axes, how many tasks, and the numbers that these take; a task of at least so
+    many positions, while there are TASKS."""
     x, (axes, *_) = _dense(x)
     N, C = x.shape[:2]
     S = x.size // (N * C)
     P = max(2 * L, ROWS_BYTES // (8 * d) // (2 * L) * 2 * L)
-    length = -(-max(1, TASK_BYTES // (C * x.itemsize)) // P) * P
+    length = max(1, TASK_BYTES // (C * x.itemsize), min(least, N * S // TASKS))
+    length = -(-length // P) * P
     return x, axes, -(-N * S // length), (axes is not None or S == 1, N, C, S, length, d, P)
 
 
@@ -215,9 +220,9 @@ def channel_products(a, b, mean_a, mean_b, *, size):
     groups = a.shape[1] // size
     if not a.size:
         return np.zeros((groups, size, size))
-    x, axes, count, how = _cut(a, size)
+    x, axes, count, how = _cut(a, size, POSITIONS * size)
     flat = _flat(x, axes)
-    out = np.empty((count, groups, size, size))
+    out = empty((count, groups, size, size), np.float64)
     _products(count, flat, flat if b is a else _flat_as(b, x, axes), b is a, *how,
               np.ascontiguousarray(mean_a), np.ascontiguousarray(mean_b), out.reshape(-1),
               work=2 * a.nbytes)

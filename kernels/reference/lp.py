@@ -25,7 +25,7 @@ def _powers(x, pivot, unit, p, top):
 def power_sums(x, pivot, unit, *, p):
     """Σ |d|^p and Σ r of each channel; for p = inf, the largest |d| (0 of nothing), Σ r, and how
     many r are not 0."""
-    axes, top = (0, *range(2, x.ndim)), pivot * 0.0
+    axes, top = (0, *range(2, x.ndim)), np.zeros_like(pivot)
     with np.errstate(all="ignore"):
         if p == math.inf:
             size, _ = _powers(x, pivot, unit, p, top)

@@ -33,8 +33,9 @@ class DecorrelatedBatchNorm(RunningNorm):
     all values between two steps. statistics: "batch", or "frozen", the running ones in training.
 
     Buffers: running_mean (C,), running_whitening (C / group_size, group_size, group_size), the
-    identity at first, num_batches_tracked. Keeps x, gamma, mean and W. Raises ValueError for group
-    sizes that do not divide C, and one value per channel in training.
+    identity at first, num_batches_tracked. Keeps x, gamma, mean and W; by running statistics,
+    x, mean, W in float64, gamma and what it multiplies, which is another x. Raises ValueError for
+    group sizes that do not divide C, and one value per channel in training.
 
     >>> import nbgrad
     >>> x = nbgrad.randn(1000, 2, dtype=nbgrad.float64)

@@ -9,6 +9,7 @@ from nbgrad.kernels import cuda as kernels
 
 import nbgrad
 from nbgrad import nn, optim, tensor
+from nbgrad.nn.utils.parametrizations import spectral_norm, weight_norm
 
 
 def setup(momentum=0.9, make=None, dropout=0.0):
@@ -203,11 +204,13 @@ def test_bad_arguments():
 POLICIES = [partial(nn.BatchNorm2d, 3, correction=0), partial(nn.BatchNorm2d, 3, like="keras"),
             partial(nn.BatchNorm2d, 3, statistics="running"),
             partial(nn.BatchNorm2d, 3, on_nonfinite="skip_update"),
-            partial(nn.MeanOnlyBatchNorm, 3)]
+            partial(nn.MeanOnlyBatchNorm, 3), partial(nn.LpBatchNorm, 3),
+            partial(nn.LpBatchNorm, 3, p=np.inf)]
 WAITING = [partial(nn.BatchNorm2d, 3, momentum=None), partial(nn.BatchNorm2d, 3, update="step"),
            partial(nn.BatchNorm2d, 3, average=nn.DebiasedExponential(0.9), correction=0),
            partial(nn.BatchNorm2d, 3, on_nonfinite="raise"),
-           partial(nn.MeanOnlyBatchNorm, 3, momentum=None)]
+           partial(nn.MeanOnlyBatchNorm, 3, momentum=None), partial(nn.LpBatchNorm, 3, p=3),
+           partial(nn.DecorrelatedBatchNorm, 3)]
 
 
 def by_policy(make, captured, values):
@@ -245,3 +248,12 @@ def test_statistics_that_wait_for_the_device_are_refused_and_run_eagerly(make):
     assert layer.num_batches_tracked.item() == 1
     layer(x)
     assert layer.num_batches_tracked.item() == (1 if layer.update == "step" else 2)
+
+
+@pytest.mark.parametrize("norm", [weight_norm, spectral_norm])
+def test_weights_whose_norms_are_looked_at_are_refused(norm):
+    layer, x = norm(nn.Linear(3, 2)).to("cuda"), nbgrad.randn(4, 3, device="cuda")
+    call = nbgrad.cuda.graph(lambda: layer(x), warmup=1)
+    call()
+    with pytest.raises(RuntimeError, match=r"cuda graph: .* cannot be part of a captured step"):
+        call()

@@ -54,8 +54,8 @@ def weight_norm(module: Module, name: str = "weight", dim: int | None = 0) -> Mo
 
     The norm is over every axis but ``dim``, of each output channel; over all with None (or −1).
     g is ``module.parametrizations.weight.original0``, v is ``original1``; the keys of a state dict
-    are PyTorch's. At first w is what it was. Raises ValueError if there is no such tensor,
-    IndexError for a dim that it lacks.
+    are PyTorch's. At first w is what it was. Keeps v, g and ‖v‖. Raises ValueError if there is no
+    such tensor, IndexError for a dim that it lacks.
 
     >>> from nbgrad import nn
     >>> layer = weight_norm(nn.Linear(3, 2))
@@ -147,7 +147,8 @@ def spectral_norm(module: Module, name: str = "weight", n_power_iterations: int 
     power method whenever the weight is read in training mode, after 15 at first; in evaluation they
     stay. Its gradient takes u and v as constants: exact to first order where they have converged.
     A vector is divided by its norm. eps: the least norm that is divided by. A weight of zeros stays
-    (PyTorch: NaN), and one of huge or tiny values is no other case.
+    (PyTorch: NaN), and one of huge or tiny values is no other case. Keeps v (in units of its
+    largest value if that is huge or tiny), and copies of the u and v of σ.
 
     v is ``module.parametrizations.weight.original``; buffers ``parametrizations.weight.0._u`` and
     ``_v``; the keys are PyTorch's. Raises ValueError if there is no such tensor, and for fewer than

@@ -15,6 +15,7 @@ from nbgrad.backend import kernels
 from nbgrad.ops.elementwise import abs, pow, square
 from nbgrad.ops.norm.batch import data, scaled
 from nbgrad.ops.norm.channels import (
+    _count,
     center,
     channel_size,
     check_channels,
@@ -25,6 +26,7 @@ from nbgrad.ops.reduce import amax, mean as mean_of, sum
 
 __all__ = ["lp_batch_norm", "lp_deviation"]
 
+FAR = 2.0 ** 600            # |d| of an infinite square are 1e154 or more: sums in it are finite
 POWERS = 32                 # up to here whole powers have a kernel: n values of σ 1 are below √n
 
 
@@ -38,9 +40,9 @@ def _lp_norm(x: Tensor, gamma: Tensor | None, beta: Tensor | None, /, *, p: floa
     """
     k, mu = kernels(x), mean
     with np.errstate(all="ignore"):
-        pivot, unit = _measure(x, mu, var, p, centered)
+        pivot, unit = _measure(x, mu, var, p, eps, centered)
     sums = k.power_sums(x.data, pivot, unit, p=p)
-    scale, slope = _estimate(sums, unit, p, eps, max(x.data.size // max(x.shape[1], 1), 1))
+    scale, slope = _estimate(sums, unit, p, eps, _count(x))
     with np.errstate(all="ignore"):
         scale = np.where(mu != mu, mu, scale)
         y = k.batch_norm_elemt(x.data, data(gamma), data(beta), mu, 1 / scale)
@@ -54,7 +56,7 @@ def lp_batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, *, p:
                            centered: bool, mean: Any, scale: Any, pivot: Any, unit: Any, slope: Any,
                            sums: Any) -> Any:
     """∂x, ∂γ and ∂β of lp_batch_norm."""
-    k, m = kernels(dy), max(x.data.size // max(x.shape[1], 1), 1)
+    k, m = kernels(dy), _count(x)
     with np.errstate(all="ignore"):
         own, own_x = k.batch_norm_backward_reduce(dy.data, x.data, mean, 1 / scale)
         factor = 1 / scale if gamma is None else gamma.data.astype(np.float64) / scale
@@ -74,19 +76,23 @@ def lp_batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, *, p:
     return found, composition(again, dy, x, gamma)
 
 
-def _measure(x: Tensor, mu: Any, var: Any, p: float, centered: bool) -> tuple[Any, Any]:
+def _measure(x: Tensor, mu: Any, var: Any, p: float, eps: float, centered: bool) -> tuple[Any, Any]:
     """What is subtracted before powers are taken, and the unit that they are taken in: σ or the
-    root of the mean square, or the largest |d| where no float64 holds their square; 1 for p = inf.
+    root of the mean square, or the largest |d| where no float64 holds their square, and at least
+    √ε, so that no power of √ε / unit overflows. Where there is no power to take, 1, but for p = 1
+    FAR where a sum of |d| might overflow.
     """
     pivot, unit = mu if centered else np.zeros_like(mu), np.ones_like(mu)
     if p == math.inf:
         return pivot, unit
     square = var if centered else mu * mu + var
+    if p == 1:
+        return pivot, np.where(square < math.inf, unit, FAR)
     usable = (square > 0) & np.isfinite(square)
     if not usable.all():
         top = kernels(x).power_sums(x.data, pivot, unit, p=math.inf)[0]
         unit = np.where((top > 0) & np.isfinite(top), top, 1.0)
-    return pivot, np.where(usable, np.sqrt(square), unit)
+    return pivot, np.maximum(np.where(usable, np.sqrt(square), unit), math.sqrt(eps))
 
 
 def _estimate(sums: Any, unit: Any, p: float, eps: float, m: int) -> tuple[Any, Any]:
@@ -106,9 +112,10 @@ def lp_batch_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | No
                   centered: bool = True) -> tuple[Tensor, Any, Any]:
     """y = γ (x − μ) / s + β with the s of ``lp_deviation``; also μ and s, float64 (C,) arrays.
 
-    x: (N, C, *S)   γ ``weight``, β ``bias``: (C,). Keeps x, γ, μ, s; for a p that is no whole
-    number, or is above 32, x − μ, |x − μ| and its powers. Raises ValueError as ``lp_deviation``
-    does, and for sizes that do not fit.
+    x: (N, C, *S)   γ ``weight``, β ``bias``: (C,). Keeps x, γ, and of each channel in float64 μ, s,
+    the sums of powers and their unit; for a p that is no whole number, or is above 32, x − μ, that
+    in units of its largest, and the absolute values. Raises ValueError as ``lp_deviation`` does,
+    and for sizes that do not fit.
 
     >>> import nbgrad
     >>> y, mean, s = lp_batch_norm(nbgrad.tensor([[1.0], [3.0], [5.0]]), p=1, eps=1e-12)
@@ -117,14 +124,16 @@ def lp_batch_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | No
     """
     check_channels("lp_batch_norm", input, weight, bias)
     _check("lp_batch_norm", p, eps)
+    if p < math.inf and (p != int(p) or p > POWERS):
+        xc, scale, mean = lp_deviation(input, p, eps, centered=centered)
+        gains = (None if t is None else per_channel(t.to(input.dtype), input)
+                 for t in (weight, bias))
+        return (divide_channels(xc, scale, *gains), mean.data,
+                scale.data.reshape(-1).astype(np.float64))
     mu, var = kernels(input).batch_norm_stats(input.data)
-    if p == math.inf or (p == int(p) and p <= POWERS):
-        y, s = _lp_norm(input, scaled(input, weight, bias), bias, p=p, eps=float(eps),
-                        centered=centered, mean=mu, var=var)
-        return y, mu, s.data
-    xc, scale, _ = lp_deviation(input, p, eps, centered=centered)
-    gains = (None if t is None else per_channel(t.to(input.dtype), input) for t in (weight, bias))
-    return divide_channels(xc, scale, *gains), mu, scale.data.reshape(-1).astype(np.float64)
+    y, s = _lp_norm(input, scaled(input, weight, bias), bias, p=p, eps=float(eps),
+                    centered=centered, mean=mu, var=var)
+    return y, mu, s.data
 
 
 def _check(name: str, p: Any, eps: float) -> None:

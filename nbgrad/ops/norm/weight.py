@@ -20,6 +20,8 @@ from nbgrad.ops.shape import _axis, checked, permute, reshape
 
 __all__ = ["weight_norm", "weight_standardization"]
 
+LEAST = 1e-150              # of a norm: squares of float64 below 1e-308 lose digits
+
 
 def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
     """w = g v / ‖v‖, ‖v‖ over every axis but ``dim``; over all with None or −1.
@@ -27,8 +29,9 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
 
     v: any shape   g: v's shape with 1 for every other axis, or () with None. Where v = 0, which
     has no direction, w = 0 and its gradient is that of w = g v (PyTorch: NaN). The norm of what
-    would overflow or underflow when squared is right. Raises ValueError for a g of another
-    shape, TypeError for what are no floating Tensors of one dtype.
+    would overflow or underflow when squared is right. Keeps v, g and ‖v‖ (in float64; where
+    a norm is 0 or its square leaves the range, v over its largest in place of v). Raises
+    ValueError for a g of another shape, TypeError for what are no floating Tensors of one dtype.
 
     >>> import nbgrad
     >>> weight_norm(nbgrad.tensor([[3.0, 4.0]]), nbgrad.tensor([[10.0]])).tolist()
@@ -56,7 +59,7 @@ def weight_norm(v: Tensor, g: Tensor, dim: int | None = 0) -> Tensor:
 
 def _by_parts(v: Tensor, dim: int | None, g: Tensor) -> Tensor | None:
     """w by way of v as (before, n, behind) of the n indices of ``dim``, in the order in which that
-    is a view if it can be one. None if a norm is 0 or not finite."""
+    is a view if it can be one. None if a norm is 0, not finite, or too small for its square."""
     order = tuple(sorted(range(v.ndim), key=v.data.strides.__getitem__, reverse=True))
     there = order == tuple(range(v.ndim))
     x = v if there else permute(v, *order)
@@ -64,7 +67,7 @@ def _by_parts(v: Tensor, dim: int | None, g: Tensor) -> Tensor | None:
     n = 1 if dim is None else x.shape[at]
     parts = reshape(x, (math.prod(x.shape[:at]), n, v.data.size // math.prod(x.shape[:at]) // n))
     norm = _norms(parts)
-    if not (norm > 0).all() or not np.isfinite(norm).all():
+    if not (norm > LEAST).all() or not np.isfinite(norm).all():
         return None
     w = reshape(_scaled(parts, reshape(g, (-1,)), norm=norm), x.shape)
     return w if there else permute(w, *(order.index(i) for i in range(v.ndim)))

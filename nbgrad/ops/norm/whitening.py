@@ -15,6 +15,7 @@ from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.matmul import matmul
 from nbgrad.ops.norm.batch import scaled
 from nbgrad.ops.norm.channels import (
+    _count,
     center,
     check_channels,
     check_count,
@@ -112,10 +113,6 @@ def whiten_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, *, mean: Any
     with np.errstate(all="ignore"):
         sums = (w * products).sum(2).reshape(-1).astype(dtype), (own * _count(x)).astype(dtype)
     return (dx, *sums), composition(again, dy, x, gamma)
-
-
-def _count(x: Tensor) -> int:
-    return max(x.data.size // max(x.shape[1], 1), 1)
 
 
 def _scaled(gamma: Tensor | None, w: Any) -> Any:
