@@ -1,6 +1,7 @@
 """Each kernel function against the reference: random inputs, outputs that start as NaN."""
 
 import importlib
+import math
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib.util import find_spec
@@ -136,8 +137,8 @@ def calls(simulate):
     for dtype in CLOSE:
         if dtype == "bf" and find_spec("ml_dtypes") is None:
             continue
-        for make in (_elementwise, _reduce, _batch_norm, _ghosts, _samples, _rows, _products,
-                     _convolutions, _pools, _losses, _of_cupy, _fused, _steps):
+        for make in (_elementwise, _reduce, _batch_norm, _ghosts, _samples, _definitions, _rows,
+                     _products, _convolutions, _pools, _losses, _of_cupy, _fused, _steps):
             for name, call, inputs in make(dtype, simulate):
                 yield f"{name} {dtype}", call, inputs, dtype
 
@@ -247,7 +248,10 @@ def _of_workers(k, dy, x, g, b):
 def _ghosts(dtype, simulate):
     def both(k, dy, x, g, b, size):
         y, mean, var, invstd = k.ghost_batch_norm(x, g, b, size=size, eps=1e-5)
-        return y, mean, var, k.ghost_batch_norm_backward(dy, x, g, mean, invstd, size=size)
+        own = [a + mean.astype(a.dtype) for a in (g, b)]             # of each ghost
+        return (y, mean, var, k.ghost_batch_norm_backward(dy, x, g, mean, invstd, size=size),
+                k.ghost_batch_norm(x, *own, size=size, eps=1e-5)[0],
+                k.ghost_batch_norm_backward(dy, x, own[0], mean, invstd, size=size, apart=True))
     for shape, size in [((5, 3), 2), ((5, 4, 3, 3), 2)] + [((512, 64, 14, 14), 32),
                                                           ((4100, 70), 512)] * (not simulate):
         for layout, order in _layouts(shape):
@@ -270,6 +274,24 @@ def _samples(dtype, simulate):
         w = (drawn(dtype, shape[0], 1, *shape[2:], seed=2) > 0).astype(x.dtype)
         constants = [drawn("f8", *shape[:2], seed=i) for i in range(3)]
         yield f"sample_moments and maps {shape}", all_of, [x, dy, w, *constants]
+
+
+def _definitions(dtype, simulate):
+    """What runs the reference's own formulas, on a device's arrays."""
+    def all_of(k, x, dy, mean, unit, w, beta):
+        y = [k.channel_products(x, dy, mean, unit, size=2), k.channel_mix(x, mean, w, beta)]
+        for p in (1, 3, math.inf):
+            y += k.power_sums(x, mean, unit, p=p)
+            top = y[-3] if p == math.inf else mean
+            y.append(k.power_map(dy, x, mean, unit, unit, mean, unit, top, p=p))
+        flat = x.reshape(len(x), -1)
+        return (*y, k.add_outer(flat, flat[:, 0], flat[0], a=2.0, b=-0.5))
+    shapes = [(3, 4, 3, 3)] + [(16, 64, 28, 28)] * (not simulate)
+    for shape in shapes if dtype in ("f4", "f8") else ():
+        x, dy = drawn(dtype, *shape), drawn(dtype, *shape, seed=1)
+        mean, unit = drawn("f8", shape[1], seed=2), 1 + abs(drawn("f8", shape[1], seed=3))
+        w, beta = drawn("f8", shape[1] // 2, 2, 2, seed=4), drawn(dtype, shape[1], seed=5)
+        yield f"powers and products of channels {shape}", all_of, [x, dy, mean, unit, w, beta]
 
 
 def _with(f, how, k, *arrays):

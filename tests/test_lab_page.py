@@ -95,7 +95,7 @@ def test_the_page_has_every_study_and_its_pictures(made, there):
     assert "| batch norm | 10⁻⁵ | 0.934 \\[0.918, 0.947\\] | 1,250 | 0/5 |" in text
     assert "<script>" not in text
     assert "Run it again: `nbgrad lab run study-7`" in text
-    assert text.count("- Changed: Seeds were raised after a first run.") == 2   # one is hostile
+    assert text.count("\nChanged: Seeds were raised after a first run.") == 2   # one is hostile
     assert text.count("With 5 seeds the interval is the range of the values") == 1
     assert text.count("which is not to say that they show its opposite") == 1
 

@@ -75,8 +75,9 @@ def covariate_shift(relative, papers=None, few=False):
             found[name] = (factor if cell["norm"] == "batch" else 1) * (1 + 0.01 * cell["seed"])
         if few and cell["network"] == "linear" and cell["seed"] > 3:
             found["difference"] = None
-        return {"step": [0], "relative": [found["relative"]], "by_layer": [found["relative"]],
-                "layer": [2], **{f"typical_{k}": v for k, v in found.items()}}
+        return {"step": [0], **{name: [value] for name, value in found.items()},
+                "by_layer": [found["relative"]], "layer": [2],
+                **{f"typical_{k}": v for k, v in found.items()}}
     return record
 
 
