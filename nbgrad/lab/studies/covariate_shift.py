@@ -88,7 +88,8 @@ def _figure(arms: dict[Any, list[Record]], network: str, x: str, y: str, label: 
     """Over steps or over layers; the median is over the other."""
     return Figure(f"{NETWORKS[network]}: change of the gradient when the layers below move", x,
                   label, [curve(name, arms[network, norm], y, x)
-                          for norm, name in (("none", "plain"), ("batch", "batch norm"))])
+                          for norm, name in (("none", "plain"), ("batch", "batch norm"))],
+                  log_y=y == "difference")          # which falls by two powers of ten
 
 
 def _notes(ratios: dict[tuple[str, str], Pairs | None]) -> list[str]:
