@@ -32,7 +32,8 @@ from .simd import (
 
 __all__ = ["ADD", "BY_X", "BY_Y", "HI", "INV", "LO", "MEAN_DY", "PAST", "REST", "RELU", "SCALE",
            "SHIFT", "SLOPE", "WRITE", "add_products", "add_squares", "inlined", "inner",
-           "normalize", "normalize_backward", "pitch", "planes", "run", "zeros"]
+           "normalize", "normalize_backward", "pitch", "planes", "put_part", "run",
+           "zeros"]
 
 AHEAD = 2048               # values in front of the loads at least: where memory is asked for
 # Lines of a table: two sums, the forward's constants, the backward's.
@@ -46,7 +47,7 @@ inlined = partial(device, forceinline=True)
 
 
 @inlined
-def _put(y, i, v, n, past):
+def put_part(y, i, v, n, past):
     if past and n == lanes(y):
         stream(y, i, v)
     else:
@@ -233,7 +234,7 @@ def _normalize(x, residual, _z, y, i, n, lines, ahead, zero, option):
         v = v + load_part(residual, i, n)
     if option & RELU:
         v = where(greater(floor, v), floor, v)
-    _put(y, i, v, n, option & PAST)
+    put_part(y, i, v, n, option & PAST)
 
 
 @inlined
@@ -261,7 +262,7 @@ def _add_products(x, dy, z, y, i, n, lines, ahead, zero, option, s, p):
     d = (load_part(x, i, n) - hi) - lo
     g = _masked(dy, y, i, n, d, scale, shift, zero, option)
     if option & WRITE:
-        _put(z, i, g, n, option & PAST)
+        put_part(z, i, g, n, option & PAST)
     return s + g, fma(g, d * inv, p)
 
 
@@ -279,7 +280,7 @@ def _normalize_backward(x, dy, dx, y, i, n, lines, ahead, zero, option):
         prefetch(dy, i + ahead)
     d = (load_part(x, i, n) - hi) - lo
     g = _masked(dy, y, i, n, d, scale, shift, zero, option)
-    _put(dx, i, fma(scale, g - mean_dy, fma(d * inv, slope, rest)), n, option & PAST)
+    put_part(dx, i, fma(scale, g - mean_dy, fma(d * inv, slope, rest)), n, option & PAST)
 
 
 # Sums of d and of d², d = x − HI.

@@ -5,7 +5,7 @@ from functools import lru_cache
 import numpy as np
 
 from ..shapes import Pool, adaptive_ranges, window_ranges
-from .columns import inlined, inner
+from .columns import inner, put_part
 from .jit import kernel, prange
 from .memory import channels_first, channels_last, empty
 from .reduce import sum
@@ -227,14 +227,6 @@ def max_pool2d_gather(x, indices):
     return channels_first(y)
 
 
-@inlined
-def _write(y, i, v, n, past):
-    if past:                                         # all vectors are whole ones
-        stream(y, i, v)
-    else:
-        store_part(y, i, v, n)
-
-
 @inner
 def _window(x, at, width, C, h0, h1, w0, w1, share, scale, past, y, o):
     """y[o …] = scale Σ share x over a window of rows h0 … h1 and columns w0 … w1: SPAN products in
@@ -247,7 +239,7 @@ def _window(x, at, width, C, h0, h1, w0, w1, share, scale, past, y, o):
             for h in range(h0, h1):
                 for k in range(h * width + w0, h * width + w1):
                     acc = fma(load_part(x, at + k * C + c, m), fill(x, share[k]), acc)
-            _write(y, o + c, acc * fill(x, scale), m, past)
+            put_part(y, o + c, acc * fill(x, scale), m, past)
             continue
         for h in range(h0, h1):
             for w in range(w0, w1, SPAN):
@@ -255,7 +247,7 @@ def _window(x, at, width, C, h0, h1, w0, w1, share, scale, past, y, o):
                 for k in range(h * width + w, h * width + min(w1, w + SPAN)):
                     acc = fma(load_part(x, at + k * C + c, m), fill(x, share[k]), acc)
                 a, b = a + low(acc), b + high(acc)
-        _write(y, o + c, narrow(a * scale, b * scale, y), m, past)
+        put_part(y, o + c, narrow(a * scale, b * scale, y), m, past)
 
 
 @inner
@@ -263,7 +255,7 @@ def _scaled(x, i, C, scale, past, y, o):
     """_window of one element."""
     for c in range(0, C, lanes(x)):
         m = min(lanes(x), C - c)
-        _write(y, o + c, load_part(x, i + c, m) * fill(x, scale), m, past)
+        put_part(y, o + c, load_part(x, i + c, m) * fill(x, scale), m, past)
 
 
 @kernel
