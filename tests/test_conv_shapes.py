@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from nbgrad.kernels.cpu import conv as cpu
 from nbgrad.kernels.cpu.jit import get_num_threads, set_num_threads
+from nbgrad.kernels.cpu.layout import channels_first, channels_last
 from nbgrad.kernels.reference import conv as definition
 
 CHANNELS = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 12, 13, 16, 17, 24, 33, 37])
@@ -105,3 +106,18 @@ def test_nan_and_inf_reach_what_they_reach_by_definition(shape, bad):
                  definition.conv2d_weight(dy, x, kernel_size=w.shape[2:], **how))
     for a, b in zip(wrong, right):
         np.testing.assert_array_equal(a, np.isfinite(b))
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 24, 23), (1, 3, 128, 260), (9, 9, 33, 41),
+                                   (1, 2, 1, 40000), (70, 513, 1, 1), (0, 3, 4, 4)])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_images_turn_to_channels_last_memory_value_by_value(shape, dtype):
+    x = (np.arange(np.prod(shape)) % 2039).reshape(shape).astype(dtype)
+    y = channels_last(x)
+    assert y.flags.c_contiguous
+    assert y.dtype == dtype
+    assert np.array_equal(y, np.moveaxis(x, 1, -1))
+    assert channels_first(y).shape == shape
+    assert np.shares_memory(channels_last(channels_first(y)), y) or not y.size
+    sliced = x[:, ::-1]                     # neither format: copied as NumPy does
+    assert np.array_equal(channels_last(sliced), np.moveaxis(sliced, 1, -1))

@@ -19,7 +19,8 @@ from .conv_weight import conv2d_weight
 from .depthwise import depthwise, depthwise_input
 from .folded import folded, suits
 from .groups import groups_together, joined, spoiled_images
-from .memory import channels_first, channels_last, empty
+from .layout import channels_first, channels_last
+from .memory import empty
 from .simd import VECTOR
 from .windows import Windows, packed, shifts, windows
 from .winograd import Tiles

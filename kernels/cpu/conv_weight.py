@@ -19,7 +19,8 @@ from .depthweight import depthwise_weight
 from .depthwise import repeated
 from .groups import groups_together, parted
 from .jit import device
-from .memory import channels_last, empty
+from .layout import channels_last
+from .memory import empty
 from .microkernel import transpose
 from .padded import copy, padded, zeros
 from .simd import VECTOR, after, keep, lanes, load, load_part, pointer, store, store_part

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["channels_first", "channels_last", "empty", "empty_cache", "empty_like", "stats"]
+__all__ = ["empty", "empty_cache", "empty_like", "stats"]
 
 ALIGN = 64                 # one cache line, one AVX-512 vector
 SMALLEST = 1 << 17         # below, malloc hands out warm memory in 0.3 us; an owner costs 3 us
@@ -207,16 +207,6 @@ def _as_it_lies(shape, strides):
     """The shape in the order of memory, and the axes that put it back."""
     order = sorted(range(len(shape)), key=lambda i: -abs(strides[i]) if shape[i] > 1 else 0)
     return tuple(shape[i] for i in order), tuple(order.index(i) for i in range(len(shape)))
-
-
-def channels_last(x):
-    """x (N, C, H, W) as contiguous (N, H, W, C)."""
-    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
-
-
-def channels_first(y):
-    """y (N, H, W, C) seen as (N, C, H, W)."""
-    return y.transpose(0, 3, 1, 2)
 
 
 def stats():

@@ -7,7 +7,8 @@ import numpy as np
 from ..shapes import Pool, adaptive_ranges, window_ranges
 from .columns import inner, put_part
 from .jit import kernel, prange
-from .memory import channels_first, channels_last, empty
+from .layout import channels_first, channels_last
+from .memory import empty
 from .reduce import sum
 from .simd import (
     PAST_BYTES,

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..quiet import quiet
 from .jit import device
-from .memory import channels_last, empty
+from .layout import channels_last
+from .memory import empty
 from .padded import padded, zeros
 from .simd import VECTOR, after, keep, lanes, pointer
 from .sumtile import by_windows, line_tile
