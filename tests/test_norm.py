@@ -1,8 +1,11 @@
 """What the fused normalization kernels promise beyond agreeing with the reference."""
 
+import math
+
 import numpy as np
 import pytest
 from nbgrad.kernels import cpu, reference
+from nbgrad.kernels.cpu import norm_plan
 
 EPS = 1e-5
 rng = np.random.default_rng(3)
@@ -47,6 +50,39 @@ def test_sizes_that_run_in_blocks_and_store_past_the_caches(layout):
     want = reference.batch_norm_backward(dy, x, gamma, mean, invstd, y=y, relu=True, residual=True)
     for a, b, size in zip(grads, want, (1, 300, 300, 1)):
         np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6 * size)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(4, 64, 8, 8), (300, 2, 41), (3, 5, 17), (2, 7, 16, 16),
+                                   (8, 3, 4, 4), (30, 2, 32, 16)])
+def test_short_planes_whose_sums_stay_in_registers(shape, dtype):
+    """Tails of vectors, more planes than one accumulator takes, long ones; by several tasks or one.
+    A channel of equal values gives exactly β, and one far from 0 loses no digits."""
+    x, dy, r = rng.standard_normal((3, *shape)).astype(dtype)
+    x[:, 0], x[:, 1] = 1e7, x[:, 1] + 1e4
+    gamma, beta = rng.standard_normal((2, shape[1])).astype(dtype)
+    plan = norm_plan.plan(shape[0], shape[1], x[0, 0].size, x.itemsize)
+    assert norm_plan.Plan(*plan).chunk == 0               # by channels.py
+    got = cpu.batch_norm(x, gamma, beta, r, eps=EPS, relu=True)
+    want = reference.batch_norm(*(a.astype(np.float64) for a in (x, gamma, beta, r)), eps=EPS,
+                                relu=True)
+    assert_close(got, want, np.finfo(dtype).eps)
+    np.testing.assert_array_equal(got[0][:, 0], np.maximum(beta[0] + r[:, 0], 0))
+    y, mean, _, invstd = got
+    how = {"y": y, "relu": True, "residual": True}
+    got = cpu.batch_norm_backward(dy, x, gamma, mean, invstd, **how)
+    want = reference.batch_norm_backward(*(a.astype(np.float64) for a in (dy, x, gamma)), mean,
+                                         invstd, **how)
+    assert_close(got, want, np.finfo(dtype).eps)
+
+
+def assert_close(got, want, eps):
+    """To 8 roundings of the largest value, or of √n for the sums over a channel's n values of size
+    1, some of which cancel."""
+    n = want[0].size // want[1].size
+    for a, b in zip(got, want):
+        size = max(np.abs(b).max(), math.sqrt(n) if b.ndim == 1 else 0)
+        np.testing.assert_allclose(a, b, rtol=0, atol=8 * eps * size)
 
 
 def test_a_chunk_far_from_the_mean_so_far_loses_no_digits():

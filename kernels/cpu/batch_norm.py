@@ -8,6 +8,13 @@ import math
 
 import numpy as np
 
+from .channels import (
+    channels_of,
+    normalize_backward_channels,
+    normalize_channels,
+    statistics_of_channels,
+    sums_of_channels,
+)
 from .columns import HI, INV, MEAN_DY, PAST, WRITE, inner, normalize, normalize_backward
 from .jit import kernel, prange
 from .moments import rooms, spread, statistics, sums, u
@@ -21,7 +28,7 @@ __all__ = ["ADDS", "Plan", "backward", "backward_block", "forward", "forward_blo
 
 @inner
 def _constants(plan, gamma, beta, mean, invstd, c, channels, table, work):
-    """Lines HI, LO, SCALE and SHIFT of the table for the channels from c on."""
+    """HI, LO, SCALE and SHIFT of the channels from c on, and lines of the table of them."""
     for k in range(channels):
         hi = np.float64(table.dtype.type(mean[u(c + k)]))
         work[u(k)] = hi
@@ -32,7 +39,7 @@ def _constants(plan, gamma, beta, mean, invstd, c, channels, table, work):
         work[u(2 * channels + k)] *= gamma[u(c + k)]
     for k in range(channels if beta.size else 0):
         work[u(3 * channels + k)] = beta[u(c + k)]
-    for line in range(4):
+    for line in range(0 if channels_of(plan) else 4):
         spread(work, line * channels, channels, plan, table, HI + line)
 
 
@@ -77,15 +84,22 @@ def forward_block(x, residual, gamma, beta, eps, plan, b, c0, c1, collect, optio
     for c in range(c0, c1, plan.together):
         channels = min(c1 - c, plan.together)
         if collect:
-            statistics(x, plan, first, last, c, channels, table, work, block_mean, block_m2,
-                        b * plan.C + c)
+            if channels_of(plan):
+                statistics_of_channels(x, plan, c, channels, block_mean, block_m2, c)
+            else:
+                statistics(x, plan, first, last, c, channels, table, work, block_mean, block_m2,
+                           b * plan.C + c)
             if plan.blocks > 1:
                 continue
             merge(plan, block_mean, block_m2, eps, c, c + channels, mean, var, invstd)
         if y.size:
             _constants(plan, gamma, beta, mean, invstd, c, channels, table, work)
-            normalize(pointer(x), pointer(residual), pointer(x), pointer(y), plan, first, last,
-                      True, c, channels, table, option)
+            if channels_of(plan):
+                normalize_channels(pointer(x), pointer(residual), pointer(y), plan, c, channels,
+                                   work, option)
+            else:
+                normalize(pointer(x), pointer(residual), pointer(x), pointer(y), plan, first, last,
+                          True, c, channels, table, option)
 
 
 @inner
@@ -135,19 +149,20 @@ def forward(x, residual, gamma, beta, running_mean, running_var, momentum, eps, 
 
 @inner
 def _slopes(plan, gamma, invstd, sum_dy, sum_p, c, channels, table, work):
-    """Lines MEAN_DY, SLOPE and REST of the table for the channels from c on."""
-    inverse = 1.0 / values(plan, plan.N)
+    """MEAN_DY, SLOPE and REST of the channels from c on, and lines of the table of them."""
+    inverse, at = 1.0 / values(plan, plan.N), 4 * channels
     for k in range(channels):
-        work[u(k)] = invstd[u(c + k)]
+        work[u(at + k)] = invstd[u(c + k)]
     for k in range(channels if gamma.size else 0):
-        work[u(k)] *= gamma[u(c + k)]
+        work[u(at + k)] *= gamma[u(c + k)]
     for k in range(channels):
-        mean, scale = sum_dy[u(c + k)] * inverse, work[u(k)]
+        mean, scale = sum_dy[u(c + k)] * inverse, work[u(at + k)]
         hi = np.float64(table.dtype.type(mean))
-        work[u(k)], work[u(channels + k)] = hi, sum_p[u(c + k)] * inverse * -scale
-        work[u(2 * channels + k)] = (hi - mean) * scale if abs(hi) < math.inf else 0.0
-    for line in range(3):
-        spread(work, line * channels, channels, plan, table, MEAN_DY + line)
+        work[u(at + k)] = hi
+        work[u(at + channels + k)] = sum_p[u(c + k)] * inverse * -scale
+        work[u(at + 2 * channels + k)] = (hi - mean) * scale if abs(hi) < math.inf else 0.0
+    for line in range(0 if channels_of(plan) else 3):
+        spread(work, at + line * channels, channels, plan, table, MEAN_DY + line)
 
 
 @inner
@@ -176,17 +191,26 @@ def backward_block(x, dy, y, gamma, beta, mean, invstd, plan, b, c0, c1, collect
     for c in range(c0, c1, plan.together):
         channels = min(c1 - c, plan.together)
         _constants(plan, gamma, beta, mean, invstd, c, channels, table, work)
-        spread(invstd, c, channels, plan, table, INV)
-        if collect:
+        if not channels_of(plan):
+            spread(invstd, c, channels, plan, table, INV)
+        if collect and channels_of(plan):
+            sums_of_channels(pointer(x), pointer(dy), pointer(y), pointer(dz), plan, c, channels,
+                             invstd, work, option, block_dy, block_p, c)
+        elif collect:
             sums(x, dy, y, dz, plan, first, last, c, channels, table, work,
                   option if plan.blocks > 1 else option & ~PAST, block_dy, block_p, b * plan.C + c)
+        if collect:
             if plan.blocks > 1:
                 continue
             total(plan, block_dy, block_p, c, c + channels, sum_dy, sum_p, dgamma, dbeta)
         if dx.size:
             _slopes(plan, gamma, invstd, sum_dy, sum_p, c, channels, table, work)
-            normalize_backward(pointer(x), source, pointer(dx), pointer(y), plan, first, last, True,
-                               c, channels, table, rest)
+            if channels_of(plan):
+                normalize_backward_channels(pointer(x), source, pointer(dx), pointer(y), plan, c,
+                                            channels, invstd, work, rest)
+            else:
+                normalize_backward(pointer(x), source, pointer(dx), pointer(y), plan, first, last,
+                                   True, c, channels, table, rest)
 
 
 @inner

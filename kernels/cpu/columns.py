@@ -31,9 +31,9 @@ from .simd import (
 )
 
 __all__ = ["ADD", "BY_X", "BY_Y", "HI", "INV", "LO", "MEAN_DY", "PAST", "REST", "RELU", "SCALE",
-           "SHIFT", "SLOPE", "WRITE", "add_products", "add_squares", "inlined", "inner",
-           "normalize", "normalize_backward", "pitch", "planes", "put_part", "run",
-           "zeros"]
+           "SHIFT", "SLOPE", "WRITE", "add_product", "add_products", "add_squares", "inlined",
+           "inner", "normalize", "normalize_backward", "normalize_backward_value",
+           "normalize_value", "pitch", "planes", "put_part", "run", "zeros"]
 
 AHEAD = 2048               # values in front of the loads at least: where memory is asked for
 # Lines of a table: two sums, the forward's constants, the backward's.
@@ -222,7 +222,7 @@ def _affine(t, j, W, n):
             load_part(t, SCALE * W + j, n), load_part(t, SHIFT * W + j, n))
 
 
-def _normalize(x, residual, _z, y, i, n, lines, ahead, zero, option):
+def normalize_value(x, residual, _z, y, i, n, lines, ahead, zero, option):
     hi, lo, scale, shift = lines
     floor = splat(zero)
     if ahead:
@@ -254,7 +254,7 @@ def _centered(t, j, W, n):
             load_part(t, INV * W + j, n))
 
 
-def _add_products(x, dy, z, y, i, n, lines, ahead, zero, option, s, p):
+def add_product(x, dy, z, y, i, n, lines, ahead, zero, option, s, p):
     hi, lo, scale, shift, inv = lines
     if ahead:
         prefetch(x, i + ahead)
@@ -273,7 +273,7 @@ def _slopes(t, j, W, n):
             load_part(t, SLOPE * W + j, n), load_part(t, REST * W + j, n))
 
 
-def _normalize_backward(x, dy, dx, y, i, n, lines, ahead, zero, option):
+def normalize_backward_value(x, dy, dx, y, i, n, lines, ahead, zero, option):
     hi, lo, scale, shift, inv, mean_dy, slope, rest = lines
     if ahead:
         prefetch(x, i + ahead)
@@ -286,8 +286,8 @@ def _normalize_backward(x, dy, dx, y, i, n, lines, ahead, zero, option):
 # Sums of d and of d², d = x − HI.
 add_squares = _sums(_center, _add_squares)
 # y = ((x − HI) − LO) · SCALE + SHIFT [+ residual], not below zero with RELU.
-normalize = _over(_affine, _normalize)
+normalize = _over(_affine, normalize_value)
 # Sums of the masked dy and of it times x̂. It is written to z with WRITE.
-add_products = _sums(_centered, _add_products)
+add_products = _sums(_centered, add_product)
 # z = dx = (dy − MEAN_DY) · SCALE + x̂ · SLOPE + REST with the masked dy.
-normalize_backward = _over(_slopes, _normalize_backward)
+normalize_backward = _over(_slopes, normalize_backward_value)

@@ -46,11 +46,11 @@ def _padded(plan):
 
 @inner
 def rooms(x, plan, lines):
-    """An uninitialised table, its lines aligned, and room for two float64 per column or four per
+    """An uninitialised table, its lines aligned, and room for two float64 per column or seven per
     channel."""
     L = lanes(x)
     room = np.empty(lines * pitch(plan.W, L) + L, x.dtype)
-    work = np.empty(max(2 * _padded(plan), 4 * plan.together), np.float64)
+    work = np.empty(max(2 * _padded(plan), 7 * plan.together), np.float64)
     return room[-(room.ctypes.data // x.itemsize) % L:], work
 
 

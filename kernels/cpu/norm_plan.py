@@ -21,6 +21,9 @@ FEW = 32                   # rows that several rows are made one for
 RUN = 256                  # values of a plane from which on it is a matrix of its own
 BLOCK_BYTES = 1 << 19      # of a large array that make one task
 SMALL_BYTES = 1 << 18      # one task: 10 us of a core
+CHANNELS_BYTES = 1 << 19   # of an array that goes by channels
+CHANNELS_TASK = 1 << 16    # of it that makes one task
+FEW_PLANES = 8             # of one vector: more, 4096 bytes apart, leave the cache
 SLAB_BYTES = 1 << 22       # what one task reads twice: two cores' share of a 16 MB cache and more
 
 
@@ -36,7 +39,7 @@ class Plan(NamedTuple):
     together: int          # channels whose columns make one row
     inner: int             # columns of a channel that lie together
     W: int                 # columns held
-    chunk: int             # segments summed in the array's dtype
+    chunk: int             # segments summed in the array's dtype; 0: by channels.py
     rows: int              # segments per block
     blocks: int
     tiles: int
@@ -48,6 +51,9 @@ def plan(N, C, S, itemsize):
     """A Plan, as an array, for memory of that shape: S values of a channel, C channels, N times."""
     lanes = VECTOR // itemsize
     size = C * S * itemsize * N
+    whole = 2 * lanes if N > FEW_PLANES else lanes
+    if C > 1 and whole <= S <= ADDS * lanes and size <= CHANNELS_BYTES:
+        return _channels(N, C, S, size, lanes)
     if C == 1 or S >= RUN:
         N, S = (1, N * S) if C == 1 else (N, S)
         W = 4 * lanes
@@ -64,6 +70,14 @@ def plan(N, C, S, itemsize):
         if together == C and repeat * W <= 2 * LINE and repeat * FEW <= N:
             W, chunk = repeat * W, repeat * ADDS
     return _cut(N, C, S, pieces, length, together, inner, W, chunk, size, itemsize)
+
+
+def _channels(N, C, S, size, lanes):
+    """Tasks of whole channels whose sums and constants stay in registers (channels.py)."""
+    tasks = min(16, C, max(1, size // CHANNELS_TASK // 2 * 2))
+    tile = -(-C // tasks)
+    return np.array(Plan(N, C, S, 1, S, tile, tile, lanes, lanes, 0, N, 1, -(-C // tile), 0, 0),
+                    np.int64)
 
 
 def _cut(N, C, S, pieces, length, together, inner, W, chunk, size, itemsize):
