@@ -14,7 +14,7 @@ from math import isfinite
 import numpy as np
 
 from ..shapes import Conv
-from . import winograd
+from . import pixelwise, winograd
 from .conv_weight import conv2d_weight
 from .depthwise import depthwise, depthwise_input
 from .folded import folded, suits
@@ -161,6 +161,8 @@ def _input(dy, weight, bias, g, dx, moments=None):
 def conv2d_input(dy, weight, *, input_size, stride, padding, dilation, groups):
     """dx[n, c, p·s + i·d − pad, …] = Σ_{o,i,j} w[o,c,i,j] dy[n,o,p,q]: conv2d's transpose in x."""
     g = Conv.of(input_size, weight.shape, stride, padding, dilation, groups)
+    if pixelwise.few_pixels(g):
+        return channels_first(pixelwise.input_gradient(channels_last(dy), weight, g))
     dx = empty((g.N, g.H, g.W, g.C), dy.dtype)
     if dy.size == 0 or dx.size == 0 or g.depth == 0:
         dx[...] = 0

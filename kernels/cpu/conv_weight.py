@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..shapes import Conv
-from . import thinweight, winograd_weight
+from . import pixelwise, thinweight, winograd_weight
 from .depthweight import depthwise_weight
 from .depthwise import repeated
 from .groups import groups_together, parted
@@ -244,6 +244,8 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
     if g.G == g.C > 1:                      # a channel that serves several is read as several
         x = repeated(channels_last(x), g.O // g.C)
         return depthwise_weight(channels_last(dy), x, g._replace(C=g.O, G=g.O)).reshape(shape)
+    if pixelwise.few_pixels(g):
+        return pixelwise.weight_gradient(channels_last(dy), channels_last(x), g)
     if _turned(g, VECTOR // x.itemsize):
         out = conv2d_weight(x, dy, kernel_size=kernel_size, stride=stride, padding=padding,
                             dilation=dilation, groups=groups)
