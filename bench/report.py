@@ -11,7 +11,7 @@ from pathlib import Path
 from . import measure, suite, tables
 from .tables import duration
 
-__all__ = ["duration", "headlines", "main", "newest", "render", "scaling", "steps",
+__all__ = ["duration", "groups_in", "headlines", "main", "newest", "render", "scaling", "steps",
            "summary", "write"]
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -56,7 +56,7 @@ def _table(header, lines):
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
-def _groups(results):
+def groups_in(results):
     """{group: {threads: rows}} of the files there are, most threads first."""
     found = {}
     for group in suite.GROUPS:
@@ -159,7 +159,7 @@ SUITE = {"summary": summary, "headlines": headlines, "steps": steps, "scaling": 
 
 def write(text, results=measure.RESULTS):
     """The text with every table that has a file of results written anew."""
-    groups = _groups(results)
+    groups = groups_in(results)
 
     def block(match):
         name, path = match[1], results / f"{match[1]}.csv"

@@ -11,6 +11,7 @@ from bench import (
     ROOT,
     __main__ as program,
     ceilings,
+    limits,
     measure,
     on_nbgrad,
     report,
@@ -265,19 +266,19 @@ RUN = {"date": "2031-02-03T04:05:06+00:00", "machine": "Some CPU", "cores": 4, "
 
 def made_up():
     """A copy of 10 GB/s and 100 GFLOP/s; two products, one of which moves more than it computes."""
-    limits = {"copy": 1e10, "float32": 1e11, "float64": 5e10}
+    rates = {"copy": 1e10, "float32": 1e11, "float64": 5e10}
     machine = [suite.Case("machine", "machine", "copy", "copy", {}, ("nbgrad",), bytes=1e9),
                suite.Case("machine", "machine", "fma float32", "fma", {}, ("nbgrad",), 1e9)]
     sides = ("nbgrad", "torch", "numpy")
     big = suite.Case("matmul", "float32", "big", "matmul", {}, sides, 1e9, 1e6)
     thin = suite.Case("matmul", "float32", "thin", "matmul", {}, sides, 1e6, 1e8)
-    rows = tables.rows(machine[0], {"nbgrad": {"seconds": [0.1]}}, RUN, limits)
-    rows += tables.rows(machine[1], {"nbgrad": {"seconds": [0.01]}}, RUN, limits)
+    rows = tables.rows(machine[0], {"nbgrad": {"seconds": [0.1]}}, RUN, rates)
+    rows += tables.rows(machine[1], {"nbgrad": {"seconds": [0.01]}}, RUN, rates)
     rows += tables.rows(big, {"nbgrad": {"seconds": [0.02], "first": 1.5, "peak": 2_000_000},
                               "torch": {"seconds": [0.01]}, "numpy": {"seconds": [0.04]}},
-                        RUN, limits)
+                        RUN, rates)
     return rows + tables.rows(thin, {"nbgrad": {"seconds": [0.02, 0.01, 0.04]},
-                                     "torch": {"seconds": [0.16]}}, RUN, limits)
+                                     "torch": {"seconds": [0.16]}}, RUN, rates)
 
 
 def test_a_ceiling_is_the_median_rate():
@@ -357,6 +358,21 @@ def test_the_tables_of_the_readme_from_made_up_files(tmp_path):
     assert "| matmul: float32 | 2 | 2 | 2.00 (2.00) | 2.00 (0.50) |  | 2.00 (0.50) |\n" in once
     assert "Some CPU, 4 cores;\npython 3.12; 2031-02-03" in once
     assert "| lenet | 2 | torch | 10.0 ms | 0.50 |  | 5.0 MB | 2.50 |\n" in once
+
+
+def test_what_memory_allows_from_a_made_up_file():
+    """A copy of 10 GB/s; x of 100 MB: read and written once in 20 ms, by two passes in 30."""
+    def norm(kind, size, **seconds):
+        case = suite.Case("norm", kind, "x", "f", {}, tuple(seconds), 0, size)
+        return tables.rows(case, {side: {"seconds": [s]} for side, s in seconds.items()}, RUN,
+                           {"copy": 1e10, "float32": 1e11})
+    rows = [*made_up()[:2], *norm("forward channels-last", 2e8, nbgrad=0.025, torch=0.05),
+            *norm("backward NCHW", 3e8, nbgrad=0.1, torch=0.09, numpy=0.01),
+            *norm("forward NCHW", 2e6, nbgrad=1, torch=2), *norm("forward rows", 2e9, nbgrad=1)]
+    assert limits.rows_of(rows) == [
+        ["forward channels-last, x", "25.0 ms", "120 %", "50.0 ms", "2.00", "1.67", "2.50"],
+        ["backward NCHW, x", "100 ms", "50 %", "90.0 ms", "0.90", "1.80", "3.00"]]
+    assert "Some CPU, 4 cores" in limits.page(rows)
 
 
 def test_headlines_are_cases_of_the_table():
