@@ -54,7 +54,7 @@ def test_sizes_that_run_in_blocks_and_store_past_the_caches(layout):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(4, 64, 8, 8), (300, 2, 41), (3, 5, 17), (2, 7, 16, 16),
-                                   (8, 3, 4, 4), (30, 2, 32, 16)])
+                                   (8, 3, 4, 4), (30, 2, 32, 16), (64, 9, 25, 40)])
 def test_short_planes_whose_sums_stay_in_registers(shape, dtype):
     """Tails of vectors, more planes than one accumulator takes, long ones; by several tasks or one.
     A channel of equal values gives exactly β, and one far from 0 loses no digits."""

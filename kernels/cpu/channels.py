@@ -1,9 +1,9 @@
-"""Batch normalization of short planes in a cache, a channel after the other.
+"""Batch normalization of planes in a cache, a channel after the other.
 
-The planes of one channel (at least a vector each, few enough together to be in the cache when they
-are read again) go through registers, and so do its constants: tables of columns, which pay where
-many rows share them, take longer to fill than 4 planes of 64 values to read (4 × 64 × 8 × 8, Zen 4:
-forward 15 us with tables, 8 so; backward 20 and 10).
+The planes of a channel (a vector each at least, and all in a cache when they are read again) go
+through registers, and so do its constants: tables of columns, which pay where many rows share them,
+take longer to fill than 4 planes of 64 values to read (4 × 64 × 8 × 8, one core of Zen 4: forward
+15 us with tables, 8 so; backward 20 and 10).
 """
 
 import math

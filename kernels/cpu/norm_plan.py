@@ -21,7 +21,9 @@ FEW = 32                   # rows that several rows are made one for
 RUN = 256                  # values of a plane from which on it is a matrix of its own
 BLOCK_BYTES = 1 << 19      # of a large array that make one task
 SMALL_BYTES = 1 << 18      # one task: 10 us of a core
-CHANNELS_BYTES = 1 << 19   # of an array that goes by channels
+CHANNELS_BYTES = 1 << 19   # of an array that goes by channels, where there are few,
+SHORT_BYTES = 1 << 21      # or planes are short (128 × 64 × 8 × 8, backward: 162 us, 138 so),
+LONG_BYTES = 1 << 23       # or neither (32 × 256 × 14 × 14, both ways: 730 and 450)
 CHANNELS_TASK = 1 << 16    # of it that makes one task
 FEW_PLANES = 8             # of one vector: more, 4096 bytes apart, leave the cache
 SLAB_BYTES = 1 << 22       # what one task reads twice: two cores' share of a 16 MB cache and more
@@ -51,8 +53,7 @@ def plan(N, C, S, itemsize):
     """A Plan, as an array, for memory of that shape: S values of a channel, C channels, N times."""
     lanes = VECTOR // itemsize
     size = C * S * itemsize * N
-    whole = 2 * lanes if N > FEW_PLANES else lanes
-    if C > 1 and whole <= S <= ADDS * lanes and size <= CHANNELS_BYTES:
+    if _go_by_channels(N, C, S, size, lanes):
         return _channels(N, C, S, size, lanes)
     if C == 1 or S >= RUN:
         N, S = (1, N * S) if C == 1 else (N, S)
@@ -70,6 +71,14 @@ def plan(N, C, S, itemsize):
         if together == C and repeat * W <= 2 * LINE and repeat * FEW <= N:
             W, chunk = repeat * W, repeat * ADDS
     return _cut(N, C, S, pieces, length, together, inner, W, chunk, size, itemsize)
+
+
+def _go_by_channels(N, C, S, size, lanes):
+    """Whether tables take longer to fill than they save; larger arrays must be in a cache, and have
+    channels enough for all threads."""
+    few = 2 * lanes if N > FEW_PLANES else lanes
+    most = CHANNELS_BYTES if C < 8 else SHORT_BYTES if S < 128 else LONG_BYTES
+    return C > 1 and few <= S <= ADDS * lanes and size <= most
 
 
 def _channels(N, C, S, size, lanes):
