@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from functools import cache
 
 import numpy as np
 
@@ -391,6 +392,7 @@ LAYERS = [
 SPATIAL = (nn.FilterResponseNorm, nn.GlobalResponseNorm, nn.SwitchableNorm, nn.LocalResponseNorm)
 
 
+@cache
 def _dims(kind):
     """The numbers of dimensions that a layer takes."""
     if hasattr(kind, "_ndim"):
@@ -398,6 +400,7 @@ def _dims(kind):
     return getattr(kind, "_ndims", (3, 4, 5) if kind in SPATIAL else (2, 3, 4, 5))
 
 
+@cache
 def _known(kind):
     """The arguments of a layer's constructor, also those that it hands on."""
     return {name for k in kind.__mro__ if "__init__" in vars(k)

@@ -1,6 +1,7 @@
 """Random arguments to the norm functions: a result or a documented exception, never a crash.
 
-    python -m bench.fuzz                 100,000 calls, some with bounds checks; docs/fuzzing.md
+    python -m bench.fuzz                 100,000 calls, and as many with bounds checks;
+                                         docs/fuzzing.md
     python -m bench.fuzz --page          write the page from the results that are there
     python -m bench.fuzz --count 2500 --only whiten
                                          as many of these alone, beside the others' results
@@ -21,7 +22,7 @@ import numpy as np
 
 import nbgrad
 
-from . import measure
+from . import draws, measure
 from .draws import DOCUMENTED, FUNCTIONS, Draw
 
 __all__ = ["FUNCTIONS", "apart", "fuzz", "main", "page"]
@@ -30,7 +31,7 @@ PAGE = measure.RESULTS.parent.parent / "docs" / "fuzzing.md"
 RESULTS = measure.RESULTS / "fuzz.csv"
 FIELDS = ["date", "versions", "bounds", "seed", "function", "results", "exceptions"]
 PART = 20_000                        # calls of one process
-MEMORY = 8 << 30                     # that a run may take: arrays here have at most 3,125 elements
+MEMORY = 8 << 30                     # that a run may take: arrays here have under 20,000 elements
 def fuzz(count, seed=0, only=()):
     """How many results and how many documented exceptions there were, by function. Any other
     exception, and one that says nothing, is raised."""
@@ -100,7 +101,7 @@ def page(rows):
                            for i in (0, 1))])
     table = [header, ["---"] + ["--:"] * (len(header) - 1), *lines]
     return TEXT.format(table="".join("| " + " | ".join(row) + " |\n" for row in table),
-                       runs=_runs(rows))
+                       runs=_runs(rows), sane=draws.SANE, long=draws.LONG - 1)
 
 
 def _runs(rows):
@@ -116,14 +117,16 @@ def _runs(rows):
 
 TEXT = """# Random arguments to the norms
 
-Written by `python -m bench.fuzz` from `bench/results/fuzz.csv`. Shapes of 0 to 5 dimensions with
-lengths 0 to 5, float32, float64, float16 and bfloat16 (most with parameters in float32), integers
-and booleans; reversed, strided, expanded and read-only memory; NaN, infinities and 1e38; masks and
-weights; wrong sizes, wrong types, None, negative and huge numbers. Layers are called one to three
-times, in training and evaluation, with every policy: averages, corrections, presets, what
-normalizes, when the running statistics move, and what becomes of non-finite values. Every call
-gave a result, and its gradient where one was asked for, or one of the exceptions that are
-documented, with a message. None ended the process.
+Written by `python -m bench.fuzz` from `bench/results/fuzz.csv`: every public norm, function and
+layer. In {sane:.0%} of the calls all arguments fit each other, so that kernels run; in the others each
+of them may be a wrong size, a wrong type, None, a negative or a huge number. Shapes of 0 to 5
+dimensions with lengths 0 to 5, and now and then one of up to {long}; float32, float64, float16 and
+bfloat16 (most with parameters in float32), integers and booleans; reversed, strided, transposed,
+expanded and read-only memory, of gradients too; NaN, infinities and 1e38; masks and weights. Layers
+are called one to three times, in training and evaluation, with every policy: averages, corrections,
+presets, what normalizes, when the running statistics move, and what becomes of non-finite values.
+Every call gave a result, and its gradient where one was asked for (of some of these the second), or
+one of the exceptions that are documented, with a message. None ended the process.
 
 {table}
 Bounds checked: with `NUMBA_BOUNDSCHECK=1`, kernels check every index into an array; whole vectors
@@ -138,7 +141,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m bench.fuzz",
                                      description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--bounds", type=int, default=20_000, help="calls with bounds checks")
+    parser.add_argument("--bounds", type=int, default=100_000, help="calls with bounds checks")
     parser.add_argument("--page", action="store_true", help="only write the page again")
     parser.add_argument("--only", nargs="*", default=[], choices=[f.__name__ for f in FUNCTIONS],
                         help="these functions; the others' results stay")

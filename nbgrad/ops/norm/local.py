@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -94,13 +95,16 @@ def _large_response(x: Tensor, window: tuple[int, int], alpha: float, beta: floa
 def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -> Tensor:
     """y = x / max(‖x‖ₚ, ε), the norm over ``dim``: vectors of length 1, or 0.
 
-    Raises TypeError for integers, IndexError for a dim that is not there, ValueError for p ≤ 0.
+    Raises TypeError for integers and an eps that is no number, IndexError for a dim that is not
+    there, ValueError for p ≤ 0.
 
     >>> import nbgrad
     >>> normalize(nbgrad.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
     """
     x = checked(input, "normalize")
+    if not isinstance(eps, Real):
+        raise TypeError(f"normalize: expected eps to be a number, got {type(eps).__name__}")
     length = norm(x, p, dim, keepdim=True)
     if _in_range(length.data, p, eps):
         return div(x, clamp(length, min=eps))  # type: ignore[no-any-return]
