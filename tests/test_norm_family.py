@@ -559,6 +559,8 @@ BESIDE_X = [                                     # what a kernel would read behi
     (lambda: ops.linear_batch_norm(1.0, nbgrad.ones(2, 4), None, None, None), ValueError,
      "expected x of shape (N, K), got ()"),
     (lambda: ops.norm("x"), TypeError, "norm"),
+    (lambda: ops.local_response_norm(nbgrad.ones(1, 2, 3), 2, k=[]), TypeError,
+     "local_response_norm: expected k to be a number, got list"),
     (lambda: ops.normalize(X, eps=[]), TypeError, "normalize: expected eps to be a number, got l"),
     (lambda: nn.DecorrelatedBatchNorm(0, group_size=10**9), ValueError, "must divide the 0"),
     (lambda: nn.DecorrelatedBatchNorm(4.0, group_size=2), ValueError, "num_features must be"),

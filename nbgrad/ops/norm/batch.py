@@ -171,7 +171,8 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
             invstd = 1 / np.sqrt(running_var.data.astype(np.float64) + eps)
         infer = _batch_norm_inference_relu if settings else batch_norm_inference
         return infer(input, weight, bias, residual, mean=mu, invstd=invstd, **settings)
-    train = _batch_norm_add_relu if settings and residual is not None else _batch_norm
+    relu = activation is not None
+    train = _batch_norm_add_relu if relu and residual is not None else _batch_norm
     if not input.data.size:
         running_mean = running_var = None
     if moments is not None:

@@ -26,8 +26,9 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
     """y = x / (k + α/size Σ x²)^β, the sum over ``size`` channels of which x's is the middle one;
     those that are not there count as 0.      x: (N, C, *), at least 3 dims
 
-    Keeps x and the sums. Raises ValueError for fewer dims and for a size below 1.      Krizhevsky,
-    Sutskever & Hinton 2012, with α divided by the size as in PyTorch.
+    Keeps x and the sums. Raises ValueError for fewer dims and for a size below 1, TypeError for
+    what are no numbers.      Krizhevsky, Sutskever & Hinton 2012, with α divided by the size as in
+    PyTorch.
 
     >>> import nbgrad
     >>> local_response_norm(nbgrad.ones((1, 3, 1)), 3, alpha=3.0, beta=1.0).flatten().tolist()
@@ -39,6 +40,10 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
                          f"{x.ndim} dimensions)")
     if not isinstance(size, (int, np.integer)) or size < 1:
         raise ValueError(f"local_response_norm: size must be an int of at least 1, got {size!r}")
+    for name, value in (("alpha", alpha), ("beta", beta), ("k", k)):
+        if not isinstance(value, Real):
+            raise TypeError(f"local_response_norm: expected {name} to be a number, got "
+                            f"{type(value).__name__}")
     C = x.shape[1]
     window = min(size // 2, C), min((size - 1) // 2, C)
     far = _largest(x) * math.sqrt(max(abs(alpha), 1.0)) > SAFE
