@@ -73,7 +73,7 @@ class Draw:
         return self.choice(NUMBERS) if self.odd(0.15) else usual
 
     def size(self, usual):
-        """A number of things that are allocated: 10⁹ of them are right, and take all the memory."""
+        """A number of things that are made: 10⁹ of them are right, and take all memory or time."""
         n = self.number(usual)
         return -3 if n == 10**9 else n
 
@@ -346,7 +346,7 @@ def _parametrized(d, how, **settings):
     with np.errstate(all="ignore"):
         module.weight.data[...] *= 10.0 ** int(d.choice((0, 0, 1, -20, 15))) * d.some(0.95)
     name = d.number(d.choice(("weight", "weight", "weight", "bias")))
-    own = {key: d.number(value) for key, value in settings.items() if d.some(0.5)}
+    own = {key: d.size(value) for key, value in settings.items() if d.some(0.5)}
     how(module, name, **own)
     for _ in range(d.rng.integers(0, 2)):
         getattr(module, name)

@@ -21,6 +21,12 @@ SAFE = 1e9                  # up to here no power that a usual α and β make le
 LEAST = 1e-30               # beside it, what float32 loses of squares is no part of the sum
 
 
+def _check_numbers(owner: str, **given: Any) -> None:
+    for name, value in given.items():
+        if not isinstance(value, Real):
+            raise TypeError(f"{owner}: expected {name} to be a number, got {type(value).__name__}")
+
+
 def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75,
                         k: float = 1.0) -> Tensor:
     """y = x / (k + α/size Σ x²)^β, the sum over ``size`` channels of which x's is the middle one;
@@ -40,10 +46,7 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
                          f"{x.ndim} dimensions)")
     if not isinstance(size, (int, np.integer)) or size < 1:
         raise ValueError(f"local_response_norm: size must be an int of at least 1, got {size!r}")
-    for name, value in (("alpha", alpha), ("beta", beta), ("k", k)):
-        if not isinstance(value, Real):
-            raise TypeError(f"local_response_norm: expected {name} to be a number, got "
-                            f"{type(value).__name__}")
+    _check_numbers("local_response_norm", alpha=alpha, beta=beta, k=k)
     C = x.shape[1]
     window = min(size // 2, C), min((size - 1) // 2, C)
     far = _largest(x) * math.sqrt(max(abs(alpha), 1.0)) > SAFE
@@ -108,8 +111,7 @@ def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
     """
     x = checked(input, "normalize")
-    if not isinstance(eps, Real):
-        raise TypeError(f"normalize: expected eps to be a number, got {type(eps).__name__}")
+    _check_numbers("normalize", eps=eps)
     length = norm(x, p, dim, keepdim=True)
     if _in_range(length.data, p, eps):
         return div(x, clamp(length, min=eps))  # type: ignore[no-any-return]
