@@ -31,6 +31,7 @@ PAGE = measure.RESULTS.parent.parent / "docs" / "fuzzing.md"
 RESULTS = measure.RESULTS / "fuzz.csv"
 FIELDS = ["date", "versions", "bounds", "seed", "function", "results", "exceptions"]
 PART = 20_000                        # calls of one process
+LONGEST = 3600                       # seconds of one, 10 where kernels are compiled: none may hang
 MEMORY = 8 << 30                     # that a run may take: arrays here have under 20,000 elements
 def fuzz(count, seed=0, only=()):
     """How many results and how many documented exceptions there were, by function. Any other
@@ -84,7 +85,8 @@ def apart(count, seed, bounds, only=()):
     env = {**os.environ, "NUMBA_BOUNDSCHECK": "1" if bounds else "0"}
     done = subprocess.run([sys.executable, "-m", "bench.fuzz", "--run", str(count), str(seed),
                            "--only", *only],
-                          capture_output=True, text=True, env=env, check=False)
+                          capture_output=True, text=True, env=env, check=False,
+                          timeout=LONGEST)
     if done.returncode:
         raise RuntimeError(f"status {done.returncode} (negative: a signal)\n{done.stderr[-2000:]}")
     return json.loads(done.stdout)
