@@ -532,6 +532,47 @@ def test_bad_arguments_are_refused(build, said):
         build()
 
 
+X = nbgrad.ones(3, 4)
+BESIDE_X = [                                     # what a kernel would read behind the end of
+    (lambda: ops.center(X, nbgrad.ones(1)), ValueError, "center: expected parameters of shape (4"),
+    (lambda: ops.center(X, nbgrad.ones(4).double()), ValueError, "center: expected parameters"),
+    (lambda: ops.divide_channels(X, nbgrad.ones(1, 1)), ValueError, "divide_channels: expected"),
+    (lambda: ops.divide_channels(X, nbgrad.ones(1, 4), nbgrad.ones(4)), ValueError, "(1, 4)"),
+    (lambda: ops.divide_channels(X, None), TypeError, "expected s to be a Tensor, got NoneType"),
+    (lambda: ops.channel_sums(X, X, nbgrad.ones(1, 3)), ValueError, "shape (1, 4)"),
+    (lambda: ops.channel_sums(X, nbgrad.ones(2, 4), nbgrad.ones(1, 4)), ValueError, "(2, 4)"),
+    (lambda: ops.channel_dot(X, nbgrad.ones(3, 3)), ValueError, "of one shape and dtype"),
+    (lambda: ops.channel_dot(X, X.double()), ValueError, "float32 and float64"),
+    (lambda: ops.at_least(X, nbgrad.ones(3, 1)), ValueError, "at_least: expected parameters"),
+    (lambda: ops.at_least(X, None), TypeError, "expected t to be a Tensor"),
+    (lambda: ops.channel_std(nbgrad.ones(3)), ValueError, "channel_std: expected a floating (N, C"),
+    (lambda: ops.channel_rms(X > 0), ValueError, "channel_rms: expected a floating (N, C"),
+    (lambda: ops.channel_rms(X, eps=-1.0), ValueError, "channel_rms: eps must not be negative"),
+    (lambda: ops.channel_size(nbgrad.tensor([[1, 2]])), ValueError, "channel_size: expected a fl"),
+    (lambda: ops.batch_norm(X, None, None, training=True, moments=ops.moments(X[:, :3])),
+     ValueError, "batch_norm: expected moments of shape (4,)"),
+    (lambda: ops.batch_norm(X, None, None, training=True, moments=3.0), TypeError,
+     "batch_norm: expected moments to be Moments, got float"),
+    (lambda: ops.linear_batch_norm(X, "w", None, None, None), TypeError, "linear_batch_norm"),
+    (lambda: ops.linear_batch_norm(X, nbgrad.ones(2, 4), "b", None, None), TypeError,
+     "linear_batch_norm"),
+    (lambda: ops.linear_batch_norm(1.0, nbgrad.ones(2, 4), None, None, None), ValueError,
+     "expected x of shape (N, K), got ()"),
+    (lambda: ops.norm("x"), TypeError, "norm"),
+    (lambda: ops.local_response_norm(nbgrad.ones(1, 2, 3), 2, k=[]), TypeError,
+     "local_response_norm: expected k to be a number, got list"),
+    (lambda: ops.normalize(X, eps=[]), TypeError, "normalize: expected eps to be a number, got l"),
+    (lambda: nn.DecorrelatedBatchNorm(0, group_size=10**9), ValueError, "must divide the 0"),
+    (lambda: nn.DecorrelatedBatchNorm(4.0, group_size=2), ValueError, "num_features must be"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "said"), BESIDE_X)
+def test_what_does_not_fit_x_never_reaches_a_kernel(call, error, said):
+    with pytest.raises(error, match=re.escape(said)):
+        call()
+
+
 def test_parameters_of_another_dtype_are_refused():
     for name in LAYERS:
         with pytest.raises(ValueError, match="and float32"):

@@ -361,3 +361,17 @@ def test_statistics_of_a_data_set_that_only_float64_holds_are_not_finite():
     model[0].on_nonfinite = "raise"
     with pytest.raises(FloatingPointError, match="channels 2"):
         update_bn(model, [too_large()])
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("settings", [{"update": "step"}, {"correction": 0},
+                                      {"on_nonfinite": "raise"}], ids=str)
+def test_a_residual_has_its_gradient_under_every_policy(settings, activation):
+    """Where statistics are returned and nothing is clipped, there was no gradient."""
+    values = np.random.default_rng(3).standard_normal((2, 6, 3, 2)).astype(np.float32)
+    x, r = (nbgrad.tensor(v, requires_grad=True) for v in values)
+    own, plain = (nbgrad.grad((layer(x, residual=r, activation=activation) ** 2).sum(), (x, r))
+                  for layer in (nn.BatchNorm1d(3, **settings), nn.BatchNorm1d(3)))
+    for got, want in zip(own, plain):
+        np.testing.assert_array_equal(got.data, want.data)
+    assert activation or (own[1].data != 0).all()

@@ -9,6 +9,7 @@ from nbgrad.kernels import cpu, reference
 
 import nbgrad
 from nbgrad import nn, ops, optim
+from nbgrad.backend import half_dtype
 from nbgrad.nn.utils import parametrize
 from nbgrad.nn.utils.parametrizations import spectral_norm, weight_norm, weight_standardization
 from nbgrad.testing import gradcheck
@@ -68,6 +69,17 @@ def test_a_weight_of_zeros_has_no_direction():
     layer = spectral_norm(nn.Linear(3, 2))
     layer.parametrizations.weight.original.data[:] = 0
     np.testing.assert_array_equal(layer.weight.data, 0)
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_spectral_norm_of_halves(name):
+    dtype = half_dtype(name)
+    layer = spectral_norm(nn.Linear(6, 5, dtype=dtype), n_power_iterations=20)
+    w = layer.weight
+    assert w.dtype == dtype
+    # σ is 1 up to what rounding each of 30 values to 2⁻¹¹ or 2⁻⁸ of it may change
+    largest = np.linalg.norm(w.data.astype(np.float64), 2)
+    assert abs(largest - 1) < {"float16": 4e-3, "bfloat16": 3e-2}[name]
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])

@@ -15,6 +15,7 @@ from nbgrad.ops.norm.channels import affine
 from nbgrad.ops.norm.whitening import grouped, ungrouped
 
 from .norm import MOMENTUM
+from .parameter import check_sizes
 from .running import RunningNorm
 
 __all__ = ["DecorrelatedBatchNorm"]
@@ -51,10 +52,11 @@ class DecorrelatedBatchNorm(RunningNorm):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM, *,
                  group_size: int | None = None, affine: bool = True, dtype: Any = np.float32,
                  **policies: Any) -> None:
+        check_sizes("DecorrelatedBatchNorm", num_features=num_features)
         C, d = num_features, group_size
         if d is None:
-            d = next((n for n in range(16, 0, -1) if isinstance(C, int) and C % n == 0), 1)
-        if not isinstance(d, int) or d < 1 or C % d:
+            d = next((n for n in range(min(C, 16), 0, -1) if C % n == 0), 1)
+        if not isinstance(d, int) or d < 1 or C % d or d > max(C, 1):
             raise ValueError(f"DecorrelatedBatchNorm: group_size must divide the {C} channels, got "
                              f"{d!r}")
         super().__init__(C, eps, momentum, affine=affine, dtype=dtype, **policies,

@@ -70,7 +70,9 @@ def linear_batch_norm(input: Tensor, weight: Tensor, bias: Tensor | None,
     if activation not in ACTIVATIONS:
         raise ValueError("linear_batch_norm: expected activation to be one of "
                          f"{', '.join(map(repr, ACTIVATIONS))}, got {activation!r}")
-    x = checked(input, "linear_batch_norm").data
+    input, weight = (checked(t, "linear_batch_norm") for t in (input, weight))
+    bias = None if bias is None else checked(bias, "linear_batch_norm")
+    x = input.data
     if x.ndim != 2:
         raise ValueError(f"linear_batch_norm: expected x of shape (N, K), got {input.shape}")
     check_linear(input, weight, bias)

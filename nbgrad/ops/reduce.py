@@ -11,7 +11,7 @@ from nbgrad.autograd import Tensor, as_tensor, checked_dtype, op
 from nbgrad.backend import kernels, move
 from nbgrad.ops.elementwise import abs, exp, log, mask, pow, sqrt, where
 from nbgrad.ops.indexing import flip, gather
-from nbgrad.ops.shape import _axis as axis_of, broadcast_to, reshape, unsqueeze
+from nbgrad.ops.shape import _axis as axis_of, broadcast_to, checked, reshape, unsqueeze
 
 
 class Reduced(NamedTuple):
@@ -271,6 +271,7 @@ def _norm2(x: Tensor, /, dim: Any, keepdim: bool) -> Any:
 
 def norm(input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Tensor:
     """y = (Σ |x|^p)^(1/p) over dim; p may be inf.   The gradient of the 2-norm at 0 is 0."""
+    input = checked(input, "norm")
     _floating(input, "norm")
     if p in (2, "fro"):
         return _norm2(input, dim=dim, keepdim=keepdim)  # type: ignore[no-any-return]

@@ -14,6 +14,7 @@ import numpy as np
 
 from nbgrad import ops
 from nbgrad.autograd import Tensor, as_tensor, bump
+from nbgrad.backend import is_half
 from nbgrad.nn.conv import ConvTranspose
 from nbgrad.nn.module import Module
 from nbgrad.ops.norm.weight import largest, norm_axes, over_sigma
@@ -83,8 +84,9 @@ class _SpectralNorm(Module):
         self.n_power_iterations, self.dim, self.eps = n_power_iterations, dim, eps
         if weight.ndim > 1:
             matrix = self._matrix(in_units(weight)).detach()
+            drawn = np.dtype(np.float32) if is_half(weight.dtype) else weight.dtype
             for name, n in zip(("_u", "_v"), matrix.shape):
-                start = ops.randn(n, dtype=weight.dtype).data
+                start = ops.randn(n, dtype=drawn).data.astype(weight.dtype)
                 self.register_buffer(name, as_tensor(self._unit(start)[0]))
             self._iterate(matrix, 15)
 

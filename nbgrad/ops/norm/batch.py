@@ -171,10 +171,12 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
             invstd = 1 / np.sqrt(running_var.data.astype(np.float64) + eps)
         infer = _batch_norm_inference_relu if settings else batch_norm_inference
         return infer(input, weight, bias, residual, mean=mu, invstd=invstd, **settings)
-    train = _batch_norm_add_relu if settings and residual is not None else _batch_norm
+    relu = activation is not None
+    train = _batch_norm_add_relu if relu and residual is not None else _batch_norm
     if not input.data.size:
         running_mean = running_var = None
     if moments is not None:
+        _check_moments(input, moments)
         settings["known"] = moments.mean, moments.var()
     out = moving(train, (input, weight, bias, residual), running_mean, running_var, momentum,
                  eps=eps, **settings)
@@ -183,6 +185,15 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
     n = float(input.data.size // max(input.shape[1], 1))
     count = full(input.shape[1:2], n, np.float64, input.data)
     return out[0], Moments(count, out[1].data, out[2].data * count)
+
+
+def _check_moments(x: Tensor, given: Any) -> None:
+    if not isinstance(given, Moments):
+        raise TypeError(f"batch_norm: expected moments to be Moments, got {type(given).__name__}")
+    shapes = {a.shape for a in given}
+    if shapes != {x.shape[1:2]}:
+        raise ValueError(f"batch_norm: expected moments of shape {x.shape[1:2]}, one of each "
+                         f"channel of x, got {sorted(shapes)}")
 
 
 def moving(train: Any, inputs: Any, mean: Tensor | None, var: Tensor | None, momentum: float,

@@ -3,7 +3,8 @@
 x is (N, C, *S); a statistic is over every axis but 1, (1, C, 1, …). Mean and variance are merged in
 float64 (``batch_norm_stats``), so that a large offset, a constant channel or a value whose square
 overflows costs no digits; each vjp is made of the same ops, so all orders are exact. Statistics per
-sample and channel, or group of channels, are those of ``rows(x, n)``.
+sample and channel, or group of channels, are those of ``rows(x, n)``. All raise TypeError for what
+is no Tensor, ValueError for sizes and dtypes that do not fit.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ relu_backward = OPS["relu_backward"]
 def center(x: Tensor, beta: Tensor | None = None, /) -> Any:
     """y = x − μ + β,  μ the mean of its channel.   ∂x = ∂y − the mean of ∂y,   ∂β = Σ ∂y.   Also μ,
     float64 (C,).      x, y: (N, C, *S)  β: (C,)"""
+    check_channels("center", x, beta)
     k, dtype = kernels(x), None if beta is None else beta.dtype
     mean, _ = k.batch_norm_stats(x.data)
     y = k.batch_norm_elemt(x.data, None, None if beta is None else beta.data, mean,
@@ -56,6 +58,7 @@ def center_backward(dy: Tensor, /, dtype: Any) -> Any:
 def channel_std(x: Tensor, /, eps: float = 0.0) -> Any:
     """y = √(σ² + ε), σ² the biased variance of a channel.   ∂x = ∂y (x − μ) / (m y), m values per
     channel; 0 where y is.      x: (N, C, *S)  y: (1, C, 1, …)"""
+    _check_root("channel_std", x, eps)
     _, var = kernels(x).batch_norm_stats(x.data)
     return _root(var, eps, x), lambda dy, y: _slope(center(x)[0], dy, y)
 
@@ -64,6 +67,7 @@ def channel_std(x: Tensor, /, eps: float = 0.0) -> Any:
 def channel_rms(x: Tensor, /, eps: float = 0.0) -> Any:
     """y = √(mean x² + ε) of a channel.   ∂x = ∂y x / (m y), m values per channel; 0 where y is.
     x: (N, C, *S)  y: (1, C, 1, …)"""
+    _check_root("channel_rms", x, eps)
     mean, var = kernels(x).batch_norm_stats(x.data)
     with np.errstate(all="ignore"):
         square = mean * mean + var                     # of two that are not negative: no cancelling
@@ -74,6 +78,7 @@ def channel_rms(x: Tensor, /, eps: float = 0.0) -> Any:
 def channel_dot(a: Tensor, b: Tensor, /) -> Any:
     """y = Σ a b of a channel, summed in float64.   ∂a = ∂y b,   ∂b = ∂y a.
     a, b: (N, C, *S)  y: (1, C, 1, …)"""
+    _check_pair("channel_dot", a, b)
     zero = full(a.shape[1:2], 0.0, np.float64, a.data)
     _, y = kernels(a).batch_norm_backward_reduce(a.data, b.data, zero, zero + 1)
     return _kept(y, a), (lambda dy: dy * b, lambda dy: dy * a)
@@ -84,6 +89,9 @@ def divide_channels(x: Tensor, s: Tensor, gamma: Tensor | None = None,
                     beta: Tensor | None = None, /) -> Any:
     """y = γ x / s + β in one pass.   ∂x = γ ∂y / s,  ∂s = −γ ∂γ / s,  ∂γ = Σ ∂y x / s,  ∂β = Σ ∂y.
     x: (N, C, *S)  s, γ, β: (1, C, 1, …)"""
+    check_tensors("divide_channels", s=s)
+    for own in ((s,), (gamma, beta)):
+        check_channels("divide_channels", x, *own, shape=_kept_shape(x))
     inverse = _inverse(s)
     y = kernels(x).batch_norm_elemt(x.data, _flat(gamma), _flat(beta), np.zeros_like(inverse),
                                     inverse)
@@ -100,6 +108,9 @@ def divide_channels(x: Tensor, s: Tensor, gamma: Tensor | None = None,
 def channel_sums(a: Tensor, b: Tensor, s: Tensor, /) -> Any:
     """Σ a and Σ a b / s of a channel in one pass, summed in float64.
     a, b: (N, C, *S)  s and the sums: (1, C, 1, …)"""
+    _check_pair("channel_sums", a, b)
+    check_tensors("channel_sums", s=s)
+    check_channels("channel_sums", a, s, shape=_kept_shape(a))
     inverse = _inverse(s)
     sums = kernels(a).batch_norm_backward_reduce(a.data, b.data, np.zeros_like(inverse), inverse)
 
@@ -113,6 +124,7 @@ def channel_sums(a: Tensor, b: Tensor, s: Tensor, /) -> Any:
 def channel_size(x: Tensor, /) -> Any:
     """y = mean |x| of a channel, summed in float64.   ∂x = ∂y sign(x) / m, m values per channel.
     x: (N, C, *S)  y: (1, C, 1, …)"""
+    check_channels("channel_size", x)
     k = kernels(x)
     mean, _ = k.batch_norm_stats(k.abs(x.data))
     return _kept(mean, x), lambda dy, y: as_tensor(k.sign(x.data)) * (dy / _count(x))
@@ -130,6 +142,8 @@ def _flat(t: Tensor | None) -> Any:
 @op(method=False)
 def at_least(x: Tensor, t: Tensor, /) -> Any:
     """y = max(x, t).   ∂y goes to x where x > t, else to t.      x: (N, C, *S)  t: (1, C, 1, …)"""
+    check_tensors("at_least", t=t)
+    check_channels("at_least", x, t, shape=_kept_shape(x))
     k = kernels(x)
 
     def vjp(dy: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,19 +191,40 @@ def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return y if bias is None else y + per_channel(bias, x)
 
 
-def check_channels(name: str, x: Any, *sized: Tensor | None, least: int = 2) -> None:
-    """Raise unless x is a floating (N, C, *S) with C that of the given vectors."""
+def _kept_shape(x: Any) -> Any:
+    """That of a statistic of x, (1, C, 1, …)."""
+    return (1, *x.shape[1:2], *[1] * (x.ndim - 2)) if isinstance(x, Tensor) else ()
+
+
+def _check_root(name: str, x: Any, eps: Any) -> None:
+    check_channels(name, x)
+    check_eps(name, eps)
+
+
+def _check_pair(name: str, a: Any, b: Any) -> None:
+    check_channels(name, a)
+    check_tensors(name, b=b)
+    if b.shape != a.shape or b.dtype != a.dtype:
+        raise ValueError(f"{name}: expected a and b of one shape and dtype, got {a.shape} and "
+                         f"{b.shape}, {a.dtype} and {b.dtype}")
+
+
+def check_channels(name: str, x: Any, *sized: Tensor | None, least: int = 2,
+                   shape: tuple[int, ...] | None = None) -> None:
+    """Raise unless x is a floating (N, C, *S) with C that of the given vectors, or of what has
+    another ``shape`` than (C,)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(x).__name__}")
     if x.ndim < least or x.dtype.kind not in "fV":
-        shape = "(N, C, *S)" if least == 2 else "(N, C, *S) input with at least one S"
-        raise ValueError(f"{name}: expected a floating {shape}, got {x.dtype} of size "
+        form = "(N, C, *S)" if least == 2 else "(N, C, *S) input with at least one S"
+        raise ValueError(f"{name}: expected a floating {form}, got {x.dtype} of size "
                          f"{list(x.shape)}")
+    shape = x.shape[1:2] if shape is None else shape
     for t in sized:
         if t is not None and not isinstance(t, Tensor):
             raise TypeError(f"{name}: expected parameters to be Tensors, got {type(t).__name__}")
-        if t is not None and (t.shape != x.shape[1:2] or not serves(t.dtype, x.dtype)):
-            raise ValueError(f"{name}: expected parameters of shape {x.shape[1:2]} and {x.dtype}, "
+        if t is not None and (t.shape != shape or not serves(t.dtype, x.dtype)):
+            raise ValueError(f"{name}: expected parameters of shape {shape} and {x.dtype}, "
                              f"one value per channel of x, got {t.shape} and {t.dtype}")
     if len({t.dtype for t in sized if t is not None}) > 1:
         raise ValueError(f"{name}: expected parameters of one dtype")

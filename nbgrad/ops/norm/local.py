@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,20 @@ SAFE = 1e9                  # up to here no power that a usual α and β make le
 LEAST = 1e-30               # beside it, what float32 loses of squares is no part of the sum
 
 
+def _check_numbers(owner: str, **given: Any) -> None:
+    for name, value in given.items():
+        if not isinstance(value, Real):
+            raise TypeError(f"{owner}: expected {name} to be a number, got {type(value).__name__}")
+
+
 def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75,
                         k: float = 1.0) -> Tensor:
     """y = x / (k + α/size Σ x²)^β, the sum over ``size`` channels of which x's is the middle one;
     those that are not there count as 0.      x: (N, C, *), at least 3 dims
 
-    Keeps x and the sums. Raises ValueError for fewer dims and for a size below 1.      Krizhevsky,
-    Sutskever & Hinton 2012, with α divided by the size as in PyTorch.
+    Keeps x and the sums. Raises ValueError for fewer dims and for a size below 1, TypeError for
+    what are no numbers.      Krizhevsky, Sutskever & Hinton 2012, with α divided by the size as in
+    PyTorch.
 
     >>> import nbgrad
     >>> local_response_norm(nbgrad.ones((1, 3, 1)), 3, alpha=3.0, beta=1.0).flatten().tolist()
@@ -38,6 +46,7 @@ def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: flo
                          f"{x.ndim} dimensions)")
     if not isinstance(size, (int, np.integer)) or size < 1:
         raise ValueError(f"local_response_norm: size must be an int of at least 1, got {size!r}")
+    _check_numbers("local_response_norm", alpha=alpha, beta=beta, k=k)
     C = x.shape[1]
     window = min(size // 2, C), min((size - 1) // 2, C)
     far = _largest(x) * math.sqrt(max(abs(alpha), 1.0)) > SAFE
@@ -94,13 +103,15 @@ def _large_response(x: Tensor, window: tuple[int, int], alpha: float, beta: floa
 def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -> Tensor:
     """y = x / max(‖x‖ₚ, ε), the norm over ``dim``: vectors of length 1, or 0.
 
-    Raises TypeError for integers, IndexError for a dim that is not there, ValueError for p ≤ 0.
+    Raises TypeError for integers and an eps that is no number, IndexError for a dim that is not
+    there, ValueError for p ≤ 0.
 
     >>> import nbgrad
     >>> normalize(nbgrad.tensor([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
     """
     x = checked(input, "normalize")
+    _check_numbers("normalize", eps=eps)
     length = norm(x, p, dim, keepdim=True)
     if _in_range(length.data, p, eps):
         return div(x, clamp(length, min=eps))  # type: ignore[no-any-return]
