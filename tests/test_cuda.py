@@ -96,6 +96,34 @@ def test_hot_kernels_spill_nothing_and_use_vectors():
 
 
 @wheels
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_optimizers_use_vectors(dtype):
+    """Two of each array in flight, and one alone in the tail, of tensors whose addresses are known
+    when the kernel runs; all but the gradient are written."""
+    from nbgrad.kernels.cuda import offline, optim
+
+    for cc in offline.capabilities():
+        for make, arrays in ((optim._sgd, 2), (optim._momentum, 3), (optim._adam, 4)):
+            r = offline.report(make(np.dtype(dtype)), cc)
+            assert (r.spilled, r.local) == (0, 0), r
+            assert r.wide_loads >= 3 * arrays, r         # more, where a loop is written out
+            assert r.wide_stores >= 3 * (arrays - 1), r
+            assert r.registers <= 96, r         # 512 threads with 128 bytes each, and more
+
+
+@wheels
+def test_a_tuple_of_parameters_is_packed_one_by_one():
+    """The entry's parameters in PTX are what launches pack, in that order."""
+    from nbgrad.kernels.cuda import optim
+
+    words = {"*": "u64", "i8": "u64", "i4": "u32", "f4": "f32", "f8": "f64"}
+    for kernel in (optim._adam(np.dtype(np.float32)), optim._count()):
+        entry = re.search(r"\.entry \w+\((.*?)\)", kernel.ptx((9, 0)), re.S)[1]
+        got = re.findall(r"\.param\s+\.(\w+)", entry)
+        assert got == [words[kind if kind in words else "*"] for kind in kernel.kinds]
+
+
+@wheels
 @pytest.mark.slow
 def test_one_run_of_the_front_end_serves_every_device():
     """What is assembled of it is what a device's own run gives, but for lengths of names."""
