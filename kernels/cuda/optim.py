@@ -11,7 +11,7 @@ from .intrinsics import aligned, cuda, device, libm, width
 from .launch import Kernel, factory
 from .layout import alike, dense
 from .memory import SIMULATED, Array, empty
-from .vectors import each, filled, reader, writer
+from .vectors import each, filled, picker, reader, writer
 
 __all__ = ["adam_step", "sgd_step"]
 
@@ -19,6 +19,7 @@ THREADS = 256 if not SIMULATED else 32
 CHUNK = 8 * THREADS          # values of a block: two vectors of float32 of each thread
 MANY = 8
 COUNTS = 32                  # of Adam's steps, in a launch
+_pick = picker(MANY)
 
 
 @device
@@ -45,18 +46,6 @@ def _task(b, n):
 @device
 def _tuple(*a):
     return a
-
-
-@cache
-def _picker(n):
-    """a[t] of n: choices, since a tuple with an index that is not known lies in memory."""
-    if n == 1:
-        return device(lambda t, a: a[0])
-    half, of_half = n // 2, _picker(n // 2)
-    return device(lambda t, a: of_half(t, a[:half]) if t < half else of_half(t - half, a[half:]))
-
-
-_pick = _picker(MANY)
 
 
 @cache
@@ -159,7 +148,7 @@ def _adam(dtype):
 @factory
 def _count():
     """A thread for each of n counts t on the device: t += 1, and what ``_adam`` needs of it."""
-    pick, pow, sqrt = _picker(COUNTS), libm("pow", np.float64), libm("sqrt", np.float64)
+    pick, pow, sqrt = picker(COUNTS), libm("pow", np.float64), libm("sqrt", np.float64)
 
     def body(counts, n, found, lr, beta1, beta2):
         k = cuda.threadIdx.x

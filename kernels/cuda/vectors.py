@@ -11,8 +11,8 @@ import numpy as np
 from ..half import named
 from .intrinsics import device, load, store, width
 
-__all__ = ["HALVES", "dtypes", "each", "filled", "gather", "of_lanes", "reader", "scatter",
-           "wide_reader", "writer"]
+__all__ = ["HALVES", "dtypes", "each", "filled", "gather", "of_lanes", "picker", "reader",
+           "scatter", "wide_reader", "writer"]
 
 HALVES = "f2", "bf"
 _EACH = {
@@ -62,6 +62,16 @@ def filled(W):
     return device({1: lambda v: (v,), 2: lambda v: (v, v), 3: lambda v: (v, v, v),
                    4: lambda v: (v, v, v, v),
                    8: lambda v: (v, v, v, v, v, v, v, v)}[W])
+
+
+@cache
+def picker(n):
+    """a[t] of n, a power of 2: choices, since a tuple with an index that is not known lies in
+    memory."""
+    if n == 1:
+        return device(lambda t, a: a[0])
+    half, of_half = n // 2, picker(n // 2)
+    return device(lambda t, a: of_half(t, a[:half]) if t < half else of_half(t - half, a[half:]))
 
 
 @cache
