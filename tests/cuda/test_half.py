@@ -99,3 +99,30 @@ def test_gradient_of_weights(dtype, case, either_order, monkeypatch):
         dw = kernels.conv2d_weight(to_device(dy), to_device(x), **settings)
         assert dw.dtype == dtype
         assert (np.abs(to_host(dw).astype(np.float64) - want) <= bound).all()
+
+
+@dtypes
+def test_a_linear_layer_with_batch_norm_multiplies_halves(dtype, monkeypatch):
+    """As one op it is the three, bit by bit, by the kernels that they have for halves."""
+    import nbgrad
+    from nbgrad import nn
+
+    kind, names, start = half.kind(dtype), set(), Kernel.__call__
+    monkeypatch.setattr(Kernel, "__call__", lambda k, *args: (names.add(k.name), start(k, *args)))
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU()).to("cuda")
+    model[0].to(dtype=dtype)
+    x = nbgrad.randn(5, 6, device="cuda").to(dtype)
+    runs = [lambda: model(x), lambda: model[2](model[1](model[0](x)))]
+    found = []
+    for run in runs:
+        model.zero_grad()
+        y = run()
+        y.float().square().sum().backward()
+        found.append([y.tolist(), *(p.grad.tolist() for p in model.parameters())])
+        kernels = {n.split("_")[0]: n for n in names if f"_{kind}" in n}
+        assert {"matmul", "normalize", "gradient"} <= kernels.keys() or "single" in kernels
+        assert not [n for n in names if n.startswith(("matmul_f4", "normalize_f4", "single_f4"))]
+        names.clear()
+    assert found[0] == found[1]
+    assert model[0].weight.grad.dtype == dtype
+    assert model[1].weight.grad.dtype == np.float32
