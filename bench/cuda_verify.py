@@ -256,9 +256,10 @@ def _ghosts(dtype, simulate):
                                                           ((4100, 70), 512)] * (not simulate):
         for layout, order in _layouts(shape):
             x, dy = (order(drawn(dtype, *shape, seed=i)) for i in range(2))
-            g, b = drawn(dtype, shape[1], seed=3), drawn(dtype, shape[1], seed=4)
-            yield (f"ghost_batch_norm, both ways {shape}{layout}",
-                   partial(_with, both, {"size": size}), [dy, x, g, b])
+            for name, params in _parameters(dtype):
+                g, b = drawn(params, shape[1], seed=3), drawn(params, shape[1], seed=4)
+                yield (f"ghost_batch_norm, both ways {shape}{layout}{name}",
+                       partial(_with, both, {"size": size}), [dy, x, g, b])
 
 
 def _samples(dtype, simulate):

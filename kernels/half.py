@@ -21,7 +21,7 @@ _KEPT = {"batch_norm_stats", "batch_norm_backward_reduce"}           # nothing b
 _GAINS = {"batch_norm_backward": (2, 1, 3), "ghost_batch_norm_backward": (2, 1, 3),
           "group_norm_backward": (2, 1, 4), "layer_norm_backward": (2, 1, 3),
           "rms_norm_backward": (2, 1, 2)}
-_FUSED = "linear_batch_norm", "linear_batch_norm_backward"           # of others, each of which rounds
+_FUSED = "linear_batch_norm", "linear_batch_norm_backward"           # of others, which round
 _IN_PLACE = {"adam_step", "sgd_step"}
 
 

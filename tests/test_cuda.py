@@ -37,6 +37,31 @@ def test_without_cupy_it_says_what_to_install():
         nn.Linear(2, 2).to("cuda")
 
 
+WITHOUT_DRIVER = """
+import nbgrad, nbgrad.cuda as cuda
+assert not cuda.is_available() and cuda.device_count() == 0
+for use in (lambda: nbgrad.ones(2).to("cuda"), lambda: nbgrad.nn.Linear(2, 2).to("cuda"),
+            lambda: nbgrad.ones(2).pin_memory(), lambda: cuda.graph(lambda: 0), cuda.synchronize):
+    try:
+        use()
+    except RuntimeError as e:
+        print(e)
+assert (nbgrad.ones(2) * 2).tolist() == [2, 2]
+"""
+
+
+@wheels
+@pytest.mark.skipif(find_spec("cupy") is not None and cuda.is_available(), reason="a GPU is there")
+def test_with_the_wheels_and_no_gpu_it_imports_and_says_so():
+    """In a process of its own, where a warning is an error: CuPy is imported when asked for."""
+    run = subprocess.run([sys.executable, "-W", "error", "-c", WITHOUT_DRIVER], cwd=ROOT,
+                         capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    lines = run.stdout.splitlines()
+    assert len(lines) == 5
+    assert all(re.match(r"device 'cuda' is not there: no GPU", line) for line in lines), lines
+
+
 @pytest.mark.parametrize(("error", "says"), [
     (ImportError("libcublas.so: not there"),
      r"'cuda' cannot be used: libcublas\.so: not there: run `pip install 'nbgrad\[cuda\]'`$"),
