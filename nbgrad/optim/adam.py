@@ -52,8 +52,9 @@ class Adam(Optimizer):
         params = [p for p in group["params"] if p.grad is not None]
         if not params:
             return
-        states = [self._own(p, group) for p in params]
-        if not is_array(states[0]["step"]):
+        counted = group["capturable"] and params[0].device != "cpu"
+        states = [self._own(p, counted) for p in params]
+        if not counted:
             refuse_captured(f"{type(self).__name__}.step() without capturable=True, which counts "
                             "steps on the host,")
             for own in states:
@@ -66,16 +67,18 @@ class Adam(Optimizer):
             steps=[own["step"] for own in states], plans=self._plans_of(group))
         bump(*params)
 
-    def _own(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        """p's state, made at its first step, with its count where the group wants it."""
-        own, counted = self.state.get(p), group["capturable"] and p.device != "cpu"
-        if own is None or is_array(own["step"]) != counted:
-            refuse_captured(f"{type(self).__name__}.step() that makes a parameter's state (let "
-                            "warm-up steps make it)")
-            if own is None:
-                own = self.state[p] = {"step": 0, "exp_avg": np.zeros_like(p.data),
-                                       "exp_avg_sq": np.zeros_like(p.data)}
-            own["step"] = full((), own["step"], np.int64, p.data) if counted else _number(own)
+    def _own(self, p: Tensor, counted: bool) -> dict[str, Any]:
+        """p's state, made at its first step; its count is on the device if it is to be ``counted``.
+        """
+        own = self.state.get(p)
+        if own is not None and isinstance(own["step"], int) != counted:
+            return own
+        refuse_captured(f"{type(self).__name__}.step() that makes a parameter's state (let warm-up "
+                        "steps make it)")
+        if own is None:
+            own = self.state[p] = {"step": 0, "exp_avg": np.zeros_like(p.data),
+                                   "exp_avg_sq": np.zeros_like(p.data)}
+        own["step"] = full((), own["step"], np.int64, p.data) if counted else _number(own)
         return own
 
     def state_dict(self) -> dict[str, Any]:
@@ -89,7 +92,7 @@ class Adam(Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p in self.state:
-                    self._own(p, group)
+                    self._own(p, group["capturable"] and p.device != "cpu")
 
 
 def _number(own: dict[str, Any]) -> int:
