@@ -1,4 +1,4 @@
-"""Training on the device and on the CPU: the same losses, step by step."""
+"""Training on the device and on the CPU: the same losses, step by step; and as a captured step."""
 
 import math
 from functools import partial
@@ -50,8 +50,38 @@ def _compare(report, case, name, image, batch, steps, dtype, close):
     report.add("train", case, value=apart, unit="rel", note=f"allowed {close:g}")
 
 
+def replayed(captured, steps, width):
+    """The loss of each step of AdamW with dropout on random numbers, as replays or eagerly."""
+    nbgrad.manual_seed(1)
+    model = models.mlp(width, (width,), dropout=0.5).to("cuda")
+    optimizer = optim.AdamW(model.parameters(), 0.01, capturable=True)
+    x = nbgrad.zeros(16, width, device="cuda")
+    t = nbgrad.tensor(np.arange(16) % 10, device="cuda")
+
+    def once():
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), t)
+        loss.backward()
+        optimizer.step()
+        return loss
+    run, found = nbgrad.cuda.graph(once, warmup=2) if captured else once, []
+    for _ in range(steps):
+        x.copy_(nbgrad.randn(16, width))
+        found.append(run().item())
+    return np.array(found)
+
+
+def _replays(report, case, steps, width):
+    want, got = (replayed(captured, steps, width) for captured in (False, True))
+    assert (got == want).all(), f"replays {got}, eager steps {want}"
+    report.add("train", case, value=0.0, unit="rel", note="allowed 0")
+
+
 def cases(report, simulate):
     """(name, comparison)."""
     for run in TINY if simulate else RUNS:
         case = f"{run[0]} {run[4]}, {run[3]} steps of {run[2]}"
         yield case, partial(_compare, report, case, *run)
+    steps, width = (4, 6) if simulate else (20, 256)
+    case = f"captured AdamW with dropout, {steps} steps"
+    yield case, partial(_replays, report, case, steps, width)

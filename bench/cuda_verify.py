@@ -256,9 +256,10 @@ def _ghosts(dtype, simulate):
                                                           ((4100, 70), 512)] * (not simulate):
         for layout, order in _layouts(shape):
             x, dy = (order(drawn(dtype, *shape, seed=i)) for i in range(2))
-            g, b = drawn(dtype, shape[1], seed=3), drawn(dtype, shape[1], seed=4)
-            yield (f"ghost_batch_norm, both ways {shape}{layout}",
-                   partial(_with, both, {"size": size}), [dy, x, g, b])
+            for name, params in _parameters(dtype):
+                g, b = drawn(params, shape[1], seed=3), drawn(params, shape[1], seed=4)
+                yield (f"ghost_batch_norm, both ways {shape}{layout}{name}",
+                       partial(_with, both, {"size": size}), [dy, x, g, b])
 
 
 def _samples(dtype, simulate):
@@ -532,6 +533,19 @@ def _fused(dtype, simulate):
             drawn(dtype, *s, seed=i) for i, s in enumerate([(N, C), (N, K), (C, K), (C,), (C,)])]
 
 
+def _replay(step):
+    """A function that is a replay of a captured step, and gives what the step gave."""
+    from nbgrad.kernels.cuda import graphs, memory
+
+    recording, result = graphs.capture(step, memory.xp, memory.SIMULATED)
+
+    def run():
+        recording.replay()
+        memory.synchronize()
+        return result
+    return run
+
+
 def _steps(dtype, simulate):
     def plain(k, p, g, m, v):
         k.sgd_step(p, g, None, lr=0.1, momentum=0, dampening=0, weight_decay=0.01, nesterov=False,
@@ -543,15 +557,28 @@ def _steps(dtype, simulate):
                    first=[False] * len(p))
         return p, m
 
-    def adam(k, p, g, m, v):
+    def adam(k, p, g, m, v, counted=False):
+        counted = counted and type(p[0]) is not np.ndarray
         k.adam_step(p, g, m, v, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.1,
-                    decoupled=True, steps=[3] * len(p))
+                    decoupled=True, steps=moved([np.array(2) for _ in p]) if counted
+                    else [3] * len(p))
         return p, m, v
+
+    def drops(k, x):
+        return k.dropout(x, np.random.Generator(np.random.PCG64(3)), 0.3)
+
+    def third(k, x):
+        rng = np.random.Generator(np.random.PCG64(3))
+        run = partial(k.dropout, x, rng, 0.3) if type(x) is np.ndarray else _replay(
+            partial(k.dropout, x, rng, 0.3))
+        return [run() for _ in range(3)][-1]
     shapes = [(3, 4), (300,), (5,), (2, 3, 3, 3)] if simulate else [(512, 512, 3, 3), (64,), (7,)]
     lists = [[np.abs(drawn(dtype, *s, seed=i)) for s in shapes] for i in range(4)]
     if dtype in ("f4", "f8"):                    # parameters in halves are refused
         yield "sgd_step", sgd, lists
         yield "sgd_step without momentum", plain, lists
         yield "adam_step", adam, lists
+        yield "adam_step, counted on the device", partial(adam, counted=True), lists
     x = drawn(dtype, 77) if simulate else drawn(dtype, 1_000_003)
-    yield "dropout", lambda k, x: k.dropout(x, np.random.Generator(np.random.PCG64(3)), 0.3), [x]
+    yield "dropout", drops, [x]
+    yield "dropout, replayed", third, [x]

@@ -8,18 +8,20 @@ from functools import cache, wraps
 
 import numpy as np
 
+from .composed import fused
 from .quiet import quiet
 
 __all__ = ["is_half", "kind", "named", "real", "through", "wide"]
 
 # of what these return, only the first is a tensor; the rest are statistics, which stay float32
-_STATISTICS = {"batch_norm", "ghost_batch_norm", "group_norm", "layer_norm", "linear_batch_norm",
-               "rms_norm", "cross_entropy"}
+_STATISTICS = {"batch_norm", "ghost_batch_norm", "group_norm", "layer_norm", "rms_norm",
+               "cross_entropy"}
 _KEPT = {"batch_norm_stats", "batch_norm_backward_reduce"}           # nothing but statistics
 # which argument is γ, in whose dtype the gradients from here to there are: it may be float32
 _GAINS = {"batch_norm_backward": (2, 1, 3), "ghost_batch_norm_backward": (2, 1, 3),
           "group_norm_backward": (2, 1, 4), "layer_norm_backward": (2, 1, 3),
-          "linear_batch_norm_backward": (3, 2, 4), "rms_norm_backward": (2, 1, 2)}
+          "rms_norm_backward": (2, 1, 2)}
+_FUSED = "linear_batch_norm", "linear_batch_norm_backward"           # of others, which round
 _IN_PLACE = {"adam_step", "sgd_step"}
 
 
@@ -98,6 +100,10 @@ class _Through:
         self._module = module
 
     def __getattr__(self, name):
+        if name in _FUSED:
+            for made, f in zip(_FUSED, fused(self)):
+                setattr(self, made, f)
+            return getattr(self, name)
         f = getattr(self._module, name)
         if name in _IN_PLACE:
             raise TypeError(f"{name}: parameters in float16 or bfloat16 would lose the updates: "

@@ -109,26 +109,34 @@ def graph(step: Callable[[], Any], warmup: int = 3) -> Graph:
 
     The first ``warmup`` calls run as they are, which compiles kernels and makes the optimizer's
     buffers; the next one captures the step in a CUDA graph, and from then on it is replayed,
-    without Python and with one launch. As with PyTorch's ``torch.cuda.graph``:
+    without Python and with one launch (and a small one for each dropout). As with PyTorch's
+    ``torch.cuda.graph``:
 
     - inputs are tensors that stay: fill them with ``copy_`` before the call;
     - what it returns, and gradients, are the same memory at every replay, overwritten by the next;
     - only what runs on the device is repeated. Python code, hooks and attributes that the step
       rebinds are not, and sizes, modes (``train``/``eval``) and branches stay as captured;
-    - gradients are either forgotten in the step (``zero_grad()``) or added up over steps.
+    - gradients are either forgotten in the step (``zero_grad()``) or added up over steps;
+    - ``Adam`` and ``AdamW`` count their steps on the device if they are made with
+      ``capturable=True``, which is needed here;
+    - dropout draws in each replay what an eager step would draw, and leaves its generator where
+      that would: captured and eager steps may take turns, and seeds may be set between them.
 
-    Memory comes from a pool of the graph's own, which is freed with it. Options of an optimizer, as
-    the learning rate, are part of the graph: after they have changed, the next call captures anew.
+    Memory comes from a pool of the graph's own, which is freed with it; a replay allocates none.
+    Options of an optimizer, as the learning rate, are part of the graph, and so are the arrays of
+    its state: after the one have changed, or the other were loaded, the next call captures anew. A
+    schedule that moves the learning rate at every step makes each one a capture, which takes longer
+    than the step itself: move it once in a while, as after an epoch.
 
     Raises RuntimeError that names it for what cannot be captured: ``.item()`` and other transfers,
-    random numbers (dropout), Adam's step (its step count is on the host: call ``step()`` behind the
-    graph), and what norms have to know of the batches before, or of a batch's values: averages
-    other than ``Exponential`` (as ``momentum=None``), ``update="step"``, ``on_nonfinite="raise"``
-    (and "skip_update", but in ``BatchNorm``), masks and workers; and norms by statistics that are
-    looked at on the host: ``LpBatchNorm`` but for p = 1 and inf, ``DecorrelatedBatchNorm`` in
-    training, ``weight_norm`` and ``spectral_norm``. Nothing has run then, and eager
-    calls go on working. Targets of ``cross_entropy`` are not checked in a captured step. What other
-    threads do meanwhile is no part of it.
+    other random numbers than dropout's, Adam's step without ``capturable=True``, an optimizer's
+    first step for a parameter, and what norms have to know of the batches before, or of a batch's
+    values: averages other than ``Exponential`` (as ``momentum=None``), ``update="step"``,
+    ``on_nonfinite="raise"`` (and "skip_update", but in ``BatchNorm``), masks and workers; and norms
+    by statistics that are looked at on the host: ``LpBatchNorm`` but for p = 1 and inf,
+    ``DecorrelatedBatchNorm`` in training, ``weight_norm`` and ``spectral_norm``. Nothing has run
+    then, and eager calls go on working. Targets of ``cross_entropy`` are not checked in a captured
+    step. What other threads do meanwhile is no part of it.
 
     >>> def train(step, batches, x, t):                     # doctest: +SKIP
     ...     step = nbgrad.cuda.graph(step)

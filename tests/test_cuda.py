@@ -37,6 +37,31 @@ def test_without_cupy_it_says_what_to_install():
         nn.Linear(2, 2).to("cuda")
 
 
+WITHOUT_DRIVER = """
+import nbgrad, nbgrad.cuda as cuda
+assert not cuda.is_available() and cuda.device_count() == 0
+for use in (lambda: nbgrad.ones(2).to("cuda"), lambda: nbgrad.nn.Linear(2, 2).to("cuda"),
+            lambda: nbgrad.ones(2).pin_memory(), lambda: cuda.graph(lambda: 0), cuda.synchronize):
+    try:
+        use()
+    except RuntimeError as e:
+        print(e)
+assert (nbgrad.ones(2) * 2).tolist() == [2, 2]
+"""
+
+
+@wheels
+@pytest.mark.skipif(find_spec("cupy") is not None and cuda.is_available(), reason="a GPU is there")
+def test_with_the_wheels_and_no_gpu_it_imports_and_says_so():
+    """In a process of its own, where a warning is an error: CuPy is imported when asked for."""
+    run = subprocess.run([sys.executable, "-W", "error", "-c", WITHOUT_DRIVER], cwd=ROOT,
+                         capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    lines = run.stdout.splitlines()
+    assert len(lines) == 5
+    assert all(re.match(r"device 'cuda' is not there: no GPU", line) for line in lines), lines
+
+
 @pytest.mark.parametrize(("error", "says"), [
     (ImportError("libcublas.so: not there"),
      r"'cuda' cannot be used: libcublas\.so: not there: run `pip install 'nbgrad\[cuda\]'`$"),
@@ -93,6 +118,34 @@ def test_hot_kernels_spill_nothing_and_use_vectors():
             assert r.wide_loads >= loads, r
             assert r.wide_stores >= stores, r
             assert r.registers <= 64, r         # 1024 threads and more on a multiprocessor
+
+
+@wheels
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_optimizers_use_vectors(dtype):
+    """Two of each array in flight, and one alone in the tail, of tensors whose addresses are known
+    when the kernel runs; all but the gradient are written."""
+    from nbgrad.kernels.cuda import offline, optim
+
+    for cc in offline.capabilities():
+        for make, arrays in ((optim._sgd, 2), (optim._momentum, 3), (optim._adam, 4)):
+            r = offline.report(make(np.dtype(dtype)), cc)
+            assert (r.spilled, r.local) == (0, 0), r
+            assert r.wide_loads >= 3 * arrays, r         # more, where a loop is written out
+            assert r.wide_stores >= 3 * (arrays - 1), r
+            assert r.registers <= 96, r         # 512 threads with 128 bytes each, and more
+
+
+@wheels
+def test_a_tuple_of_parameters_is_packed_one_by_one():
+    """The entry's parameters in PTX are what launches pack, in that order."""
+    from nbgrad.kernels.cuda import optim
+
+    words = {"*": "u64", "i8": "u64", "i4": "u32", "f4": "f32", "f8": "f64"}
+    for kernel in (optim._adam(np.dtype(np.float32)), optim._count()):
+        entry = re.search(r"\.entry \w+\((.*?)\)", kernel.ptx((9, 0)), re.S)[1]
+        got = re.findall(r"\.param\s+\.(\w+)", entry)
+        assert got == [words[kind if kind in words else "*"] for kind in kernel.kinds]
 
 
 @wheels

@@ -33,8 +33,7 @@ def test_the_hot_kernels_are_in_the_file_and_use_vectors():
             there = [rows[n] for n, _ in offline.hot(name, rows)]
             assert there or (cc == "75" and re.search("tf32|bf", name)), name
             for row in there:
-                # Adam's parameters are a few tensors of any alignment in one launch
-                assert int(row["wide_loads"]) >= 2 or name == "adam_f4", row
+                assert int(row["wide_loads"]) >= 2, row
 
 
 def test_no_kernel_spills():

@@ -21,6 +21,7 @@ from .reduce import *  # noqa: F403
 # what takes halves as such
 HALF = {"batch_norm", "batch_norm_backward", "batch_norm_backward_elemt",
         "batch_norm_backward_reduce", "batch_norm_elemt", "batch_norm_stats", "batch_norm_update",
-        "conv2d", "conv2d_input", "conv2d_weight", "group_norm", "group_norm_backward",
+        "conv2d", "conv2d_input", "conv2d_weight", "ghost_batch_norm",
+        "ghost_batch_norm_backward", "group_norm", "group_norm_backward",
         "layer_norm", "layer_norm_backward", "linear", "linear_backward", "matmul", "rms_norm",
         "rms_norm_backward"}

@@ -3,7 +3,8 @@ which may have fewer, in one launch.
 
 A block takes a ghost's tile of channels: it finds their statistics as moments.py does, or adds up
 their gradients, and then goes over the same values again, which the caches hold unless a ghost has
-several MB. So a batch should have as many ghosts times tiles as there are multiprocessors.
+several MB. So a batch should have as many ghosts times tiles as there are multiprocessors. Halves
+are read and written as such and computed in float32.
 """
 
 import math
@@ -11,13 +12,16 @@ from functools import cache
 
 import numpy as np
 
+from ..half import kind as kind_of, real as real_of
 from .intrinsics import cuda, device, libm
 from .launch import Kernel, factory, processors
+from .layer_norm import parameters
 from .layout import alike
 from .memory import empty, empty_like, xp
 from .moments import THREADS, add_trees, line_at, merge_trees, merged, moments_of_eight
 from .norm import shaped
 from .reduce import sum
+from .vectors import dtypes
 
 __all__ = ["ghost_batch_norm", "ghost_batch_norm_backward"]
 
@@ -42,7 +46,7 @@ def _place(columns, index):
 @cache
 def _constants(dtype):
     """A channel's mean in two words, and 1/σ."""
-    real, zero = dtype.type, dtype.type(0)
+    real, zero = real_of(dtype).type, real_of(dtype).type(0)
 
     @device
     def f(mean, invstd):
@@ -52,19 +56,21 @@ def _constants(dtype):
     return f
 
 
-def _kernel(body, name, dtype, columns, index, parameters):
-    kind = dtype.str[1:]
+def _kernel(body, name, dtype, params, columns, index, given):
+    """``given``: its parameters, x and p for the dtypes of x, and of γ and β."""
+    x, p = kind_of(dtype), kind_of(params)
     layout = "columns" if columns else f"segments_{index}"
-    return Kernel(body, parameters.replace("k", kind), name=f"{name}_{kind}_{layout}",
-                  threads=THREADS, minimum=2)
+    return Kernel(body, given.replace("x", x).replace("p", p), threads=THREADS, minimum=2,
+                  name=f"{name}_{x}{'' if x == p else '_' + p}_{layout}")
 
 
 @factory
-def _forward(dtype, columns, index):
+def _forward(dtype, params, columns, index):
     """y, and mean, var and invstd of the channels of every ghost."""
     (place, at), split = _place(columns, index), _constants(dtype)
     moments = moments_of_eight(dtype, 1)
-    real, one, zero, sqrt = dtype.type, dtype.type(1), dtype.type(0), libm("sqrt", np.float64)
+    real, sqrt = real_of(dtype).type, libm("sqrt", np.float64)
+    one, zero = real(1), real(0)
 
     @device
     def found(x, base, v, count, lanes, c, C, S):
@@ -109,14 +115,14 @@ def _forward(dtype, columns, index):
             j = base + at(v, c, C, S)
             y[j] = ((x[j] - high) - low) * factor + shift
             v += lanes
-    return _kernel(body, "ghosts", dtype, columns, index, "*k *k *k *k *f8 *f8 *f8 i8 i8 i8 i8 i8 "
-                   "i8 f8 i4")
+    return _kernel(body, "ghosts", dtype, params, columns, index,
+                   "*x *p *p *x *f8 *f8 *f8 i8 i8 i8 i8 i8 i8 f8 i4")
 
 
 @factory
-def _backward(dtype, columns, index):
+def _backward(dtype, params, columns, index):
     """dx, and Σ dy and Σ dy x̂ of the channels of every ghost."""
-    (place, at), split, real = _place(columns, index), _constants(dtype), dtype.type
+    (place, at), split, real = _place(columns, index), _constants(dtype), real_of(dtype).type
     one, wide = real(1), np.float64
 
     def body(dy, x, gamma, mean, invstd, dx, sum_dyx, sum_dy, N, C, S, size, side, tiles, option):
@@ -146,8 +152,8 @@ def _backward(dtype, columns, index):
             j = base + at(v, c, C, S)
             dx[j] = inverse * ((dy[j] * gain - a) - ((x[j] - high) - low) * b)
             v += lanes
-    return _kernel(body, "ghosts_backward", dtype, columns, index, "*k *k *k *f8 *f8 *k *f8 *f8 i8 "
-                   "i8 i8 i8 i8 i8 i4")
+    return _kernel(body, "ghosts_backward", dtype, params, columns, index,
+                   "*x *x *p *f8 *f8 *x *f8 *f8 i8 i8 i8 i8 i8 i8 i4")
 
 
 def _numbers(x, columns, size):
@@ -166,11 +172,11 @@ def _numbers(x, columns, size):
 def _shaped(x):
     """x in dense memory, and which kernels are for it."""
     x, (columns, *_) = shaped(x)
-    return x, (x.dtype, columns, "u4" if x.size < 2**31 else "i8")
+    return x, (columns, "u4" if x.size < 2**31 else "i8")
 
 
-def _vector(a, dtype):
-    return None if a is None else xp.ascontiguousarray(a.astype(dtype, copy=False))
+def _wide(a):
+    return xp.ascontiguousarray(a.astype(np.float64, copy=False))
 
 
 def _options(gamma, beta=None):
@@ -193,34 +199,35 @@ def ghost_batch_norm(x, gamma, beta, *, size, eps):
         return (empty_like(x), _filled(np.float64, shape), _filled(np.float64, shape),
                 _filled(np.float64, shape, 1 / math.sqrt(eps) if eps else math.inf))
     x, how = _shaped(x)
-    blocks, numbers = _numbers(x, how[1], size)
+    blocks, numbers = _numbers(x, how[0], size)
     y, stats = empty_like(x), [empty(shape, np.float64) for _ in range(3)]
-    gamma, beta = _vector(gamma, x.dtype), _vector(beta, x.dtype)
-    _forward(*how)(blocks, x, gamma, beta, y, *stats, *numbers, eps, _options(gamma, beta))
+    gamma, beta, params = parameters(x, gamma, beta)
+    _forward(x.dtype, params, *how)(
+        blocks, x, gamma, beta, y, *stats, *numbers, eps, _options(gamma, beta))
     return y, *stats
 
 
 def ghost_batch_norm_backward(dy, x, gamma, mean, invstd, *, size, apart=False):
     """dx as batch_norm_backward's of each ghost, dγ = Σ dy x̂ and dβ = Σ dy over all, (C,), or of
-    each, (ghosts, C), if ``apart``."""
-    C = x.shape[1]
+    each, (ghosts, C), if ``apart``; in γ's dtype."""
+    C, (gamma, params) = x.shape[1], parameters(x, gamma)
     if not x.size:
         shape = mean.shape if apart else (C,)
-        return empty_like(x), _filled(x.dtype, shape), _filled(x.dtype, shape)
+        return empty_like(x), _filled(params, shape), _filled(params, shape)
     x, how = _shaped(x)
-    blocks, numbers = _numbers(x, how[1], size)
+    blocks, numbers = _numbers(x, how[0], size)
     dx, sums = empty_like(x), empty((2, -(-len(x) // size), C), np.float64)
-    mean, invstd = _vector(mean, np.float64), _vector(invstd, np.float64)
-    gamma = _vector(gamma, x.dtype)
-    _backward(*how)(blocks, alike(dy, x), x, gamma, mean, invstd, dx, *sums, *numbers,
-                    _options(gamma))
-    dgamma, dbeta = (sums if apart else sum(sums, axes=(1,), keepdims=False)).astype(x.dtype)
+    _backward(x.dtype, params, *how)(
+        blocks, alike(dy, x), x, gamma, _wide(mean), _wide(invstd), dx, *sums, *numbers,
+        _options(gamma))
+    dgamma, dbeta = (sums if apart else sum(sums, axes=(1,), keepdims=False)).astype(params)
     return dx, dgamma, dbeta
 
 
 def every():
     """All kernels of this module."""
-    for dtype in map(np.dtype, (np.float32, np.float64)):
-        for columns in (True, False):
-            for make in (_forward, _backward):
-                yield make(dtype, columns, "u4")
+    for dtype in dtypes():
+        for params in {dtype: None, real_of(dtype): None}:
+            for columns in (True, False):
+                for make in (_forward, _backward):
+                    yield make(dtype, params, columns, "u4")

@@ -4,16 +4,17 @@ On a device CUDA captures what is asked of a stream. A graph holds addresses, so
 allocates comes from a pool that lives as long as the graph, and what it reads from elsewhere
 (constants, say) is kept alive. In the simulator what would run on the device is put on a list:
 launches, and NumPy's functions of device arrays, which stand for CuPy's kernels. There as here,
-capturing computes nothing.
+capturing computes nothing. What the host finds anew for each step, such as where its generator
+stands, is sent ahead of each replay.
 """
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from threading import local
 
 import numpy as np
 
-__all__ = ["Captured", "capture", "refuse", "state", "watch"]
+__all__ = ["Captured", "ahead", "capture", "refuse", "state", "watch"]
 
 
 class State(local):
@@ -26,10 +27,17 @@ state = State()
 
 
 class Recording:
-    """What both kinds of recordings have: settings of the host that are part of it."""
+    """What both kinds of recordings have: settings of the host that are part of it, and what the
+    host does ahead of each replay."""
 
     def __init__(self):
-        self.watched, self.cells = [], {}
+        self.watched, self.cells, self.ahead = [], {}, []
+
+    def replay(self):
+        refuse("a replay of another step")
+        for prepare in self.ahead:
+            prepare()
+        self._play()
 
     def unchanged(self):
         """Whether the host's settings are those that were recorded."""
@@ -40,6 +48,16 @@ def watch(get):
     """While a step is recorded: ``get()`` is part of it; when it changes, record anew."""
     if state.capture is not None:
         state.capture.watched.append((get, get()))
+
+
+def ahead(make, prepare):
+    """While a step is recorded: make(), an array that ``prepare`` fills ahead of each replay. It
+    shares no memory with what the step itself makes, which might be written in between."""
+    found = state.capture
+    with found.outside():
+        array = make()
+    found.ahead.append(partial(prepare, array))
+    return array
 
 
 def refuse(what):
@@ -62,6 +80,9 @@ class Listed(Recording):
 
     def hold(self, args):
         """Nothing: the calls hold their arrays."""
+
+    def outside(self):
+        return nullcontext()
 
     def result(self, call, inputs):
         """call()'s arrays now, for their shapes; at every replay their values, unless they are
@@ -87,7 +108,7 @@ class Listed(Recording):
         finally:
             state.capture = None
 
-    def replay(self):
+    def _play(self):
         with np.errstate(all="ignore"):
             for call in self.calls:
                 call()
@@ -114,6 +135,10 @@ class Captured(Recording):
         memory = self.pool.malloc(size)
         self.own.add(memory.mem.ptr)
         return memory
+
+    def outside(self):
+        """In here, memory does not come from the graph's pool."""
+        return self.xp.cuda.using_allocator(self.xp.get_default_memory_pool().malloc)
 
     def hold(self, args):
         """Keep alive what a launch is given from outside of the pool."""
@@ -146,7 +171,7 @@ class Captured(Recording):
         self.held.clear()
         self.pool.free_all_blocks()
 
-    def replay(self):
+    def _play(self):
         self.graph.launch(stream=self.xp.cuda.get_current_stream())
 
 

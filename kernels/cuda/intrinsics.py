@@ -13,8 +13,8 @@ from ..half import is_half, kind as kind_of, named as half_of
 from .memory import SIMULATED
 from .simulator import Pointer, pause
 
-__all__ = ["FULL", "HALVES", "address", "address_of", "arrive", "commit", "copy", "couple",
-           "crossed", "cuda", "device", "libm", "load", "load_raw", "matrices", "mma",
+__all__ = ["FULL", "HALVES", "address", "address_of", "aligned", "arrive", "commit", "copy",
+           "couple", "crossed", "cuda", "device", "libm", "load", "load_raw", "matrices", "mma",
            "mma_of_halves", "multiply_add", "outer", "quotient", "rounded", "store", "store_raw",
            "tf32", "wait", "wait_for", "width"]
 
@@ -41,6 +41,9 @@ if SIMULATED:
 
     def address_of(dtype):
         return lambda array: Pointer.of(array.view(dtype))
+
+    def aligned(pointers):
+        return not any((p.address + p.origin * p.step) % VECTOR for p in pointers)
 
     def load_raw(p, i):
         n = VECTOR // p.step
@@ -188,6 +191,18 @@ else:
                 return context.make_array(array)(context, builder, args[0]).data
             return HALVES[kind_of(dtype)](array), codegen
         return of_halves
+
+    @intrinsic
+    def aligned(typingctx, pointers):
+        """Whether each of a tuple of addresses begins a vector."""
+        def codegen(context, builder, sig, args):
+            word = ir.IntType(64)
+            bits = ir.Constant(word, 0)
+            for k in range(len(pointers)):
+                bits = builder.or_(bits, builder.ptrtoint(builder.extract_value(args[0], k), word))
+            return builder.icmp_unsigned("==", builder.and_(bits, ir.Constant(word, VECTOR - 1)),
+                                         ir.Constant(word, 0))
+        return types.boolean(pointers), codegen
 
     def _loaded(p, i, kind, half):
         def codegen(context, builder, sig, args):

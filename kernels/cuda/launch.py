@@ -15,6 +15,7 @@ import tempfile
 import threading
 from contextlib import contextmanager
 from functools import cache, partial, wraps
+from itertools import islice
 
 import numpy as np
 from numba import types
@@ -46,8 +47,9 @@ def _numba(kind):
 class Kernel:
     """``k(blocks, *args)`` runs ``body`` on so many blocks of ``threads`` threads.
 
-    ``parameters`` is a type for each: "*f4 *f4 i8". Arrays are given for addresses (None: null), of
-    that dtype, on the current device and without gaps; ``strided``: they may have gaps.
+    ``parameters`` is a type for each: "*f4 *f4 i8"; "4x*f4" are four that ``body`` has as a tuple.
+    Arrays are given for addresses (None: null), of that dtype, on the current device and without
+    gaps; ``strided``: they may have gaps.
     ``minimum`` blocks of it must fit on a multiprocessor, which bounds its registers; on devices of
     compute capability ``alone`` and above one is enough.
     ``together``: all blocks must be there at once, since they wait for each other.
@@ -56,7 +58,11 @@ class Kernel:
 
     def __init__(self, body, parameters, *, name, threads=256, shared=0, minimum=None,
                  alone=None, together=False, least=(0, 0), strided=False):
-        self.body, self.kinds, self.name = body, parameters.split(), name
+        self.body, self.name = body, name
+        # (how many, or 0 for one that is no tuple; of what), and one by one
+        self._groups = [(int(n or 0), kind) for n, kind in
+                        re.findall(r"(?:(\d+)x)?(\S+)", parameters)]
+        self.kinds = [kind for n, kind in self._groups for _ in range(n or 1)]
         self.threads, self.shared, self.minimum = threads, shared, minimum
         self.alone = alone or (99, 0)
         self.together, self.least = together, max(least, (8, 0) if "*bf" in self.kinds else (0, 0))
@@ -128,8 +134,9 @@ class Kernel:
             if kind[0] == "*" and a is not None:
                 self._check(i, a, 0)
         self._pack([a if k[0] != "*" else 0 for k, a in zip(self.kinds, args)])
-        return [simulator.Pointer.of(a) if k[0] == "*" else
-                np.dtype(k).type(a) if k[0] == "f" else a for k, a in zip(self.kinds, args)]
+        found = iter([simulator.Pointer.of(a) if k[0] == "*" else
+                      np.dtype(k).type(a) if k[0] == "f" else a for k, a in zip(self.kinds, args)])
+        return [tuple(islice(found, n)) if n else next(found) for n, _ in self._groups]
 
     # ------------------------------------------------------------------------------ machine code
 
@@ -142,7 +149,8 @@ class Kernel:
         return self._entered(code, cc)
 
     def _compiled_as(self):
-        return {"sig": types.void(*map(_numba, self.kinds)), "device": False, "abi": "numba",
+        kinds = [types.UniTuple(_numba(kind), n) if n else _numba(kind) for n, kind in self._groups]
+        return {"sig": types.void(*kinds), "device": False, "abi": "numba",
                 "launch_bounds": (self.threads, self.minimum)[:1 + (self.minimum is not None)]}
 
     def _entered(self, code, cc):

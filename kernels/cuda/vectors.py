@@ -11,26 +11,32 @@ import numpy as np
 from ..half import named
 from .intrinsics import device, load, store, width
 
-__all__ = ["HALVES", "dtypes", "each", "filled", "gather", "of_lanes", "reader", "scatter",
-           "wide_reader", "writer"]
+__all__ = ["HALVES", "dtypes", "each", "filled", "gather", "of_lanes", "picker", "reader",
+           "scatter", "wide_reader", "writer"]
 
 HALVES = "f2", "bf"
 _EACH = {
     (1, 1): lambda f: lambda a: (f(a[0]),),
     (1, 2): lambda f: lambda a: (f(a[0]), f(a[1])),
+    (1, 3): lambda f: lambda a: (f(a[0]), f(a[1]), f(a[2])),
     (1, 4): lambda f: lambda a: (f(a[0]), f(a[1]), f(a[2]), f(a[3])),
     (1, 8): lambda f: lambda a: f(a[:4]) + f(a[4:]),
     (2, 1): lambda f: lambda a, b: (f(a[0], b[0]),),
     (2, 2): lambda f: lambda a, b: (f(a[0], b[0]), f(a[1], b[1])),
+    (2, 3): lambda f: lambda a, b: (f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2])),
     (2, 4): lambda f: lambda a, b: (f(a[0], b[0]), f(a[1], b[1]), f(a[2], b[2]), f(a[3], b[3])),
     (2, 8): lambda f: lambda a, b: f(a[:4], b[:4]) + f(a[4:], b[4:]),
     (3, 1): lambda f: lambda a, b, c: (f(a[0], b[0], c[0]),),
     (3, 2): lambda f: lambda a, b, c: (f(a[0], b[0], c[0]), f(a[1], b[1], c[1])),
+    (3, 3): lambda f: lambda a, b, c: (f(a[0], b[0], c[0]), f(a[1], b[1], c[1]),
+                                       f(a[2], b[2], c[2])),
     (3, 4): lambda f: lambda a, b, c: (f(a[0], b[0], c[0]), f(a[1], b[1], c[1]),
                                        f(a[2], b[2], c[2]), f(a[3], b[3], c[3])),
     (3, 8): lambda f: lambda a, b, c: f(a[:4], b[:4], c[:4]) + f(a[4:], b[4:], c[4:]),
     (4, 1): lambda f: lambda a, b, c, d: (f(a[0], b[0], c[0], d[0]),),
     (4, 2): lambda f: lambda a, b, c, d: (f(a[0], b[0], c[0], d[0]), f(a[1], b[1], c[1], d[1])),
+    (4, 3): lambda f: lambda a, b, c, d: (f(a[0], b[0], c[0], d[0]), f(a[1], b[1], c[1], d[1]),
+                                          f(a[2], b[2], c[2], d[2])),
     (4, 4): lambda f: lambda a, b, c, d: (f(a[0], b[0], c[0], d[0]), f(a[1], b[1], c[1], d[1]),
                                           f(a[2], b[2], c[2], d[2]), f(a[3], b[3], c[3], d[3])),
     (4, 8): lambda f: lambda a, b, c, d: (f(a[:4], b[:4], c[:4], d[:4])
@@ -53,8 +59,19 @@ def each(f, arrays, W):
 @cache
 def filled(W):
     """W times the same."""
-    return device({1: lambda v: (v,), 2: lambda v: (v, v), 4: lambda v: (v, v, v, v),
+    return device({1: lambda v: (v,), 2: lambda v: (v, v), 3: lambda v: (v, v, v),
+                   4: lambda v: (v, v, v, v),
                    8: lambda v: (v, v, v, v, v, v, v, v)}[W])
+
+
+@cache
+def picker(n):
+    """a[t] of n, a power of 2: choices, since a tuple with an index that is not known lies in
+    memory."""
+    if n == 1:
+        return device(lambda t, a: a[0])
+    half, of_half = n // 2, picker(n // 2)
+    return device(lambda t, a: of_half(t, a[:half]) if t < half else of_half(t - half, a[half:]))
 
 
 @cache

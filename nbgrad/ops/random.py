@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor, checked_dtype, op
-from nbgrad.backend import checked_device, kernels, move, refuse_captured
+from nbgrad.backend import checked_device, device_of, kernels, move, refuse_captured
 from nbgrad.ops.shape import checked
 
 
@@ -62,7 +62,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def _rng(generator: Generator | None) -> np.random.Generator:
-    refuse_captured("drawing random numbers (dropout, rand), whose generator is on the host,")
+    refuse_captured("drawing random numbers (rand, randn, …), whose generator is on the host,")
     return (generator or default_generator).numpy
 
 
@@ -153,7 +153,9 @@ def bernoulli(input: Tensor, generator: Generator | None = None) -> Tensor:
 
 @op(name="dropout", method=False)
 def _dropout(x: Tensor, /, p: float, generator: Generator | None) -> Any:
-    y, kept = kernels(x).dropout(x.data, _rng(generator), p)
+    if device_of(x.data) == "cpu":
+        refuse_captured("dropout of a tensor on the CPU")
+    y, kept = kernels(x).dropout(x.data, (generator or default_generator).numpy, p)
     kept = as_tensor(kept)
     return y, (lambda dy: dy * kept,)
 

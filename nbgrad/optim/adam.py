@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from nbgrad.autograd import bump
-from nbgrad.backend import kernels, refuse_captured
+from nbgrad.autograd import Tensor, bump
+from nbgrad.backend import full, is_array, kernels, move, refuse_captured
 
 from .optimizer import Optimizer, Params
 
@@ -19,6 +20,9 @@ class Adam(Optimizer):
     m̂ = m / (1 − β₁ᵗ), v̂ = v / (1 − β₂ᵗ);  g includes weight_decay p.      Kingma & Ba 2015
 
     State per parameter: step (t), exp_avg (m), exp_avg_sq (v). There is no ``amsgrad``.
+    ``capturable``: on a GPU t is counted there, as ``nbgrad.cuda.graph`` needs it; 1 − βᵗ is then
+    the device's float64, which may differ from the host's in the last bits. ``state_dict()`` has
+    t as a number either way. On the CPU it has no effect.
     """
 
     _decoupled = False
@@ -26,9 +30,11 @@ class Adam(Optimizer):
     _state_names = ("step", *_buffers)
 
     def __init__(self, params: Params, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
-                 eps: float = 1e-8, weight_decay: float = 0, *, maximize: bool = False) -> None:
+                 eps: float = 1e-8, weight_decay: float = 0, *, maximize: bool = False,
+                 capturable: bool = False) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps,
-                                  "weight_decay": weight_decay, "maximize": maximize})
+                                  "weight_decay": weight_decay, "maximize": maximize,
+                                  "capturable": capturable})
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
@@ -36,6 +42,8 @@ class Adam(Optimizer):
             raise ValueError(f"Invalid epsilon value: {group['eps']}")
         if len(group["betas"]) != 2:
             raise ValueError(f"betas must be two numbers, got {group['betas']}")
+        if not isinstance(group["capturable"], bool):
+            raise ValueError(f"capturable must be True or False, got {group['capturable']!r}")
         for i, beta in enumerate(group["betas"]):
             if not 0 <= beta < 1:
                 raise ValueError(f"Invalid beta parameter at index {i}: {beta}")
@@ -44,15 +52,13 @@ class Adam(Optimizer):
         params = [p for p in group["params"] if p.grad is not None]
         if not params:
             return
-        refuse_captured(f"{type(self).__name__}.step(), whose step count is on the host (call it "
-                        "after the graph: gradients stay where they are),")
-        for p in params:
-            if p not in self.state:
-                self.state[p] = {"step": 0, "exp_avg": np.zeros_like(p.data),
-                                 "exp_avg_sq": np.zeros_like(p.data)}
-        states = [self.state[p] for p in params]
-        for own in states:
-            own["step"] += 1
+        counted = group["capturable"] and params[0].device != "cpu"
+        states = [self._own(p, counted) for p in params]
+        if not counted:
+            refuse_captured(f"{type(self).__name__}.step() without capturable=True, which counts "
+                            "steps on the host,")
+            for own in states:
+                own["step"] += 1
         kernels(params[0]).adam_step(
             [p.data for p in params], self._gradients(params, group),
             [own["exp_avg"] for own in states], [own["exp_avg_sq"] for own in states],
@@ -60,6 +66,39 @@ class Adam(Optimizer):
             weight_decay=group["weight_decay"], decoupled=self._decoupled,
             steps=[own["step"] for own in states], plans=self._plans_of(group))
         bump(*params)
+
+    def _own(self, p: Tensor, counted: bool) -> dict[str, Any]:
+        """p's state, made at its first step; its count is on the device if it is to be ``counted``.
+        """
+        own = self.state.get(p)
+        if own is not None and isinstance(own["step"], int) != counted:
+            return own
+        refuse_captured(f"{type(self).__name__}.step() that makes a parameter's state (let warm-up "
+                        "steps make it)")
+        if own is None:
+            own = self.state[p] = {"step": 0, "exp_avg": np.zeros_like(p.data),
+                                   "exp_avg_sq": np.zeros_like(p.data)}
+        own["step"] = full((), own["step"], np.int64, p.data) if counted else _number(own)
+        return own
+
+    def state_dict(self) -> dict[str, Any]:
+        saved = super().state_dict()
+        for own in saved["state"].values():
+            own["step"] = _number(own)
+        return saved
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p in self.state:
+                    self._own(p, group["capturable"] and p.device != "cpu")
+
+
+def _number(own: dict[str, Any]) -> int:
+    """How many steps a state counts."""
+    step = own["step"]
+    return int(move(step, "cpu")) if is_array(step) else step
 
 
 class AdamW(Adam):
@@ -69,5 +108,7 @@ class AdamW(Adam):
     _decoupled = True
 
     def __init__(self, params: Params, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999),
-                 eps: float = 1e-8, weight_decay: float = 1e-2, *, maximize: bool = False) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize)
+                 eps: float = 1e-8, weight_decay: float = 1e-2, *, maximize: bool = False,
+                 capturable: bool = False) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, maximize=maximize,
+                         capturable=capturable)

@@ -38,6 +38,7 @@ class Optimizer:
         self.state: dict[Tensor, dict[str, Any]] = {}
         self.param_groups: list[dict[str, Any]] = []
         self._plans: dict[int, dict[Any, Any]] = {}     # what the kernels keep between steps
+        self._loads = 0                                 # how often state has come in new arrays
         groups: list[Any] = list(params)
         if not groups:
             raise ValueError("optimizer got an empty parameter list")
@@ -82,8 +83,10 @@ class Optimizer:
         gs = [p.grad.data for p in params if p.grad is not None]
         return [np.negative(g, np.empty_like(g)) for g in gs] if group["maximize"] else gs
 
-    def _options(self) -> list[dict[str, Any]]:
-        return [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
+    def _options(self) -> tuple[int, list[dict[str, Any]]]:
+        """What a captured step is captured for."""
+        return self._loads, [{k: v for k, v in group.items() if k != "params"}
+                             for group in self.param_groups]
 
     def _plans_of(self, group: dict[str, Any]) -> dict[Any, Any]:
         return self._plans.setdefault(id(group), {})
@@ -174,6 +177,7 @@ class Optimizer:
                                  f"{sorted(missing)} for parameter {i}")
             state[p] = {name: _copied(name, value, p) for name, value in values.items()}
         self.param_groups, self.state, self._plans = groups, state, {}
+        self._loads += 1
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} ("]

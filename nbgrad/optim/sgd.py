@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import bump
-from nbgrad.backend import kernels
+from nbgrad.backend import kernels, refuse_captured
 
 from .optimizer import Optimizer, Params
 
@@ -47,6 +47,9 @@ class SGD(Optimizer):
             state = self.state
             bufs = [state[p].get("momentum_buffer") if p in state else None for p in params]
             first = [buf is None for buf in bufs]
+            if True in first:
+                refuse_captured("SGD.step() that makes a parameter's momentum (let warm-up steps "
+                                "make it)")
             for i, p in enumerate(params if True in first else ()):
                 if first[i]:
                     bufs[i] = np.empty_like(p.data)

@@ -81,7 +81,8 @@ def test_the_command_in_the_simulator(tmp_path, capsys):
             ("verify", "(5, 3) parameters f4"), ("verify", "softmax, both ways (3, 40)"),
             ("verify", "cross_entropy, both ways (4, 6, 5)"), ("verify", "pool2d uneven"),
             ("verify", "above a floor (2, 4, 4, 4)"), ("verify", "adaptive"), ("verify", "argmax"),
-            ("gradcheck", "softmax"), ("train", "lenet")], 1):
+            ("gradcheck", "softmax"), ("train", "lenet"), ("train", "captured"),
+            ("verify", "adam_step"), ("verify", "dropout")], 1):
         out = tmp_path / "rows.csv"
         assert cuda.main(["--simulate", "--only", part, "--case", case, "--out", str(out)]) == 0
         found = rows(out if i == 1 else tmp_path / f"rows-{i}.csv")      # none is written over

@@ -92,6 +92,7 @@ def device(monkeypatch, tmp_path):
     monkeypatch.setattr(cuda_gradcheck, "_network", lambda report: report.add("gradcheck", "net"))
     monkeypatch.setattr(cuda_train, "losses",
                         lambda name, image, batch, steps, *_: 1.0 / np.arange(1, steps + 1))
+    monkeypatch.setattr(cuda_train, "replayed", lambda captured, steps, width: np.ones(steps))
     monkeypatch.setattr(cuda_measure, "find_spec", lambda name: None)
     monkeypatch.setattr(cuda_measure, "table",
                         lambda make=cuda_measure.table: islice(make(**SMALL), 1))

@@ -4,7 +4,7 @@ import ctypes
 import gc
 import re
 import weakref
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -157,8 +157,16 @@ class Cupy:
                 note.append("end")
                 return SimpleNamespace(launch=lambda stream: note.append(f"launch on {stream}"))
         pool = SimpleNamespace(free_all_blocks=lambda: note.append("freed"))
+        self.allocator = "the graph's"
+        self.get_default_memory_pool = lambda: SimpleNamespace(malloc="the default pool's")
+
+        @contextmanager
+        def using_allocator(f):
+            before, self.allocator = self.allocator, f
+            yield
+            self.allocator = before
         self.cuda = SimpleNamespace(
-            Stream=Stream, MemoryPool=lambda: pool, using_allocator=lambda f: nullcontext(),
+            Stream=Stream, MemoryPool=lambda: pool, using_allocator=using_allocator,
             Device=lambda: SimpleNamespace(synchronize=lambda: note.append("waited")),
             get_current_stream=lambda: "current",
             runtime=SimpleNamespace(streamCaptureModeRelaxed=2))
@@ -170,6 +178,21 @@ def test_a_capture_begins_ends_and_is_launched_on_the_current_stream():
     recording.replay()
     assert result == 5
     assert cupy.asked == ["waited", "begin", "step", "end", "launch on current"]
+
+
+def test_what_is_sent_ahead_has_memory_that_no_kernel_of_the_graph_writes():
+    """The pool of the graph would give memory that an earlier kernel of it has used."""
+    cupy = Cupy()
+
+    def step():
+        assert cupy.allocator.__func__ is graphs.Captured.malloc
+        graphs.ahead(lambda: cupy.allocator, lambda array: cupy.asked.append(f"sent to {array}"))
+        assert cupy.allocator.__func__ is graphs.Captured.malloc
+    recording, _ = graphs.capture(step, cupy, False)
+    assert cupy.asked == ["waited", "begin", "end"]
+    for _ in range(2):
+        recording.replay()
+    assert cupy.asked[3:] == ["sent to the default pool's", "launch on current"] * 2
 
 
 def test_a_failed_capture_is_over_and_gives_its_memory_back():

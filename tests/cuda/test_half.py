@@ -99,3 +99,94 @@ def test_gradient_of_weights(dtype, case, either_order, monkeypatch):
         dw = kernels.conv2d_weight(to_device(dy), to_device(x), **settings)
         assert dw.dtype == dtype
         assert (np.abs(to_host(dw).astype(np.float64) - want) <= bound).all()
+
+
+@dtypes
+def test_a_linear_layer_with_batch_norm_multiplies_halves(dtype, monkeypatch):
+    """As one op it is the three, bit by bit, by the kernels that they have for halves."""
+    import nbgrad
+    from nbgrad import nn
+
+    kind, names, start = half.kind(dtype), set(), Kernel.__call__
+    monkeypatch.setattr(Kernel, "__call__", lambda k, *args: (names.add(k.name), start(k, *args)))
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU()).to("cuda")
+    model[0].to(dtype=dtype)
+    x = nbgrad.randn(5, 6, device="cuda").to(dtype)
+    runs = [lambda: model(x), lambda: model[2](model[1](model[0](x)))]
+    found = []
+    for run in runs:
+        model.zero_grad()
+        y = run()
+        y.float().square().sum().backward()
+        found.append([y.tolist(), *(p.grad.tolist() for p in model.parameters())])
+        kernels = {n.split("_")[0]: n for n in names if f"_{kind}" in n}
+        assert {"matmul", "normalize", "gradient"} <= kernels.keys() or "single" in kernels
+        assert not [n for n in names if n.startswith(("matmul_f4", "normalize_f4", "single_f4"))]
+        names.clear()
+    assert found[0] == found[1]
+    assert model[0].weight.grad.dtype == dtype
+    assert model[1].weight.grad.dtype == np.float32
+
+
+ROWS, IMAGES = (16, 40), (2, 8, 6, 6)
+# two arrays of each shape, a gradient of the result's, and what the kernels are given
+PRODUCTS = {
+    "matmul": [ROWS, ROWS[::-1], (16, 16)], "linear": [ROWS, (8, 40), (16, 8)],
+    "conv2d": [IMAGES, (16, 8, 3, 3), (2, 16, 6, 6)]}
+NORMS = {"batch_norm": IMAGES, "ghost_batch_norm": IMAGES, "group_norm": IMAGES,
+         "layer_norm": ROWS, "rms_norm": ROWS}
+
+
+def calls(name, dtype, drawn):
+    """Forward and backward of one of PRODUCTS or NORMS."""
+    from nbgrad.kernels import cuda as k
+
+    if name in PRODUCTS:
+        a, b, dy = (drawn(dtype, *shape) for shape in PRODUCTS[name])
+        if name == "matmul":
+            yield k.matmul(a, b)
+        elif name == "linear":
+            yield k.linear(a, b, drawn(dtype, 8))
+            yield from k.linear_backward(dy, a, b, input_gradient=True)
+        else:
+            how = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+            yield k.conv2d(a, b, drawn(dtype, 16), **how)
+            yield k.conv2d_input(dy, b, input_size=IMAGES, **how)
+            yield k.conv2d_weight(dy, a, kernel_size=(3, 3), **how)
+        return
+    x, dy = drawn(dtype, *NORMS[name]), drawn(dtype, *NORMS[name])
+    g, b = drawn(dtype, x.shape[1]), drawn(dtype, x.shape[1])
+    more = {"ghost_batch_norm": {"size": 1}, "group_norm": {"groups": 2}}.get(name, {})
+    if name in ("layer_norm", "rms_norm"):
+        more["dims"] = 1
+    given = (x, g) if name == "rms_norm" else (x, g, b)
+    y, *stats = getattr(k, name)(*given, **more, eps=1e-5)
+    yield y
+    stats = stats[-1:] if name == "rms_norm" else [stats[0], stats[-1]]
+    yield from (a for a in getattr(k, name + "_backward")(dy, x, g, *stats, **more)
+                if a is not None)
+
+
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64), *HALVES], ids=str)
+@pytest.mark.parametrize("name", [*PRODUCTS, *NORMS])
+def test_products_and_norms_have_kernels_for_every_dtype(name, dtype, monkeypatch):
+    """Which read and write arrays as they are: none larger than a vector of channels is converted,
+    but the gradient that a bias sums up. Results are of that dtype."""
+    from nbgrad.kernels.cuda import memory
+
+    names, converted, start = set(), [], Kernel.__call__
+    convert = memory.Array.astype
+
+    def astype(self, to, *args, **settings):
+        if self.dtype != to and self.size > 40:
+            converted.append(self.shape)
+        return convert(self, to, *args, **settings)
+    monkeypatch.setattr(memory.Array, "astype", astype)
+    monkeypatch.setattr(Kernel, "__call__", lambda k, *args: (names.add(k.name), start(k, *args)))
+    rng = np.random.default_rng(0)
+    found = list(calls(name, dtype, lambda dtype, *shape: to_device(
+        rng.standard_normal(shape).astype(dtype))))
+    assert {y.dtype for y in found} == {dtype}
+    own = [n for n in names if f"_{half.kind(dtype)}" in n]
+    assert own
+    assert converted == [(16, 8)] * (name == "linear" and dtype in HALVES)

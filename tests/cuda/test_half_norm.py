@@ -85,6 +85,31 @@ def test_batch_norm(shape, order, dtype, way):
 
 
 @dtypes
+@pytest.mark.parametrize(("shape", "size"), [((7, 5), 3), ((5, 4, 3, 3), 2), ((300, 2), 299)])
+@pytest.mark.parametrize("order", [np.ascontiguousarray, channels_last])
+def test_ghosts(shape, size, order, dtype):
+    x, dy = (order(drawn(dtype, *shape, seed=i, offset=i)) for i in range(2))
+    count = size * x[0].size // shape[1]
+    for params in (dtype, F4):
+        gamma, beta = drawn(params, shape[1], seed=2), drawn(params, shape[1], seed=3)
+        want = reference.ghost_batch_norm(*exact(x, gamma, beta), size=size, eps=1e-5)
+        d = on_device(x, gamma, beta, dy)
+        got = cuda.ghost_batch_norm(*d[:3], size=size, eps=1e-5)
+        near(got[0], want[0], dtype)
+        for a, b in zip(got[1:], want[1:], strict=True):
+            assert a.dtype == np.float64
+            np.testing.assert_allclose(to_host(a), b, rtol=1e-6, atol=1e-7)
+        for apart in (False, True):
+            back = reference.ghost_batch_norm_backward(*exact(dy, x, gamma), want[1], want[3],
+                                                       size=size, apart=apart)
+            found = cuda.ghost_batch_norm_backward(d[3], *d[:2], *on_device(want[1], want[3]),
+                                                   size=size, apart=apart)
+            near(found[0], back[0], dtype, max(1.0, float(np.abs(back[0]).max())))
+            near(found[1], back[1], params, count)
+            near(found[2], back[2], params, count)
+
+
+@dtypes
 @pytest.mark.parametrize("shape", [(300, 8), (90, 3, 24), (2, 16, 40)])
 def test_the_mask_of_x_and_groups_of_blocks(shape, dtype, either_order):
     x, dy = drawn(dtype, *shape), drawn(dtype, *shape, seed=1)
