@@ -532,6 +532,14 @@ def test_bad_arguments_are_refused(build, said):
         build()
 
 
+@pytest.mark.parametrize("word", ["momemtum", "tracked", "running_mean"])
+@pytest.mark.parametrize("name", [*LAYERS, "instance"])
+def test_words_that_no_layer_knows_are_refused(name, word):
+    build = LAYERS.get(name, lambda **k: nn.InstanceNorm1d(C, **k))
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{word}'"):
+        build(**{word: 0.5})
+
+
 def test_parameters_of_another_dtype_are_refused():
     for name in LAYERS:
         with pytest.raises(ValueError, match="and float32"):

@@ -53,7 +53,7 @@ class LpBatchNorm(RunningNorm):
         if not eps > 0:
             raise ValueError(f"LpBatchNorm: eps must be positive, got {eps}")
         super().__init__(num_features, eps, momentum, affine=affine, dtype=dtype, **policies,
-                         running_mean=0.0, running_scale=1.0)
+                         starts={"running_mean": 0.0, "running_scale": 1.0})
         self.p, self.centered = p, centered
 
     def _normalized(self, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class MeanOnlyBatchNorm(RunningNorm):
     def __init__(self, num_features: int, *, momentum: float | None = MOMENTUM, bias: bool = True,
                  dtype: Any = np.float32, **policies: Any) -> None:
         super().__init__(num_features, 0.0, momentum, bias=bias, dtype=dtype, **policies,
-                         running_mean=0.0)
+                         starts={"running_mean": 0.0})
         self.weight = None
 
     def _normalized(self, x: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ class EvoNormB0(RunningNorm):
                  affine: bool = True, activation: bool = True, dtype: Any = np.float32,
                  **policies: Any) -> None:
         super().__init__(num_features, eps, momentum, affine=affine, dtype=dtype, **policies,
-                         running_var=1.0)
+                         starts={"running_var": 1.0})
         self.register_parameter("v", self._vector(1, dtype) if activation else None)
 
     def reset_parameters(self) -> None:

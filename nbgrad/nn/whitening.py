@@ -57,9 +57,9 @@ class DecorrelatedBatchNorm(RunningNorm):
         if not isinstance(d, int) or d < 1 or C % d:
             raise ValueError(f"DecorrelatedBatchNorm: group_size must divide the {C} channels, got "
                              f"{d!r}")
+        eye = np.broadcast_to(np.eye(d), (C // d, d, d))
         super().__init__(C, eps, momentum, affine=affine, dtype=dtype, **policies,
-                         running_mean=0.0,
-                         running_whitening=np.broadcast_to(np.eye(d), (C // d, d, d)))
+                         starts={"running_mean": 0.0, "running_whitening": eye})
         self.group_size = d
 
     def _normalized(self, x: Tensor) -> Tensor:
