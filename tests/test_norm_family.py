@@ -480,6 +480,31 @@ def test_nothing_of_no_samples(name):
             np.testing.assert_array_equal(b.data, before[n])
 
 
+OTHERS = {
+    "batch": lambda **k: nn.BatchNorm(C, **k), "noisy": lambda **k: nn.NoisyBatchNorm(C, **k),
+    "split": lambda **k: nn.SplitBatchNorm(C, **k), "renorm": lambda **k: nn.BatchRenorm(C, **k),
+    "ghost": lambda **k: nn.GhostBatchNorm(C, ghost_size=2, **k),
+    "group": lambda **k: nn.GroupNorm(2, C, **k),
+    "instance": lambda **k: nn.InstanceNorm1d(C, affine=True, **k),
+}
+
+
+@pytest.mark.parametrize("shape", [(0, C, 3), (2, C, 0)])
+@pytest.mark.parametrize("name", [*LAYERS, *OTHERS])
+def test_parameters_have_no_gradient_of_no_values(name, shape):
+    """At both orders: zeros, which an optimizer can take, and no NaN from means of nothing."""
+    layer = {**LAYERS, **OTHERS}[name](dtype=np.float64)
+    x = nbgrad.tensor(np.zeros(shape), requires_grad=True)
+    leaves = [x, *layer.parameters()]
+    found = nbgrad.autograd.grad((layer(x) ** 2).sum(), leaves, create_graph=True,
+                                 allow_unused=True)
+    slopes = [(g * g).sum() for g in found if g is not None and g.requires_grad]
+    if slopes:
+        found += nbgrad.autograd.grad(slopes, leaves, allow_unused=True)
+    for g in found:
+        assert g is None or not g.detach().numpy().any()
+
+
 # ------------------------------------------------------------------------------------------- errors
 
 @pytest.mark.parametrize("name", RUNNING)

@@ -12,7 +12,8 @@ from nbgrad.backend import full, is_half, kernels, serves, writable
 from nbgrad.ops.activation import relu_backward
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.moments import Moments
-from nbgrad.ops.reduce import mean as mean_of, sum
+from nbgrad.ops.norm.channels import mean_of
+from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import checked, reshape
 
 

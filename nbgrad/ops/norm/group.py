@@ -11,10 +11,11 @@ from nbgrad.autograd import Tensor, composition, op
 from nbgrad.backend import kernels, serves, writable
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.moments import moments
-from nbgrad.ops.reduce import mean as mean_of, sum
+from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import checked, reshape
 
 from .batch import batch_norm, data, moving, scaled
+from .channels import mean_of
 
 __all__ = ["group_norm", "instance_norm"]
 

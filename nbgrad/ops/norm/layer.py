@@ -10,10 +10,11 @@ import numpy as np
 from nbgrad.autograd import Tensor, composition, op
 from nbgrad.backend import kernels, serves
 from nbgrad.ops.elementwise import rsqrt
-from nbgrad.ops.reduce import mean as mean_of, sum
+from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import checked
 
 from .batch import data, scaled
+from .channels import mean_of
 
 __all__ = ["layer_norm"]
 

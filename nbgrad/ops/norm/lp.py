@@ -20,9 +20,10 @@ from nbgrad.ops.norm.channels import (
     channel_size,
     check_channels,
     divide_channels,
+    mean_of,
     per_channel,
 )
-from nbgrad.ops.reduce import amax, mean as mean_of, sum
+from nbgrad.ops.reduce import amax, sum
 
 __all__ = ["lp_batch_norm", "lp_deviation"]
 

@@ -22,10 +22,11 @@ from nbgrad.ops.norm.channels import (
     check_eps,
     check_tensors,
     divide_channels,
+    mean_of,
     per_channel,
 )
 from nbgrad.ops.norm.samples import Sampled, gains, merged, root, row, sample_norm, zero
-from nbgrad.ops.reduce import mean as mean_of, sum
+from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import broadcast_to, reshape
 
 __all__ = ["evonorm_b0", "evonorm_s0", "filter_response_norm", "global_response_norm"]

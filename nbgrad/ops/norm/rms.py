@@ -11,9 +11,10 @@ from nbgrad.autograd import Tensor, composition, op
 from nbgrad.backend import is_half, kernels
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.norm.layer import check_rows
-from nbgrad.ops.reduce import mean as mean_of, sum
+from nbgrad.ops.reduce import sum
 
 from .batch import data
+from .channels import mean_of
 
 __all__ = ["rms_norm"]
 
