@@ -409,6 +409,18 @@ def test_to_group_norm():
     np.testing.assert_array_equal(values(model[:1]), values(model.eval()[:1]))
 
 
+@pytest.mark.parametrize(("to", "options", "becomes"), [
+    ("instance", {}, "InstanceNorm1d"), ("layer", {"size": 7}, "LayerNorm"),
+    ("layer", {}, "GroupNorm"), ("instance", {"dims": 2}, "InstanceNorm2d")])
+def test_a_norm_of_sequences_is_converted_to_one_of_sequences(to, options, becomes):
+    """4 samples of 4 channels: what took (C, H, W) would take (N, C, L), too, and err."""
+    layer = nn.convert_norm(nn.BatchNorm1d(4), to, **options)
+    assert type(layer).__name__ == becomes
+    if becomes == "InstanceNorm1d":
+        y = layer(nbgrad.randn(4, 4, 7)).detach().numpy()
+        np.testing.assert_allclose(y.mean(2), 0, atol=1e-6)         # roundings of float32
+
+
 def test_a_conversion_that_fails_changes_nothing():
     model = network()
     kinds = [type(m) for m in model]

@@ -128,9 +128,7 @@ def _evonorm_s0(channels: int, dims: int, size: Any, *, groups: int | None = Non
 @register_norm("instance")
 def _instance(channels: int, dims: int, size: Any, *, affine: bool = True,
               **settings: Any) -> Module:
-    if dims == 0:
-        raise ValueError("create_norm: instance norm needs axes behind the channels, of a single "
-                         "value nothing is left")
+    _check_space("instance", dims)             # of a single value nothing is left
     kinds = (InstanceNorm1d, InstanceNorm2d, InstanceNorm3d)
     return kinds[dims - 1](channels, affine=affine, **settings)
 
@@ -144,13 +142,19 @@ def _rms(channels: int, dims: int, size: Any, **settings: Any) -> Module:
 
 @register_norm("local")
 def _local(channels: int, dims: int, size: Any, *, window: int = 5, **settings: Any) -> Module:
+    _check_space("local response", dims)
     return LocalResponseNorm(window, **settings)
+
+
+def _check_space(name: str, dims: int) -> None:
+    if dims == 0:
+        raise ValueError(f"create_norm: {name} norm needs axes behind the channels")
 
 
 def _of_channels(name: str, kind: Callable[..., Module]) -> Builder:
     def build(channels: int, dims: int, size: Any, **settings: Any) -> Module:
-        if dims == 0 and name in ("filter_response", "global_response", "switchable"):
-            raise ValueError(f"create_norm: {name} norm needs axes behind the channels")
+        if name in ("filter_response", "global_response", "switchable"):
+            _check_space(name, dims)
         return kind(channels, **settings)
     return build
 
