@@ -16,6 +16,7 @@ from nbgrad import ops
 from nbgrad.autograd import Tensor, as_tensor, bump
 from nbgrad.nn.conv import ConvTranspose
 from nbgrad.nn.module import Module
+from nbgrad.ops.norm.channels import check_eps
 from nbgrad.ops.norm.weight import largest, norm_axes, over_sigma
 
 from .parametrize import register_parametrization
@@ -168,6 +169,7 @@ def spectral_norm(module: Module, name: str = "weight", n_power_iterations: int 
     if not isinstance(n_power_iterations, int) or n_power_iterations <= 0:
         raise ValueError("spectral_norm: Expected n_power_iterations to be positive, but got "
                          f"n_power_iterations={n_power_iterations}")
+    check_eps("spectral_norm", eps)
     return register_parametrization(module, name, _SpectralNorm(
         weight, n_power_iterations, dim % weight.ndim, eps))
 
