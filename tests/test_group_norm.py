@@ -306,7 +306,8 @@ def dtype_of(module, name, p):
 
 FUNCTIONS = {
     "normalize": (lambda F, x: F.normalize(x), lambda F, x: F.normalize(x, 3, -1),
-                  lambda F, x: F.normalize(x * 1e-14, dim=0), lambda F, x: F.normalize(x, 1)),
+                  lambda F, x: F.normalize(x * 1e-14, dim=0), lambda F, x: F.normalize(x, 1),
+                  lambda F, x: F.normalize(x * 0, 3), lambda F, x: F.normalize(x.relu(), 0.5)),
     "group_norm": (lambda F, x: F.group_norm(x, 3), lambda F, x: F.group_norm(x, 1, eps=0.5)),
     "instance_norm": (lambda F, x: F.instance_norm(x),),
     "rms_norm": (lambda F, x: F.rms_norm(x, (4,)), lambda F, x: F.rms_norm(x, (6, 4), eps=0.5)),
