@@ -711,6 +711,34 @@ def test_fold_says_what_it_left():
     np.testing.assert_allclose(values(folded.model), want, rtol=1e-5, atol=1e-5)
 
 
+class Called(nn.Module):
+    """A block whose layers are called by keyword, the batch norm with more than x."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU()
+        self.settings = settings
+
+    def forward(self, x):
+        given = {name: x if value == "x" else value for name, value in self.settings.items()}
+        return self.act(x=self.bn(x=self.conv(x=x), **given))
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"activation": "relu"}, {"residual": "x"}, {"residual": "x", "activation": "relu"},
+    {"mask": None}, {"mask": [0, 0, 0, 1, 1, 1], "residual": "x"}])
+def test_tools_see_norms_that_are_called_by_keyword(settings):
+    """update_bn, the doctor and fold, which keeps what comes behind the norm."""
+    model, x = Called(**settings), nbgrad.tensor(X[:6])
+    found = update_bn(model, [x])["bn"][0]
+    there = X[3:6] if settings.get("mask") is not None else X[:6]
+    np.testing.assert_allclose(found, values(model.conv, there).mean((0, 2, 3)), atol=1e-6)
+    assert bn_doctor(model, [x]).ok
+    folded = nbgrad.fold(model.eval(), x)
+    assert folded.layers == ("bn",)
+    np.testing.assert_allclose(values(folded.model, X[:6]), values(model, X[:6]), atol=1e-5)
+
+
 @pytest.mark.parametrize("norm", [
     lambda: nn.LpBatchNorm(4, p=1), lambda: nn.LpBatchNorm(4, p=np.inf, affine=False),
     lambda: nn.MeanOnlyBatchNorm(4), lambda: nn.InstanceNorm2d(4, track_running_stats=True),

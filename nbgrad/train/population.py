@@ -11,6 +11,7 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, bump, no_grad
 from nbgrad.nn import BatchNorm, Module
+from nbgrad.nn.hooks import input_of
 from nbgrad.nn.running import RunningNorm, keeps_statistics
 from nbgrad.nn.statistics import fits
 from nbgrad.ops import Generator, Moments, moments
@@ -216,7 +217,7 @@ class _Seen:
         self.moments: Moments | None = None
 
     def __call__(self, _: Module, args: tuple[Any, ...], settings: dict[str, Any]) -> None:
-        x = args[0]
+        x = input_of(args, settings)
         batch = moments(x, mask=settings.get("mask"))
         self.moments = batch if self.moments is None else self.moments.merge(batch)
         self.samples, self.batches = self.samples + x.shape[0], self.batches + 1

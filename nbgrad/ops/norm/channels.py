@@ -166,7 +166,7 @@ def rows(x: Tensor, groups: int) -> Tensor:
     return reshape(x, (1, n, x.data.size // n if n else 0))
 
 
-def mean_of(x: Tensor, axes: tuple[int, ...], keepdim: bool) -> Any:
+def mean_of(x: Tensor, axes: int | tuple[int, ...], keepdim: bool) -> Any:
     """The mean over axes; 0 of nothing, of which all derivatives are 0."""
     return mean(x, axes, keepdim) if x.data.size else sum(x, axes, keepdim)
 
