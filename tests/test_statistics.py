@@ -94,6 +94,16 @@ def test_gradients_with_a_mask(mask):
     assert gradcheck(lambda *xs: ops.weighted_batch_norm(*xs, mask=mask)[0], inputs, order=3)
 
 
+def test_the_gradient_of_a_mask_is_refused_and_not_dropped():
+    x, mask = nbgrad.randn(4, 2), nbgrad.ones(4, requires_grad=True)
+    for call in (lambda: ops.moments(x, mask=mask), lambda: nn.BatchNorm1d(2)(x, mask=mask),
+                 lambda: ops.weighted_batch_norm(x, mask=mask)):
+        with pytest.raises(ValueError, match=r"mask without gradient.*mask\.detach\(\)"):
+            call()
+        with nbgrad.no_grad():
+            call()
+
+
 def test_what_is_masked_out_is_not_there():
     x, w = rng.standard_normal((6, 3)), np.array([1, 1, 0, 1, 0, 1], bool)
     bad = x.copy()
