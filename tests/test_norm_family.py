@@ -540,6 +540,11 @@ def test_wrong_inputs_are_refused(name):
     (lambda: nn.NoisyBatchNorm(4, mean_range=-1), "mean_range must be finite and at least 0"),
     (lambda: nn.NoisyBatchNorm(4, mean_range=math.inf), "mean_range must be finite"),
     (lambda: nn.NoisyBatchNorm(4, scale_range=0.5), "scale_range must be finite and at least 1"),
+    (lambda: nn.NoisyBatchNorm(4, mean_jitter=None), "mean_jitter must be finite .*, got None"),
+    (lambda: nn.BatchRenorm(4, r_max=None), "r_max of at least 1 .*, got None"),
+    (lambda: nn.BatchRenorm(4, d_max="5"), "d_max of at least 0, got 3.0 and '5'"),
+    (lambda: nn.LpBatchNorm(4, None), "eps must be positive, got None"),
+    (lambda: nn.DecorrelatedBatchNorm(None), "num_features must be an int of at least 0, got None"),
     (lambda: nn.EvoNormS0(4, groups=3), "groups must divide the 4 channels"),
     (lambda: nn.FilterResponseNorm(4, eps=math.nan), "eps must not be negative"),
     (lambda: ops.whiten(nbgrad.zeros(4, 6), 4), "group_size must divide"),
@@ -555,6 +560,15 @@ def test_wrong_inputs_are_refused(name):
 def test_bad_arguments_are_refused(build, said):
     with pytest.raises(ValueError, match=said):
         build()
+
+
+def test_numbers_of_groups_may_be_numpys():
+    x, two = nbgrad.randn(6, 4, 3), np.int64(2)
+    for make in (lambda n: nn.EvoNormS0(4, groups=n), lambda n: nn.GroupNorm(n, 4),
+                 lambda n: nn.DecorrelatedBatchNorm(4, group_size=n),
+                 lambda n: nn.SplitBatchNorm(4, num_splits=n),
+                 lambda n: nn.GhostBatchNorm(4, ghost_size=n)):
+        np.testing.assert_array_equal(make(two)(x).data, make(2)(x).data)
 
 
 @pytest.mark.parametrize("word", ["momemtum", "tracked", "running_mean"])

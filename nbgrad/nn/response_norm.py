@@ -162,7 +162,7 @@ class EvoNormS0(ChannelNorm):
     def __init__(self, num_features: int, eps: float = 1e-5, *, groups: int = 32,
                  affine: bool = True, activation: bool = True, dtype: Any = np.float32) -> None:
         super().__init__(num_features, eps, affine=affine, dtype=dtype)
-        if not isinstance(groups, int) or groups < 1 or num_features % groups:
+        if not isinstance(groups, (int, np.integer)) or groups < 1 or num_features % groups:
             raise ValueError(f"EvoNormS0: groups must divide the {num_features} channels, got "
                              f"{groups!r}")
         self.groups = groups

@@ -15,6 +15,7 @@ from nbgrad.ops.norm.channels import affine
 from nbgrad.ops.norm.whitening import grouped, ungrouped
 
 from .norm import MOMENTUM
+from .parameter import check_sizes
 from .running import RunningNorm
 
 __all__ = ["DecorrelatedBatchNorm"]
@@ -52,9 +53,10 @@ class DecorrelatedBatchNorm(RunningNorm):
                  group_size: int | None = None, affine: bool = True, dtype: Any = np.float32,
                  **policies: Any) -> None:
         C, d = num_features, group_size
+        check_sizes("DecorrelatedBatchNorm", num_features=C)
         if d is None:
-            d = next((n for n in range(16, 0, -1) if isinstance(C, int) and C % n == 0), 1)
-        if not isinstance(d, int) or d < 1 or C % d:
+            d = next(n for n in range(16, 0, -1) if C % n == 0)
+        if not isinstance(d, (int, np.integer)) or d < 1 or C % d:
             raise ValueError(f"DecorrelatedBatchNorm: group_size must divide the {C} channels, got "
                              f"{d!r}")
         eye = np.broadcast_to(np.eye(d), (C // d, d, d))

@@ -193,7 +193,7 @@ def evonorm_s0(input: Tensor, groups: int, weight: Tensor | None = None, bias: T
     check_channels("evonorm_s0", input, weight, bias, v)
     check_eps("evonorm_s0", eps)
     C = input.shape[1]
-    if not isinstance(groups, int) or groups < 1 or C % groups or groups > max(C, 1):
+    if not isinstance(groups, (int, np.integer)) or groups < 1 or C % groups or groups > max(C, 1):
         raise ValueError(f"evonorm_s0: groups must divide the {C} channels, got {groups!r}")
     both = gains(input, weight, bias)
     if v is None:

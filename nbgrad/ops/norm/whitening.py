@@ -156,7 +156,7 @@ def whiten(input: Tensor, group_size: int, eps: float = 1e-5, weight: Tensor | N
     check_channels("whiten", input, weight, bias)
     check_count("whiten", input)
     C, d = input.shape[1], group_size
-    if not isinstance(d, int) or d < 1 or C % d or d > max(C, 1):
+    if not isinstance(d, (int, np.integer)) or d < 1 or C % d or d > max(C, 1):
         raise ValueError(f"whiten: group_size must divide the {C} channels, got {d!r}")
     if not eps >= 0:
         raise ValueError(f"whiten: eps must not be negative, got {eps}")
