@@ -11,6 +11,7 @@ import pytest
 
 import nbgrad
 from nbgrad import nn, ops
+from nbgrad.nn.utils.parametrizations import spectral_norm, weight_norm, weight_standardization
 from nbgrad.testing import gradcheck
 
 rng = np.random.default_rng(5)
@@ -691,6 +692,24 @@ def test_each_docstring_has_equation_shapes_what_is_kept_and_source(kind):
     assert re.search(r"x: \(", text)
     assert re.search(r"\bKeeps\b", text)
     assert re.search(r"\b(19|20)\d\d\b", text)
+
+
+FUNCTIONS = [ops.batch_norm, ops.weighted_batch_norm, ops.ghost_batch_norm, ops.layer_norm,
+             ops.group_norm, ops.instance_norm, ops.rms_norm, ops.local_response_norm,
+             ops.normalize, ops.filter_response_norm, ops.evonorm_b0, ops.evonorm_s0,
+             ops.global_response_norm, ops.switchable_norm, ops.whiten, ops.inverse_sqrt,
+             ops.lp_batch_norm, ops.lp_deviation, ops.weight_norm, ops.weight_standardization,
+             weight_norm, spectral_norm, weight_standardization]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f"{f.__module__}.{f.__name__}")
+def test_each_function_has_equation_shapes_what_is_kept_and_source(function):
+    text = function.__doc__
+    assert re.search(r"\b[ysw] = |ŵ = |A\^\(−1/2\)", text)
+    assert re.search(r"\b[xvw](, y)?: |matri|``dim``", text)
+    assert re.search(r"\bKeeps\b|; keeps x", text)
+    if function is not ops.normalize:                 # which nobody claims
+        assert re.search(r"\b(19|20)\d\d\b", text)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -194,8 +194,8 @@ def weight_standardization(module: Module, name: str = "weight", eps: float = 1e
     weight.      Qiao et al. 2019
 
     Put a group or batch norm behind the layer: its output grows with √fan_in. w is
-    ``module.parametrizations.weight.original``. Raises ValueError if there is no such tensor, and
-    for a weight with one value per channel.
+    ``module.parametrizations.weight.original``. Keeps w, μ and 1/σ. Raises ValueError if there is
+    no such tensor, and for a weight with one value per channel.
 
     >>> from nbgrad import nn
     >>> layer = weight_standardization(nn.Conv2d(3, 4, 3))

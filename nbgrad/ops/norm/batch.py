@@ -139,7 +139,9 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
                momentum: float = 0.1, eps: float = 1e-5, *, residual: Tensor | None = None,
                activation: str | None = None, return_moments: bool = False,
                moments: Moments | None = None) -> Any:
-    """y = γ (x − μ) / √(σ² + ε) + β per channel.      x: (N, C, *)   weight γ, bias β: (C,)
+    """y = γ (x − μ) / √(σ² + ε) + β per channel.      Ioffe & Szegedy 2015
+
+    x: (N, C, *)   γ ``weight``, β ``bias``: (C,)
 
     Training: μ and (biased) σ² of this batch; the running arrays, where given, move in place by
     ``momentum`` towards μ and the unbiased variance. Evaluation: the running arrays. Beyond

@@ -56,7 +56,8 @@ def ghost_batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, *,
 def ghost_batch_norm(input: Tensor, ghost_size: int, weight: Tensor | None = None,
                      bias: Tensor | None = None, eps: float = 1e-5) -> tuple[Tensor, Moments]:
     """Batch norm in training of each ``ghost_size`` samples for themselves (the last may be fewer),
-    in one kernel: y, and the moments of each ghost, arrays (ghosts, C).
+    in one kernel: y = γ (x − μ) / √(σ² + ε) + β, and the moments of each ghost, arrays (ghosts, C).
+    Hoffer, Hubara & Soudry 2017
 
     x: (N, C, *S)   γ ``weight``, β ``bias``: (C,), or (ghosts, C), each ghost's own. Keeps x, γ,
     μ, 1/σ of (ghosts, C). Raises ValueError for a ghost of one value per channel and for sizes that

@@ -80,8 +80,8 @@ def layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = Non
                bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """y = γ (x − μ) / √(σ² + ε) + β, μ and (biased) σ² over the last dims, ``normalized_shape``.
 
-    weight γ, bias β: normalized_shape. Keeps x, γ, μ, 1/σ. Raises RuntimeError if x does not end in
-    normalized_shape.   Ba, Kiros & Hinton 2016.
+    x: (..., *normalized_shape)   γ ``weight``, β ``bias``: normalized_shape. Keeps x, γ, μ, 1/σ.
+    Raises RuntimeError if x does not end in normalized_shape.      Ba, Kiros & Hinton 2016
     """
     input, shape = check_rows("layer_norm", input, normalized_shape, eps, weight=weight, bias=bias)
     if not math.prod(shape):

@@ -154,8 +154,9 @@ def evonorm_b0(input: Tensor, weight: Tensor | None, bias: Tensor | None, v: Ten
     Liu, Brock, Simonyan & Le 2020
 
     x: (N, C, *S)   γ, β, v: (C,)   std: s, √(var + ε) of each channel over the batch (training), or
-    the running one; (1, C, 1, …). Without v: y = γ x / s + β. Raises ValueError for sizes
-    that do not fit and a negative ε, TypeError for an s that is no Tensor.
+    the running one; (1, C, 1, …). Without v: y = γ x / s + β. Keeps x, the parameters, s, and mean
+    and variance of each sample's channels (without v: x, γ, s). Raises ValueError for sizes that do
+    not fit and a negative ε, TypeError for an s that is no Tensor.
     """
     check_channels("evonorm_b0", input, weight, bias, v)
     check_eps("evonorm_b0", eps)
@@ -187,8 +188,9 @@ def evonorm_s0(input: Tensor, groups: int, weight: Tensor | None = None, bias: T
     """y = γ x sigmoid(v x) / √(σ² + ε) + β,  σ² the variance over S and the channels of a group.
     Liu, Brock, Simonyan & Le 2020
 
-    x: (N, C, *S)   γ, β, v: (C,). Without v: y = γ x / √(σ² + ε) + β. Raises ValueError for groups
-    that do not divide C and for a negative ε.
+    x: (N, C, *S)   γ, β, v: (C,). Without v: y = γ x / √(σ² + ε) + β. Keeps x, the parameters, and
+    mean and variance of each sample's channels. Raises ValueError for groups that do not divide C
+    and for a negative ε.
     """
     check_channels("evonorm_s0", input, weight, bias, v)
     check_eps("evonorm_s0", eps)
@@ -228,8 +230,9 @@ def global_response_norm(input: Tensor, weight: Tensor, bias: Tensor,
     """y = γ x n + β + x,  n_c = g_c / (mean over c of g + ε),  g_c = ‖x_c‖₂ over S, per sample.
     Woo et al. 2023
 
-    x: (N, C, *S)   γ, β: (C,). The gradient of the norm of zeros is taken to be 0. Raises TypeError
-    without γ and β, ValueError for sizes that do not fit and a negative ε.
+    x: (N, C, *S)   γ, β: (C,). The gradient of the norm of zeros is taken to be 0. Keeps x, γ, β,
+    and mean and variance of each sample's channels. Raises TypeError without γ and β, ValueError
+    for sizes that do not fit and a negative ε.
     """
     check_channels("global_response_norm", input, weight, bias, least=3)
     if weight is None or bias is None:

@@ -52,8 +52,9 @@ def rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None,
              eps: float | None = None) -> Tensor:
     """y = γ x / √(mean x² + ε), the mean over the last dims, ``normalized_shape``.
 
-    weight γ: normalized_shape.  ``eps=None`` is the spacing of x's dtype at 1, of halves that of
-    float32, in which they are computed (as PyTorch does). Keeps x, γ, 1/rms.
+    x: (..., *normalized_shape)   γ ``weight``: normalized_shape. ``eps=None`` is the spacing of x's
+    dtype at 1, of halves that of float32, in which they are computed (as PyTorch does). Keeps x, γ,
+    1/rms.
     Raises RuntimeError if x does not end in normalized_shape.      Zhang & Sennrich 2019
 
     >>> import nbgrad

@@ -113,8 +113,8 @@ def _backward_of_weighted(dy: Tensor, x: Tensor, gamma: Tensor | None, count: An
 def weighted_batch_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
                         eps: float = 1e-5, *, mask: Any = None,
                         workers: Workers | None = None) -> tuple[Tensor, Moments]:
-    """Batch norm in training over part of the values, or over several workers' values: y, and the
-    moments that it normalized by.
+    """y = γ (x − μ) / √(σ² + ε) + β in training over part of the values, or over several workers'
+    values (Peng et al. 2018), and the moments that it normalized by.
 
     x: (N, C, *S)   γ ``weight``, β ``bias``: (C,)   mask: weights w ≥ 0 or booleans, (N, *S) or
     what broadcasts against (N, 1, *S). What has weight 0 is not there: y = 0 and ∂x = 0, whatever x

@@ -37,8 +37,9 @@ def inverse_sqrt(matrix: Tensor) -> Tensor:
     The coupled Newton–Schulz iteration Y ← Y T, Z ← T Z, T = (3 I − Z Y)/2 from Y = A / tr A and
     Z = I, whose Z approaches √(tr A) A^(−1/2), until it has converged (Higham 2008; Huang et al.
     2019, who stop early). Made of products, so derivatives of all orders follow. Steps grow with
-    the logarithm of the condition number: about 10 for 10, 24 for 10⁶. Raises ValueError for what
-    is singular or not positive definite in its dtype; a matrix with NaN or infinity gives NaN.
+    the logarithm of the condition number: about 10 for 10, 24 for 10⁶. Keeps Y, Z and T of each.
+    Raises ValueError for what is singular or not positive definite in its dtype; a matrix with NaN
+    or infinity gives NaN.
 
     >>> import nbgrad
     >>> root = inverse_sqrt(nbgrad.tensor([[4.0, 0.0], [0.0, 16.0]]))
