@@ -611,6 +611,7 @@ def test_any_input_gives_a_result_or_says_why():
 def test_group_size_by_default_divides():
     assert [nn.DecorrelatedBatchNorm(c).group_size for c in (3, 16, 24, 64, 17)] == [3, 16, 12, 16,
                                                                                      1]
+    assert nn.DecorrelatedBatchNorm(0)(nbgrad.zeros(3, 0)).shape == (3, 0)
 
 
 def test_tlu():

@@ -198,6 +198,24 @@ def test_a_model_of_all_of_them_is_frozen_and_released():
         nn.InstanceNorm2d(C, statistics="frozen")
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.LpBatchNorm, nn.GhostBatchNorm])
+def test_a_word_that_is_none_is_refused_whenever_it_is_set(kind, training):
+    layer = kind(4).train(training)
+    layer.statistics = "Frozen"
+    with pytest.raises(ValueError, match=r"expected statistics to be one of batch.*got 'Frozen'"):
+        layer(nbgrad.randn(8, 4, 3))
+
+
+@pytest.mark.parametrize("update", ["forward", "step"])
+def test_statistics_that_were_taken_away_do_not_move(update):
+    layer = nn.BatchNorm1d(4, update=update)
+    layer.running_mean = layer.running_var = None
+    x = nbgrad.randn(8, 4)
+    want = layer(x).data
+    np.testing.assert_allclose(layer.eval()(x).data, want, rtol=1e-6)
+
+
 def test_an_instance_norm_without_policies_counts_nothing():
     """As PyTorch's, and momentum=None moves nothing; with an average it is that."""
     x, = batches(1)

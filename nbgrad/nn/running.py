@@ -138,6 +138,7 @@ class RunningNorm(ChannelNorm):
     @property
     def _by_batch(self) -> bool:
         """Whether x's own statistics normalize, and move the running ones."""
+        check_word(self, "statistics", STATISTICS)           # which may be set at any time
         return self.training and self.statistics == "batch"
 
     def _check(self, x: Any) -> None:

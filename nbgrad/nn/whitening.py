@@ -55,7 +55,7 @@ class DecorrelatedBatchNorm(RunningNorm):
         C, d = num_features, group_size
         check_sizes("DecorrelatedBatchNorm", num_features=C)
         if d is None:
-            d = next(n for n in range(16, 0, -1) if C % n == 0)
+            d = next(n for n in range(min(16, max(C, 1)), 0, -1) if C % n == 0)
         if not isinstance(d, (int, np.integer)) or d < 1 or C % d:
             raise ValueError(f"DecorrelatedBatchNorm: group_size must divide the {C} channels, got "
                              f"{d!r}")
