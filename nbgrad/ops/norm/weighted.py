@@ -95,9 +95,9 @@ def _backward_of_weighted(dy: Tensor, x: Tensor, gamma: Tensor | None, count: An
 
     def constant(a: Any) -> Tensor:
         return as_tensor(a.astype(x.dtype))
-    share = constant(np.where(count > 0, 1 / np.maximum(count, 1e-300), 0).reshape(per_channel))
+    n = np.where(count > 0, count, np.inf).reshape(per_channel)
+    share = constant((1.0 if w is None else w) / n)    # weights of any size: of all of them, a part
     if w is not None:
-        share = share * constant(w)
         there = np.broadcast_to(w > 0, x.shape)
         x, dy = _mask(x, keep=there), _mask(dy, keep=there)
     xc = x - everywhere(sum(x * share, axes, True))
