@@ -73,7 +73,8 @@ def batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tenso
     def again(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor | None,
               y: Tensor | None) -> tuple[Tensor, ...]:
         return backward_of_batch(dy, x, gamma, beta, y, eps, relu)
-    return grads if added else grads[:3], composition(again, dy, x, gamma, beta, y)
+    return grads if added else grads[:3], composition(again, dy, x, gamma, beta, y,
+                                                      dtype=np.float64)
 
 
 def backward_of_batch(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor | None,
@@ -131,7 +132,7 @@ def batch_norm_inference_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /
     own = x.dtype if gamma is None else gamma.dtype
     with np.errstate(all="ignore"):
         sums = dgamma.astype(own), dbeta.astype(own)
-    return (dx, *sums), composition(again, dy, x, gamma)
+    return (dx, *sums), composition(again, dy, x, gamma, dtype=np.float64)
 
 
 def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,

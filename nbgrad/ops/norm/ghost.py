@@ -50,7 +50,7 @@ def ghost_batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, *,
             return dx, *(stack([s])[:0] if apart else s for s in sums)
         each, *of = zip(*(part(i)[:3] for i in range(0, x.shape[0], size)))
         return cat(each), *(stack(s) if apart else reduce(add, s) for s in of)
-    return grads, composition(again, dy, x, gamma)
+    return grads, composition(again, dy, x, gamma, dtype=np.float64)
 
 
 def ghost_batch_norm(input: Tensor, ghost_size: int, weight: Tensor | None = None,

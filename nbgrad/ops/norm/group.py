@@ -61,7 +61,7 @@ def group_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, mean: An
 
     def again(dy: Tensor, x: Tensor, gamma: Tensor | None) -> tuple[Tensor, ...]:
         return _backward_of_group(dy, x, gamma, groups, eps, center)
-    return grads, composition(again, dy, x, gamma)
+    return grads, composition(again, dy, x, gamma, dtype=np.float64)
 
 
 def _backward_of_group(dy: Tensor, x: Tensor, gamma: Tensor | None, groups: int, eps: float,

@@ -38,7 +38,7 @@ def layer_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, mean: An
     """∂x, ∂γ and ∂β of layer_norm."""
     grads = kernels(dy).layer_norm_backward(dy.data, x.data, data(gamma), mean, invstd, dims=dims)
     return grads, composition(lambda dy, x, gamma: _backward_of_layer(dy, x, gamma, dims, eps),
-                              dy, x, gamma)
+                              dy, x, gamma, dtype=np.float64)
 
 
 def _backward_of_layer(dy: Tensor, x: Tensor, gamma: Tensor | None, dims: int,

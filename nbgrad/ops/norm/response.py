@@ -69,7 +69,7 @@ def filter_response_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, b
         g = dy if gamma is None else dy * per_channel(gamma, x)
         return (inv * (g - xhat * mean_of(g * xhat, space, True)), sum(dy * xhat, others),
                 sum(dy, others), *rest)
-    return grads, composition(again, dy, x, gamma, beta, tau)
+    return grads, composition(again, dy, x, gamma, beta, tau, dtype=np.float64)
 
 
 @op(name="filter_response_norm_eps", method=False)
@@ -111,7 +111,7 @@ def filter_response_norm_eps_backward(dy: Tensor, x: Tensor, gamma: Tensor | Non
     summed = (s.reshape(x.shape[:2]).sum(0).astype(kind)
               for s, kind in zip(sums, (own_dtype, own_dtype, extra.dtype)))
     return ((dx.reshape(x.shape), *summed),
-            composition(again, dy, x, gamma, extra))
+            composition(again, dy, x, gamma, extra, dtype=np.float64))
 
 
 def _rows(x: Any) -> Any:

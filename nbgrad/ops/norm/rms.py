@@ -35,7 +35,7 @@ def rms_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, invrms: An
     """∂x and ∂γ of rms_norm."""
     grads = kernels(dy).rms_norm_backward(dy.data, x.data, data(gamma), invrms, dims=dims)
     return grads, composition(lambda dy, x, gamma: _backward_of_rms(dy, x, gamma, dims, eps),
-                              dy, x, gamma)
+                              dy, x, gamma, dtype=np.float64)
 
 
 def _backward_of_rms(dy: Tensor, x: Tensor, gamma: Tensor | None, dims: int,

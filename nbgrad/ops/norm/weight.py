@@ -102,7 +102,7 @@ def weight_norm_backward(dw: Tensor, x: Tensor, g: Tensor, /, *, norm: Any) -> A
         dg = sum(dw * u, (0, 2), True)
         return reshape(g, (1, -1, 1)) * inverse * (dw - u * dg), reshape(dg, (-1,))
     with np.errstate(all="ignore"):
-        return (dx, dg.astype(g.dtype)), composition(again, dw, x, g)
+        return (dx, dg.astype(g.dtype)), composition(again, dw, x, g, dtype=np.float64)
 
 
 def _by_rows(weight: Tensor, dim: int | None, f: Callable[[Tensor], Tensor]) -> Tensor:

@@ -83,7 +83,7 @@ def weighted_batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /,
     dtype = x.dtype if gamma is None else gamma.dtype
     with np.errstate(all="ignore"):
         sums = own[1].astype(dtype), own[0].astype(dtype)
-    return (dx, *sums), composition(again, dy, x, gamma)
+    return (dx, *sums), composition(again, dy, x, gamma, dtype=np.float64)
 
 
 def _backward_of_weighted(dy: Tensor, x: Tensor, gamma: Tensor | None, count: Any, eps: float,
