@@ -125,12 +125,12 @@ def std(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: b
     return _flat_at_zero(sqrt, var(input, dim, unbiased, keepdim, correction=correction))
 
 
-def _flat_at_zero(f: Any, x: Tensor) -> Tensor:
+def _flat_at_zero(f: Any, x: Tensor, *settings: float) -> Tensor:
     """f(x), and 0 with gradient 0 where x is 0."""
     zero = x.data == 0
     if not zero.any():
-        return f(x)  # type: ignore[no-any-return]
-    return mask(f(where(zero, 1.0, x)), ~zero)  # type: ignore[no-any-return]
+        return f(x, *settings)  # type: ignore[no-any-return]
+    return mask(f(where(zero, 1.0, x), *settings), ~zero)  # type: ignore[no-any-return]
 
 
 def _extreme(name: str, doc: str) -> Any:
@@ -286,8 +286,8 @@ def norm(input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False) -> T
     if not isinstance(p, (int, float)) or p <= 0:
         raise ValueError(f"norm: expected p > 0, inf or 'fro', got {p!r}")
     size = abs(input)
-    powers = pow(size, p) if p >= 1 else _flat_at_zero(lambda t: pow(t, p), size)
-    return _flat_at_zero(lambda t: pow(t, 1 / p), sum(powers, dim, keepdim))
+    powers = pow(size, p) if p >= 1 else _flat_at_zero(pow, size, p)
+    return _flat_at_zero(pow, sum(powers, dim, keepdim), 1 / p)
 
 
 @op

@@ -116,6 +116,39 @@ def whiten_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, *, mean: Any
     return (dx, *sums), composition(again, dy, x, gamma)
 
 
+@op(method=False)
+def whiten_inference(x: Tensor, gamma: Tensor | None, beta: Tensor | None, /, *, mean: Any,
+                     w: Any) -> Any:
+    """y = γ W (x − μ) + β with given μ (C,) and W (groups, d, d), float64.
+
+    ∂x = Wᵀ γ ∂y,   ∂γ_i = Σ_j W_ij G_ij,   ∂β = Σ ∂y,   G = Σ ∂y (x − μ)ᵀ.
+    """
+    shift = None if beta is None else beta.data
+    y = kernels(x).channel_mix(x.data, mean, _scaled(gamma, w), shift)
+    return y, lambda dy: whiten_inference_backward(dy, x, gamma, mean=mean, w=w)
+
+
+@op(method=False)
+def whiten_inference_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, *, mean: Any,
+                              w: Any) -> Any:
+    """∂x, ∂γ and ∂β of whiten_inference."""
+    k, size, zero = kernels(dy), w.shape[1], np.zeros_like(mean)
+    own, _ = k.batch_norm_stats(dy.data)
+    products = k.channel_products(dy.data, x.data, zero, mean, size=size)
+    dx = k.channel_mix(dy.data, zero, np.moveaxis(_scaled(gamma, w), 1, 2))
+
+    def again(dy: Tensor, x: Tensor, gamma: Tensor | None) -> tuple[Tensor, ...]:
+        axes, left = (0, *range(2, x.ndim)), as_tensor(w)
+        xhat = ungrouped(matmul(left, grouped(x - per_channel(as_tensor(mean), x), size)), x)
+        g = dy if gamma is None else dy * per_channel(gamma, dy)
+        return (ungrouped(matmul(mT(left), grouped(g, size)), x), sum(dy * xhat, axes),
+                sum(dy, axes))
+    dtype = x.dtype if gamma is None else gamma.dtype
+    with np.errstate(all="ignore"):
+        sums = (w * products).sum(2).reshape(-1).astype(dtype), (own * _count(x)).astype(dtype)
+    return (dx, *sums), composition(again, dy, x, gamma, dtype=np.float64)
+
+
 def _scaled(gamma: Tensor | None, w: Any) -> Any:
     """Rows of matrices (C / d, d, d), each times γ of its channel."""
     return w if gamma is None else w * gamma.data.astype(np.float64).reshape(*w.shape[:2], 1)
