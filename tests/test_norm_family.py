@@ -713,6 +713,33 @@ def test_each_function_has_equation_shapes_what_is_kept_and_source(function):
         assert re.search(r"\b(19|20)\d\d\b", text)
 
 
+NAMES = ["batch", "ghost", "split", "sync", "renorm", "frozen", "noisy", "lp", "decorrelated",
+         "switchable", "evonorm_b0", "evonorm_s0", "filter_response", "layer", "group", "instance",
+         "rms", "mean_only"]
+
+
+@pytest.mark.parametrize("size", [None, (3, 3)])
+@pytest.mark.parametrize("name", NAMES)
+def test_gamma_and_beta_are_left_out_by_the_same_words(name, size):
+    if name == "rms" and size is None:
+        return
+    words = [] if name == "mean_only" else ["affine"]             # which has beta alone
+    for word in words + ["bias"] * (name != "rms"):
+        layer = nn.create_norm(name, 8, size=size, **{word: False})
+        assert getattr(layer, "bias", None) is None
+        assert (layer.weight is None) == (word == "affine" or name == "mean_only")
+        assert layer(nbgrad.randn(4, 8, 3, 3)).shape == (4, 8, 3, 3)
+
+
+@pytest.mark.parametrize("build", [nn.EvoNormS0, nn.FilterResponseNorm])
+def test_no_beta_is_a_beta_of_zero(build):
+    settings = {"groups": 2} if build is nn.EvoNormS0 else {}
+    x = rng.standard_normal((4, 6, 5))
+    with_beta, without = (build(6, bias=b, dtype=np.float64, **settings) for b in (True, False))
+    np.testing.assert_array_equal(run(with_beta, x), run(without, x))
+    assert list(without.state_dict()) == [n for n in with_beta.state_dict() if n != "bias"]
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_each_signature_is_channels_eps_momentum_and_then_keywords(kind):
     """PyTorch's where it has the layer; what a layer does not have is left out."""

@@ -58,7 +58,9 @@ def register_norm(name: str) -> Callable[[Builder], Builder]:
 
 def create_norm(name: str | None, channels: int, *, dims: int | None = None,
                 size: int | Sequence[int] | None = None, **settings: Any) -> Module:
-    """A norm for x (N, channels, *) by name; None is Identity. ``settings`` are those of the layer.
+    """A norm for x (N, channels, *) by name; None is Identity. ``settings`` are those of the layer;
+    ``affine=False`` and ``bias=False`` leave gamma and beta out by every name that has them, but for
+    "global_response", which is nothing without.
 
     dims: number of axes behind the channels (0: a layer of units); where it is None, that of
     ``size``, else 2, as for images.   size: their lengths, which "layer" and "rms" need to take a
@@ -102,10 +104,10 @@ def _batch(channels: int, dims: int, size: Any, **settings: Any) -> Module:
 
 
 @register_norm("layer")
-def _layer(channels: int, dims: int, size: Any, **settings: Any) -> Module:
+def _layer(channels: int, dims: int, size: Any, *, affine: bool = True, **settings: Any) -> Module:
     if size is None:
-        return GroupNorm(1, channels, **settings)
-    return LayerNorm((channels, *size), **settings)
+        return GroupNorm(1, channels, affine=affine, **settings)
+    return LayerNorm((channels, *size), **{"elementwise_affine": affine, **settings})
 
 
 @register_norm("group")
@@ -134,10 +136,10 @@ def _instance(channels: int, dims: int, size: Any, *, affine: bool = True,
 
 
 @register_norm("rms")
-def _rms(channels: int, dims: int, size: Any, **settings: Any) -> Module:
+def _rms(channels: int, dims: int, size: Any, *, affine: bool = True, **settings: Any) -> Module:
     if size is None:
         raise ValueError("create_norm: rms norm needs the size of the axes behind the channels")
-    return RMSNorm((channels, *size), **settings)
+    return RMSNorm((channels, *size), **{"elementwise_affine": affine, **settings})
 
 
 @register_norm("local")

@@ -66,8 +66,9 @@ class FilterResponseNorm(ChannelNorm):
     learned_eps: Parameter | None
 
     def __init__(self, num_features: int, eps: float = 1e-6, *, affine: bool = True,
-                 tlu: bool = True, learn_eps: bool = False, dtype: Any = np.float32) -> None:
-        super().__init__(num_features, eps, affine=affine, dtype=dtype)
+                 bias: bool = True, tlu: bool = True, learn_eps: bool = False,
+                 dtype: Any = np.float32) -> None:
+        super().__init__(num_features, eps, affine=affine, bias=bias, dtype=dtype)
         for name, wanted in (("threshold", tlu), ("learned_eps", learn_eps)):
             self.register_parameter(name, self._vector(0, dtype) if wanted else None)
         self.reset_parameters()
@@ -160,8 +161,9 @@ class EvoNormS0(ChannelNorm):
     v: Parameter | None
 
     def __init__(self, num_features: int, eps: float = 1e-5, *, groups: int = 32,
-                 affine: bool = True, activation: bool = True, dtype: Any = np.float32) -> None:
-        super().__init__(num_features, eps, affine=affine, dtype=dtype)
+                 affine: bool = True, bias: bool = True, activation: bool = True,
+                 dtype: Any = np.float32) -> None:
+        super().__init__(num_features, eps, affine=affine, bias=bias, dtype=dtype)
         if not isinstance(groups, (int, np.integer)) or groups < 1 or num_features % groups:
             raise ValueError(f"EvoNormS0: groups must divide the {num_features} channels, got "
                              f"{groups!r}")
