@@ -59,8 +59,8 @@ def register_norm(name: str) -> Callable[[Builder], Builder]:
 def create_norm(name: str | None, channels: int, *, dims: int | None = None,
                 size: int | Sequence[int] | None = None, **settings: Any) -> Module:
     """A norm for x (N, channels, *) by name; None is Identity. ``settings`` are those of the layer;
-    ``affine=False`` and ``bias=False`` leave gamma and beta out by every name that has them, but for
-    "global_response", which is nothing without.
+    ``affine=False`` and ``bias=False`` leave gamma and beta out by every name that has them, but
+    for "global_response", which is nothing without.
 
     dims: number of axes behind the channels (0: a layer of units); where it is None, that of
     ``size``, else 2, as for images.   size: their lengths, which "layer" and "rms" need to take a
