@@ -247,6 +247,21 @@ def test_workers_find_the_population_of_all():
             np.testing.assert_allclose(model[i].running_var.data, var, rtol=1e-5)
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_worker_without_samples_finds_what_the_others_do(exact):
+    group, parts = nn.InProcess(3, timeout=60), (X[:20], X[:0], X[20:])
+    models = [network() for _ in parts]
+
+    def work(worker):
+        model = nn.convert_norm(models[worker.number], "sync", workers=worker)
+        return update_bn(model, [nbgrad.tensor(parts[worker.number])], exact=exact)
+
+    want = update_bn(network(), [nbgrad.tensor(X)], exact=exact)
+    for found in group.run(work):
+        for name in want:
+            np.testing.assert_allclose(found[name], want[name], rtol=1e-5, atol=1e-6)
+
+
 def test_workers_adapt_by_the_samples_of_all():
     group, models = nn.InProcess(2, timeout=60), [nn.Sequential(nn.BatchNorm2d(2))
                                                   for _ in range(2)]

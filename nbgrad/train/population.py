@@ -293,7 +293,8 @@ def _in_order_of_use(model: Module, loader: Iterable[Any],
             if layer.running_mean is None:
                 raise ValueError(f"population statistics: batch norm {name!r} keeps no running "
                                  "statistics (track_running_stats=False)")
-        model(_first(loader))
+        # a worker whose part is empty takes part in what the others find
+        model(_first(loader, any(layer.workers is not None for layer in layers.values())))
     twice = next((name for name in order if order.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"population statistics: batch norm {twice!r} runs twice in one forward "
@@ -311,12 +312,15 @@ def first_input(batch: Any) -> Tensor:
     return first
 
 
-def _first(loader: Iterable[Any]) -> Tensor:
+def _first(loader: Iterable[Any], empty: bool = False) -> Tensor:
     if isinstance(loader, Iterator):
         raise ValueError("population statistics: an iterator ends after one pass, and one per "
                          "layer is needed: pass a list or a DataLoader")
+    x = None
     for batch in loader:
         x = first_input(batch)
         if len(x.data):
             return x
-    raise ValueError("population statistics: the training set is empty")
+    if x is None or not empty:
+        raise ValueError("population statistics: the training set is empty")
+    return x
