@@ -247,6 +247,28 @@ def test_workers_find_the_population_of_all():
             np.testing.assert_allclose(model[i].running_var.data, var, rtol=1e-5)
 
 
+class Routed(nn.Module):
+    """Large batches take another norm than small ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.small, self.large = (nn.BatchNorm1d(2) for _ in range(3))
+
+    def forward(self, x):
+        return self.last((self.large if len(x) > 5 else self.small)(x) * 2 + 3)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_norms_that_some_batches_reach_have_the_statistics_of_those(exact):
+    small, large = (np.float32(rng.standard_normal((n, 2)) + 4) for n in (4, 9))
+    found = update_bn(Routed(), [nbgrad.tensor(small), nbgrad.tensor(large)], exact=exact)
+    assert sorted(found) == ["large", "last", "small"]
+    for name, x in (("small", small), ("large", large)):
+        np.testing.assert_allclose(found[name][0], x.mean(0), rtol=1e-6)
+    # each is normalized by its own: mean 3 and variance 4 of all, but for eps
+    np.testing.assert_allclose(found["last"], [[3, 3], [4, 4]], rtol=1e-4)
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_worker_without_samples_finds_what_the_others_do(exact):
     group, parts = nn.InProcess(3, timeout=60), (X[:20], X[:0], X[20:])
