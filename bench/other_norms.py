@@ -42,7 +42,7 @@ def _with(layer, gamma, beta):
 
 
 def _renorm(x, gamma, beta, _):
-    layer = nn.BatchRenorm(x.shape[1], eps=EPS, momentum=0.0, affine=False)
+    layer = nn.BatchRenorm(x.shape[1], eps=EPS, momentum=0.0, affine=False, dtype=x.dtype)
     return _with(layer, gamma, beta)(x)
 
 
@@ -121,19 +121,19 @@ def _split_composed(x, gamma, beta, v):
                     _batch_composed(x[half:], v, gamma, None)])
 
 
-def _noise(channels):
-    return nn.NoisyBatchNorm(channels, EPS, 0.0, affine=False, generator=nbgrad.Generator(0))
+def _noise(x):
+    return nn.NoisyBatchNorm(x.shape[1], EPS, 0.0, affine=False, generator=nbgrad.Generator(0),
+                             dtype=x.dtype)
 
 
 def _noisy(x, gamma, beta, _):
-    return _with(_noise(x.shape[1]), gamma, beta)(x)
+    return _with(_noise(x), gamma, beta)(x)
 
 
 def _noisy_composed(x, gamma, beta, _):
     """The same noise: that of a layer with the same generator."""
-    scale, shift = _noise(x.shape[1])._drawn(*x.shape[:2])
-    scale, shift = (nbgrad.as_tensor(a.astype(np.float32)[:, :, None, None])
-                    for a in (scale, shift))
+    scale, shift = (nbgrad.as_tensor(a.astype(x.dtype)[:, :, None, None])
+                    for a in _noise(x)._drawn(*x.shape[:2]))
     return _batch_composed(x, gamma, beta, None) * scale + shift
 
 
@@ -179,7 +179,7 @@ def _mask(x):
 
 def _masked_composed(x, gamma, beta, _):
     mask = _mask(x)
-    there = nbgrad.as_tensor(mask.astype(np.float32))
+    there = nbgrad.as_tensor(mask.astype(x.dtype))
     share = there / float(mask.sum())
     xc = x - (x * share).sum((0, 2, 3), True)
     var = (xc * xc * share).sum((0, 2, 3), True)
@@ -194,7 +194,7 @@ def _weights(x):
 
 def _weighted_composed(x, gamma, beta, _):
     w = _weights(x)
-    share, there = (nbgrad.as_tensor(a.astype(np.float32)) for a in (w / w.sum(), w > 0))
+    share, there = (nbgrad.as_tensor(a.astype(x.dtype)) for a in (w / w.sum(), w > 0))
     xc = x - (x * share).sum((0, 2, 3), True)
     var = (xc * xc * share).sum((0, 2, 3), True)
     return _affine(xc * ops.rsqrt(var + EPS), gamma, beta) * there
@@ -233,11 +233,11 @@ def _decorrelated(x, gamma, beta, _):
 
 
 def _decorrelated_composed(x, gamma, beta, _):
-    """In float32, and with covariances by elementary ops, too."""
+    """In x's dtype, and with covariances by elementary ops, too."""
     N, C, H, W = x.shape
     xc = _moments(x, (0, 2, 3))[0].permute(1, 0, 2, 3).reshape((C // GROUPS, GROUPS, N * H * W))
     cov = ops.matmul(xc, xc.mT) / float(N * H * W)
-    root = ops.inverse_sqrt(cov + nbgrad.as_tensor(EPS * np.eye(GROUPS, dtype=np.float32)))
+    root = ops.inverse_sqrt(cov + nbgrad.as_tensor(EPS * np.eye(GROUPS, dtype=x.dtype)))
     y = ops.matmul(root, xc).reshape((C, N, H, W)).permute(1, 0, 2, 3)
     return _affine(y, gamma, beta)
 

@@ -162,6 +162,12 @@ def whitened(size):
     return lambda x, *gains: nbgrad.ops.whiten(x, size, 0.1, *gains)[0]
 
 
+def mixed(x, gamma=None, beta=None):
+    """By matrices that are not symmetric, as averages of others hardly are."""
+    w = np.array([[[1.0, 0.5], [-0.25, 2.0]], [[0.5, 0.0], [1.5, -1.0]]])
+    return op("whiten_inference", mean=np.arange(4.0), w=w)(x, gamma, beta)
+
+
 def over_sigma(w):
     """At the constants u and v of another matrix."""
     u, v = np.array([0.6, 0.8, 0.0]), np.array([0.5, -0.5, 0.5, 0.5])
@@ -363,6 +369,10 @@ SAMPLES = {
     "whiten": [(whitened(2), (real(4, 4, 2), real(4), real(4))), (whitened(3), (real(5, 3),))],
     "whiten_backward": [(gradients_of(whitened(2)), (real(4, 4, 2), real(4, 4, 2), real(4))),
                         (gradients_of(whitened(1)), (real(5, 2), real(5, 2)))],
+    "whiten_inference": [(mixed, (real(3, 4, 2), real(4), real(4))), (mixed, (real(3, 4),))],
+    "whiten_inference_backward": [
+        (gradients_of(mixed), (real(3, 4, 2), real(3, 4, 2), real(4))),
+        (gradients_of(mixed), (real(3, 4), real(3, 4), real(4)))],
     "weight_norm": [(lambda v, g: nbgrad.ops.weight_norm(v, g, 1), (real(2, 3, 2), real(1, 3, 1))),
                     (lambda v, g: nbgrad.ops.weight_norm(v, g, None), (real(2, 3), real()))],
     "weight_norm_backward": [(gradients_of(lambda v, g: nbgrad.ops.weight_norm(v, g, 0)),
@@ -679,7 +689,8 @@ MODULES = {
     "norm.channels": ["center", "center_backward", "channel_std", "channel_rms", "channel_dot",
                       "channel_size", "channel_sums", "divide_channels", "at_least"],
     "norm.lp": ["lp_batch_norm", "lp_batch_norm_backward"],
-    "norm.whitening": ["whiten", "whiten_backward"],
+    "norm.whitening": ["whiten", "whiten_backward", "whiten_inference",
+                       "whiten_inference_backward"],
     "norm.weight": ["weight_norm", "weight_norm_backward", "spectral_norm",
                     "spectral_norm_backward"],
     "norm.ghost": ["ghost_batch_norm", "ghost_batch_norm_backward"],

@@ -306,7 +306,8 @@ def dtype_of(module, name, p):
 
 FUNCTIONS = {
     "normalize": (lambda F, x: F.normalize(x), lambda F, x: F.normalize(x, 3, -1),
-                  lambda F, x: F.normalize(x * 1e-14, dim=0), lambda F, x: F.normalize(x, 1)),
+                  lambda F, x: F.normalize(x * 1e-14, dim=0), lambda F, x: F.normalize(x, 1),
+                  lambda F, x: F.normalize(x * 0, 3), lambda F, x: F.normalize(x.relu(), 0.5)),
     "group_norm": (lambda F, x: F.group_norm(x, 3), lambda F, x: F.group_norm(x, 1, eps=0.5)),
     "instance_norm": (lambda F, x: F.instance_norm(x),),
     "rms_norm": (lambda F, x: F.rms_norm(x, (4,)), lambda F, x: F.rms_norm(x, (6, 4), eps=0.5)),
@@ -369,6 +370,7 @@ def test_what_is_refused_is_what_pytorch_refuses(f, message):
     (lambda: ops.local_response_norm(nbgrad.ones(2, 4, 3), 0), "size must be an int of at least 1"),
     (lambda: nn.create_norm("spooky", 3), "create_norm: expected None or one of batch, .*'spooky'"),
     (lambda: nn.create_norm("instance", 3, dims=0), "instance norm needs axes behind the channels"),
+    (lambda: nn.create_norm("local", 3, dims=0), "local response norm needs axes behind the"),
     (lambda: nn.create_norm("rms", 3), "rms norm needs the size"),
     (lambda: nn.create_norm("layer", 3, dims=1, size=(2, 2)), "dims from 0 to 3 and as many sizes"),
     (lambda: nn.register_norm("batch"), "there is a norm 'batch' already"),

@@ -195,6 +195,22 @@ def test_watch_sees_the_gradient_of_outputs_and_dead_units():
     assert w.rows[0]["0/signal_norm"] == pytest.approx(np.sqrt(2))
 
 
+def test_watch_sees_a_norm_that_is_called_by_keyword_and_with_a_mask():
+    class ByName(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bn = nn.BatchNorm1d(1)
+
+        def forward(self, x):
+            return self.bn(x=x, mask=[1, 1, 0])
+
+    model = ByName()
+    with watch(model) as w:
+        model(as_tensor(np.array([[4], [6], [1000]], np.float32))).sum().backward()
+    # of running mean 0 and var 1, those of 4 and 6 are 5 and 1: 5 standard deviations
+    assert w.rows[0]["bn/divergence"] == pytest.approx(5, rel=1e-5)
+
+
 def test_watch_measures_every_nth_training_step_of_some_layers():
     model = network()
     optimizer = sgd(model)

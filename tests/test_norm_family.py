@@ -11,6 +11,7 @@ import pytest
 
 import nbgrad
 from nbgrad import nn, ops
+from nbgrad.nn.utils.parametrizations import spectral_norm, weight_norm, weight_standardization
 from nbgrad.testing import gradcheck
 
 rng = np.random.default_rng(5)
@@ -480,6 +481,31 @@ def test_nothing_of_no_samples(name):
             np.testing.assert_array_equal(b.data, before[n])
 
 
+OTHERS = {
+    "batch": lambda **k: nn.BatchNorm(C, **k), "noisy": lambda **k: nn.NoisyBatchNorm(C, **k),
+    "split": lambda **k: nn.SplitBatchNorm(C, **k), "renorm": lambda **k: nn.BatchRenorm(C, **k),
+    "ghost": lambda **k: nn.GhostBatchNorm(C, ghost_size=2, **k),
+    "group": lambda **k: nn.GroupNorm(2, C, **k),
+    "instance": lambda **k: nn.InstanceNorm1d(C, affine=True, **k),
+}
+
+
+@pytest.mark.parametrize("shape", [(0, C, 3), (2, C, 0)])
+@pytest.mark.parametrize("name", [*LAYERS, *OTHERS])
+def test_parameters_have_no_gradient_of_no_values(name, shape):
+    """At both orders: zeros, which an optimizer can take, and no NaN from means of nothing."""
+    layer = {**LAYERS, **OTHERS}[name](dtype=np.float64)
+    x = nbgrad.tensor(np.zeros(shape), requires_grad=True)
+    leaves = [x, *layer.parameters()]
+    found = nbgrad.autograd.grad((layer(x) ** 2).sum(), leaves, create_graph=True,
+                                 allow_unused=True)
+    slopes = [(g * g).sum() for g in found if g is not None and g.requires_grad]
+    if slopes:
+        found += nbgrad.autograd.grad(slopes, leaves, allow_unused=True)
+    for g in found:
+        assert g is None or not g.detach().numpy().any()
+
+
 # ------------------------------------------------------------------------------------------- errors
 
 @pytest.mark.parametrize("name", RUNNING)
@@ -515,6 +541,11 @@ def test_wrong_inputs_are_refused(name):
     (lambda: nn.NoisyBatchNorm(4, mean_range=-1), "mean_range must be finite and at least 0"),
     (lambda: nn.NoisyBatchNorm(4, mean_range=math.inf), "mean_range must be finite"),
     (lambda: nn.NoisyBatchNorm(4, scale_range=0.5), "scale_range must be finite and at least 1"),
+    (lambda: nn.NoisyBatchNorm(4, mean_jitter=None), "mean_jitter must be finite .*, got None"),
+    (lambda: nn.BatchRenorm(4, r_max=None), "r_max of at least 1 .*, got None"),
+    (lambda: nn.BatchRenorm(4, d_max="5"), "d_max of at least 0, got 3.0 and '5'"),
+    (lambda: nn.LpBatchNorm(4, None), "eps must be positive, got None"),
+    (lambda: nn.DecorrelatedBatchNorm(None), "num_features must be an int of at least 0, got None"),
     (lambda: nn.EvoNormS0(4, groups=3), "groups must divide the 4 channels"),
     (lambda: nn.FilterResponseNorm(4, eps=math.nan), "eps must not be negative"),
     (lambda: ops.whiten(nbgrad.zeros(4, 6), 4), "group_size must divide"),
@@ -573,6 +604,23 @@ def test_what_does_not_fit_x_never_reaches_a_kernel(call, error, said):
         call()
 
 
+def test_numbers_of_groups_may_be_numpys():
+    x, two = nbgrad.randn(6, 4, 3), np.int64(2)
+    for make in (lambda n: nn.EvoNormS0(4, groups=n), lambda n: nn.GroupNorm(n, 4),
+                 lambda n: nn.DecorrelatedBatchNorm(4, group_size=n),
+                 lambda n: nn.SplitBatchNorm(4, num_splits=n),
+                 lambda n: nn.GhostBatchNorm(4, ghost_size=n)):
+        np.testing.assert_array_equal(make(two)(x).data, make(2)(x).data)
+
+
+@pytest.mark.parametrize("word", ["momemtum", "tracked", "running_mean"])
+@pytest.mark.parametrize("name", [*LAYERS, "instance"])
+def test_words_that_no_layer_knows_are_refused(name, word):
+    build = LAYERS.get(name, lambda **k: nn.InstanceNorm1d(C, **k))
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{word}'"):
+        build(**{word: 0.5})
+
+
 def test_parameters_of_another_dtype_are_refused():
     for name in LAYERS:
         with pytest.raises(ValueError, match="and float32"):
@@ -604,6 +652,7 @@ def test_any_input_gives_a_result_or_says_why():
 def test_group_size_by_default_divides():
     assert [nn.DecorrelatedBatchNorm(c).group_size for c in (3, 16, 24, 64, 17)] == [3, 16, 12, 16,
                                                                                      1]
+    assert nn.DecorrelatedBatchNorm(0)(nbgrad.zeros(3, 0)).shape == (3, 0)
 
 
 def test_tlu():
@@ -685,6 +734,51 @@ def test_each_docstring_has_equation_shapes_what_is_kept_and_source(kind):
     assert re.search(r"x: \(", text)
     assert re.search(r"\bKeeps\b", text)
     assert re.search(r"\b(19|20)\d\d\b", text)
+
+
+FUNCTIONS = [ops.batch_norm, ops.weighted_batch_norm, ops.ghost_batch_norm, ops.layer_norm,
+             ops.group_norm, ops.instance_norm, ops.rms_norm, ops.local_response_norm,
+             ops.normalize, ops.filter_response_norm, ops.evonorm_b0, ops.evonorm_s0,
+             ops.global_response_norm, ops.switchable_norm, ops.whiten, ops.inverse_sqrt,
+             ops.lp_batch_norm, ops.lp_deviation, ops.weight_norm, ops.weight_standardization,
+             weight_norm, spectral_norm, weight_standardization]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f"{f.__module__}.{f.__name__}")
+def test_each_function_has_equation_shapes_what_is_kept_and_source(function):
+    text = function.__doc__
+    assert re.search(r"\b[ysw] = |ŵ = |A\^\(−1/2\)", text)
+    assert re.search(r"\b[xvw](, y)?: |matri|``dim``", text)
+    assert re.search(r"\bKeeps\b|; keeps x", text)
+    if function is not ops.normalize:                 # which nobody claims
+        assert re.search(r"\b(19|20)\d\d\b", text)
+
+
+NAMES = ["batch", "ghost", "split", "sync", "renorm", "frozen", "noisy", "lp", "decorrelated",
+         "switchable", "evonorm_b0", "evonorm_s0", "filter_response", "layer", "group", "instance",
+         "rms", "mean_only"]
+
+
+@pytest.mark.parametrize("size", [None, (3, 3)])
+@pytest.mark.parametrize("name", NAMES)
+def test_gamma_and_beta_are_left_out_by_the_same_words(name, size):
+    if name == "rms" and size is None:
+        return
+    words = [] if name == "mean_only" else ["affine"]             # which has beta alone
+    for word in words + ["bias"] * (name != "rms"):
+        layer = nn.create_norm(name, 8, size=size, **{word: False})
+        assert getattr(layer, "bias", None) is None
+        assert (layer.weight is None) == (word == "affine" or name == "mean_only")
+        assert layer(nbgrad.randn(4, 8, 3, 3)).shape == (4, 8, 3, 3)
+
+
+@pytest.mark.parametrize("build", [nn.EvoNormS0, nn.FilterResponseNorm])
+def test_no_beta_is_a_beta_of_zero(build):
+    settings = {"groups": 2} if build is nn.EvoNormS0 else {}
+    x = rng.standard_normal((4, 6, 5))
+    with_beta, without = (build(6, bias=b, dtype=np.float64, **settings) for b in (True, False))
+    np.testing.assert_array_equal(run(with_beta, x), run(without, x))
+    assert list(without.state_dict()) == [n for n in with_beta.state_dict() if n != "bias"]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -1,5 +1,7 @@
 """How every layer with running statistics averages them: the same words, the same meaning."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -196,6 +198,37 @@ def test_a_model_of_all_of_them_is_frozen_and_released():
     assert nn.freeze_batch_norm(alone).statistics == "batch"
     with pytest.raises(ValueError, match="needs track_running_stats=True"):
         nn.InstanceNorm2d(C, statistics="frozen")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.LpBatchNorm, nn.GhostBatchNorm])
+def test_a_word_that_is_none_is_refused_whenever_it_is_set(kind, training):
+    layer = kind(4).train(training)
+    layer.statistics = "Frozen"
+    with pytest.raises(ValueError, match=r"expected statistics to be one of batch.*got 'Frozen'"):
+        layer(nbgrad.randn(8, 4, 3))
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.EvoNormB0, nn.LpBatchNorm])
+def test_a_copy_within_a_step_goes_on_with_the_step(kind):
+    layer = kind(3, update="step", momentum=0.5)
+    first, second = nbgrad.randn(8, 3), nbgrad.randn(4, 3) + 2
+    layer(first)
+    copied = copy.deepcopy(layer)
+    for each in (layer, copied):
+        each(second)
+        assert each.num_batches_tracked.item() == 1
+    for a, b in zip(layer.buffers(), copied.buffers()):
+        np.testing.assert_array_equal(a.data, b.data)
+
+
+@pytest.mark.parametrize("update", ["forward", "step"])
+def test_statistics_that_were_taken_away_do_not_move(update):
+    layer = nn.BatchNorm1d(4, update=update)
+    layer.running_mean = layer.running_var = None
+    x = nbgrad.randn(8, 4)
+    want = layer(x).data
+    np.testing.assert_allclose(layer.eval()(x).data, want, rtol=1e-6)
 
 
 def test_an_instance_norm_without_policies_counts_nothing():

@@ -247,6 +247,43 @@ def test_workers_find_the_population_of_all():
             np.testing.assert_allclose(model[i].running_var.data, var, rtol=1e-5)
 
 
+class Routed(nn.Module):
+    """Large batches take another norm than small ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.last, self.small, self.large = (nn.BatchNorm1d(2) for _ in range(3))
+
+    def forward(self, x):
+        return self.last((self.large if len(x) > 5 else self.small)(x) * 2 + 3)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_norms_that_some_batches_reach_have_the_statistics_of_those(exact):
+    small, large = (np.float32(rng.standard_normal((n, 2)) + 4) for n in (4, 9))
+    found = update_bn(Routed(), [nbgrad.tensor(small), nbgrad.tensor(large)], exact=exact)
+    assert sorted(found) == ["large", "last", "small"]
+    for name, x in (("small", small), ("large", large)):
+        np.testing.assert_allclose(found[name][0], x.mean(0), rtol=1e-6)
+    # each is normalized by its own: mean 3 and variance 4 of all, but for eps
+    np.testing.assert_allclose(found["last"], [[3, 3], [4, 4]], rtol=1e-4)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_worker_without_samples_finds_what_the_others_do(exact):
+    group, parts = nn.InProcess(3, timeout=60), (X[:20], X[:0], X[20:])
+    models = [network() for _ in parts]
+
+    def work(worker):
+        model = nn.convert_norm(models[worker.number], "sync", workers=worker)
+        return update_bn(model, [nbgrad.tensor(parts[worker.number])], exact=exact)
+
+    want = update_bn(network(), [nbgrad.tensor(X)], exact=exact)
+    for found in group.run(work):
+        for name in want:
+            np.testing.assert_allclose(found[name], want[name], rtol=1e-5, atol=1e-6)
+
+
 def test_workers_adapt_by_the_samples_of_all():
     group, models = nn.InProcess(2, timeout=60), [nn.Sequential(nn.BatchNorm2d(2))
                                                   for _ in range(2)]
@@ -407,6 +444,18 @@ def test_to_group_norm():
     model = nn.convert_norm(network(), "group")
     assert [type(model[i]).__name__ for i in (1, 6)] == ["GroupNorm"] * 2
     np.testing.assert_array_equal(values(model[:1]), values(model.eval()[:1]))
+
+
+@pytest.mark.parametrize(("to", "options", "becomes"), [
+    ("instance", {}, "InstanceNorm1d"), ("layer", {"size": 7}, "LayerNorm"),
+    ("layer", {}, "GroupNorm"), ("instance", {"dims": 2}, "InstanceNorm2d")])
+def test_a_norm_of_sequences_is_converted_to_one_of_sequences(to, options, becomes):
+    """4 samples of 4 channels: what took (C, H, W) would take (N, C, L), too, and err."""
+    layer = nn.convert_norm(nn.BatchNorm1d(4), to, **options)
+    assert type(layer).__name__ == becomes
+    if becomes == "InstanceNorm1d":
+        y = layer(nbgrad.randn(4, 4, 7)).detach().numpy()
+        np.testing.assert_allclose(y.mean(2), 0, atol=1e-6)         # roundings of float32
 
 
 def test_a_conversion_that_fails_changes_nothing():
@@ -697,6 +746,34 @@ def test_fold_says_what_it_left():
     assert folded.layers == ("5",)
     assert folded.left == ("1", "3", "6", "8")
     np.testing.assert_allclose(values(folded.model), want, rtol=1e-5, atol=1e-5)
+
+
+class Called(nn.Module):
+    """A block whose layers are called by keyword, the batch norm with more than x."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU()
+        self.settings = settings
+
+    def forward(self, x):
+        given = {name: x if value == "x" else value for name, value in self.settings.items()}
+        return self.act(x=self.bn(x=self.conv(x=x), **given))
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"activation": "relu"}, {"residual": "x"}, {"residual": "x", "activation": "relu"},
+    {"mask": None}, {"mask": [0, 0, 0, 1, 1, 1], "residual": "x"}])
+def test_tools_see_norms_that_are_called_by_keyword(settings):
+    """update_bn, the doctor and fold, which keeps what comes behind the norm."""
+    model, x = Called(**settings), nbgrad.tensor(X[:6])
+    found = update_bn(model, [x])["bn"][0]
+    there = X[3:6] if settings.get("mask") is not None else X[:6]
+    np.testing.assert_allclose(found, values(model.conv, there).mean((0, 2, 3)), atol=1e-6)
+    assert bn_doctor(model, [x]).ok
+    folded = nbgrad.fold(model.eval(), x)
+    assert folded.layers == ("bn",)
+    np.testing.assert_allclose(values(folded.model, X[:6]), values(model, X[:6]), atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", [

@@ -1,5 +1,6 @@
 """Every op against PyTorch: value, shape, dtype, and the gradient of every floating input."""
 
+import math
 import warnings
 
 import numpy as np
@@ -120,7 +121,9 @@ REDUCE = {
     **{f"norm {p}": (lambda F, a, p=p: a.norm(p, dim=1), normal(*X))
        for p in (1, 2, 3, 2.5, float("inf"))},
     "norm of dims": (lambda F, a: a.norm(2, dim=(0, 1), keepdim=True), normal(*X)),
-    "norm at zero": (lambda F, a: a.norm(2, dim=1), np.array([[0.0, 0], [3, 4]])),
+    **{f"norm {p} at zero": (lambda F, a, p=p: a.norm(p, dim=1),
+                             np.array([[0.0, 0], [3, 4], [0, 2]]))
+       for p in (0.5, 1, 1.5, 2, 3, math.inf)},
     "cumsum": (lambda F, a: F.cumsum(a, 1), normal(*X)),
     "softmax": (lambda F, a: F.softmax(a, 1), 50 * normal(*X)),
     "softmax last": (lambda F, a: a.softmax(-1) + a.log_softmax(0), 3 * normal(*X)),

@@ -94,6 +94,16 @@ def test_gradients_with_a_mask(mask):
     assert gradcheck(lambda *xs: ops.weighted_batch_norm(*xs, mask=mask)[0], inputs, order=3)
 
 
+def test_the_gradient_of_a_mask_is_refused_and_not_dropped():
+    x, mask = nbgrad.randn(4, 2), nbgrad.ones(4, requires_grad=True)
+    for call in (lambda: ops.moments(x, mask=mask), lambda: nn.BatchNorm1d(2)(x, mask=mask),
+                 lambda: ops.weighted_batch_norm(x, mask=mask)):
+        with pytest.raises(ValueError, match=r"mask without gradient.*mask\.detach\(\)"):
+            call()
+        with nbgrad.no_grad():
+            call()
+
+
 def test_what_is_masked_out_is_not_there():
     x, w = rng.standard_normal((6, 3)), np.array([1, 1, 0, 1, 0, 1], bool)
     bad = x.copy()
@@ -367,8 +377,35 @@ def test_renorm_of_no_samples_has_finite_gradients_and_takes_presets():
     assert nn.BatchRenorm(2, like="keras").correction == 0
 
 
+@pytest.mark.parametrize(("limits", "got"), [((0.5, 5), "0.5 and 5"), ((3, None), "3 and None")])
+def test_limits_of_renorm_are_looked_at_whenever_they_change(limits, got):
+    layer = nn.BatchRenorm(2)
+    layer.r_max, layer.d_max = limits
+    with pytest.raises(ValueError, match=f"at least 0, got {got}"):
+        layer(nbgrad.randn(4, 2))
+    assert layer.num_batches_tracked.item() == 0
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-40, 1e40, 1e300])
+def test_the_size_of_weights_makes_no_difference(scale):
+    """To second order, in float32, which does not hold them."""
+    x, w = nbgrad.randn(6, 3, 4), np.random.default_rng(2).uniform(0.1, 1, (6, 4))
+
+    def found(w):
+        at = x.detach().requires_grad_()
+        y, _ = ops.weighted_batch_norm(at, mask=w)
+        dx, = nbgrad.autograd.grad((y * y * y).sum(), (at,), create_graph=True)
+        return y.detach(), dx.detach(), nbgrad.autograd.grad((dx * dx).sum(), at)[0]
+    for a, b in zip(found(w * scale), found(w)):
+        np.testing.assert_allclose(a.data, b.data, rtol=1e-5, atol=1e-5)
+
+
 def test_averages_that_are_none_and_both_ways_at_once_are_refused():
-    with pytest.raises(ValueError, match="expected average"):
-        nn.BatchNorm1d(2, average=0.9)
+    for average in (0.9, nn.Cumulative):              # a class is no average yet
+        with pytest.raises(ValueError, match="expected average"):
+            nn.BatchNorm1d(2, average=average)
+    for decay in (1.0, None, "0.9"):
+        with pytest.raises(ValueError, match=f"from 0 to below 1, got {decay!r}"):
+            nn.Exponential(decay)
     with pytest.raises(ValueError, match="not both"):
         nn.BatchNorm1d(2, momentum=0.5, average=nn.Cumulative())

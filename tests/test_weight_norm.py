@@ -319,6 +319,16 @@ def test_a_buffer_can_be_parametrized():
     np.testing.assert_array_equal(layer.running_var.data, 2)
 
 
+@pytest.mark.parametrize("first", [weight_norm, spectral_norm])
+def test_what_is_of_two_tensors_can_only_come_first(first):
+    layer = first(nn.Linear(3, 2))
+    keys = list(layer.state_dict())
+    with pytest.raises(ValueError, match="_WeightNorm is of 2 tensors, and can only be the first"):
+        weight_norm(layer)
+    assert list(layer.state_dict()) == keys
+    assert layer.weight.shape == (2, 3)                # it is still computed
+
+
 class Wider(nn.Module):
     def forward(self, x):
         return ops.cat([x, x])
@@ -329,6 +339,7 @@ class Wider(nn.Module):
     (lambda m: weight_norm(m, dim=2), IndexError, "out of range"),
     (lambda m: spectral_norm(m, dim=2), IndexError, "out of range"),
     (lambda m: spectral_norm(m, n_power_iterations=0), ValueError, "to be positive"),
+    (lambda m: spectral_norm(m, eps=-1.0), ValueError, "spectral_norm: eps must not be negative"),
     (lambda m: weight_standardization(m, "bias"), ValueError, "more than 1 weight per output"),
     (lambda m: weight_standardization(m, eps=-1.0), ValueError, "eps must not be negative"),
     (lambda m: parametrize.register_parametrization(m, "weight", Wider()), ValueError,

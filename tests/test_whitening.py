@@ -9,7 +9,7 @@ import pytest
 from nbgrad.kernels import cpu, reference
 
 import nbgrad
-from nbgrad import ops
+from nbgrad import graph, nn, ops
 from nbgrad.autograd import grad
 from nbgrad.ops.norm.channels import affine
 
@@ -96,3 +96,21 @@ def test_threads_change_no_bit(d):
         nbgrad.set_num_threads(before)
     for a, b in zip(*runs):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "channels-last"])
+def test_evaluation_keeps_the_order_in_memory_and_x_alone(layout):
+    """As training does: what may be viewed as rows there may be here."""
+    x = rng.standard_normal((5, 6, 3, 4))
+    if layout == "channels-last":
+        x = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    layer = nn.DecorrelatedBatchNorm(6, group_size=3, dtype=np.float64)
+    layer(nbgrad.as_tensor(x))
+    layer.running_whitening.data[...] = rng.standard_normal((2, 3, 3))
+    at = nbgrad.as_tensor(x).requires_grad_()
+    y = layer.eval()(at)
+    assert y.data.strides == x.strides
+    assert graph.saved_bytes(y) < x.nbytes + 600         # and gamma, mean and W
+    xc = (x - layer.running_mean.data[:, None, None]).reshape(5, 2, 3, 12)
+    want = np.einsum("gij,ngjs->ngis", layer.running_whitening.data, xc).reshape(x.shape)
+    np.testing.assert_allclose(y.data, want, rtol=1e-12, atol=1e-13)

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from nbgrad.backend import is_half
-
 from .engine import accumulate, propagate
 from .mode import enable_grad, state
 from .node import OPS
@@ -90,19 +88,22 @@ def cotangent_of(y: Tensor, given: Any, where: str) -> Tensor:
     return dy if dy.data.dtype is y.data.dtype else dy.to(y.dtype)
 
 
-def composition(f: Callable[..., Any], *xs: Tensor | None) -> Callable[..., Any]:
+def composition(f: Callable[..., Any], *xs: Tensor | None,
+                dtype: Any = np.float32) -> Callable[..., Any]:
     """The vjp of ``f`` at ``xs``, found by recording ``f`` when it is asked for.
 
     For a fused op whose own gradient is rarely needed: ``f`` is the same function in elementary
-    ops. It recomputes everything from ``xs``, so the gradient is exact at every order; of halves in
-    float32, rounded once.
+    ops. It recomputes everything from ``xs``, so the gradient is exact at every order; in ``dtype``
+    where that is wider than theirs, rounded once.
     """
+    width = np.dtype(dtype).itemsize
+
     def vjp(*dys: Tensor | None) -> list[Tensor | None]:
         again = state.recording
         with enable_grad():
             at = [x if x is None or not x.requires_grad else
                   OPS["alias"](x) if again else x.detach().requires_grad_() for x in xs]
-            ys = f(*(x.to(np.float32) if x is not None and is_half(x.dtype) else x for x in at))
+            ys = f(*(x.to(dtype) if x is not None and x.dtype.itemsize < width else x for x in at))
             ys = ys if isinstance(ys, tuple) else (ys,)
             pairs = [(y, dy.to(y.dtype)) for y, dy in zip(ys, dys)
                      if dy is not None and y.requires_grad]

@@ -239,6 +239,8 @@ class Tensor:
         for name, value in vars(self).items():
             if name not in ("_hooks", "_retained", "_version", "grad", "data"):
                 setattr(out, name, value)
+        if self._version is not None:                # what was noted of the clock holds of the copy
+            out._version = self._version[:1]
         out.data = self.data.copy(order="K")
         out.grad = None if self.grad is None else self.grad.detach().clone()
         return out

@@ -12,6 +12,7 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, is_grad_enabled
 from nbgrad.nn import BatchNorm, Flatten, Identity, Module
+from nbgrad.nn.hooks import input_of
 from nbgrad.ops import moments
 from nbgrad.train.doctor.examination import distance
 from nbgrad.train.metrics import CsvLog, Log, TensorBoardLog
@@ -169,7 +170,7 @@ class Watch:
         self._count(start)
 
     def _prepare(self, name: str, module: Module) -> None:
-        self._hooks.append(module.register_forward_hook(self._observer(name)))
+        self._hooks.append(module.register_forward_hook(self._observer(name), with_kwargs=True))
         if isinstance(module, BatchNorm) and module.running_mean is not None:
             assert module.running_var is not None
             self._running[name] = (module.running_mean.data.astype(np.float64),
@@ -209,7 +210,7 @@ class Watch:
     # ------------------------------------------------------------------------------ one layer
 
     def _observer(self, layer: str) -> Callable[..., None]:
-        def observe(module: Module, args: Any, y: Any) -> None:
+        def observe(module: Module, args: Any, settings: Any, y: Any) -> None:
             row = self._row
             if row is None or not isinstance(y, Tensor) or y.dtype.kind != "f" or not y.data.size:
                 return
@@ -217,8 +218,9 @@ class Watch:
             self._check_unit(layer, y)
             row |= {f"{name}/{key}": value for key, value in _output(y.data, self._unit).items()}
             row |= {f"{name}/{key}": value for key, value in self._weight(module).items()}
-            if layer in self._running and isinstance(args[0], Tensor):
-                off = distance(*self._running[layer], moments(args[0]),
+            if layer in self._running:
+                found = moments(input_of(args, settings), mask=settings.get("mask"))
+                off = distance(*self._running[layer], found,
                                module.eps)  # type: ignore[attr-defined]
                 row[f"{name}/divergence"] = float(np.sqrt(np.mean(off * off)))
             if any(p.requires_grad for p in module.parameters(recurse=False)):

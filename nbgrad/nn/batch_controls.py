@@ -13,7 +13,7 @@ from nbgrad import ops
 from nbgrad.autograd import Tensor, as_tensor
 
 from .batch_norm import BatchNorm, there
-from .norm import MOMENTUM
+from .norm import MOMENTUM, at_least
 from .running import RunningNorm
 
 __all__ = ["LpBatchNorm", "MeanOnlyBatchNorm", "NoisyBatchNorm"]
@@ -50,10 +50,10 @@ class LpBatchNorm(RunningNorm):
                  dtype: Any = np.float32, **policies: Any) -> None:
         if not isinstance(p, (int, float)) or not p >= 1:
             raise ValueError(f"LpBatchNorm: p must be at least 1, or inf, got {p!r}")
-        if not eps > 0:
+        if not at_least(eps, 0) or eps == 0:
             raise ValueError(f"LpBatchNorm: eps must be positive, got {eps}")
         super().__init__(num_features, eps, momentum, affine=affine, dtype=dtype, **policies,
-                         running_mean=0.0, running_scale=1.0)
+                         starts={"running_mean": 0.0, "running_scale": 1.0})
         self.p, self.centered = p, centered
 
     def _normalized(self, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class MeanOnlyBatchNorm(RunningNorm):
     def __init__(self, num_features: int, *, momentum: float | None = MOMENTUM, bias: bool = True,
                  dtype: Any = np.float32, **policies: Any) -> None:
         super().__init__(num_features, 0.0, momentum, bias=bias, dtype=dtype, **policies,
-                         running_mean=0.0)
+                         starts={"running_mean": 0.0})
         self.weight = None
 
     def _normalized(self, x: Tensor) -> Tensor:
@@ -135,9 +135,9 @@ class NoisyBatchNorm(BatchNorm):
                        "mean_jitter": mean_jitter, "scale_jitter": scale_jitter}
         for name, value in self._noise.items():
             least = 1 if name == "scale_range" else 0
-            if not least <= value < math.inf:
+            if not (at_least(value, least) and value < math.inf):
                 raise ValueError(f"NoisyBatchNorm: {name} must be finite and at least {least}, got "
-                                 f"{value}")
+                                 f"{value!r}")
         if generator is not None and not isinstance(generator, ops.Generator):
             raise TypeError("NoisyBatchNorm: expected generator to be an nbgrad.Generator or None, "
                             f"got {generator!r}")

@@ -200,7 +200,8 @@ class BatchNorm(Normalization):
 
     def _policy(self) -> tuple[bool, bool]:
         """Whether the batch's statistics normalize, and whether they move the running ones."""
-        word, tracked = self.statistics, self.track_running_stats
+        word, tracked = self.statistics, self.track_running_stats and self.running_mean is not None
+        check_word(self, "statistics", STATISTICS)   # which may be set at any time
         if self.training:
             return word in ("batch", "population", "prediction"), (
                 tracked and word not in ("frozen", "population"))

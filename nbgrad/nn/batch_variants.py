@@ -15,7 +15,7 @@ from nbgrad.autograd import Tensor, as_tensor
 from nbgrad.ops import Moments
 
 from .batch_norm import BatchNorm, finish
-from .norm import MOMENTUM, Unsaid
+from .norm import MOMENTUM, Unsaid, at_least
 from .parameter import check_sizes
 
 __all__ = ["BatchRenorm", "FrozenBatchNorm", "GhostBatchNorm", "SplitBatchNorm", "SyncBatchNorm"]
@@ -119,7 +119,7 @@ class SplitBatchNorm(BatchNorm):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM, *,
                  num_splits: int = 2, **settings: Any) -> None:
         super().__init__(num_features, eps, momentum, **settings)
-        if not isinstance(num_splits, int) or num_splits < 2:
+        if not isinstance(num_splits, (int, np.integer)) or num_splits < 2:
             raise ValueError(f"SplitBatchNorm: num_splits must be at least 2, got {num_splits!r}")
         from .container import ModuleList
 
@@ -177,12 +177,15 @@ class BatchRenorm(BatchNorm):
     def __init__(self, num_features: int, eps: float = 1e-3, momentum: float | None = _SLOW, *,
                  r_max: float = 3.0, d_max: float = 5.0, **settings: Any) -> None:
         super().__init__(num_features, eps, momentum, **settings)
-        if not r_max >= 1 or not d_max >= 0:
-            raise ValueError("BatchRenorm: expected r_max of at least 1 and d_max of at least 0, "
-                             f"got {r_max} and {d_max}")
+        self.r_max, self.d_max = r_max, d_max
+        self._check_limits()
         if self.running_mean is None:
             raise ValueError("BatchRenorm: expected track_running_stats=True")
-        self.r_max, self.d_max = r_max, d_max
+
+    def _check_limits(self) -> None:
+        if not at_least(self.r_max, 1) or not at_least(self.d_max, 0):
+            raise ValueError("BatchRenorm: expected r_max of at least 1 and d_max of at least 0, "
+                             f"got {self.r_max!r} and {self.d_max!r}")
 
     def _is_plain(self) -> bool:
         return not self.training and super()._is_plain()
@@ -204,6 +207,7 @@ class BatchRenorm(BatchNorm):
 
     def _limits(self, batch: Moments) -> tuple[Tensor, Tensor]:
         """r and d of each channel."""
+        self._check_limits()                         # which may be changed at any time
         known, var = self._known()
         dtype, mean = known.dtype, known.data.astype(np.float64)
         with np.errstate(all="ignore"):

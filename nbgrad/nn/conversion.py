@@ -34,8 +34,9 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = None,
       "sync" with ``workers=`` (see nbgrad.ops.Workers; None ends it): the layers stay, and take
       the statistics of the workers' batches together;
       "group", or another name that ``nn.create_norm`` knows, with its ``options``: groups=8. It
-      gets eps, affine, bias and momentum of the layer, where it has such; one that is a batch norm,
-      too ("ghost", "renorm"), all settings, and evaluates as it did;
+      gets eps, affine, bias and momentum of the layer, where it has such, and dims: of BatchNorm1d
+      1, where none and no size are given; one that is a batch norm, too ("ghost", "renorm"), gets
+      all settings, and evaluates as it did;
       a function: layer -> the module in its place (the layer itself, to leave it as it is).
     of: the class or classes of layers to convert; None: batch norms, and for "frozen" and "batch"
       all that keep running statistics.
@@ -182,8 +183,8 @@ def _factory(name: str, options: dict[str, Any]) -> Factory:
                              "channels: pass a function that makes the layer")
         settings: dict[str, Any] = {}
         ndims: tuple[int, ...] = getattr(layer, "_ndims", ())
-        if len(ndims) == 1:                         # which 1d and those of any dims leave open
-            settings["dims"] = ndims[0] - 2
+        if len(ndims) == 1 or (len(ndims) == 2 and "size" not in options):      # 1d: of (N, C, L)
+            settings["dims"] = ndims[-1] - 2        # those of any dims leave it open
         new = create_norm(name, channels, **{**settings, **options})
         same = isinstance(new, BatchNorm)           # a name does not tell: ask what it makes
         more = _kept(layer, options) if same else _fitting(layer, new)

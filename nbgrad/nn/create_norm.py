@@ -58,7 +58,9 @@ def register_norm(name: str) -> Callable[[Builder], Builder]:
 
 def create_norm(name: str | None, channels: int, *, dims: int | None = None,
                 size: int | Sequence[int] | None = None, **settings: Any) -> Module:
-    """A norm for x (N, channels, *) by name; None is Identity. ``settings`` are those of the layer.
+    """A norm for x (N, channels, *) by name; None is Identity. ``settings`` are those of the layer;
+    ``affine=False`` and ``bias=False`` leave gamma and beta out by every name that has them, but
+    for "global_response", which is nothing without.
 
     dims: number of axes behind the channels (0: a layer of units); where it is None, that of
     ``size``, else 2, as for images.   size: their lengths, which "layer" and "rms" need to take a
@@ -102,10 +104,10 @@ def _batch(channels: int, dims: int, size: Any, **settings: Any) -> Module:
 
 
 @register_norm("layer")
-def _layer(channels: int, dims: int, size: Any, **settings: Any) -> Module:
+def _layer(channels: int, dims: int, size: Any, *, affine: bool = True, **settings: Any) -> Module:
     if size is None:
-        return GroupNorm(1, channels, **settings)
-    return LayerNorm((channels, *size), **settings)
+        return GroupNorm(1, channels, affine=affine, **settings)
+    return LayerNorm((channels, *size), **{"elementwise_affine": affine, **settings})
 
 
 @register_norm("group")
@@ -128,29 +130,33 @@ def _evonorm_s0(channels: int, dims: int, size: Any, *, groups: int | None = Non
 @register_norm("instance")
 def _instance(channels: int, dims: int, size: Any, *, affine: bool = True,
               **settings: Any) -> Module:
-    if dims == 0:
-        raise ValueError("create_norm: instance norm needs axes behind the channels, of a single "
-                         "value nothing is left")
+    _check_space("instance", dims)             # of a single value nothing is left
     kinds = (InstanceNorm1d, InstanceNorm2d, InstanceNorm3d)
     return kinds[dims - 1](channels, affine=affine, **settings)
 
 
 @register_norm("rms")
-def _rms(channels: int, dims: int, size: Any, **settings: Any) -> Module:
+def _rms(channels: int, dims: int, size: Any, *, affine: bool = True, **settings: Any) -> Module:
     if size is None:
         raise ValueError("create_norm: rms norm needs the size of the axes behind the channels")
-    return RMSNorm((channels, *size), **settings)
+    return RMSNorm((channels, *size), **{"elementwise_affine": affine, **settings})
 
 
 @register_norm("local")
 def _local(channels: int, dims: int, size: Any, *, window: int = 5, **settings: Any) -> Module:
+    _check_space("local response", dims)
     return LocalResponseNorm(window, **settings)
+
+
+def _check_space(name: str, dims: int) -> None:
+    if dims == 0:
+        raise ValueError(f"create_norm: {name} norm needs axes behind the channels")
 
 
 def _of_channels(name: str, kind: Callable[..., Module]) -> Builder:
     def build(channels: int, dims: int, size: Any, **settings: Any) -> Module:
-        if dims == 0 and name in ("filter_response", "global_response", "switchable"):
-            raise ValueError(f"create_norm: {name} norm needs axes behind the channels")
+        if name in ("filter_response", "global_response", "switchable"):
+            _check_space(name, dims)
         return kind(channels, **settings)
     return build
 

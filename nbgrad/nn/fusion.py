@@ -16,7 +16,7 @@ from nbgrad.backend import greatest
 
 from .activation import ReLU, Sigmoid, Tanh
 from .batch_controls import LpBatchNorm, MeanOnlyBatchNorm, NoisyBatchNorm
-from .batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .batch_norm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, finish, there
 from .batch_variants import (
     BatchRenorm,
     FrozenBatchNorm,
@@ -26,6 +26,7 @@ from .batch_variants import (
 )
 from .conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from .group_norm import InstanceNorm2d
+from .hooks import input_of
 from .linear import Identity, Linear
 from .module import Module
 from .parameter import Parameter
@@ -118,8 +119,9 @@ def fuse(model: Module, *example: Tensor) -> Module:
     Pairs are neighbours in a Sequential (a Linear's norm is taken to see (N, C)); with ``example``
     inputs, the model is run on them, and the pairs are those where a batch norm's input is the
     output of a layer, however ``forward`` is written; that the outputs agree is then checked.
-    Modules with hooks, with a forward of their own, or used twice stay as they are (``fold`` says
-    which norms). The folded model is for inference: training it would train other parameters.
+    Modules with hooks, with a forward of their own, parametrized, or used twice stay as they are
+    (``fold`` says which norms). The folded model is for inference: training it would train other
+    parameters.
 
     Raises ValueError if a batch norm is in training mode and not frozen, has no running statistics
     or does not use them, or if they are not finite or var + eps is not positive, or the output on
@@ -135,6 +137,14 @@ def fuse(model: Module, *example: Tensor) -> Module:
     )
     """
     return _folded(model, example)[0]
+
+
+class _Rest(Identity):
+    """What is left of a batch norm's call: 0 where the mask is, + residual, the activation."""
+
+    def forward(self, x: Tensor, *, residual: Tensor | None = None, activation: str | None = None,
+                mask: Any = None) -> Tensor:
+        return finish(x if mask is None else there(x, mask), residual, activation)
 
 
 class Folded(NamedTuple):
@@ -176,14 +186,14 @@ def _folded(model: Module, example: tuple[Tensor, ...]) -> tuple[Module, float, 
     for name, module in _running(model):
         (_check if isinstance(module, BatchNorm) else _check_other)(module, name or "the model")
     fused = copy.deepcopy(model)
-    pairs = _observed(fused, example) if example else dict(_neighbours(fused))
+    pairs, added = _observed(fused, example) if example else (dict(_neighbours(fused)), set())
     homes = {id(child): (parent, name) for parent in fused.modules()
              for name, child in parent.named_children()}
     names = {norm: name for name, norm in fused.named_modules() if norm in pairs}
     scales = {names[norm]: _fold(layer, norm) for norm, layer in pairs.items()}
     for norm in pairs:
         parent, name = homes[id(norm)]
-        setattr(parent, name, Identity())
+        setattr(parent, name, _Rest() if norm in added else Identity())
     return fused, _compare(model, fused, example) if example else 0.0, scales
 
 
@@ -260,23 +270,26 @@ def _by_channel(layer: Any, norm: Any, ndim: int | None = None) -> bool:
     return type(layer) in _CONVOLUTIONS and ndim in (None, layer.dims + 2)
 
 
-def _observed(model: Module, example: tuple[Tensor, ...]) -> dict[Any, Any]:
-    """{norm: layer} where, in one run, the norm's only input was the layer's only output."""
+def _observed(model: Module, example: tuple[Tensor, ...]) -> tuple[dict[Any, Any], set[Any]]:
+    """{norm: layer} where, in one run, the norm's only input was the layer's only output, and the
+    norms that were called with more than that."""
     made: dict[int, tuple[Any, Any]] = {}
     plain = {m for m in model.modules() if _plain(m)}           # before the hooks below
     calls: dict[Any, int] = {}
     pairs: dict[Any, Any] = {}
+    added: set[Any] = set()
 
-    def watch(module: Any, args: Any, y: Any) -> None:
+    def watch(module: Any, args: Any, settings: Any, y: Any) -> None:
         calls[module] = calls.get(module, 0) + 1
-        if _is_affine(module) and id(args[0]) in made:
-            layer, x = made[id(args[0])]
+        if _is_affine(module) and id(input_of(args, settings)) in made:
+            layer, x = made[id(input_of(args, settings))]
             if _by_channel(layer, module, x.ndim):
                 pairs[module] = layer
+                added.update({module} if settings else ())
         elif type(module) in (*_CONVOLUTIONS, Linear):
             made[id(y)] = module, y                 # y stays alive, so that its id stays its own
 
-    handles = [m.register_forward_hook(watch) for m in model.modules()]
+    handles = [m.register_forward_hook(watch, with_kwargs=True) for m in model.modules()]
     try:
         with no_grad():
             model(*example)
@@ -284,7 +297,7 @@ def _observed(model: Module, example: tuple[Tensor, ...]) -> dict[Any, Any]:
         for handle in handles:
             handle.remove()
     return {norm: layer for norm, layer in pairs.items()
-            if calls[norm] == calls[layer] == 1 and {norm, layer} <= plain}
+            if calls[norm] == calls[layer] == 1 and {norm, layer} <= plain}, added
 
 
 def _fold(layer: Any, norm: Any) -> float:

@@ -107,9 +107,9 @@ class _InstanceNorm(RunningNorm):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
                  affine: bool = False, track_running_stats: bool = False, *, bias: bool = True,
                  dtype: Any = np.float32, **policies: Any) -> None:
+        mean, var = (0.0, 1.0) if track_running_stats else (None, None)
         super().__init__(num_features, eps, momentum, affine=affine, bias=bias, dtype=dtype,
-                         tracked=track_running_stats, **policies, running_mean=0.0,
-                         running_var=1.0)
+                         **policies, starts={"running_mean": mean, "running_var": var})
         self.track_running_stats = track_running_stats
 
     def forward(self, x: Tensor) -> Tensor:

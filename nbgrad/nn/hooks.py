@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from nbgrad.autograd import Tensor
 if TYPE_CHECKING:
     from .module import Module
 
-__all__ = ["Handle", "Hooks", "call"]
+__all__ = ["Handle", "Hooks", "call", "input_of"]
 
 Hook = Callable[..., Any]
 _number = count()
@@ -56,6 +56,11 @@ class Handle:
 
     def __exit__(self, *exc: object) -> None:
         self.remove()
+
+
+def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The x of a layer's call, given by place or by name."""
+    return args[0] if args else kwargs["x"]
 
 
 def call(module: Module, hooks: Hooks, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -24,8 +24,13 @@ class Normalization(Module):
     """Base of all layers that normalize; their gamma and beta are customarily not decayed."""
 
 
+def at_least(value: Any, least: float) -> bool:
+    """Whether it is a number, and no NaN or less."""
+    return isinstance(value, Real) and float(value) >= least
+
+
 def check_eps(owner: Normalization, eps: Any) -> None:
-    if not isinstance(eps, Real) or not float(eps) >= 0:    # NaN too
+    if not at_least(eps, 0):
         raise ValueError(f"{type(owner).__name__}: eps must not be negative, got {eps}")
 
 

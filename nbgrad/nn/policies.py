@@ -39,7 +39,8 @@ def check_word(layer: Any, name: str, words: tuple[str, ...]) -> None:
 
 def check_policies(layer: Any) -> None:
     owner = type(layer).__name__
-    if layer.average is not None and not hasattr(layer.average, "momentum"):
+    average = layer.average
+    if isinstance(average, type) or (average is not None and not hasattr(average, "momentum")):
         raise ValueError(f"{owner}: expected average to be an Exponential, DebiasedExponential "
                          f"or Cumulative, got {layer.average!r}")
     check_word(layer, "update", UPDATES)

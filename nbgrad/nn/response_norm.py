@@ -66,8 +66,9 @@ class FilterResponseNorm(ChannelNorm):
     learned_eps: Parameter | None
 
     def __init__(self, num_features: int, eps: float = 1e-6, *, affine: bool = True,
-                 tlu: bool = True, learn_eps: bool = False, dtype: Any = np.float32) -> None:
-        super().__init__(num_features, eps, affine=affine, dtype=dtype)
+                 bias: bool = True, tlu: bool = True, learn_eps: bool = False,
+                 dtype: Any = np.float32) -> None:
+        super().__init__(num_features, eps, affine=affine, bias=bias, dtype=dtype)
         for name, wanted in (("threshold", tlu), ("learned_eps", learn_eps)):
             self.register_parameter(name, self._vector(0, dtype) if wanted else None)
         self.reset_parameters()
@@ -120,7 +121,7 @@ class EvoNormB0(RunningNorm):
                  affine: bool = True, activation: bool = True, dtype: Any = np.float32,
                  **policies: Any) -> None:
         super().__init__(num_features, eps, momentum, affine=affine, dtype=dtype, **policies,
-                         running_var=1.0)
+                         starts={"running_var": 1.0})
         self.register_parameter("v", self._vector(1, dtype) if activation else None)
 
     def reset_parameters(self) -> None:
@@ -160,9 +161,10 @@ class EvoNormS0(ChannelNorm):
     v: Parameter | None
 
     def __init__(self, num_features: int, eps: float = 1e-5, *, groups: int = 32,
-                 affine: bool = True, activation: bool = True, dtype: Any = np.float32) -> None:
-        super().__init__(num_features, eps, affine=affine, dtype=dtype)
-        if not isinstance(groups, int) or groups < 1 or num_features % groups:
+                 affine: bool = True, bias: bool = True, activation: bool = True,
+                 dtype: Any = np.float32) -> None:
+        super().__init__(num_features, eps, affine=affine, bias=bias, dtype=dtype)
+        if not isinstance(groups, (int, np.integer)) or groups < 1 or num_features % groups:
             raise ValueError(f"EvoNormS0: groups must divide the {num_features} channels, got "
                              f"{groups!r}")
         self.groups = groups

@@ -75,7 +75,8 @@ class RunningNorm(ChannelNorm):
     average, like, update, on_nonfinite, correction: as in ``BatchNorm``; the last is of layers with
     a running variance. Between two steps of an optimizer, ``update="step"`` takes the mean over all
     values seen. statistics: "batch", or "frozen": the running ones in training, too, and nothing
-    moves them. tracked: whether there are any; without, evaluation is as training.
+    moves them. starts: the running statistics by name, and where they start; None: there are none,
+    and evaluation is as training.
     """
 
     num_batches_tracked: Tensor | None
@@ -86,10 +87,10 @@ class RunningNorm(ChannelNorm):
     _thawed: tuple[str, list[bool]] | None = None         # what unfreeze_batch_norm goes back to
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM, *,
-                 affine: bool = True, bias: bool = True, statistics: str = "batch",
-                 average: Average | None = None, correction: int | None = None,
-                 like: str | None = None, update: str = "forward", on_nonfinite: str = "propagate",
-                 tracked: bool = True, dtype: Any = np.float32, **starts: Any) -> None:
+                 starts: dict[str, Any], affine: bool = True, bias: bool = True,
+                 statistics: str = "batch", average: Average | None = None,
+                 correction: int | None = None, like: str | None = None, update: str = "forward",
+                 on_nonfinite: str = "propagate", dtype: Any = np.float32) -> None:
         super().__init__(num_features, eps, affine=affine, bias=bias, dtype=dtype)
         check_momentum(self, momentum)
         self.statistics, self._corrects = statistics, "running_var" in starts
@@ -99,7 +100,8 @@ class RunningNorm(ChannelNorm):
         self.momentum = momentum if said or momentum is None else float(momentum)
         self.average, self.correction = average, 1 if correction is None else correction
         self.update, self.on_nonfinite = update, on_nonfinite
-        self._starts: dict[str, Any] = starts if tracked else {}
+        tracked = all(start is not None for start in starts.values())
+        self._starts = starts if tracked else {}
         if like is not None:
             imitate(self, like, said)
         elif average is not None and said:
@@ -136,6 +138,7 @@ class RunningNorm(ChannelNorm):
     @property
     def _by_batch(self) -> bool:
         """Whether x's own statistics normalize, and move the running ones."""
+        check_word(self, "statistics", STATISTICS)           # which may be set at any time
         return self.training and self.statistics == "batch"
 
     def _check(self, x: Any) -> None:

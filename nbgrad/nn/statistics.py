@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,9 +30,9 @@ class Average(Protocol):
 
 
 def _check_decay(owner: Any) -> None:
-    if not 0 <= owner.decay < 1:                     # NaN too
+    if not isinstance(owner.decay, Real) or not 0 <= float(owner.decay) < 1:         # NaN too
         raise ValueError(f"{type(owner).__name__}: decay must be from 0 to below 1, "
-                         f"got {owner.decay}")
+                         f"got {owner.decay!r}")
 
 
 @dataclass(frozen=True)

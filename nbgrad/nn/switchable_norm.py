@@ -49,7 +49,7 @@ class SwitchableNorm(RunningNorm):
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = MOMENTUM,
                  *, affine: bool = True, dtype: Any = np.float32, **policies: Any) -> None:
         super().__init__(num_features, eps, momentum, affine=affine, dtype=dtype, **policies,
-                         running_mean=0.0, running_var=1.0)
+                         starts={"running_mean": 0.0, "running_var": 1.0})
         for name in ("mean_weight", "var_weight"):
             self.register_parameter(name, Parameter(np.ones(3, dtype)))
 

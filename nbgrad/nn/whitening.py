@@ -10,9 +10,7 @@ import numpy as np
 
 from nbgrad import ops
 from nbgrad.autograd import Tensor
-from nbgrad.ops.norm import batch_norm_inference
-from nbgrad.ops.norm.channels import affine
-from nbgrad.ops.norm.whitening import grouped, ungrouped
+from nbgrad.ops.norm.whitening import whiten_inference
 
 from .norm import MOMENTUM
 from .parameter import check_sizes
@@ -34,9 +32,8 @@ class DecorrelatedBatchNorm(RunningNorm):
     all values between two steps. statistics: "batch", or "frozen", the running ones in training.
 
     Buffers: running_mean (C,), running_whitening (C / group_size, group_size, group_size), the
-    identity at first, num_batches_tracked. Keeps x, gamma, mean and W; by running statistics,
-    x, mean, W in float64, gamma and what it multiplies, which is another x. Raises ValueError for
-    group sizes that do not divide C, and one value per channel in training.
+    identity at first, num_batches_tracked. Keeps x, gamma, mean and W. Raises ValueError for group
+    sizes that do not divide C, and one value per channel in training.
 
     >>> import nbgrad
     >>> x = nbgrad.randn(1000, 2, dtype=nbgrad.float64)
@@ -56,12 +53,12 @@ class DecorrelatedBatchNorm(RunningNorm):
         C, d = num_features, group_size
         if d is None:
             d = next((n for n in range(min(C, 16), 0, -1) if C % n == 0), 1)
-        if not isinstance(d, int) or d < 1 or C % d or d > max(C, 1):
+        if not isinstance(d, (int, np.integer)) or d < 1 or C % d or d > max(C, 1):
             raise ValueError(f"DecorrelatedBatchNorm: group_size must divide the {C} channels, got "
                              f"{d!r}")
+        eye = np.broadcast_to(np.eye(d), (C // d, d, d))
         super().__init__(C, eps, momentum, affine=affine, dtype=dtype, **policies,
-                         running_mean=0.0,
-                         running_whitening=np.broadcast_to(np.eye(d), (C // d, d, d)))
+                         starts={"running_mean": 0.0, "running_whitening": eye})
         self.group_size = d
 
     def _normalized(self, x: Tensor) -> Tensor:
@@ -69,11 +66,9 @@ class DecorrelatedBatchNorm(RunningNorm):
             y, mean, w = ops.whiten(x, self.group_size, self.eps, *self._gains(x))
             self._move(x, running_mean=mean.data, running_whitening=w.data)
             return y
-        mu = self.running_mean.data.astype(np.float64)
-        xc = batch_norm_inference(x, None, None, None, mean=mu, invstd=np.ones_like(mu))
-        xc = grouped(xc, self.group_size).to(np.float64)
-        y = ungrouped(ops.matmul(Tensor(self.running_whitening.data, np.float64), xc), x)
-        return affine(y, self.weight, self.bias)
+        known = self.running_mean.data, self.running_whitening.data
+        mu, root = (a.astype(np.float64) for a in known)
+        return whiten_inference(x, *self._gains(x), mean=mu, w=root)
 
     def extra_repr(self) -> str:
         return (f"{self.num_features}, group_size={self.group_size}, eps={self.eps}, "

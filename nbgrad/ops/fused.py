@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from nbgrad.autograd import OPS, Tensor, composition, op
 from nbgrad.backend import kernels
 from nbgrad.ops import norm
@@ -52,7 +54,7 @@ def linear_batch_norm_backward(dy: Tensor, x: Tensor, weight: Tensor, gamma: Ten
             dy = OPS[activation + "_backward"](dy, OPS[activation](y))
         dz, dgamma, dbeta, _ = norm.backward_of_batch(dy, z, gamma, None, None, eps, False)
         return matmul(dz, weight), matmul(mT(dz), x), dgamma, dbeta, sum(dz, 0)
-    return grads, composition(again, dy, x, weight, gamma, beta, bias)
+    return grads, composition(again, dy, x, weight, gamma, beta, bias, dtype=np.float64)
 
 
 def linear_batch_norm(input: Tensor, weight: Tensor, bias: Tensor | None,

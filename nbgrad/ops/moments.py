@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nbgrad.autograd import Tensor, as_tensor
+from nbgrad.autograd import Tensor, as_tensor, is_grad_enabled
 from nbgrad.backend import full, is_array, kernels
 
 __all__ = ["Moments", "Workers", "moments"]
@@ -103,12 +103,12 @@ def moments(x: Tensor | Array, *, mask: Tensor | Array | None = None, groups: in
     """Moments of x (N, C, *S) per channel, over N and S: arrays (C,).
 
     mask: weights w ≥ 0 (or booleans), one per sample (N,), per position (N, *S), or what broadcasts
-    against (N, 1, *S); what has weight 0 is not looked at, not even a NaN. groups: per sample and
-    group of channels, arrays (N, groups). ghost_size: per that many samples, arrays
-    (⌈N / ghost_size⌉, C); the last may be smaller.
+    against (N, 1, *S), without gradient; what has weight 0 is not looked at, not even a NaN.
+    groups: per sample and group of channels, arrays (N, groups). ghost_size: per that many samples,
+    arrays (⌈N / ghost_size⌉, C); the last may be smaller.
 
-    Raises ValueError for fewer than 2 dimensions, masks that do not fit or are negative, groups
-    that do not divide C, and ghost sizes below 1.
+    Raises ValueError for fewer than 2 dimensions, masks that do not fit, are negative or want a
+    gradient, groups that do not divide C, and ghost sizes below 1.
 
     >>> moments(np.array([[1.0], [3.0], [100.0]]), mask=np.array([1, 1, 0])).mean
     array([2.])
@@ -136,7 +136,9 @@ def moments(x: Tensor | Array, *, mask: Tensor | Array | None = None, groups: in
 
 
 def weights(mask: Tensor | Array, shape: tuple[int, ...]) -> Array:
-    """A mask as float64 (N, 1, *S)."""
+    """A mask as float64 (N, 1, *S), a constant for the gradient."""
+    if isinstance(mask, Tensor) and mask.requires_grad and is_grad_enabled():
+        raise ValueError("expected a mask without gradient, which is not taken: use mask.detach()")
     w = mask.data if isinstance(mask, Tensor) else mask if is_array(mask) else np.asarray(mask)
     whole = shape[0], 1, *shape[2:]
     if w.ndim == len(shape) - 1:

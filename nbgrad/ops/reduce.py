@@ -122,11 +122,15 @@ def var(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: b
 def std(input: Tensor, dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *,
         correction: int = 1) -> Tensor:
     """y = √var.   The gradient where var is 0 is 0."""
-    v = var(input, dim, unbiased, keepdim, correction=correction)
-    zero = v.data == 0
+    return _flat_at_zero(sqrt, var(input, dim, unbiased, keepdim, correction=correction))
+
+
+def _flat_at_zero(f: Any, x: Tensor, *settings: float) -> Tensor:
+    """f(x), and 0 with gradient 0 where x is 0."""
+    zero = x.data == 0
     if not zero.any():
-        return sqrt(v)  # type: ignore[no-any-return]
-    return mask(sqrt(where(zero, 1.0, v)), ~zero)  # type: ignore[no-any-return]
+        return f(x, *settings)  # type: ignore[no-any-return]
+    return mask(f(where(zero, 1.0, x), *settings), ~zero)  # type: ignore[no-any-return]
 
 
 def _extreme(name: str, doc: str) -> Any:
@@ -270,7 +274,8 @@ def _norm2(x: Tensor, /, dim: Any, keepdim: bool) -> Any:
 
 
 def norm(input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False) -> Tensor:
-    """y = (Σ |x|^p)^(1/p) over dim; p may be inf.   The gradient of the 2-norm at 0 is 0."""
+    """y = (Σ |x|^p)^(1/p) over dim; p may be inf.   The gradient where y is 0 is 0, and, for p < 1,
+    where x is."""
     input = checked(input, "norm")
     _floating(input, "norm")
     if p in (2, "fro"):
@@ -281,7 +286,9 @@ def norm(input: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False) -> T
         return sum(abs(input), dim, keepdim)  # type: ignore[no-any-return]
     if not isinstance(p, (int, float)) or p <= 0:
         raise ValueError(f"norm: expected p > 0, inf or 'fro', got {p!r}")
-    return pow(sum(pow(abs(input), p), dim, keepdim), 1 / p)  # type: ignore[no-any-return]
+    size = abs(input)
+    powers = pow(size, p) if p >= 1 else _flat_at_zero(pow, size, p)
+    return _flat_at_zero(pow, sum(powers, dim, keepdim), 1 / p)
 
 
 @op

@@ -11,6 +11,7 @@ import numpy as np
 
 from nbgrad.autograd import Tensor, bump, no_grad
 from nbgrad.nn import BatchNorm, Module
+from nbgrad.nn.hooks import input_of
 from nbgrad.nn.running import RunningNorm, keeps_statistics
 from nbgrad.nn.statistics import fits
 from nbgrad.ops import Generator, Moments, moments
@@ -216,7 +217,7 @@ class _Seen:
         self.moments: Moments | None = None
 
     def __call__(self, _: Module, args: tuple[Any, ...], settings: dict[str, Any]) -> None:
-        x = args[0]
+        x = input_of(args, settings)
         batch = moments(x, mask=settings.get("mask"))
         self.moments = batch if self.moments is None else self.moments.merge(batch)
         self.samples, self.batches = self.samples + x.shape[0], self.batches + 1
@@ -282,22 +283,42 @@ def _write(layer: Any, name: str, found: Moments, samples: int, batches: int,
 
 def _in_order_of_use(model: Module, loader: Iterable[Any],
                      layers: dict[str, Any]) -> dict[str, Any]:
-    """The layers in the order in which one batch passes through them."""
+    """The layers in the order in which batches pass through them: one batch, or as many as it takes
+    until all have been reached."""
     order: list[str] = []
+    seen: list[str] = []
+    parts = {aux for m in model.modules() for aux in getattr(m, "aux_bn", ())}     # of a split
+    wanted = {name for name, layer in layers.items() if layer not in parts}
     with ExitStack() as hooks:
         for name, layer in layers.items():
             hooks.enter_context(layer.register_forward_pre_hook(
-                lambda *_, name=name: order.append(name)))
+                lambda *_, name=name: seen.append(name)))
         for name, layer in layers.items():
             if layer.running_mean is None:
                 raise ValueError(f"population statistics: batch norm {name!r} keeps no running "
                                  "statistics (track_running_stats=False)")
-        model(_first(loader))
-    twice = next((name for name in order if order.count(name) > 1), None)
+        # a worker whose part is empty takes part in what the others find
+        shared = any(layer.workers is not None for layer in layers.values())
+        for x in _inputs(loader, shared):
+            seen.clear()
+            model(x)
+            _insert(order, seen)
+            if shared or wanted <= set(order):       # workers make as many passes as each other
+                break
+    return {name: layers[name] for name in order}
+
+
+def _insert(order: list[str], seen: list[str]) -> None:
+    """What one forward pass has seen, each behind what came before it."""
+    twice = next((name for name in seen if seen.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"population statistics: batch norm {twice!r} runs twice in one forward "
                          "pass, on two different populations")
-    return {name: layers[name] for name in order}
+    at = 0
+    for name in seen:
+        if name not in order:
+            order.insert(at, name)
+        at = order.index(name) + 1
 
 
 def first_input(batch: Any) -> Tensor:
@@ -310,12 +331,18 @@ def first_input(batch: Any) -> Tensor:
     return first
 
 
-def _first(loader: Iterable[Any]) -> Tensor:
+def _inputs(loader: Iterable[Any], empty: bool) -> Iterator[Tensor]:
+    """The model's inputs that hold samples; with ``empty``, one that does not if none does."""
     if isinstance(loader, Iterator):
         raise ValueError("population statistics: an iterator ends after one pass, and one per "
                          "layer is needed: pass a list or a DataLoader")
+    x, found = None, False
     for batch in loader:
         x = first_input(batch)
         if len(x.data):
-            return x
-    raise ValueError("population statistics: the training set is empty")
+            found = True
+            yield x
+    if not found and (x is None or not empty):
+        raise ValueError("population statistics: the training set is empty")
+    if not found and x is not None:
+        yield x

@@ -32,7 +32,8 @@ class VarianceNorm(RunningNorm):
     running_var: Tensor
 
     def __init__(self, num_features: int, **settings: Any) -> None:
-        super().__init__(num_features, **settings, running_mean=0.0, running_var=1.0)
+        super().__init__(num_features, **settings,
+                         starts={"running_mean": 0.0, "running_var": 1.0})
 
     def _normalized(self, x: Tensor) -> Tensor:
         if not self._by_batch:

@@ -17,6 +17,7 @@ from nbgrad.autograd import Tensor, as_tensor, bump
 from nbgrad.backend import is_half
 from nbgrad.nn.conv import ConvTranspose
 from nbgrad.nn.module import Module
+from nbgrad.ops.norm.channels import check_eps
 from nbgrad.ops.norm.weight import largest, norm_axes, over_sigma
 
 from .parametrize import register_parametrization
@@ -170,6 +171,7 @@ def spectral_norm(module: Module, name: str = "weight", n_power_iterations: int 
     if not isinstance(n_power_iterations, int) or n_power_iterations <= 0:
         raise ValueError("spectral_norm: Expected n_power_iterations to be positive, but got "
                          f"n_power_iterations={n_power_iterations}")
+    check_eps("spectral_norm", eps)
     return register_parametrization(module, name, _SpectralNorm(
         weight, n_power_iterations, dim % weight.ndim, eps))
 
@@ -194,8 +196,8 @@ def weight_standardization(module: Module, name: str = "weight", eps: float = 1e
     weight.      Qiao et al. 2019
 
     Put a group or batch norm behind the layer: its output grows with √fan_in. w is
-    ``module.parametrizations.weight.original``. Raises ValueError if there is no such tensor, and
-    for a weight with one value per channel.
+    ``module.parametrizations.weight.original``. Keeps w, μ and 1/σ. Raises ValueError if there is
+    no such tensor, and for a weight with one value per channel.
 
     >>> from nbgrad import nn
     >>> layer = weight_standardization(nn.Conv2d(3, 4, 3))

@@ -122,9 +122,10 @@ def register_parametrization(module: Any, tensor_name: str, parametrization: Mod
 
     Its ``right_inverse(value)``, if there is one, gives the original, or several, for a value; the
     first is called with the tensor as it is. A second parametrization of one tensor is applied to
-    what the first returns. The original is ``module.parametrizations.tensor_name.original``. A
-    parametrization must keep shape and dtype: ValueError otherwise, and for names that are neither
-    a parameter nor a buffer; TypeError for what is no module. The module stays as it was then.
+    what the first returns: its original can only be one. The original is
+    ``module.parametrizations.tensor_name.original``. A parametrization must keep shape and dtype:
+    ValueError otherwise, and for names that are neither a parameter nor a buffer; TypeError for
+    what is no module. The module stays as it was then.
     """
     if not isinstance(parametrization, Module):
         raise TypeError("register_parametrization: expected an nn.Module, got "
@@ -132,7 +133,7 @@ def register_parametrization(module: Any, tensor_name: str, parametrization: Mod
     parametrization.train(module.training)
     base, names = _base_and_names(module)
     if tensor_name in names:
-        _check(parametrization, getattr(module, tensor_name))
+        _check(parametrization, getattr(module, tensor_name), again=True)
         getattr(module.parametrizations, tensor_name).append(parametrization)
         return module
     tensor = dict(module._own("parameter", "buffer")).get(tensor_name)
@@ -149,10 +150,13 @@ def register_parametrization(module: Any, tensor_name: str, parametrization: Mod
     return module
 
 
-def _check(parametrization: Any, tensor: Tensor) -> None:
+def _check(parametrization: Any, tensor: Tensor, again: bool = False) -> None:
     inverse: Callable[..., Any] = getattr(parametrization, "right_inverse", _same)
     with no_grad():
         given = inverse(tensor)
+        if again and not isinstance(given, Tensor):      # it is called with what the first returns
+            raise ValueError(f"register_parametrization: {type(parametrization).__name__} is of "
+                             f"{len(given)} tensors, and can only be the first of a tensor")
         y = parametrization(*((given,) if isinstance(given, Tensor) else given))
     if not isinstance(y, Tensor) or y.shape != tensor.shape or y.dtype != tensor.dtype:
         got = f"{y.dtype} of shape {y.shape}" if isinstance(y, Tensor) else type(y).__name__

@@ -12,7 +12,8 @@ from nbgrad.backend import full, is_half, kernels, serves, writable
 from nbgrad.ops.activation import relu_backward
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.moments import Moments
-from nbgrad.ops.reduce import mean as mean_of, sum
+from nbgrad.ops.norm.channels import mean_of
+from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import checked, reshape
 
 
@@ -72,7 +73,8 @@ def batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tenso
     def again(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor | None,
               y: Tensor | None) -> tuple[Tensor, ...]:
         return backward_of_batch(dy, x, gamma, beta, y, eps, relu)
-    return grads if added else grads[:3], composition(again, dy, x, gamma, beta, y)
+    return grads if added else grads[:3], composition(again, dy, x, gamma, beta, y,
+                                                      dtype=np.float64)
 
 
 def backward_of_batch(dy: Tensor, x: Tensor, gamma: Tensor | None, beta: Tensor | None,
@@ -130,7 +132,7 @@ def batch_norm_inference_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /
     own = x.dtype if gamma is None else gamma.dtype
     with np.errstate(all="ignore"):
         sums = dgamma.astype(own), dbeta.astype(own)
-    return (dx, *sums), composition(again, dy, x, gamma)
+    return (dx, *sums), composition(again, dy, x, gamma, dtype=np.float64)
 
 
 def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
@@ -138,7 +140,9 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
                momentum: float = 0.1, eps: float = 1e-5, *, residual: Tensor | None = None,
                activation: str | None = None, return_moments: bool = False,
                moments: Moments | None = None) -> Any:
-    """y = γ (x − μ) / √(σ² + ε) + β per channel.      x: (N, C, *)   weight γ, bias β: (C,)
+    """y = γ (x − μ) / √(σ² + ε) + β per channel.      Ioffe & Szegedy 2015
+
+    x: (N, C, *)   γ ``weight``, β ``bias``: (C,)
 
     Training: μ and (biased) σ² of this batch; the running arrays, where given, move in place by
     ``momentum`` towards μ and the unbiased variance. Evaluation: the running arrays. Beyond

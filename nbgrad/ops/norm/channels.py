@@ -17,7 +17,7 @@ import numpy as np
 from nbgrad.autograd import OPS, Tensor, as_tensor, composition, op
 from nbgrad.backend import full, kernels, serves
 from nbgrad.ops.elementwise import neg, where
-from nbgrad.ops.reduce import sum
+from nbgrad.ops.reduce import mean, sum
 from nbgrad.ops.shape import reshape
 
 __all__ = ["at_least", "center", "channel_dot", "channel_rms", "channel_size", "channel_std",
@@ -178,6 +178,11 @@ def rows(x: Tensor, groups: int) -> Tensor:
     """(N, C, *S) as (1, N·groups, C/groups · |S|), a channel per sample and group of channels."""
     n = x.shape[0] * groups
     return reshape(x, (1, n, x.data.size // n if n else 0))
+
+
+def mean_of(x: Tensor, axes: int | tuple[int, ...], keepdim: bool) -> Any:
+    """The mean over axes; 0 of nothing, of which all derivatives are 0."""
+    return mean(x, axes, keepdim) if x.data.size else sum(x, axes, keepdim)
 
 
 def per_channel(t: Tensor, x: Tensor) -> Tensor:

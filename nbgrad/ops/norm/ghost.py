@@ -50,13 +50,14 @@ def ghost_batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, *,
             return dx, *(stack([s])[:0] if apart else s for s in sums)
         each, *of = zip(*(part(i)[:3] for i in range(0, x.shape[0], size)))
         return cat(each), *(stack(s) if apart else reduce(add, s) for s in of)
-    return grads, composition(again, dy, x, gamma)
+    return grads, composition(again, dy, x, gamma, dtype=np.float64)
 
 
 def ghost_batch_norm(input: Tensor, ghost_size: int, weight: Tensor | None = None,
                      bias: Tensor | None = None, eps: float = 1e-5) -> tuple[Tensor, Moments]:
     """Batch norm in training of each ``ghost_size`` samples for themselves (the last may be fewer),
-    in one kernel: y, and the moments of each ghost, arrays (ghosts, C).
+    in one kernel: y = γ (x − μ) / √(σ² + ε) + β, and the moments of each ghost, arrays (ghosts, C).
+    Hoffer, Hubara & Soudry 2017
 
     x: (N, C, *S)   γ ``weight``, β ``bias``: (C,), or (ghosts, C), each ghost's own. Keeps x, γ,
     μ, 1/σ of (ghosts, C). Raises ValueError for a ghost of one value per channel and for sizes that

@@ -11,10 +11,11 @@ from nbgrad.autograd import Tensor, composition, op
 from nbgrad.backend import kernels, serves, writable
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.moments import moments
-from nbgrad.ops.reduce import mean as mean_of, sum
+from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import checked, reshape
 
 from .batch import batch_norm, data, moving, scaled
+from .channels import mean_of
 
 __all__ = ["group_norm", "instance_norm"]
 
@@ -60,7 +61,7 @@ def group_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, mean: An
 
     def again(dy: Tensor, x: Tensor, gamma: Tensor | None) -> tuple[Tensor, ...]:
         return _backward_of_group(dy, x, gamma, groups, eps, center)
-    return grads, composition(again, dy, x, gamma)
+    return grads, composition(again, dy, x, gamma, dtype=np.float64)
 
 
 def _backward_of_group(dy: Tensor, x: Tensor, gamma: Tensor | None, groups: int, eps: float,

@@ -10,10 +10,11 @@ import numpy as np
 from nbgrad.autograd import Tensor, composition, op
 from nbgrad.backend import kernels, serves
 from nbgrad.ops.elementwise import rsqrt
-from nbgrad.ops.reduce import mean as mean_of, sum
+from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import checked
 
 from .batch import data, scaled
+from .channels import mean_of
 
 __all__ = ["layer_norm"]
 
@@ -37,7 +38,7 @@ def layer_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, mean: An
     """∂x, ∂γ and ∂β of layer_norm."""
     grads = kernels(dy).layer_norm_backward(dy.data, x.data, data(gamma), mean, invstd, dims=dims)
     return grads, composition(lambda dy, x, gamma: _backward_of_layer(dy, x, gamma, dims, eps),
-                              dy, x, gamma)
+                              dy, x, gamma, dtype=np.float64)
 
 
 def _backward_of_layer(dy: Tensor, x: Tensor, gamma: Tensor | None, dims: int,
@@ -79,8 +80,8 @@ def layer_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = Non
                bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
     """y = γ (x − μ) / √(σ² + ε) + β, μ and (biased) σ² over the last dims, ``normalized_shape``.
 
-    weight γ, bias β: normalized_shape. Keeps x, γ, μ, 1/σ. Raises RuntimeError if x does not end in
-    normalized_shape.   Ba, Kiros & Hinton 2016.
+    x: (..., *normalized_shape)   γ ``weight``, β ``bias``: normalized_shape. Keeps x, γ, μ, 1/σ.
+    Raises RuntimeError if x does not end in normalized_shape.      Ba, Kiros & Hinton 2016
     """
     input, shape = check_rows("layer_norm", input, normalized_shape, eps, weight=weight, bias=bias)
     if not math.prod(shape):

@@ -103,6 +103,7 @@ def _large_response(x: Tensor, window: tuple[int, int], alpha: float, beta: floa
 def normalize(input: Tensor, p: float = 2.0, dim: Any = 1, eps: float = 1e-12) -> Tensor:
     """y = x / max(‖x‖ₚ, ε), the norm over ``dim``: vectors of length 1, or 0.
 
+    x, y: any shape. Keeps x and its lengths; for a p other than 1 and 2, also |x|.
     Raises TypeError for integers and an eps that is no number, IndexError for a dim that is not
     there, ValueError for p ≤ 0.
 

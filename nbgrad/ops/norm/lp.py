@@ -20,9 +20,10 @@ from nbgrad.ops.norm.channels import (
     channel_size,
     check_channels,
     divide_channels,
+    mean_of,
     per_channel,
 )
-from nbgrad.ops.reduce import amax, mean as mean_of, sum
+from nbgrad.ops.reduce import amax, sum
 
 __all__ = ["lp_batch_norm", "lp_deviation"]
 
@@ -111,6 +112,7 @@ def lp_batch_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | No
                   p: float = 1, eps: float = 1e-5, *,
                   centered: bool = True) -> tuple[Tensor, Any, Any]:
     """y = γ (x − μ) / s + β with the s of ``lp_deviation``; also μ and s, float64 (C,) arrays.
+    Hoffer et al. 2018
 
     x: (N, C, *S)   γ ``weight``, β ``bias``: (C,). Keeps x, γ, and of each channel in float64 μ, s,
     the sums of powers and their unit; for a p that is no whole number, or is above 32, x − μ, that
@@ -150,7 +152,8 @@ def lp_deviation(input: Tensor, p: float = 2, eps: float = 1e-5, *,
 
     c_p is 1 / (E|z|^p)^(1/p) of a standard normal z (for p = inf, of the largest of as many as
     there are): s estimates σ whatever p. c_1 = √(π/2), c_2 = 1. ε stands as it does in batch norm,
-    which p = 2 is. ``centered=False``: of |x| instead of |x − μ|, with the same c_p.
+    which p = 2 is. ``centered=False``: of |x| instead of |x − μ|, with the same c_p. Keeps once
+    or twice as much as x: what powers, or the largest, are taken of.
     Hoffer et al. 2018 (p = 1, inf); Santurkar et al. 2018 (not centered)
 
     >>> import nbgrad

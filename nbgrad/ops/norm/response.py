@@ -22,10 +22,11 @@ from nbgrad.ops.norm.channels import (
     check_eps,
     check_tensors,
     divide_channels,
+    mean_of,
     per_channel,
 )
 from nbgrad.ops.norm.samples import Sampled, gains, merged, root, row, sample_norm, zero
-from nbgrad.ops.reduce import mean as mean_of, sum
+from nbgrad.ops.reduce import sum
 from nbgrad.ops.shape import broadcast_to, reshape
 
 __all__ = ["evonorm_b0", "evonorm_s0", "filter_response_norm", "global_response_norm"]
@@ -68,7 +69,7 @@ def filter_response_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, b
         g = dy if gamma is None else dy * per_channel(gamma, x)
         return (inv * (g - xhat * mean_of(g * xhat, space, True)), sum(dy * xhat, others),
                 sum(dy, others), *rest)
-    return grads, composition(again, dy, x, gamma, beta, tau)
+    return grads, composition(again, dy, x, gamma, beta, tau, dtype=np.float64)
 
 
 @op(name="filter_response_norm_eps", method=False)
@@ -110,7 +111,7 @@ def filter_response_norm_eps_backward(dy: Tensor, x: Tensor, gamma: Tensor | Non
     summed = (s.reshape(x.shape[:2]).sum(0).astype(kind)
               for s, kind in zip(sums, (own_dtype, own_dtype, extra.dtype)))
     return ((dx.reshape(x.shape), *summed),
-            composition(again, dy, x, gamma, extra))
+            composition(again, dy, x, gamma, extra, dtype=np.float64))
 
 
 def _rows(x: Any) -> Any:
@@ -153,8 +154,9 @@ def evonorm_b0(input: Tensor, weight: Tensor | None, bias: Tensor | None, v: Ten
     Liu, Brock, Simonyan & Le 2020
 
     x: (N, C, *S)   γ, β, v: (C,)   std: s, √(var + ε) of each channel over the batch (training), or
-    the running one; (1, C, 1, …). Without v: y = γ x / s + β. Raises ValueError for sizes
-    that do not fit and a negative ε, TypeError for an s that is no Tensor.
+    the running one; (1, C, 1, …). Without v: y = γ x / s + β. Keeps x, the parameters, s, and mean
+    and variance of each sample's channels (without v: x, γ, s). Raises ValueError for sizes that do
+    not fit and a negative ε, TypeError for an s that is no Tensor.
     """
     check_channels("evonorm_b0", input, weight, bias, v)
     check_eps("evonorm_b0", eps)
@@ -186,13 +188,14 @@ def evonorm_s0(input: Tensor, groups: int, weight: Tensor | None = None, bias: T
     """y = γ x sigmoid(v x) / √(σ² + ε) + β,  σ² the variance over S and the channels of a group.
     Liu, Brock, Simonyan & Le 2020
 
-    x: (N, C, *S)   γ, β, v: (C,). Without v: y = γ x / √(σ² + ε) + β. Raises ValueError for groups
-    that do not divide C and for a negative ε.
+    x: (N, C, *S)   γ, β, v: (C,). Without v: y = γ x / √(σ² + ε) + β. Keeps x, the parameters, and
+    mean and variance of each sample's channels. Raises ValueError for groups that do not divide C
+    and for a negative ε.
     """
     check_channels("evonorm_s0", input, weight, bias, v)
     check_eps("evonorm_s0", eps)
     C = input.shape[1]
-    if not isinstance(groups, int) or groups < 1 or C % groups or groups > max(C, 1):
+    if not isinstance(groups, (int, np.integer)) or groups < 1 or C % groups or groups > max(C, 1):
         raise ValueError(f"evonorm_s0: groups must divide the {C} channels, got {groups!r}")
     both = gains(input, weight, bias)
     if v is None:
@@ -227,8 +230,9 @@ def global_response_norm(input: Tensor, weight: Tensor, bias: Tensor,
     """y = γ x n + β + x,  n_c = g_c / (mean over c of g + ε),  g_c = ‖x_c‖₂ over S, per sample.
     Woo et al. 2023
 
-    x: (N, C, *S)   γ, β: (C,). The gradient of the norm of zeros is taken to be 0. Raises TypeError
-    without γ and β, ValueError for sizes that do not fit and a negative ε.
+    x: (N, C, *S)   γ, β: (C,). The gradient of the norm of zeros is taken to be 0. Keeps x, γ, β,
+    and mean and variance of each sample's channels. Raises TypeError without γ and β, ValueError
+    for sizes that do not fit and a negative ε.
     """
     check_channels("global_response_norm", input, weight, bias, least=3)
     if weight is None or bias is None:

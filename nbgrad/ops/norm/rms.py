@@ -11,9 +11,10 @@ from nbgrad.autograd import Tensor, composition, op
 from nbgrad.backend import is_half, kernels
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.norm.layer import check_rows
-from nbgrad.ops.reduce import mean as mean_of, sum
+from nbgrad.ops.reduce import sum
 
 from .batch import data
+from .channels import mean_of
 
 __all__ = ["rms_norm"]
 
@@ -34,7 +35,7 @@ def rms_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, invrms: An
     """∂x and ∂γ of rms_norm."""
     grads = kernels(dy).rms_norm_backward(dy.data, x.data, data(gamma), invrms, dims=dims)
     return grads, composition(lambda dy, x, gamma: _backward_of_rms(dy, x, gamma, dims, eps),
-                              dy, x, gamma)
+                              dy, x, gamma, dtype=np.float64)
 
 
 def _backward_of_rms(dy: Tensor, x: Tensor, gamma: Tensor | None, dims: int,
@@ -51,8 +52,9 @@ def rms_norm(input: Tensor, normalized_shape: Any, weight: Tensor | None = None,
              eps: float | None = None) -> Tensor:
     """y = γ x / √(mean x² + ε), the mean over the last dims, ``normalized_shape``.
 
-    weight γ: normalized_shape.  ``eps=None`` is the spacing of x's dtype at 1, of halves that of
-    float32, in which they are computed (as PyTorch does). Keeps x, γ, 1/rms.
+    x: (..., *normalized_shape)   γ ``weight``: normalized_shape. ``eps=None`` is the spacing of x's
+    dtype at 1, of halves that of float32, in which they are computed (as PyTorch does). Keeps x, γ,
+    1/rms.
     Raises RuntimeError if x does not end in normalized_shape.      Zhang & Sennrich 2019
 
     >>> import nbgrad

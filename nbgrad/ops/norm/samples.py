@@ -19,7 +19,7 @@ import numpy as np
 from nbgrad.autograd import Tensor, as_tensor, composition, enable_grad, grad, op
 from nbgrad.backend import full, kernels
 from nbgrad.ops.elementwise import sqrt, where
-from nbgrad.ops.reduce import mean as mean_of
+from nbgrad.ops.norm.channels import mean_of
 from nbgrad.ops.shape import reshape
 
 __all__ = ["Sampled", "gains", "merged", "root", "row", "sample_norm", "zero"]

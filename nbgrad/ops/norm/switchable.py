@@ -11,9 +11,14 @@ from nbgrad.autograd import Tensor
 from nbgrad.backend import serves
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.loss import softmax
-from nbgrad.ops.norm.channels import affine, check_channels, check_eps, check_tensors
+from nbgrad.ops.norm.channels import (
+    affine,
+    check_channels,
+    check_eps,
+    check_tensors,
+    mean_of,
+)
 from nbgrad.ops.norm.samples import Sampled, gains, merged, row, sample_norm
-from nbgrad.ops.reduce import mean as mean_of
 from nbgrad.ops.shape import reshape
 
 __all__ = ["switchable_norm"]

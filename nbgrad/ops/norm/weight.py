@@ -102,7 +102,7 @@ def weight_norm_backward(dw: Tensor, x: Tensor, g: Tensor, /, *, norm: Any) -> A
         dg = sum(dw * u, (0, 2), True)
         return reshape(g, (1, -1, 1)) * inverse * (dw - u * dg), reshape(dg, (-1,))
     with np.errstate(all="ignore"):
-        return (dx, dg.astype(g.dtype)), composition(again, dw, x, g)
+        return (dx, dg.astype(g.dtype)), composition(again, dw, x, g, dtype=np.float64)
 
 
 def _by_rows(weight: Tensor, dim: int | None, f: Callable[[Tensor], Tensor]) -> Tensor:
@@ -162,8 +162,8 @@ def weight_standardization(weight: Tensor, eps: float = 1e-5, dim: int = 0) -> T
     """ŵ = (w − μ) / √(σ² + ε) with μ and (biased) σ² over every axis but ``dim``: for each output
     channel.      Qiao et al. 2019
 
-    One fused layer norm of the rows of the weight. Raises ValueError for a weight with one value
-    per channel, which would be 0.
+    w: the weight of a layer, of 2 and more dims. One fused layer norm of its rows. Keeps w, μ, 1/σ.
+    Raises ValueError for a weight with one value per channel, which would be 0.
 
     >>> import nbgrad
     >>> weight_standardization(nbgrad.tensor([[1.0, 3.0]]), eps=0.0).tolist()

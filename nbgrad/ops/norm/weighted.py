@@ -83,7 +83,7 @@ def weighted_batch_norm_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /,
     dtype = x.dtype if gamma is None else gamma.dtype
     with np.errstate(all="ignore"):
         sums = own[1].astype(dtype), own[0].astype(dtype)
-    return (dx, *sums), composition(again, dy, x, gamma)
+    return (dx, *sums), composition(again, dy, x, gamma, dtype=np.float64)
 
 
 def _backward_of_weighted(dy: Tensor, x: Tensor, gamma: Tensor | None, count: Any, eps: float,
@@ -95,9 +95,9 @@ def _backward_of_weighted(dy: Tensor, x: Tensor, gamma: Tensor | None, count: An
 
     def constant(a: Any) -> Tensor:
         return as_tensor(a.astype(x.dtype))
-    share = constant(np.where(count > 0, 1 / np.maximum(count, 1e-300), 0).reshape(per_channel))
+    n = np.where(count > 0, count, np.inf).reshape(per_channel)
+    share = constant((1.0 if w is None else w) / n)    # weights of any size: of all of them, a part
     if w is not None:
-        share = share * constant(w)
         there = np.broadcast_to(w > 0, x.shape)
         x, dy = _mask(x, keep=there), _mask(dy, keep=there)
     xc = x - everywhere(sum(x * share, axes, True))
@@ -113,8 +113,8 @@ def _backward_of_weighted(dy: Tensor, x: Tensor, gamma: Tensor | None, count: An
 def weighted_batch_norm(input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None,
                         eps: float = 1e-5, *, mask: Any = None,
                         workers: Workers | None = None) -> tuple[Tensor, Moments]:
-    """Batch norm in training over part of the values, or over several workers' values: y, and the
-    moments that it normalized by.
+    """y = γ (x − μ) / √(σ² + ε) + β in training over part of the values, or over several workers'
+    values (Peng et al. 2018), and the moments that it normalized by.
 
     x: (N, C, *S)   γ ``weight``, β ``bias``: (C,)   mask: weights w ≥ 0 or booleans, (N, *S) or
     what broadcasts against (N, 1, *S). What has weight 0 is not there: y = 0 and ∂x = 0, whatever x

@@ -37,8 +37,9 @@ def inverse_sqrt(matrix: Tensor) -> Tensor:
     The coupled Newton–Schulz iteration Y ← Y T, Z ← T Z, T = (3 I − Z Y)/2 from Y = A / tr A and
     Z = I, whose Z approaches √(tr A) A^(−1/2), until it has converged (Higham 2008; Huang et al.
     2019, who stop early). Made of products, so derivatives of all orders follow. Steps grow with
-    the logarithm of the condition number: about 10 for 10, 24 for 10⁶. Raises ValueError for what
-    is singular or not positive definite in its dtype; a matrix with NaN or infinity gives NaN.
+    the logarithm of the condition number: about 10 for 10, 24 for 10⁶. Keeps Y, Z and T of each.
+    Raises ValueError for what is singular or not positive definite in its dtype; a matrix with NaN
+    or infinity gives NaN.
 
     >>> import nbgrad
     >>> root = inverse_sqrt(nbgrad.tensor([[4.0, 0.0], [0.0, 16.0]]))
@@ -115,6 +116,39 @@ def whiten_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, *, mean: Any
     return (dx, *sums), composition(again, dy, x, gamma)
 
 
+@op(method=False)
+def whiten_inference(x: Tensor, gamma: Tensor | None, beta: Tensor | None, /, *, mean: Any,
+                     w: Any) -> Any:
+    """y = γ W (x − μ) + β with given μ (C,) and W (groups, d, d), float64.
+
+    ∂x = Wᵀ γ ∂y,   ∂γ_i = Σ_j W_ij G_ij,   ∂β = Σ ∂y,   G = Σ ∂y (x − μ)ᵀ.
+    """
+    shift = None if beta is None else beta.data
+    y = kernels(x).channel_mix(x.data, mean, _scaled(gamma, w), shift)
+    return y, lambda dy: whiten_inference_backward(dy, x, gamma, mean=mean, w=w)
+
+
+@op(method=False)
+def whiten_inference_backward(dy: Tensor, x: Tensor, gamma: Tensor | None, /, *, mean: Any,
+                              w: Any) -> Any:
+    """∂x, ∂γ and ∂β of whiten_inference."""
+    k, size, zero = kernels(dy), w.shape[1], np.zeros_like(mean)
+    own, _ = k.batch_norm_stats(dy.data)
+    products = k.channel_products(dy.data, x.data, zero, mean, size=size)
+    dx = k.channel_mix(dy.data, zero, np.moveaxis(_scaled(gamma, w), 1, 2))
+
+    def again(dy: Tensor, x: Tensor, gamma: Tensor | None) -> tuple[Tensor, ...]:
+        axes, left = (0, *range(2, x.ndim)), as_tensor(w)
+        xhat = ungrouped(matmul(left, grouped(x - per_channel(as_tensor(mean), x), size)), x)
+        g = dy if gamma is None else dy * per_channel(gamma, dy)
+        return (ungrouped(matmul(mT(left), grouped(g, size)), x), sum(dy * xhat, axes),
+                sum(dy, axes))
+    dtype = x.dtype if gamma is None else gamma.dtype
+    with np.errstate(all="ignore"):
+        sums = (w * products).sum(2).reshape(-1).astype(dtype), (own * _count(x)).astype(dtype)
+    return (dx, *sums), composition(again, dy, x, gamma, dtype=np.float64)
+
+
 def _scaled(gamma: Tensor | None, w: Any) -> Any:
     """Rows of matrices (C / d, d, d), each times γ of its channel."""
     return w if gamma is None else w * gamma.data.astype(np.float64).reshape(*w.shape[:2], 1)
@@ -156,7 +190,7 @@ def whiten(input: Tensor, group_size: int, eps: float = 1e-5, weight: Tensor | N
     check_channels("whiten", input, weight, bias)
     check_count("whiten", input)
     C, d = input.shape[1], group_size
-    if not isinstance(d, int) or d < 1 or C % d or d > max(C, 1):
+    if not isinstance(d, (int, np.integer)) or d < 1 or C % d or d > max(C, 1):
         raise ValueError(f"whiten: group_size must divide the {C} channels, got {d!r}")
     if not eps >= 0:
         raise ValueError(f"whiten: eps must not be negative, got {eps}")

@@ -14,6 +14,7 @@ from nbgrad.autograd import Tensor, no_grad
 from nbgrad.backend import greatest
 from nbgrad.nn import Dropout, Module, ReLU
 from nbgrad.nn.functional import cross_entropy
+from nbgrad.nn.hooks import input_of
 from nbgrad.ops import Moments, moments
 from nbgrad.train.evaluation import STATISTICS, Evaluation, evaluate
 from nbgrad.train.metrics import batch_norm_layers
@@ -187,7 +188,7 @@ class _Watch:
         self.output: Any = None
 
     def before(self, _: Module, args: tuple[Any, ...], settings: Mapping[str, Any]) -> None:
-        x, mask = args[0], settings.get("mask")
+        x, mask = input_of(args, settings), settings.get("mask")
         found = moments(x, mask=mask)
         if self.call < len(self.into):
             self.into[self.call] = self.into[self.call].merge(found)
@@ -207,9 +208,9 @@ class _Watch:
     def after(self, _: Module, args: tuple[Any, ...], y: Any) -> None:
         self.output = y                             # held, so that no other value can be it
 
-    def relu(self, args: tuple[Any, ...]) -> None:
+    def relu(self, x: Any) -> None:
         y = self.output
-        if y is not None and args[0] is y:
+        if y is not None and x is y:
             high = greatest(y.data, (0, *range(2, y.data.ndim)), least=-np.inf)
             before = self.layer.highest
             self.layer.highest = high if before is None else np.maximum(before, high)
@@ -217,15 +218,15 @@ class _Watch:
 
 def _watch_relus(stack: ExitStack, model: Module, watches: list[_Watch]) -> None:
     """What a ReLU gets straight from a batch norm."""
-    def to_relu(_: Module, args: tuple[Any, ...]) -> None:
+    def to_relu(_: Module, args: tuple[Any, ...], settings: Mapping[str, Any]) -> None:
         for watch in watches:
-            watch.relu(args)
+            watch.relu(input_of(args, settings))
 
     for watch in watches:
         stack.enter_context(watch.layer.norm.register_forward_hook(watch.after))
     for module in model.modules():
         if isinstance(module, ReLU):
-            stack.enter_context(module.register_forward_pre_hook(to_relu))
+            stack.enter_context(module.register_forward_pre_hook(to_relu, with_kwargs=True))
 
 
 # ---------------------------------------------------------------------------------- evaluations
