@@ -908,3 +908,19 @@ def test_the_doctor_of_an_instance_norm_that_never_moves():
     assert said.code == "never-updated"
     assert "nan" not in str(said)
     assert said.evidence == {"batches tracked": 0}
+
+
+@pytest.mark.parametrize(("name", "call"), [
+    ("convert_norm", lambda m: nn.convert_norm(m, "group")),
+    ("freeze_batch_norm", nn.freeze_batch_norm), ("unfreeze_batch_norm", nn.unfreeze_batch_norm),
+    ("fold", lambda m: nn.fold(m, nbgrad.ones(2, 3))), ("update_bn", lambda m: update_bn(m, [])),
+    ("adapt", lambda m: adapt(m, [])), ("bn_doctor", lambda m: bn_doctor(m, []))])
+def test_a_model_that_is_none_is_named(name, call):
+    with pytest.raises(TypeError, match=f"{name}: expected the model as an nn.Module, got function"):
+        call(lambda x: x)
+
+
+@pytest.mark.parametrize("batches", [0, 1.5, "2"])
+def test_the_doctor_looks_at_a_whole_number_of_batches(batches):
+    with pytest.raises(ValueError, match=f"a whole number of at least 1, got {batches}"):
+        bn_doctor(nn.BatchNorm1d(3), [nbgrad.randn(4, 3)], batches=batches)

@@ -14,7 +14,7 @@ from nbgrad.ops import Workers
 from .batch_norm import BatchNorm
 from .batch_variants import check_workers
 from .create_norm import create_norm
-from .module import Module
+from .module import Module, check_model
 from .norm import Unsaid
 from .running import keeps_statistics
 from .statistics import PRESETS
@@ -57,6 +57,7 @@ def convert_norm(model: Module, to: str | Factory, *, of: Any = None,
       (1): LayerNorm((4,), eps=1e-05, elementwise_affine=True, bias=True)
     )
     """
+    check_model("convert_norm", model)
     if not isinstance(to, str) and not callable(to):
         raise TypeError("convert_norm: expected a name or a function that makes a layer, got "
                         f"{to!r}")
@@ -90,6 +91,7 @@ def freeze_batch_norm(model: Module, *, affine: bool = True) -> Module:
     >>> layer.statistics, layer.weight.requires_grad
     ('frozen', False)
     """
+    check_model("freeze_batch_norm", model)
     _freeze(_with_statistics(model), affine)
     return model
 
@@ -118,6 +120,7 @@ def unfreeze_batch_norm(model: Module) -> Module:
     >>> layer.statistics, layer.weight.requires_grad
     ('population', True)
     """
+    check_model("unfreeze_batch_norm", model)
     _unfreeze(_with_statistics(model))
     return model
 

@@ -28,7 +28,7 @@ from .conv import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d
 from .group_norm import InstanceNorm2d
 from .hooks import input_of
 from .linear import Identity, Linear
-from .module import Module
+from .module import Module, check_model
 from .parameter import Parameter
 from .running import keeps_statistics
 
@@ -183,6 +183,7 @@ def fold(model: Module, *example: Tensor) -> Folded:
 
 def _folded(model: Module, example: tuple[Tensor, ...]) -> tuple[Module, float, dict[str, float]]:
     """The folded copy, its deviation on the example, and the largest γ/σ of each norm folded."""
+    check_model("fold", model)
     for name, module in _running(model):
         (_check if isinstance(module, BatchNorm) else _check_other)(module, name or "the model")
     fused = copy.deepcopy(model)

@@ -14,7 +14,7 @@ from . import hooks, state
 from .parameter import Uninitialized
 from .tree import MODULE, Tree
 
-__all__ = ["Module"]
+__all__ = ["Module", "check_model"]
 
 
 class Module(Tree):
@@ -182,6 +182,12 @@ class Module(Tree):
         if not children and len(extra) <= 1:
             return f"{type(self).__name__}({''.join(extra)})"
         return f"{type(self).__name__}(\n  " + "\n  ".join(extra + children) + "\n)"
+
+
+def check_model(name: str, model: Any) -> None:
+    """Raise TypeError, in the words of the function ``name``, for what is no Module."""
+    if not isinstance(model, Module):
+        raise TypeError(f"{name}: expected the model as an nn.Module, got {type(model).__name__}")
 
 
 def _indent(text: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from nbgrad.autograd import Tensor, bump, no_grad
 from nbgrad.nn import BatchNorm, Module
 from nbgrad.nn.hooks import input_of
+from nbgrad.nn.module import check_model
 from nbgrad.nn.running import RunningNorm, keeps_statistics
 from nbgrad.nn.statistics import fits
 from nbgrad.ops import Generator, Moments, moments
@@ -57,6 +58,7 @@ def update_bn(model: Module, loader: Iterable[Any], *, exact: bool = True,
     >>> model[0].running_mean.tolist(), model[0].num_batches_tracked.item()
     ([4.0], 2)
     """
+    check_model("update_bn", model)
     return _replace(model, loader, _moving(model), exact, 0.0, progress)
 
 
@@ -77,6 +79,7 @@ def adapt(model: Module, loader: Iterable[Any], *, prior: float = 0.0, exact: bo
     """
     if not 0 <= prior < np.inf:
         raise ValueError(f"adapt: prior must be a number of samples of at least 0, got {prior}")
+    check_model("adapt", model)
     return _replace(model, loader, _moving(model), exact, float(prior), progress)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.nn import Module
+from nbgrad.nn.module import check_model
 from nbgrad.train.evaluation import Evaluation
 
 from . import averages, channels, others
@@ -78,8 +79,9 @@ def bn_doctor(model: Module, loader: Iterable[Any], *, test: Iterable[Any] | Non
     >>> report.ok, [f.code for f in report.problems]
     (False, ['never-updated'])
     """
-    if batches is not None and batches < 1:
-        raise ValueError(f"bn_doctor: batches must be at least 1, got {batches}")
+    check_model("bn_doctor", model)
+    if batches is not None and not (isinstance(batches, (int, np.integer)) and batches >= 1):
+        raise ValueError(f"bn_doctor: batches must be a whole number of at least 1, got {batches}")
     e = examine(model, loader, test, optimizer, batches)
     checks = *averages.CHECKS, *channels.CHECKS, *others.CHECKS
     findings = [f for check in checks for f in check(e)]
