@@ -92,6 +92,10 @@ def test_conditions_and_running_statistics_do_not_mix_devices():
     assert nbgrad.where(tensor(True), a, -a).tolist() == [1.0, 2.0]
 
 
+def test_order_of_one_number_stays_on_the_device():
+    assert tensor(3.0, device="cuda").argsort().device == "cuda"
+
+
 def test_numbers_of_either_kind_are_the_cpus():
     """Drawn on the host and compared where the probabilities are."""
     p = np.linspace(0, 1, 50, dtype="f4")
