@@ -22,7 +22,7 @@ from . import graphs
 from .simulator import fresh
 
 __all__ = ["Array", "SIMULATED", "add_at", "adopt", "contiguous", "empty", "empty_like", "gapless",
-           "in_order", "is_pinned", "order_of", "pin", "to_device", "to_host", "xp"]
+           "in_order", "is_pinned", "order_of", "pin", "queue", "to_device", "to_host", "xp"]
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
@@ -33,6 +33,7 @@ else:
 
     Array = xp.ndarray
 
+OWN = 2                      # cudaStreamPerThread
 _lock = threading.Lock()
 _flying = []                 # (event, arrays) of copies that may not be done
 
@@ -141,6 +142,15 @@ def current():
 def on(number):
     """A block of code whose current device is that one."""
     return nullcontext() if SIMULATED else xp.cuda.Device(number)
+
+
+def queue():
+    """What kernels run on one after the other: device and stream, and the thread where each has a
+    stream of its own by the same name."""
+    if SIMULATED:
+        return 0, 0, 0
+    stream = xp.cuda.get_current_stream().ptr
+    return xp.cuda.runtime.getDevice(), stream, threading.get_ident() if stream == OWN else 0
 
 
 def device_of(x):

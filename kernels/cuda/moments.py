@@ -19,7 +19,7 @@ from . import graphs
 from .intrinsics import arrive, cuda, device, libm, quotient, width
 from .launch import Kernel, factory
 from .layout import aligned
-from .memory import SIMULATED, empty, xp
+from .memory import SIMULATED, empty, queue, xp
 from .vectors import dtypes, each, filled, gather, of_lanes, reader, scatter
 
 __all__ = ["THREADS", "Cut", "add_trees", "cases", "cut", "kernel", "line_at", "move", "settled",
@@ -442,16 +442,14 @@ def settled(mean, var, n, eps, params, running=None):
 
 
 @cache
-def _tickets(device_number, stream):
+def _tickets(device_number, stream, thread):
     return xp.zeros(BLOCKS, np.int32)
 
 
 def tickets():
     """Counters of blocks that have arrived, 0 between kernels; of the current stream, since
     kernels of two may run at the same time."""
-    if SIMULATED:
-        return graphs.own(_tickets, 0, 0)
-    return graphs.own(_tickets, xp.cuda.runtime.getDevice(), xp.cuda.get_current_stream().ptr)
+    return graphs.own(_tickets, *queue())
 
 
 def parts(c):

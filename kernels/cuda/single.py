@@ -23,7 +23,7 @@ from .intrinsics import (
     wait_for,
 )
 from .launch import factory
-from .memory import SIMULATED, device_of, empty, empty_like, xp
+from .memory import SIMULATED, device_of, empty, empty_like, queue, xp
 from .moments import (
     CELLS,
     LOG,
@@ -236,16 +236,13 @@ def _resident(start, number):
 
 
 @cache
-def _counters(number, stream, count):
+def _counters(number, stream, thread, count):
     return xp.zeros(count, np.int32)
 
 
 def two_per_tile(tiles):
     count = 1 << _max(10, (2 * tiles - 1).bit_length())
-    if SIMULATED:
-        return graphs.own(_counters, 0, 0, count)
-    return graphs.own(_counters, xp.cuda.runtime.getDevice(), xp.cuda.get_current_stream().ptr,
-                      count)
+    return graphs.own(_counters, *queue(), count)
 
 
 def planned(start, c, x, cells, kept=1):

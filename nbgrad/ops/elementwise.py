@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import OPS, Op, Tensor, as_tensor, op, promoted
-from nbgrad.backend import constant, kernels
+from nbgrad.backend import constant, kernels, several
 
 _BOOL = np.dtype(np.bool_)
 
@@ -232,6 +232,8 @@ def where(condition: Any, input: Any, other: Any) -> Any:
     a, b = _where._convert((input, other))
     if a is None or b is None:
         raise TypeError("where: expected two Tensors, arrays or numbers, got None")
+    if several:
+        condition, a, b = _where._on_one_device((condition, a, b)) or (condition, a, b)
     return _where(*promoted(a, b), condition=condition.data)
 
 

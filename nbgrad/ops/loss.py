@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor, composition, op
-from nbgrad.backend import device_of, full, is_array, kernels, move
+from nbgrad.backend import full, is_array, kernels, move
 from nbgrad.ops.elementwise import exp, neg
 from nbgrad.ops.reduce import given_back, mean, sum, taken
-from nbgrad.ops.shape import _axis as axis_of, checked, unsqueeze
+from nbgrad.ops.shape import _axis as axis_of, checked, same_device, unsqueeze
 
 
 @op(saves_output=True)
@@ -122,10 +122,7 @@ def _classes(x: Tensor, target: Tensor, weight: Tensor | None, name: str) -> Any
                          f"{target.shape}")
     if weight is not None:
         _one_per_class(weight, shape[1 if len(shape) > 1 else 0], name)
-    for t in (target, weight):
-        if t is not None and device_of(t.data) != device_of(x.data):
-            raise RuntimeError(f"{name}: expected all tensors to be on the same device, but found "
-                               f"at least two devices, {x.device} and {t.device}")
+    same_device(name, x, target, weight)
     return target.data
 
 

@@ -148,7 +148,8 @@ def bernoulli(input: Tensor, generator: Generator | None = None) -> Tensor:
     """1 with probability p, else 0, elementwise."""
     if input.data.size and not (input.data.min() >= 0 and input.data.max() <= 1):
         raise ValueError("bernoulli: expected probabilities in [0, 1]")
-    return as_tensor((_rng(generator).random(input.shape) < input.data).astype(input.dtype))
+    u = move(_rng(generator).random(input.shape), input.device)
+    return as_tensor((u < input.data).astype(input.dtype))
 
 
 @op(name="dropout", method=False)

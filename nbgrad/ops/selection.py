@@ -64,7 +64,7 @@ def argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool
     """Indices that order x along dim; NaN counts as the largest. Always stable."""
     axis = _axis(dim, input.ndim, "argsort")
     if not input.ndim:
-        return as_tensor(np.int64(0))
+        return as_tensor(np.zeros_like(input.data, np.int64))
     if not descending:
         return as_tensor(np.argsort(input.data, axis, kind="stable"))
     last_first = np.argsort(np.flip(input.data, axis), axis, kind="stable")

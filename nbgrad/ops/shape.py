@@ -16,6 +16,14 @@ def checked(x: Any, name: str) -> Tensor:
     return x if isinstance(x, Tensor) else constant(x, None, name)
 
 
+def same_device(name: str, *tensors: Tensor | None) -> None:
+    """Raise RuntimeError unless all are on one device; for tensors that are no inputs of an op."""
+    places = dict.fromkeys(t.device for t in tensors if t is not None)
+    if len(places) > 1:
+        raise RuntimeError(f"{name}: expected all tensors to be on the same device, but found at "
+                           f"least two devices, {' and '.join(places)}")
+
+
 def _axis(dim: Any, ndim: int, name: str) -> int:
     """``dim`` counted from 0. Raises TypeError unless it is an integer, IndexError out of range."""
     if not isinstance(dim, (int, np.integer)):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, enable_grad
-from nbgrad.backend import is_array, move, watch_captured, writable
+from nbgrad.backend import device_of, is_array, move, several, watch_captured, writable
 from nbgrad.nn.statistics import step_taken
 
 __all__ = ["Optimizer", "Params"]
@@ -96,7 +96,8 @@ class Optimizer:
         the gradients first, and its value is returned.
 
         Raises TypeError or ValueError, before anything has changed, where a gradient is not a
-        Tensor, or it or the state is not of its parameter's shape."""
+        Tensor, or it or the state is not of its parameter's shape; RuntimeError where a group's
+        parameters, gradients or state are partly on a GPU."""
         loss = None
         if closure is not None:
             with enable_grad():
@@ -125,6 +126,22 @@ class Optimizer:
                 buf = own.get(name)
                 if buf is not None and buf.shape != p.data.shape:
                     raise self._misfit(name, buf, p)
+        for group in self.param_groups if several else ():
+            self._check_device(group)
+
+    def _check_device(self, group: dict[str, Any]) -> None:
+        """The kernels of one device update a group."""
+        found: dict[type, Any] = {}
+        for p in group["params"]:
+            if p.grad is not None:
+                own = self.state.get(p, {})
+                for x in (p.data, p.grad.data, *(own.get(name) for name in self._buffers)):
+                    found.setdefault(type(x), x)
+        found.pop(type(None), None)
+        if len(found) > 1:
+            raise RuntimeError(f"{type(self).__name__}: expected a group's parameters, their "
+                               "gradients and state to be on the same device, but found at least "
+                               f"two devices, {' and '.join(map(device_of, found.values()))}")
 
     def _misfit(self, name: str, x: Any, p: Tensor) -> ValueError:
         return ValueError(f"{type(self).__name__}: {name} of a parameter of shape {p.shape} has "

@@ -5,7 +5,8 @@ import pytest
 from nbgrad.kernels import cuda, reference
 
 import nbgrad
-from nbgrad import backend, nn, no_grad, tensor
+from nbgrad import backend, nn, no_grad, optim, tensor
+from nbgrad.nn import functional as F
 
 
 @pytest.fixture
@@ -72,6 +73,59 @@ def test_devices_do_not_mix():
     assert (half.grad.item(), half.grad.device) == (3.0, "cpu")
     a.copy_(b * 2)
     assert a.tolist() == [2.0, 4.0]
+
+
+def test_conditions_and_running_statistics_do_not_mix_devices():
+    """They are no inputs of an op; numbers go where the condition is."""
+    a, yes = tensor([1.0, 2.0], device="cuda"), tensor([True, False])
+    x, mean = nbgrad.ones(3, 2, device="cuda"), nbgrad.zeros(2)
+    for name, call in (("where", lambda: nbgrad.where(yes, a, a)),
+                       ("where", lambda: a.masked_fill(yes, 0.0)),
+                       ("batch_norm", lambda: F.batch_norm(x, mean, mean + 1, training=True)),
+                       ("batch_norm", lambda: F.batch_norm(x, mean, mean + 1))):
+        with pytest.raises(RuntimeError, match=f"^{name}: expected all tensors to be on the same "
+                                               "device, but found at least two devices, "):
+            call()
+    assert mean.tolist() == [0.0, 0.0]
+    y = nbgrad.where(yes.to("cuda"), 1.0, 0.5)
+    assert (y.device, y.tolist()) == ("cuda", [1.0, 0.5])
+    assert nbgrad.where(tensor(True), a, -a).tolist() == [1.0, 2.0]
+
+
+def test_order_of_one_number_stays_on_the_device():
+    assert tensor(3.0, device="cuda").argsort().device == "cuda"
+
+
+def test_numbers_of_either_kind_are_the_cpus():
+    """Drawn on the host and compared where the probabilities are."""
+    p = np.linspace(0, 1, 50, dtype="f4")
+    here, there = (nbgrad.bernoulli(tensor(p, device=d), generator=nbgrad.Generator(3))
+                   for d in ("cpu", "cuda"))
+    assert there.device == "cuda"
+    assert there.tolist() == here.tolist()
+    assert 0 < sum(here.tolist()) < 50
+
+
+@pytest.mark.parametrize("make", [optim.SGD, optim.Adam], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("what", ["parameter", "gradient", "state"])
+def test_a_step_of_two_devices_changes_nothing(make, what):
+    p, q = (tensor([1.0, 2.0], device="cuda", requires_grad=True) for _ in range(2))
+    if what == "parameter":
+        q = q.detach().cpu().requires_grad_()
+    optimizer = make([p, q], 0.5, **{"momentum": 0.5} if make is optim.SGD else {})
+    for t in (p, q):
+        t.grad = nbgrad.ones(2, device=t.device)
+    if what == "gradient":
+        q.grad = q.grad.cpu()
+    elif what == "state":
+        optimizer.step()
+        for name in optimizer._buffers:
+            optimizer.state[q][name] = np.zeros(2, "f4")
+    before = p.tolist(), [own.get("step") for own in optimizer.state.values()]
+    with pytest.raises(RuntimeError, match="expected a group's parameters, their gradients and "
+                                           "state to be on the same device, but found at least"):
+        optimizer.step()
+    assert before == (p.tolist(), [own.get("step") for own in optimizer.state.values()])
 
 
 def test_what_a_tensor_on_the_device_says():

@@ -3,13 +3,16 @@
 import ctypes
 import gc
 import re
+import sys
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from nbgrad.kernels.cuda import graphs, indices, launch, memory
+from nbgrad.kernels.cuda import graphs, indices, launch, memory, moments, single
 from nbgrad.kernels.cuda.intrinsics import cuda
 from nbgrad.kernels.cuda.launch import KERNELS, Kernel
 
@@ -374,6 +377,26 @@ def test_the_simulator_refuses_what_a_device_refuses(kernel):
         with pytest.raises(error, match="test: parameter"):
             k(1, a, n)
     k(1, x, 0)
+
+
+@pytest.mark.parametrize(("stream", "shared"), [(0, True), (77, True), (2, False)])
+def test_kernels_that_may_run_at_the_same_time_count_apart(stream, shared, monkeypatch):
+    """Where each thread has a default stream of its own (2), threads would free each other's
+    blocks, or wait forever."""
+    made = SimpleNamespace(zeros=lambda n, dtype: np.zeros(n, dtype), cuda=SimpleNamespace(
+        get_current_stream=lambda: SimpleNamespace(ptr=stream),
+        runtime=SimpleNamespace(getDevice=lambda: 0)))
+    for module in (memory, moments, single):
+        monkeypatch.setattr(module, "xp", made)
+        monkeypatch.setattr(module, "SIMULATED", False)
+    for cached in (moments._tickets, single._counters):
+        monkeypatch.setattr(sys.modules[cached.__module__], cached.__name__,
+                            cache(cached.__wrapped__))
+    here = moments.tickets(), single.two_per_tile(3)
+    with ThreadPoolExecutor(1) as pool:
+        there = pool.submit(lambda: (moments.tickets(), single.two_per_tile(3))).result()
+    assert [a is b for a, b in zip(here, there)] == [shared] * 2
+    assert moments.tickets() is here[0]
 
 
 def test_blocks_that_wait_for_each_other_must_fit_at_once(kernel, driver):

@@ -297,6 +297,27 @@ def test_gradients_add_up_over_replays():
     assert w.grad.tolist() == [10.0] * 3
 
 
+@pytest.mark.parametrize("p", [2.0, 1.0, np.inf])
+def test_gradients_are_clipped_in_replays(p):
+    """The norm stays on the device, and is that of each replay."""
+    w, x = nbgrad.zeros(3, device="cuda", requires_grad=True), nbgrad.zeros(3, device="cuda")
+
+    def step():
+        w.grad = None
+        (w * x).sum().backward()
+        return nn.utils.clip_grad_norm_([w], 1.0, p), w.grad
+    call = nbgrad.cuda.graph(step, warmup=1)
+    for values in ([3.0, 0.0, -4.0], [30.0, 0.0, 40.0], [0.25, 0.0, 0.5], [3.0, 0.0, np.nan]):
+        x.copy_(nbgrad.tensor(values))
+        norm, grad = call()
+        want = np.linalg.norm(values, p)
+        np.testing.assert_allclose(norm.item(), want, rtol=1e-12)
+        scaled = np.array(values) / max(want, 1.0) if want == want else np.full(3, np.nan)
+        np.testing.assert_allclose(grad.tolist(), scaled, rtol=2e-6)      # norm + 1e-6, float32
+    assert norm.device == "cuda"
+    assert call.captured
+
+
 REFUSED = {"adam": ({"make": lambda ps: optim.Adam(ps)}, r"Adam\.step\(\) without capturable=True"),
            "adamw": ({"make": lambda ps: optim.AdamW(ps)}, r"AdamW\.step\(\) without capturable")}
 

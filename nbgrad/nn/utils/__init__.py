@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor, bump
-from nbgrad.backend import greatest
+from nbgrad.backend import device_of, greatest, is_array
 from nbgrad.ops import cat, reshape
 
 from . import parametrizations, parametrize
@@ -26,7 +27,8 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, norm
     """Scale all gradients by min(1, max_norm / (norm + 1e-6)), norm over all of them as one vector.
 
     Returns the norm before scaling (0-d, float64; summed in float64). With ``error_if_nonfinite`` a
-    NaN or infinite norm raises RuntimeError and changes nothing.
+    NaN or infinite norm raises RuntimeError and changes nothing. On a device nothing waits for the
+    norm but this check.
     """
     grads = _grads(parameters)
     norm = _norm([g.data for g in grads], float(norm_type))
@@ -34,11 +36,13 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, norm
         raise RuntimeError(f"The total norm of order {norm_type} for gradients from `parameters` "
                            f"is non-finite ({norm}), so it cannot be clipped")
     scale = max_norm / (norm + 1e-6)
-    if not scale >= 1.0:                                    # also where it is NaN, as in PyTorch
+    there = is_array(norm)
+    if there or not scale >= 1.0:                           # also where it is NaN, as in PyTorch
         for g in grads:
-            np.multiply(g.data, scale, out=g.data)
+            by = np.minimum(scale, 1.0).astype(g.dtype) if there else scale
+            np.multiply(g.data, by, out=g.data)
             bump(g)
-    return as_tensor(np.asarray(norm))
+    return as_tensor(norm if there else np.asarray(norm))
 
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
@@ -76,14 +80,17 @@ def _grads(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return [p.grad for p in parameters if p.grad is not None]
 
 
-def _norm(grads: list[Array], p: float) -> float:
+def _norm(grads: list[Array], p: float) -> Any:
+    """A number; where all are on one GPU, a 0-d array there."""
     if not grads:
         return 0.0
+    places = {device_of(g) for g in grads}
+    taken = float if len(places) > 1 or "cpu" in places else lambda x: x
     if math.isinf(p):
-        return float(max(greatest(np.abs(g)) for g in grads))
+        return reduce(np.maximum, [taken(greatest(np.abs(g))) for g in grads])
     if p == 2.0:
-        return math.sqrt(sum(float(np.einsum("i,i->", g, g)) for g in map(_flat, grads)))
-    return float(sum(float((np.abs(_flat(g)) ** p).sum()) for g in grads) ** (1 / p))
+        return np.sqrt(sum(taken(np.einsum("i,i->", g, g)) for g in map(_flat, grads)))
+    return sum(taken((np.abs(_flat(g)) ** p).sum()) for g in grads) ** (1 / p)
 
 
 def _flat(g: Array) -> Array:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import Tensor, as_tensor, bump, composition, op, transient
-from nbgrad.backend import full, is_half, kernels, serves, writable
+from nbgrad.backend import full, is_half, kernels, serves, several, writable
 from nbgrad.ops.activation import relu_backward
 from nbgrad.ops.elementwise import rsqrt
 from nbgrad.ops.moments import Moments
 from nbgrad.ops.norm.channels import mean_of
 from nbgrad.ops.reduce import sum
-from nbgrad.ops.shape import checked, reshape
+from nbgrad.ops.shape import checked, reshape, same_device
 
 
 def data(t: Tensor | None) -> Any:
@@ -159,6 +159,8 @@ def batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor |
         input = checked(input, "batch_norm")
     check_batch(input.data.shape, input.data.dtype, running_mean, running_var, weight, bias,
                 training, eps)
+    if several:
+        same_device("batch_norm", input, running_mean, running_var)
     if residual is not None or activation is not None:
         check_fused(input, residual, activation)
     weight = scaled(input, weight, bias)
