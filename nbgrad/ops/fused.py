@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from nbgrad.autograd import OPS, Tensor, composition, op
-from nbgrad.backend import kernels
+from nbgrad.backend import kernels, several
 from nbgrad.ops import norm
 from nbgrad.ops.matmul import check_linear, linear, matmul
 from nbgrad.ops.reduce import sum
-from nbgrad.ops.shape import checked, mT
+from nbgrad.ops.shape import checked, mT, same_device
 
 __all__ = ["linear_batch_norm"]
 
@@ -80,6 +80,8 @@ def linear_batch_norm(input: Tensor, weight: Tensor, bias: Tensor | None,
     check_linear(input, weight, bias)
     shape = len(x), len(weight.data)
     norm.check_batch(shape, x.dtype, running_mean, running_var, gamma, beta, True, eps)
+    if several:
+        same_device("linear_batch_norm", input, running_mean, running_var)
     gamma = norm.scaled(input, gamma, beta)
     if 0 in shape:
         running_mean = running_var = None

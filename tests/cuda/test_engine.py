@@ -82,7 +82,9 @@ def test_conditions_and_running_statistics_do_not_mix_devices():
     for name, call in (("where", lambda: nbgrad.where(yes, a, a)),
                        ("where", lambda: a.masked_fill(yes, 0.0)),
                        ("batch_norm", lambda: F.batch_norm(x, mean, mean + 1, training=True)),
-                       ("batch_norm", lambda: F.batch_norm(x, mean, mean + 1))):
+                       ("batch_norm", lambda: F.batch_norm(x, mean, mean + 1)),
+                       ("linear_batch_norm", lambda: nbgrad.ops.linear_batch_norm(
+                           x, x[:2], None, mean, mean + 1))):
         with pytest.raises(RuntimeError, match=f"^{name}: expected all tensors to be on the same "
                                                "device, but found at least two devices, "):
             call()
