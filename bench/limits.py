@@ -42,8 +42,6 @@ def _sizes(row):
 
 def rows_of(rows):
     """Lines of the table: a case, and numbers as text. Cases without PyTorch have none."""
-    copy = next(r for r in rows if r["case"] == "copy" and r["side"] == "nbgrad")
-    bandwidth = float(copy["bytes"]) / float(copy["median"])
     lines = []
     for own, others in tables.by_case(rows):
         sizes = _sizes(own)
@@ -51,6 +49,7 @@ def rows_of(rows):
         if sizes is None or not peers:
             continue
         time, peer, (once, passes) = float(own["median"]), min(peers), sizes
+        bandwidth = float(own["bytes"]) / float(own["bound"])          # of the copy in its run
         lines.append([f"{own['kind']}, {own['case']}", tables.duration(time),
                       f"{100 * passes / bandwidth / time:.0f} %", tables.duration(peer),
                       *(f"{peer / t:.2f}" for t in (time, passes / bandwidth, once / bandwidth))])
