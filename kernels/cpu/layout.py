@@ -47,7 +47,8 @@ def _turned(x):
 
 
 def channels_last(x):
-    """x (N, C, H, W) as contiguous (N, H, W, C). Of large planes 2 to 6 times as fast as NumPy."""
+    """x (N, C, H, W) as contiguous (N, H, W, C).
+    (Zen 4, 128 × 64 × 32 × 32: 27 ms by NumPy, 3.8 so; 32 × 256 × 28 × 28: 4.8 and 4.3.)"""
     last = x.transpose(0, 2, 3, 1)
     if x.nbytes < SMALLEST or last.flags.c_contiguous or not x.flags.c_contiguous:
         return np.ascontiguousarray(last)

@@ -2,7 +2,7 @@
 
 The last layers of a network have 49 pixels of 1000 channels, and tasks that share out pixels have
 little each. (8 images, two cores of Zen 4: weights of 160 → 960 at 7×7 651 us, 546 as a product;
-inputs of 96 → 576 at 14×14 959 and 780; inputs of 256 → 512 at 14×14, stride 2, 1180 and 860.)
+inputs of 96 → 576 at 14×14 959 and 780; inputs of 256 → 512 at 14×14, stride 2, 1180 and 600.)
 """
 
 from .matmul import matmul
