@@ -84,6 +84,16 @@ def test_batches(G, M, K, N, right, dtype, kind):
     check(cpu.matmul(a, b), a, b)
 
 
+@pytest.mark.parametrize("layouts", [("columns", "rows"), ("columns", "columns"), ("rows", "rows")])
+def test_batches_of_large_matrices(layouts):
+    """a laid out anew, as heaps and with its rows apart, of several matrices and of one for all."""
+    rng = np.random.default_rng(0)
+    for lead in ((3,), (3,)), ((3,), (2, 1)), ((), (3,)), ((3,), ()):
+        a, b = (matrix(rng, (*axes, *shape), np.float32, layout)
+                for axes, shape, layout in zip(lead, ((133, 512), (512, 270)), layouts))
+        check(cpu.matmul(a, b), a, b)
+
+
 @settings(max_examples=100, deadline=None)
 @given(M=sizes, K=sizes, N=sizes, layout=layouts, other=layouts, dtype=dtypes,
        with_bias=st.booleans(), with_dx=st.booleans())

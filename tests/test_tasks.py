@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from nbgrad.kernels.cpu import simd, tasks
-from nbgrad.kernels.cpu.jit import device
+from nbgrad.kernels.cpu.jit import device, get_num_threads
 from numba import config
 
 
@@ -26,6 +26,30 @@ def test_every_task_runs_once(n, work):
     x, y = np.arange(5.0), np.full(n, np.nan)
     _kernel(x, 3.0, y, work=work)
     np.testing.assert_array_equal(y, 3 * x[np.arange(n) % 5] + np.arange(n))
+
+
+@device
+def _waiting(t, done, seen):
+    """The first task ends when all others have, or after about ten seconds."""
+    if t:
+        tasks.taken(done, 0)
+    else:
+        for asked in range(1 << 29):
+            seen[0] = tasks.taken(done, 0) - asked
+            if seen[0] == 99:
+                break
+
+
+@tasks.tasks
+def _uneven(run, done, seen):
+    tasks.share(_waiting, 100, run, (done, seen))
+
+
+@pytest.mark.skipif(config.DISABLE_JIT or get_num_threads() < 2, reason="needs two threads")
+def test_who_is_done_helps_the_others():
+    done, seen = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    _uneven(done, seen, work=1 << 30)
+    assert seen[0] == 99
 
 
 @device

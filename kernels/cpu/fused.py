@@ -178,7 +178,8 @@ def _backward(dtype):
             W = 2 * lanes(x)
             blocks, groups = tiles_shares(1, N, C, K, W)
             for t in prange(blocks * groups):
-                tiles_task(t, blocks, groups, N, C, K, W, dz, 0, C, 1, w, 0, W, K, zeros, 0, dx)
+                tiles_task(t, blocks, groups, N, C, K, W, dz, 0, C, 1, 0, w, 0, W, K, zeros, 0,
+                           dx)
         return False
 
     return Kernel(backward, name=f"linear_batch_norm_backward_{dtype.name}")

@@ -11,16 +11,20 @@ import numpy as np
 
 from ..quiet import quiet, silent
 from . import memory
-from .jit import device, kernel, prange
-from .microkernel import WIDE
+from .jit import device
+from .microkernel import ROWS, WIDE
 from .products import (
+    ALIAS,
     ALONE,
     BLOCK,
     IN_PLACE,
+    LINES,
+    apart_task,
     as_bytes,
     column_sums,
     dots_shares,
     dots_task,
+    heap_task,
     pack_pieces,
     pack_task,
     prefers_dots,
@@ -29,77 +33,88 @@ from .products import (
 )
 from .reduce import sum
 from .simd import VECTOR
+from .tasks import share, tasks
 
 __all__ = ["linear", "linear_backward", "matmul"]
 
 SMALL = memory.SMALLEST // 8
+MANY = 1024             # bytes of columns for which a is laid out anew
 TINY = 1 << 18          # multiply-adds: up to here OpenBLAS uses one thread; 64³: 7.1 us, this 7.9
 TINY_LINE = 1 << 13     # the same for vectors, where it takes threads from 9216 on
 TINY_EACH = 1 << 15     # the same for each of a batch: NumPy takes 125 ns for 16³, this 245
 
 
-@kernel
-def _product(a, b, s, y, packed, G, M, N, K, ga, row, step, gb, ldk, ldn, sj):
+@device
+def _pack_all(run, pieces, K, N, b, gb, ldk, ldn, packed):
+    share(pack_task, pieces, run if packed.size > ALONE else 0, (K, N, b, gb, ldk, ldn, packed))
+
+
+@tasks
+def _product(run, a, b, s, y, packed, G, M, N, K, ga, row, step, heap, gb, ldk, ldn,
+             sj):
     """y (G, M, N) = a b + s. b is read from its panels in ``packed``, or in place without them."""
     lanes = VECTOR // a.itemsize
     W = WIDE * lanes if M == 1 and packed.size == 0 else 2 * lanes
     P, ldp, ldb, source = (N + W - 1) // W, W, ldk, b
     if packed.size:
-        pieces = (G if gb else 1) * pack_pieces(K, N, a.itemsize)
-        if packed.size <= ALONE:
-            for t in range(pieces):
-                pack_task(t, K, N, b, gb, ldk, ldn, packed)
-        else:
-            for t in prange(pieces):
-                pack_task(t, K, N, b, gb, ldk, ldn, packed)
+        _pack_all(run, (G if gb else 1) * pack_pieces(K, N, a.itemsize), K, N, b, gb, ldk, ldn,
+                  packed)
         ldp, ldb, source, gb = K * W, W, packed, (P * K * W if gb else 0)
     blocks, groups = tiles_shares(G, M, K, N, W)
-    for t in prange(G * blocks * groups):
-        tiles_task(t, blocks, groups, M, K, N, W, a, ga, row, step, source, gb, ldp, ldb, s, sj, y)
+    share(tiles_task, G * blocks * groups, run,
+          (blocks, groups, M, K, N, W, a, ga, row, step, heap, source, gb, ldp, ldb, s, sj, y))
 
 
 dots_preferred = device(prefers_dots)
 
 
-@kernel
-def _linear(x, w, s, y, packed, sj):
+@tasks
+def _copied_apart(run, x, n, y, ld):
+    share(apart_task, (x.size // n + LINES - 1) // LINES, run, (x, n, y, ld))
+
+
+@tasks
+def _heaped(run, x, M, K, y):
+    share(heap_task, x.size // (K * M) * ((K + LINES - 1) // LINES), run, (x, M, K, y))
+
+
+@tasks
+def _linear(run, x, w, s, y, packed, sj):
     """y = x wᵀ + s, all contiguous."""
     (M, K), N = x.shape, w.shape[0]
     x, w, y, W = x.reshape(-1), w.reshape(-1), y.reshape(-1), 2 * VECTOR // x.itemsize
     if dots_preferred(M, N, K, x.itemsize):
         rows, groups = dots_shares(M, N, K)
-        for t in prange(rows * groups):
-            dots_task(t, groups, M, N, K, x, w, s, sj, y)
+        share(dots_task, rows * groups, run, (groups, M, N, K, x, w, s, sj, y))
     else:
         if packed.size == 0:
             packed = np.empty((N + W - 1) // W * K * W, x.dtype)
-        pieces = pack_pieces(K, N, x.itemsize)
-        if packed.size <= ALONE:
-            for t in range(pieces):
-                pack_task(t, K, N, w, 0, 1, K, packed)
-        else:
-            for t in prange(pieces):
-                pack_task(t, K, N, w, 0, 1, K, packed)
+        _pack_all(run, pack_pieces(K, N, x.itemsize), K, N, w, 0, 1, K, packed)
         blocks, groups = tiles_shares(1, M, K, N, W)
-        for t in prange(blocks * groups):
-            tiles_task(t, blocks, groups, M, K, N, W, x, 0, K, 1, packed, 0, K * W, W, s, sj, y)
+        share(tiles_task, blocks * groups, run,
+              (blocks, groups, M, K, N, W, x, 0, K, 1, 0, packed, 0, K * W, W, s, sj, y))
 
 
-@kernel
-def _backward(dy, x, w, s, dx, dw, db, M, N, K):
+@device
+def _backward_task(t, first, blocks, groups, rows, columns, M, N, K, W, V, dy, x, w, s, dx, dw, db):
+    if t < first:
+        tiles_task(t, blocks, groups, M, N, K, W, dy, 0, N, 1, 0, w, 0, W, K, s, 0, dx)
+    else:
+        tiles_task(t - first, rows, columns, N, M, K, V, dy, 0, 1, N, 0, x, 0, V, K, s, 0, dw)
+        if (t - first) % columns == 0:
+            column_sums((t - first) // columns, rows, dy, M, N, db)
+
+
+@tasks
+def _backward(run, dy, x, w, s, dx, dw, db, M, N, K):
     """dx = dy w unless it is empty, dw = dyᵀ x, db = Σ dy, all contiguous: one list of tasks."""
     lanes = VECTOR // x.itemsize
     W, V = WIDE * lanes if M == 1 else 2 * lanes, WIDE * lanes if N == 1 else 2 * lanes
     blocks, groups = tiles_shares(1, M, N, K, W)
     rows, columns = tiles_shares(1, N, M, K, V)
     first = blocks * groups if dx.size else 0
-    for t in prange(first + rows * columns):
-        if t < first:
-            tiles_task(t, blocks, groups, M, N, K, W, dy, 0, N, 1, w, 0, W, K, s, 0, dx)
-        else:
-            tiles_task(t - first, rows, columns, N, M, K, V, dy, 0, 1, N, x, 0, V, K, s, 0, dw)
-            if (t - first) % columns == 0:
-                column_sums((t - first) // columns, rows, dy, M, N, db)
+    share(_backward_task, first + rows * columns, run,
+          (first, blocks, groups, rows, columns, M, N, K, W, V, dy, x, w, s, dx, dw, db))
 
 
 # Zeros to start sums from, and no panels.
@@ -121,17 +136,46 @@ def _flat(x):
     return x.ravel(), x.shape[-1], 1
 
 
-def _general(a, b, y, G, ga, gb):
-    """y = a b for G matrices that lie ga and gb apart."""
+def _apart(a, row, ga):
+    """Rows a multiple of ALIAS apart as a copy where they are not, with what goes with them."""
+    ld = row + VECTOR // a.itemsize
+    y = memory.empty((a.size // row * ld,), a.dtype)
+    _copied_apart(a, row, y, ld, work=2 * a.nbytes)
+    return y, ga // row * ld, ld, 1, 0
+
+
+def _heaps(a, M, K, ga):
+    """The columns of rows of M values as heaps, with what goes with them."""
+    heaps = -(-M // ROWS)
+    y = memory.empty((a.size // M * heaps * ROWS,), a.dtype)
+    _heaped(a, M, K, y, work=2 * a.nbytes)
+    return y, heaps * K * ROWS if ga else 0, 1, ROWS, K * ROWS
+
+
+def _left(a, ga, N):
+    """a as tiles read it fast N columns long, with the steps from matrix to matrix, row to row, k
+    to k and heap to heap."""
+    M, K = a.shape[-2:]
+    a, row, step = _flat(a)
+    if N * a.itemsize >= MANY:
+        if step != 1 and M * K * a.itemsize > IN_PLACE:
+            return _heaps(a, M, K, ga)
+        if row * a.itemsize % ALIAS == 0 and step == 1:
+            return _apart(a, row, ga)
+    return a, ga, row, step, 0
+
+
+def _general(a, b, y, G, ga, gb, bias=None):
+    """y = a b + bias for G matrices that lie ga and gb apart."""
     (M, K), N = a.shape[-2:], b.shape[-1]
     s, packed = _NOTHING[y.dtype]
-    a, row, step = _flat(a)
+    a, ga, row, step, heap = _left(a, ga, N)
     b, ldk, ldn = _flat(b)
-    if ldn != 1 or (M >= 2 * BLOCK and b.nbytes > IN_PLACE):
+    if ldn != 1 or (M >= BLOCK and b.nbytes > IN_PLACE):
         W = 2 * VECTOR // y.itemsize
         packed = memory.empty(((G if gb else 1) * -(-N // W) * K * W,), y.dtype)
-    _product(a, b, s, y.ravel(), packed, G, M, N, K, ga, row, step, gb, ldk, ldn, 0,
-             work=2 * G * M * N * K)
+    _product(a, b, s if bias is None else bias, y.ravel(), packed, G, M, N, K, ga, row, step,
+             heap, gb, ldk, ldn, 0 if bias is None else 1, work=2 * G * M * N * K)
     return y
 
 
@@ -141,8 +185,7 @@ def _times_transposed(x, w, bias):
     s, packed = _NOTHING[x.dtype]
     y = _empty(M, N, x.dtype)
     if N * K > ALONE and not prefers_dots(M, N, K, x.itemsize):
-        W = 2 * VECTOR // x.itemsize
-        packed = memory.empty((-(-N // W) * K * W,), x.dtype)
+        return _general(x, w.T, y, 1, 0, 0, bias)
     _linear(x, w, s if bias is None else bias, y, packed, 0 if bias is None else 1,
             work=as_bytes(M * N * K))
     return y
@@ -230,7 +273,7 @@ def linear_backward(dy, x, weight, *, input_gradient):
     """dx = dy w (0 unless asked for),  dw = dyᵀ x,  db = Σ dy over rows."""
     rows, inputs, nothing = _rows(dy), _rows(x), np.zeros((), x.dtype)
     (M, N), K, size = rows.shape, inputs.shape[1], x.itemsize
-    large = max(M, N) >= 2 * BLOCK and max(M, N) * K * size > IN_PLACE
+    large = max(M, N) >= BLOCK and max(M, N) * K * size > IN_PLACE
     if large or not M * N * K or x.dtype not in _NOTHING or not x.dtype == dy.dtype == weight.dtype:
         dx = matmul(rows, weight).reshape(x.shape) if input_gradient else nothing
         return dx, matmul(rows.T, inputs), sum(rows, axes=0, keepdims=False)

@@ -5,25 +5,25 @@ vectors, in place if it is row-major. Dots: where both are contiguous along k, r
 columns of b, vectors along k; nothing is packed and no column is too few.
 """
 
-import numpy as np
 
 from .jit import device
 from .microkernel import DOTS, ROWS, dots
 from .simd import VECTOR, load_part, store_part
 from .tiles import copy, pack, strip
 
-__all__ = ["ALONE", "BLOCK", "DEPTH", "IN_PLACE", "TASK", "TASKS", "as_bytes", "column_sums",
-           "dots_block", "dots_shares", "dots_task", "pack_pieces", "pack_task", "prefers_dots",
-           "sums_between", "tiles_shares", "tiles_task"]
+__all__ = ["ALIAS", "ALONE", "BLOCK", "DEPTH", "IN_PLACE", "LINES", "TASK", "TASKS", "apart_task",
+           "as_bytes", "column_sums", "dots_block", "dots_shares", "dots_task", "heap_task",
+           "pack_pieces", "pack_task", "prefers_dots", "sums_between", "tiles_shares", "tiles_task"]
 
-DEPTH = 2048            # bytes of k per pass of tiles: 96 rows of a and a panel stay in L2
+DEPTH = 2048            # bytes of k per pass of tiles: a block of a and a panel, 450 KB, stay in L2
 LONG = 2048             # k per pass of dots
-BLOCK = 8 * ROWS        # rows of y per task, fewer where that makes too few tasks to share out
+BLOCK = 16 * ROWS       # rows of y per task, fewer where that makes too few tasks to share out
 TASKS, TASK = 32, 17    # tasks of 2^TASK multiply-adds (2.3 us of one core), but no more than TASKS
 CHUNK = 128             # k per task of packing
 ALONE = 1 << 15         # values that one thread packs; beyond, all threads do (not tuned)
 IN_PLACE = 1 << 18      # bytes of a row-major b that are read where they are: a quarter of L2
 ALIAS = 2048            # bytes: rows that lie a multiple of this apart share a few sets of L1
+LINES = 32              # rows per task of copying them to where they do not
 
 
 def as_bytes(macs):
@@ -47,49 +47,55 @@ def tiles_shares(G, M, K, N, W):
 
 @device
 def _first(i, parts, M):
-    """Where part i begins: at an even row."""
-    return M if i == parts else i * M // parts // 2 * 2
+    """Where part i begins: with a whole tile."""
+    return min(M, i * ((M + ROWS - 1) // ROWS) // parts * ROWS)
 
 
 @device
-def _own(a, at, row, step, m, k):
-    """Rows of a copied to where they do not share sets of L1, with their steps."""
-    lanes = VECTOR // a.itemsize
-    if step == 1:
-        ld = (k + lanes - 1) // lanes * lanes + lanes
-        own = np.empty(m * ld, a.dtype)
-        copy(a, at, row, m, k, own, 0, ld)
-        return own, ld, 1
-    ld = (m + lanes - 1) // lanes * lanes
-    own = np.empty(k * ld, a.dtype)
-    copy(a, at, step, k, m, own, 0, ld)
-    return own, 1, ld
+def apart_task(t, x, n, y, ld):
+    """Task t of copying x's lines of n values to where they lie ld apart: LINES of them."""
+    first = t * LINES
+    copy(x, first * n, n, min(LINES, x.size // n - first), n, y, first * ld, ld)
 
 
 @device
-def tiles_task(t, blocks, groups, M, K, N, W, a, ga, row, step, b, gb, ldp, ldb, s, sj, y):
+def heap_task(t, x, M, K, y):
+    """Task t of copying x (G, K, M) to heaps (G, M / ROWS, K, ROWS): LINES of x, which are of one
+    matrix. Behind M, anything."""
+    lanes, chunks, heaps = VECTOR // x.itemsize, (K + LINES - 1) // LINES, (M + ROWS - 1) // ROWS
+    g, k0 = t // chunks, t % chunks * LINES
+    for h in range(heaps):
+        for k in range(k0, min(K, k0 + LINES)):
+            at, to = (g * K + k) * M + h * ROWS, ((g * heaps + h) * K + k) * ROWS
+            for j in range(0, ROWS, lanes):
+                n = min(lanes, ROWS - j)
+                store_part(y, to + j, load_part(x, at + j, max(0, min(n, M - h * ROWS - j))), n)
+
+
+@device
+def tiles_task(t, blocks, groups, M, K, N, W, a, ga, row, step, heap, b, gb, ldp, ldb, s, sj, y):
     """Task t of y (G, M, N) = a b + s: a block of rows and a group of panels of W columns, which
-    lie ldp apart in b, their rows ldb."""
+    lie ldp apart in b, their rows ldb. a's heaps of ROWS lie ``heap`` apart, if not 0."""
     g, r0, m, p0, p1 = t, 0, M, 0, (N + W - 1) // W
     if blocks * groups > 1:                       # divisions cost more than a tiny product
         i, q, P = t // groups, t % groups, p1
         g, i = i // blocks, i % blocks
         r0, p0, p1 = _first(i, blocks, M), q * P // groups, (q + 1) * P // groups
         m = _first(i + 1, blocks, M) - r0
-    at, yt = g * ga + r0 * row, (g * M + r0) * N
-    copies = p1 - p0 >= 8 and max(row, step) * a.itemsize % ALIAS == 0
-    depth = DEPTH // a.itemsize
+    at, yt = g * ga + r0 // ROWS * heap, (g * M + r0) * N
+    rows, depth = ROWS, DEPTH // a.itemsize
+    if heap == 0:
+        at, rows = at + r0 * row, m
     for k0 in range(0, K, depth):
-        k, x, xt, xr, xs = min(depth, K - k0), a, at + k0 * step, row, step
-        if copies:
-            x, xr, xs = _own(a, xt, row, step, m, k)
-            xt = 0
+        k, xt = min(depth, K - k0), at + k0 * step
         for p in range(p0, p1):
-            n, to, panel = min(W, N - p * W), yt + p * W, g * gb + p * ldp + k0 * ldb
-            if k0:
-                strip(m, n, k, x, xt, xr, xs, b, panel, ldb, y, to, N, y, to, N)
-            else:
-                strip(m, n, k, x, xt, xr, xs, b, panel, ldb, s, p * W * sj, 0, y, to, N)
+            n, panel = min(W, N - p * W), g * gb + p * ldp + k0 * ldb
+            for r in range(0, m, rows):
+                h, x, to = min(rows, m - r), xt + r // ROWS * heap, yt + r * N + p * W
+                if k0:
+                    strip(h, n, k, a, x, row, step, b, panel, ldb, y, to, N, y, to, N)
+                else:
+                    strip(h, n, k, a, x, row, step, b, panel, ldb, s, p * W * sj, 0, y, to, N)
 
 
 @device
