@@ -16,10 +16,10 @@ from .channels import (
     sums_of_channels,
 )
 from .columns import HI, INV, MEAN_DY, PAST, WRITE, inner, normalize, normalize_backward
-from .jit import kernel, prange
 from .moments import rooms, spread, statistics, sums, u
 from .norm_plan import ADDS, Plan, plan, unpack, values
 from .simd import pointer
+from .tasks import share, tasks
 
 __all__ = ["ADDS", "Plan", "backward", "backward_block", "forward", "forward_block", "infinite",
            "lost", "merge", "move", "plan", "total"]
@@ -103,7 +103,7 @@ def forward_block(x, residual, gamma, beta, eps, plan, b, c0, c1, collect, optio
 
 
 @inner
-def _forward_task(x, residual, gamma, beta, eps, packed, t, collect, option, y, mean, var, invstd,
+def _forward_task(t, x, residual, gamma, beta, eps, packed, collect, option, y, mean, var, invstd,
                   block_mean, block_m2):
     plan = unpack(packed)
     b, c0 = t // plan.tiles, t % plan.tiles * plan.tile
@@ -120,25 +120,22 @@ def move(running_mean, running_var, momentum, n, mean, var):
         running_var[c] = (1.0 - momentum) * running_var[c] + momentum * new
 
 
-@kernel
-def forward(x, residual, gamma, beta, running_mean, running_var, momentum, eps, packed, collect,
-            known, option, y, mean, var, invstd):
+@tasks
+def forward(run, x, residual, gamma, beta, running_mean, running_var, momentum, eps, packed,
+            collect, known, option, y, mean, var, invstd):
     """mean, var and invstd of x (if ``collect``; invstd from the others if ``known``), then y where
     it is not empty. True if float32 is not enough: nothing holds then."""
-    plan = unpack(packed)               # a prange takes the array: it cannot rebuild the tuple
+    plan = unpack(packed)
     for c in range(invstd.size if known else 0):
         invstd[c] = 1.0 / np.sqrt(var[c] + eps)
     if not collect and lost(x, var if known else invstd, invstd, eps if known else 1.0):
         return True
-    tasks, blocks, back = plan.tiles * plan.blocks, plan.blocks if collect else 0, plan.back
+    n, blocks = plan.tiles * plan.blocks, plan.blocks if collect else 0
     block_mean, block_m2 = np.empty(blocks * plan.C), np.empty(blocks * plan.C)
     for phase in range(2 if blocks > 1 else 1):
-        for t in prange(tasks):
-            u = np.int64(t)              # a prange counts in uint64, which with int64 gives float64
-            if back and (phase == 1 or not collect):
-                u = tasks - 1 - u
-            _forward_task(x, residual, gamma, beta, eps, packed, u, collect and phase == 0, option,
-                          y, mean, var, invstd, block_mean, block_m2)
+        share(_forward_task, -n if plan.back and (phase == 1 or not collect) else n, run,
+              (x, residual, gamma, beta, eps, packed, collect and phase == 0, option, y, mean, var,
+               invstd, block_mean, block_m2))
         if phase == 0 and blocks > 1:
             merge(plan, block_mean, block_m2, eps, 0, plan.C, mean, var, invstd)
         if phase == 0 and collect and lost(x, var, invstd, eps):
@@ -214,7 +211,7 @@ def backward_block(x, dy, y, gamma, beta, mean, invstd, plan, b, c0, c1, collect
 
 
 @inner
-def _backward_task(x, dy, y, gamma, beta, mean, invstd, packed, t, collect, option, dz, block_dy,
+def _backward_task(t, x, dy, y, gamma, beta, mean, invstd, packed, collect, option, dz, block_dy,
                    block_p, sum_dy, sum_p, dgamma, dbeta, dx):
     plan = unpack(packed)
     b, c0 = t // plan.tiles, t % plan.tiles * plan.tile
@@ -232,23 +229,20 @@ def infinite(x, sum_dy, sum_p):
     return bad
 
 
-@kernel
-def backward(x, dy, y, gamma, beta, mean, invstd, packed, collect, option, dz, sum_dy, sum_p,
+@tasks
+def backward(run, x, dy, y, gamma, beta, mean, invstd, packed, collect, option, dz, sum_dy, sum_p,
              dgamma, dbeta, dx):
     """Σ dy and Σ dy x̂ of the masked dy (if ``collect``), then dx where it is not empty. True if
     float32 is not enough: nothing holds then."""
     plan = unpack(packed)
     if lost(x, invstd, invstd, 1.0):
         return True
-    tasks, blocks, back = plan.tiles * plan.blocks, plan.blocks if collect else 0, plan.back
+    n, blocks = plan.tiles * plan.blocks, plan.blocks if collect else 0
     block_dy, block_p = np.empty(blocks * plan.C), np.empty(blocks * plan.C)
     for phase in range(2 if blocks > 1 else 1):
-        for t in prange(tasks):
-            u = np.int64(t)              # a prange counts in uint64, which with int64 gives float64
-            if phase == 1 and back:
-                u = tasks - 1 - u
-            _backward_task(x, dy, y, gamma, beta, mean, invstd, packed, u, collect and phase == 0,
-                           option, dz, block_dy, block_p, sum_dy, sum_p, dgamma, dbeta, dx)
+        share(_backward_task, -n if plan.back and phase == 1 else n, run,
+              (x, dy, y, gamma, beta, mean, invstd, packed, collect and phase == 0, option, dz,
+               block_dy, block_p, sum_dy, sum_p, dgamma, dbeta, dx))
         if phase == 0 and blocks > 1:
             total(plan, block_dy, block_p, 0, plan.C, sum_dy, sum_p, dgamma, dbeta)
     return collect and infinite(x, sum_dy, sum_p)

@@ -52,16 +52,15 @@ def _every(function, n, data, threads):
     this one left there; whoever is done helps the others. Cores are not equally fast: some are made
     so, others also run somebody else's work (products of 1024 on two busy cores: 170 GFLOP/s where
     each has its half, 226 so)."""
-    counts = np.empty(threads * LINE, np.int64)
-    for w in range(threads):
-        counts[w * LINE] = w * n // threads
+    count, counts = abs(n), np.zeros(threads * LINE, np.int64)
     for w in prange(threads):
         for other in range(w, w + threads):
             v = other % threads
-            t, end = taken(counts, v * LINE), (v + 1) * n // threads
-            while t < end:
-                _call(function, t, data)
-                t = taken(counts, v * LINE)
+            first, end = v * count // threads, (v + 1) * count // threads
+            i = taken(counts, v * LINE)
+            while i < end - first:
+                _call(function, first + i if n > 0 else end - 1 - i, data)
+                i = taken(counts, v * LINE)
 
 
 @cache
@@ -123,8 +122,13 @@ def _share(typingctx, task, n, run, args):
                 address, threads = (builder.load(builder.gep(loop, [i64(i)])) for i in (0, 1))
                 builder.call(builder.inttoptr(address, kind.as_pointer()),
                              [builder.ptrtoint(function, i64), values[1], at, threads])
-            with otherwise, cgutils.for_range(builder, values[1]) as loop:
-                builder.call(function, [loop.index, at])
+            with otherwise:
+                n, zero = values[1], i64(0)
+                back = builder.icmp_signed("<", n, zero)
+                count = builder.select(back, builder.neg(n), n)
+                with cgutils.for_range(builder, count) as loop:
+                    last = builder.sub(builder.sub(count, i64(1)), loop.index)
+                    builder.call(function, [builder.select(back, last, loop.index), at])
         with builder.if_then(builder.icmp_signed("!=", builder.load(failed), i8(0)), likely=False):
             context.call_conv.return_user_exc(builder, MemoryError, ("a task of a kernel failed",))
         return context.get_dummy_value()
@@ -133,11 +137,12 @@ def _share(typingctx, task, n, run, args):
 
 
 def _share_in_python(task, n, run, args):
-    for t in range(n):
+    for t in range(n) if n > 0 else reversed(range(-n)):
         task(t, *args)
 
 
-# share(task, n, run, args): task(t, *args) for t < n, one by one or by the loop that run leads to
+# share(task, n, run, args): task(t, *args) for t < n, one by one or by the loop that run leads to;
+# for n < 0, t < −n, each thread's last first: what it had last may still be in its core's cache
 share = _share_in_python if config.DISABLE_JIT else _share
 
 
