@@ -52,7 +52,9 @@ def _every(function, n, data, threads):
     this one left there; whoever is done helps the others. Cores are not equally fast: some are made
     so, others also run somebody else's work (products of 1024 on two busy cores: 170 GFLOP/s where
     each has its half, 226 so)."""
-    count, counts = abs(n), np.zeros(threads * LINE, np.int64)
+    count, counts = abs(n), np.empty(threads * LINE, np.int64)
+    for w in range(threads):                  # np.zeros would be a parallel region of its own
+        counts[w * LINE] = 0
     for w in prange(threads):
         for other in range(w, w + threads):
             v = other % threads
