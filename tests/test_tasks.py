@@ -32,10 +32,10 @@ def test_every_task_runs_once(n, work):
 def _waiting(t, done, seen):
     """The first task ends when all others have, or after about ten seconds."""
     if t:
-        tasks.taken(done, 0)
+        tasks.taken(done)
     else:
         for asked in range(1 << 29):
-            seen[0] = tasks.taken(done, 0) - asked
+            seen[0] = tasks.taken(done) - asked
             if seen[0] == 99:
                 break
 
@@ -48,7 +48,7 @@ def _uneven(run, done, seen):
 @pytest.mark.skipif(config.DISABLE_JIT or get_num_threads() < 2, reason="needs two threads")
 def test_who_is_done_helps_the_others():
     done, seen = np.zeros(1, np.int64), np.zeros(1, np.int64)
-    _uneven(done, seen, work=1 << 30)
+    _uneven(done.ctypes.data, seen, work=1 << 30)
     assert seen[0] == 99
 
 

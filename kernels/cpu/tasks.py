@@ -23,7 +23,8 @@ from .simd import VECTOR
 
 __all__ = ["share", "spaces", "taken", "tasks"]
 
-LINE = 16                  # counts as far apart as no two cores' caches share
+LINE = 128                 # bytes between counts: no two cores' caches share any
+RANGES = 64                # of tasks, at most
 
 
 @intrinsic
@@ -39,37 +40,36 @@ def _call(typingctx, function, t, data):
 
 
 @intrinsic
-def taken(typingctx, counts, i):
-    """counts[i], which goes up by one, whoever else asks."""
+def taken(typingctx, address):
+    """The integer there, which goes up by one, whoever else asks."""
     def codegen(context, builder, signature, args):
-        at = builder.gep(context.make_array(counts)(context, builder, args[0]).data, [args[1]])
-        return builder.atomic_rmw("add", at, ir.IntType(64)(1), "monotonic")
-    return types.intp(counts, types.intp), codegen
+        i64 = ir.IntType(64)
+        place = builder.inttoptr(args[0], i64.as_pointer())
+        return builder.atomic_rmw("add", place, i64(1), "monotonic")
+    return types.intp(types.intp), codegen
 
 
-def _every(function, n, data, threads):
+def _every(function, n, data, threads, counts):
     """Each thread has a range of the tasks, so that the next kernel finds in a core's cache what
     this one left there; whoever is done helps the others. Cores are not equally fast: some are made
     so, others also run somebody else's work (products of 1024 on two busy cores: 170 GFLOP/s where
-    each has its half, 226 so)."""
-    count, counts = abs(n), np.empty(threads * LINE, np.int64)
-    for w in range(threads):                  # np.zeros would be a parallel region of its own
-        counts[w * LINE] = 0
+    each has its half, 226 so). ``counts`` are 0."""
+    count, ranges = abs(n), min(threads, RANGES)
     for w in prange(threads):
-        for other in range(w, w + threads):
-            v = other % threads
-            first, end = v * count // threads, (v + 1) * count // threads
-            i = taken(counts, v * LINE)
+        for other in range(w, w + ranges):
+            v = other % ranges
+            first, end = v * count // ranges, (v + 1) * count // ranges
+            i = taken(counts + v * LINE)
             while i < end - first:
                 _call(function, first + i if n > 0 else end - 1 - i, data)
-                i = taken(counts, v * LINE)
+                i = taken(counts + v * LINE)
 
 
 @cache
 def _loop():
     """The parallel loop's address and the number of threads, and where compiled code finds them."""
     n = types.intp
-    loop = CFunc(_every, ((n, n, n, n), types.void), {}, {"parallel": True, **POLICY})
+    loop = CFunc(_every, ((n,) * 5, types.void), {}, {"parallel": True, **POLICY})
     if cache_dir() is not None:
         loop._cache = _Cache(_every, "tasks._every")
     loop.compile()
@@ -119,11 +119,14 @@ def _share(typingctx, task, n, run, args):
         at = builder.ptrtoint(place, i64)
         with builder.if_else(builder.icmp_signed("!=", values[2], i64(0))) as (then, otherwise):
             with then:
-                kind = ir.FunctionType(ir.VoidType(), [i64] * 4)
+                kind = ir.FunctionType(ir.VoidType(), [i64] * 5)
                 loop = builder.inttoptr(values[2], i64.as_pointer())
                 address, threads = (builder.load(builder.gep(loop, [i64(i)])) for i in (0, 1))
+                counts = cgutils.alloca_once(builder, ir.ArrayType(i8, RANGES * LINE))
+                cgutils.memset(builder, counts, i64(RANGES * LINE), 0)
                 builder.call(builder.inttoptr(address, kind.as_pointer()),
-                             [builder.ptrtoint(function, i64), values[1], at, threads])
+                             [builder.ptrtoint(function, i64), values[1], at, threads,
+                              builder.ptrtoint(counts, i64)])
             with otherwise:
                 n, zero = values[1], i64(0)
                 back = builder.icmp_signed("<", n, zero)
