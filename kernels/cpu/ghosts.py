@@ -10,7 +10,6 @@ import numpy as np
 
 from .batch_norm import backward_block, forward_block, infinite, lost, merge, total
 from .columns import inner
-from .jit import kernel, prange
 from .memory import empty_like
 from .norm import (
     _NONE,
@@ -25,6 +24,7 @@ from .norm import (
     batch_norm_backward,
 )
 from .norm_plan import unpack, values
+from .tasks import share, tasks
 
 __all__ = ["ghost_batch_norm", "ghost_batch_norm_backward"]
 
@@ -55,7 +55,7 @@ def _own(a, g, ghosts, C):
 
 
 @inner
-def _forward_task(x, none, gamma, beta, eps, packed, ghosts, t, phase, option, y, stats, blocks,
+def _forward_task(t, x, none, gamma, beta, eps, packed, ghosts, phase, option, y, stats, blocks,
                   block_mean, block_m2):
     g, at, k = _place(packed, ghosts, t)
     plan, C = unpack(packed[at:]), stats.shape[2]
@@ -82,27 +82,24 @@ def _merge_all(packed, ghosts, eps, blocks, block_mean, block_m2, stats):
                   stats[2, g])
 
 
-@kernel
-def _forward(x, none, gamma, beta, eps, packed, ghosts, option, y, stats):
+@tasks
+def _forward(run, x, none, gamma, beta, eps, packed, ghosts, option, y, stats):
     """y, and mean, var and invstd of each ghost's channels, (3, ghosts, C). True if float32 is not
     enough."""
-    tasks, blocks = _tasks(packed, ghosts)
+    n, blocks = _tasks(packed, ghosts)
     rooms = ghosts * blocks * stats.shape[2]
     block_mean, block_m2 = np.empty(rooms), np.empty(rooms)
     for phase in range(2 if blocks > 1 else 1):
-        for t in prange(tasks):
-            k = np.int64(t)
-            if phase == 1:                        # from what was read last
-                k = tasks - 1 - k
-            _forward_task(x, none, gamma, beta, eps, packed, ghosts, k, phase, option, y, stats,
-                          blocks, block_mean, block_m2)
+        share(_forward_task, n if phase == 0 else -n, run,
+              (x, none, gamma, beta, eps, packed, ghosts, phase, option, y, stats, blocks,
+               block_mean, block_m2))
         if phase == 0 and blocks > 1:
             _merge_all(packed, ghosts, eps, blocks, block_mean, block_m2, stats)
     return lost(x, stats[1].reshape(-1), stats[2].reshape(-1), eps)
 
 
 @inner
-def _backward_task(x, dy, none, gamma, stats, packed, ghosts, t, phase, option, blocks, block_dy,
+def _backward_task(t, x, dy, none, gamma, stats, packed, ghosts, phase, option, blocks, block_dy,
                    block_p, sums, scratch, dx):
     g, at, k = _place(packed, ghosts, t)
     plan, C = unpack(packed[at:]), stats.shape[2]
@@ -131,23 +128,20 @@ def _total_all(packed, ghosts, blocks, block_dy, block_p, sums, scratch):
                   scratch[0, g], scratch[1, g])
 
 
-@kernel
-def _backward(x, dy, none, gamma, stats, packed, ghosts, option, scratch, dx, dgamma, dbeta):
+@tasks
+def _backward(run, x, dy, none, gamma, stats, packed, ghosts, option, scratch, dx, dgamma, dbeta):
     """dx, dγ and dβ, of (C,) or of every ghost's channels, with mean and invstd of each ghost,
     (2, ghosts, C). True if float32 is not enough."""
-    tasks, blocks = _tasks(packed, ghosts)
+    n, blocks = _tasks(packed, ghosts)
     C = stats.shape[2]
     rooms = ghosts * blocks * C
     block_dy, block_p, sums = np.empty(rooms), np.empty(rooms), np.empty((2, ghosts, C))
     if lost(x, stats[1].reshape(-1), stats[1].reshape(-1), 1.0):
         return True
     for phase in range(2 if blocks > 1 else 1):
-        for t in prange(tasks):
-            k = np.int64(t)
-            if phase == 1:
-                k = tasks - 1 - k
-            _backward_task(x, dy, none, gamma, stats, packed, ghosts, k, phase, option, blocks,
-                           block_dy, block_p, sums, scratch, dx)
+        share(_backward_task, n if phase == 0 else -n, run,
+              (x, dy, none, gamma, stats, packed, ghosts, phase, option, blocks, block_dy, block_p,
+               sums, scratch, dx))
         if phase == 0 and blocks > 1:
             _total_all(packed, ghosts, blocks, block_dy, block_p, sums, scratch)
     together = ghosts if dgamma.size == C else 1         # that share their γ and β

@@ -11,7 +11,6 @@ import math
 import numpy as np
 
 from .columns import inlined, inner, zeros
-from .jit import kernel, prange
 from .memory import empty, empty_like
 from .simd import (
     PAST_BYTES,
@@ -33,6 +32,7 @@ from .simd import (
     stream,
     total,
 )
+from .tasks import share, tasks
 
 __all__ = ["about", "layer_norm", "layer_norm_backward", "normalize_rows",
            "normalize_rows_backward", "rms_norm", "rms_norm_backward", "square", "statistics",
@@ -163,8 +163,14 @@ def _spread(a, S, out):
             out[k] = a[i]
 
 
-@kernel
-def _forward(x, gamma, beta, eps, center, R, D, G, S, block, past, y, mean, invstd):
+@inner
+def _forward_task(t, x, gamma, beta, eps, center, R, D, G, block, past, y, mean, invstd, bad):
+    bad[t] = _forward_block(x, gamma, beta, eps, center, t * block, min(R, (t + 1) * block), D, G,
+                            past, y, mean, invstd)
+
+
+@tasks
+def _forward(run, x, gamma, beta, eps, center, R, D, G, S, block, past, y, mean, invstd):
     """Each row of x (R, D): statistics, then y = (x − mean) invstd γ + β. True if float32 is not
     enough."""
     if S > 1:
@@ -173,10 +179,8 @@ def _forward(x, gamma, beta, eps, center, R, D, G, S, block, past, y, mean, invs
         _spread(beta, S, wide[1])
         gamma, beta = wide
     bad = np.zeros((R + block - 1) // block, np.uint8)
-    for t in prange(bad.size):
-        first = np.int64(t) * block
-        bad[t] = _forward_block(x, gamma, beta, eps, center, first, min(R, first + block), D, G,
-                                past, y, mean, invstd)
+    share(_forward_task, bad.size, run,
+          (x, gamma, beta, eps, center, R, D, G, block, past, y, mean, invstd, bad))
     return bad.sum() > 0
 
 
@@ -335,8 +339,14 @@ def _column_sums(blocks, G, D, S, dgamma, dbeta):
             to += 1
 
 
-@kernel
-def _backward(x, dy, gamma, mean, invstd, center, R, D, G, S, block, past, blocks, dx, dgamma,
+@inner
+def _backward_task(t, x, dy, gamma, mean, invstd, center, R, D, G, block, past, blocks, dx, bad):
+    bad[t] = _backward_block(x, dy, gamma, mean, invstd, center, t * block,
+                             min(R, (t + 1) * block), D, G, past, blocks, t * 2 * G * D, dx)
+
+
+@tasks
+def _backward(run, x, dy, gamma, mean, invstd, center, R, D, G, S, block, past, blocks, dx, dgamma,
               dbeta):
     """Rows of dx, and dγ and dβ: sums over rows in the array's dtype, over blocks in float64. True
     if float32 is not enough."""
@@ -344,12 +354,9 @@ def _backward(x, dy, gamma, mean, invstd, center, R, D, G, S, block, past, block
         wide = np.empty(gamma.size * S, x.dtype)
         _spread(gamma, S, wide)
         gamma = wide
-    width = 2 * G * D
-    bad = np.zeros(blocks.size // width, np.uint8)
-    for t in prange(bad.size):
-        first = np.int64(t) * block
-        bad[t] = _backward_block(x, dy, gamma, mean, invstd, center, first, min(R, first + block),
-                                 D, G, past, blocks, np.int64(t) * width, dx)
+    bad = np.zeros(blocks.size // (2 * G * D), np.uint8)
+    share(_backward_task, bad.size, run,
+          (x, dy, gamma, mean, invstd, center, R, D, G, block, past, blocks, dx, bad))
     _column_sums(blocks, G, D, S, dgamma, dbeta)
     return bad.sum() > 0
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from .columns import inlined, inner, zeros
 from .group_lines import INVSTD, LOW, WIDE, statistics_of_groups, width
-from .jit import kernel, prange
 from .layer_norm import unfit
 from .simd import (
     absolute,
@@ -41,6 +40,7 @@ from .simd import (
     total,
     where,
 )
+from .tasks import share, tasks
 
 __all__ = ["RUN", "add", "constants", "forward_pixels", "middle", "settle", "sums_of",
            "values_of"]
@@ -290,38 +290,34 @@ def _forward(x, gamma, beta, floor, floored, eps, center, first, last, collect, 
 
 
 @inner
-def _forward_task(x, gamma, beta, floor, eps, center, first, last, collect, B, rows, S, G, past, y,
-                  mean, invstd, bad, block_mean, block_m2):
-    C, W = gamma.size, width(gamma.size)
+def _forward_task(t, x, gamma, beta, floor, eps, center, per, collect, B, rows, S, G, past, y, mean,
+                  invstd, bad, block_mean, block_m2):
+    C, W, last = gamma.size, width(gamma.size), mean.size // G * B
     table, wide = zeros(x, 6 * W), zeros(mean, (WIDE + 2) * W)
     _forward(pointer(x), pointer(gamma), pointer(beta), pointer(floor), floor.size > 0, eps, center,
-             first, last, collect, B, rows, S, C, G, past, pointer(y), pointer(mean),
-             pointer(invstd), pointer(bad), pointer(block_mean), pointer(block_m2), x.itemsize, W,
-             pointer(table), pointer(wide))
+             t * per, min(last, (t + 1) * per), collect, B, rows, S, C, G, past, pointer(y),
+             pointer(mean), pointer(invstd), pointer(bad), pointer(block_mean), pointer(block_m2),
+             x.itemsize, W, pointer(table), pointer(wide))
     keep(table)
     keep(wide)
 
 
-@kernel
-def forward_pixels(x, gamma, beta, floor, eps, center, per, B, rows, S, G, past, y, mean, invstd,
-                   bad):
+@tasks
+def forward_pixels(run, x, gamma, beta, floor, eps, center, per, B, rows, S, G, past, y, mean,
+                   invstd, bad):
     """y and the statistics of each sample's groups, x (N S, C), in blocks of so many rows, B of
     which are a sample and ``per`` of which a task; which groups float32 is not enough for. True if
     there are such."""
     C, N = gamma.size, mean.size // G
-    tasks, blocks = (N * B + per - 1) // per, N * B
+    n, blocks = (N * B + per - 1) // per, N * B
     block_mean, block_m2 = np.empty(blocks * C), np.empty(blocks * C)
     for phase in range(2 if B > 1 else 1):
-        for t in prange(tasks):
-            u = np.int64(t)
-            if phase == 1:                        # from what was read last
-                u = tasks - 1 - u
-            _forward_task(x, gamma, beta, floor, eps, center, u * per, min(blocks, (u + 1) * per),
-                          phase == 0, B, rows, S, G, past, y, mean, invstd, bad, block_mean,
-                          block_m2)
+        share(_forward_task, n if phase == 0 else -n, run,
+              (x, gamma, beta, floor, eps, center, per, phase == 0, B, rows, S, G, past, y, mean,
+               invstd, bad, block_mean, block_m2))
         if phase == 0 and B > 1:
-            for n in range(N):
-                _merge(pointer(block_mean), pointer(block_m2), n, B, rows, S, C, G, eps, center,
+            for i in range(N):
+                _merge(pointer(block_mean), pointer(block_m2), i, B, rows, S, C, G, eps, center,
                        pointer(mean), pointer(invstd), pointer(bad), x.itemsize)
     keep(block_mean)
     keep(block_m2)

@@ -17,7 +17,6 @@ from .group_lines import (
     statistics_of_groups,
     width,
 )
-from .jit import kernel, prange
 from .pixels import RUN, add, constants, sums_of, values_of
 from .planes import above, add_up_all, unfit_gradients
 from .simd import (
@@ -34,6 +33,7 @@ from .simd import (
     store,
     store_part,
 )
+from .tasks import share, tasks
 
 __all__ = ["backward_pixels"]
 
@@ -179,9 +179,9 @@ def _backward(x, dy, gamma, beta, floor, floored, mean, invstd, center, t, first
 
 
 @inner
-def _backward_task(x, dy, gamma, beta, floor, mean, invstd, center, t, per, last, collect, B, rows,
-                   S, G, past, dx, sum_p, sum_dy, rest, bad):
-    C, W = gamma.size, width(gamma.size)
+def _backward_task(t, x, dy, gamma, beta, floor, mean, invstd, center, per, collect, B, rows, S, G,
+                   past, dx, sum_p, sum_dy, rest, bad):
+    C, W, last = gamma.size, width(gamma.size), mean.size // G * B
     table, wide = zeros(x, 10 * W), zeros(mean, (WIDE + 6) * W)
     _backward(pointer(x), pointer(dy), pointer(gamma), pointer(beta), pointer(floor),
               floor.size > 0, pointer(mean), pointer(invstd), center, t, t * per,
@@ -192,20 +192,16 @@ def _backward_task(x, dy, gamma, beta, floor, mean, invstd, center, t, per, last
     keep(wide)
 
 
-@kernel
-def backward_pixels(x, dy, gamma, beta, floor, mean, invstd, center, per, B, rows, S, G, past, dx,
-                    bad, sums):
+@tasks
+def backward_pixels(run, x, dy, gamma, beta, floor, mean, invstd, center, per, B, rows, S, G, past,
+                    dx, bad, sums):
     """dx, and dγ, dβ and, with a floor, what is left of dy, over all pixels; as forward_pixels."""
-    blocks = mean.size // G * B
-    tasks = (blocks + per - 1) // per
-    n = tasks * gamma.size
-    sum_p, sum_dy, rest = np.empty(n), np.empty(n), np.empty(n if floor.size else 0)
+    n = (mean.size // G * B + per - 1) // per
+    values = n * gamma.size
+    sum_p, sum_dy, rest = np.empty(values), np.empty(values), np.empty(values if floor.size else 0)
     for phase in range(2 if B > 1 else 1):
-        for t in prange(tasks):
-            u = np.int64(t)
-            if phase == 1:
-                u = tasks - 1 - u
-            _backward_task(x, dy, gamma, beta, floor, mean, invstd, center, u, per, blocks,
-                           phase == 0, B, rows, S, G, past, dx, sum_p, sum_dy, rest, bad)
+        share(_backward_task, n if phase == 0 else -n, run,
+              (x, dy, gamma, beta, floor, mean, invstd, center, per, phase == 0, B, rows, S, G,
+               past, dx, sum_p, sum_dy, rest, bad))
     add_up_all(sum_p, sum_dy, rest, sums)
     return bad.sum() > 0

@@ -26,7 +26,6 @@ from .group_lines import (
     spread,
     width,
 )
-from .jit import kernel, prange
 from .layer_norm import CHUNK, about, square, statistics, unfit
 from .simd import (
     fill,
@@ -46,6 +45,7 @@ from .simd import (
     total,
     where,
 )
+from .tasks import share, tasks
 
 __all__ = ["above", "add_up_all", "backward_planes", "forward_planes", "unfit_gradients"]
 
@@ -115,15 +115,21 @@ def _forward(x, gamma, beta, floor, floored, eps, center, first, last, G, D, S, 
                        past, y)
 
 
-@kernel
-def forward_planes(x, gamma, beta, floor, eps, center, block, G, D, S, past, y, mean, invstd, bad):
+@inner
+def _forward_task(t, x, gamma, beta, floor, eps, center, block, G, D, S, past, y, mean, invstd,
+                  bad):
+    _forward(pointer(x), pointer(gamma), pointer(beta), pointer(floor), floor.size > 0, eps, center,
+             t * block, min(mean.size, (t + 1) * block), G, D, S, past, pointer(y), pointer(mean),
+             pointer(invstd), pointer(bad), x.itemsize)
+
+
+@tasks
+def forward_planes(run, x, gamma, beta, floor, eps, center, block, G, D, S, past, y, mean, invstd,
+                   bad):
     """y and the statistics of the rows of x, D planes of S values each; which of them float32 is
     not enough for. True if there are such. An empty floor is none."""
-    for b in prange((mean.size + block - 1) // block):
-        first = np.int64(b) * block
-        _forward(pointer(x), pointer(gamma), pointer(beta), pointer(floor), floor.size > 0, eps,
-                 center, first, min(mean.size, first + block), G, D, S, past, pointer(y),
-                 pointer(mean), pointer(invstd), pointer(bad), x.itemsize)
+    share(_forward_task, (mean.size + block - 1) // block, run,
+          (x, gamma, beta, floor, eps, center, block, G, D, S, past, y, mean, invstd, bad))
     return bad.sum() > 0
 
 
@@ -262,15 +268,16 @@ def _backward(x, dy, gamma, beta, floor, floored, mean, invstd, center, first, l
 
 
 @inner
-def _backward_task(x, dy, gamma, beta, floor, mean, invstd, center, first, last, G, D, S, past, dx,
+def _backward_task(t, x, dy, gamma, beta, floor, mean, invstd, center, block, G, D, S, past, dx,
                    sum_p, sum_dy, rest, bad):
     W = width(gamma.size)
     wide, table = zeros(mean, WIDE * W), zeros(x, 4 * W)
     gammas(pointer(gamma), gamma.size, W, pointer(wide))
     _backward(pointer(x), pointer(dy), pointer(gamma), pointer(beta), pointer(floor),
-              floor.size > 0, pointer(mean), pointer(invstd), center, first, last, G, D, S, past,
-              pointer(dx), pointer(sum_p), pointer(sum_dy), pointer(rest), pointer(bad), x.itemsize,
-              W, pointer(wide), pointer(table))
+              floor.size > 0, pointer(mean), pointer(invstd), center, t * block,
+              min(mean.size, (t + 1) * block), G, D, S, past, pointer(dx), pointer(sum_p),
+              pointer(sum_dy), pointer(rest), pointer(bad), x.itemsize, W, pointer(wide),
+              pointer(table))
     keep(wide)
     keep(table)
 
@@ -296,16 +303,15 @@ def add_up_all(sum_p, sum_dy, rest, sums):
         add_up(rest, C, sums[2])
 
 
-@kernel
-def backward_planes(x, dy, gamma, beta, floor, mean, invstd, center, block, G, D, S, past, dx, bad,
-                    sums):
+@tasks
+def backward_planes(run, x, dy, gamma, beta, floor, mean, invstd, center, block, G, D, S, past, dx,
+                    bad, sums):
     """dx, and dγ, dβ and, with a floor, what is left of dy, over N and S; which rows float32 is not
     enough for. True if there are such."""
     n = mean.size * D
     sum_p, sum_dy, rest = np.empty(n), np.empty(n), np.empty(n if floor.size else 0)
-    for b in prange((mean.size + block - 1) // block):
-        first = np.int64(b) * block
-        _backward_task(x, dy, gamma, beta, floor, mean, invstd, center, first,
-                       min(mean.size, first + block), G, D, S, past, dx, sum_p, sum_dy, rest, bad)
+    share(_backward_task, (mean.size + block - 1) // block, run,
+          (x, dy, gamma, beta, floor, mean, invstd, center, block, G, D, S, past, dx, sum_p, sum_dy,
+           rest, bad))
     add_up_all(sum_p, sum_dy, rest, sums)
     return bad.sum() > 0
