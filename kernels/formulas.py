@@ -5,7 +5,7 @@ Plain arithmetic on a number, or on a vector of them (cpu/simd.py), as in polyno
 
 import math
 
-from .polynomials import TYPE, device, exp, horner, log1p_unit, select, tanh
+from .polynomials import TYPE, bell, bounded, device, exp, horner, log1p_unit, select, tanh
 
 # Activations. Each is a function of the dtype, so that its constants have that dtype (an int or a
 # float literal would turn a float32 formula into float64), and returns the scalar formula. A
@@ -93,64 +93,57 @@ def softplus_backward(real):
 _SQRT_2_OVER_PI, _CUBIC = 0.7978845608028653559, 0.044715
 
 
-def _erfc_far(real):
-    """erfc a for a ≥ 1, from a and e^−a²."""
-    t = TYPE[real]
-    k, end, one, poly = real(t["k"]), real(t["end"]), real(1), horner(t["erfc"], real)
-
-    @device
-    def f(a, e):
-        a = select(a > end, end, a)
-        q = one / (a + k)
-        return e * q * poly((a - k) * q)
-    return f
-
-
 def erf(real):
-    """x p(x²) up to 1, 1 − erfc above. Relative error ≤ 3 ulp."""
-    zero, one = real(0), real(1)
-    near, far = horner(TYPE[real]["erf"], real), _erfc_far(real)
+    """A rational; of float64 x p(x²) up to 1, 1 − 2Φ(−√2 x) above. Errors as those of tanh."""
+    if "erf end" in TYPE[real]:
+        return device(bounded("erf", real))
+    zero, one, two, root = real(0), real(1), real(2), real(math.sqrt(2))
+    near, tail = horner(TYPE[real]["erf"], real), _tail(real)
 
     @device
     def f(x):
         a = select(x < zero, -x, x)
-        y = one - far(a, exp(-a * a))
+        y = one - two * tail(root * a, exp(-a * a))
         return select(a > one, select(x < zero, -y, y), x * near(x * x))
     return f
 
 
-def _normal(real):
-    """Φ(x), from z = x/√2 and e^−z²; exact in the tail too."""
-    zero, half, one = real(0), real(0.5), real(1)
-    near, far = horner(TYPE[real]["erf"], real), _erfc_far(real)
+def _tail(real):
+    """Φ(−a) for a ≥ 0, from a and e^{−a²/2}."""
+    end = real(TYPE[real]["mills end"])
+    p, q = (horner(c, real) for c in TYPE[real]["mills"])
 
     @device
-    def f(z, e):
-        a = select(z < zero, -z, z)
-        tail = half * far(a, e)
-        return select(a > one, select(z < zero, tail, one - tail), half + half * z * near(z * z))
+    def f(a, e):
+        a = select(a > end, end, a)                # there e is 0; p and q are to be finite
+        return e * p(a) / q(a)
+    return f
+
+
+def _normal(real):
+    """Φ(x), from x and e^{−x²/2}; exact in the tail too."""
+    zero, one, tail = real(0), real(1), _tail(real)
+
+    @device
+    def f(x, e):
+        y = tail(abs(x), e)
+        return select(x > zero, one - y, y)
     return f
 
 
 def gelu(real):
-    root, normal = real(math.sqrt(0.5)), _normal(real)
-
-    @device
-    def f(x):
-        z = x * root
-        return x * normal(z, exp(-z * z))
-    return f
+    normal = _normal(real)
+    return device(lambda x: x * normal(x, bell(x)))
 
 
 def gelu_backward(real):
-    root, normal = real(math.sqrt(0.5)), _normal(real)
+    normal = _normal(real)
     density = real(1 / math.sqrt(2 * math.pi))
 
     @device
     def f(dy, x):
-        z = x * root
-        e = exp(-z * z)
-        return dy * (normal(z, e) + x * density * e)
+        e = bell(x)
+        return dy * (normal(x, e) + x * density * e)
     return f
 
 

@@ -20,7 +20,7 @@ from numba.core.datamodel import models
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, overload, register_model
 
-from ..polynomials import POLICY, device, select
+from ..polynomials import POLICY, _llvm, device, select
 
 __all__ = ["PAST_BYTES", "VECTOR", "absolute", "after", "far", "fill", "fma", "greater", "high",
            "keep", "lanes", "largest", "load", "load_or", "load_part", "low", "maximum", "narrow",
@@ -105,6 +105,7 @@ for _f, _name in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul,
     _operator(_f, lambda builder, a, b, name=_name: getattr(builder, name)(
         a, b, flags=("contract",)), "value", "value", 2)
 _operator(operator.neg, lambda builder, a: builder.fneg(a), "value", "value", 1)
+_operator(abs, lambda builder, a: _llvm(builder, "fabs", a), "value", "value", 1)
 for _f, _name in ((operator.gt, ">"), (operator.lt, "<")):
     _operator(_f, lambda builder, a, b, name=_name: builder.fcmp_ordered(name, a, b),
               "value", "mask", 2)
