@@ -6,7 +6,7 @@ import numpy as np
 
 from ..shapes import Pool, adaptive_ranges, window_ranges
 from .columns import inner, put_part
-from .jit import kernel, prange
+from .jit import device, kernel, prange
 from .layout import channels_first, channels_last
 from .memory import empty
 from .reduce import sum
@@ -40,6 +40,14 @@ FEW = 8
 SPAN = 16                  # elements of a window's row that are summed in their own precision
 
 NEAR = 1 << 20             # bytes that an L2 holds
+# Bytes of an image's row from which on the rows of a window are streams apart; rows that are
+# shorter follow each other as one, which the hardware sees.
+APART = 1 << 12
+
+
+@device
+def _apart(x, row):
+    return x.size * x.itemsize > NEAR and row * x.itemsize >= APART
 
 # What the loops read of a geometry is made once: it took longer than a small pool.
 _once = lru_cache(64)
@@ -96,7 +104,7 @@ def _max_window(x, at, C, g, h, i0, i1, w, j0, j1, y, indices, o):
 @kernel
 def _max(x, g, rows, columns, y, indices):
     """One task per row of windows."""
-    C, far = x.shape[3], x.size * x.itemsize > NEAR
+    C, far = x.shape[3], _apart(x, x.shape[2] * x.shape[3])
     for t in prange(x.shape[0] * g.P):
         row = np.int64(t)
         n, p = row // g.P, row % g.P
@@ -263,7 +271,7 @@ def _scaled(x, i, C, scale, past, y, o):
 def _windows(x, share, rows, columns, scale, past, y):
     """y[n, p, q] = scale[p, q] Σ (share x)[n, rows of p, columns of q]; x, y (N, H, W, C)."""
     N, P, Q, C = y.shape
-    (H, W), far = share.shape, x.size * x.itemsize > NEAR
+    (H, W), far = share.shape, _apart(x, x.shape[2] * x.shape[3])
     for t in prange(N * P):
         row = np.int64(t)
         n, p = row // P, row % P
