@@ -225,14 +225,14 @@ def test_weights_are_packed(O, C, window, transposed, dtype):
 
 @jit.kernel
 def _tiles(a, at, taps, run, b, s, c, ct):
-    convkernel.tile(a, at, 0, taps, taps.size, run, b, s, c, ct, False)
-    convkernel.few(a, at, 1, taps, taps.size, run, b, s, c, ct, False)
+    convkernel.tile(a, at, 0, taps, taps.size, run, b, s, c, ct, False, a, 1)
+    convkernel.few(a, at, 1, taps, taps.size, run, b, s, c, ct, False, a, 1)
 
 
 @jit.kernel
 def _half_tiles(a, at, taps, run, b, s, c, ct):
-    convkernel.tile_half(a, at, 0, taps, taps.size, run, b, s, c, ct, False)
-    convkernel.few_half(a, at, 1, taps, taps.size, run, b, s, c, ct, False)
+    convkernel.tile_half(a, at, 0, taps, taps.size, run, b, s, c, ct, False, a, 1)
+    convkernel.few_half(a, at, 1, taps, taps.size, run, b, s, c, ct, False, a, 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

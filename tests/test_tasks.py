@@ -48,7 +48,7 @@ def _uneven(run, done, seen):
 @pytest.mark.skipif(config.DISABLE_JIT or get_num_threads() < 2, reason="needs two threads")
 def test_who_is_done_helps_the_others():
     done, seen = np.zeros(1, np.int64), np.zeros(1, np.int64)
-    _uneven(done.ctypes.data, seen, work=1 << 30)
+    _uneven(done, seen, work=1 << 30)
     assert seen[0] == 99
 
 

@@ -21,6 +21,7 @@ from .folded import folded, suits
 from .groups import groups_together, joined, spoiled_images
 from .layout import channels_first, channels_last
 from .memory import empty
+from .padded import clear
 from .simd import VECTOR
 from .windows import Windows, packed, shifts, windows
 from .winograd import Tiles
@@ -55,10 +56,11 @@ def _forward(x, weight, bias, g, y, moments=None):
 
 
 def _dense(g):
-    """A 1×1 convolution of pixels in a row, where rows of some more pixels fill tiles better."""
+    """A 1×1 convolution of pixels in a row as one of short rows, which tasks share out in whole
+    tiles."""
     if g.I == g.J == g.sh == g.sw == 1 and g.ph == g.pw == 0:
         pixels = g.N * g.H * g.W
-        for W in (96, 64, 48, 32, 28, 16, 12, 8, 4):
+        for W in (16, 12, 8, 4):
             if pixels % W == 0:
                 return g._replace(N=1, H=pixels // W, W=W, P=pixels // W, Q=W)
     return g
@@ -146,7 +148,7 @@ def _input(dy, weight, bias, g, dx, moments=None):
     """dx (N, H, W, C), direct; no moments."""
     few, direct, gaps = _phases(g, dy.itemsize)
     if gaps:
-        dx[...] = 0
+        clear(dx)
     if len(few) == len(direct) and _finite(weight):
         for s, i, j, rows, columns in few:
             folded(dy, weight[:, :, i][..., j].swapaxes(0, 1), bias, rows, columns, s, dx)

@@ -24,8 +24,8 @@ from .memory import empty
 from .microkernel import transpose
 from .padded import copy, padded, zeros
 from .simd import VECTOR, after, keep, lanes, load, load_part, pointer, store, store_part
-from .sumtile import ROWS, by_windows, strip
-from .tasks import share, spaces, tasks
+from .sumtile import ROWS, TALL, by_windows, strip
+from .tasks import share, spaces, taken, tasks
 
 __all__ = ["conv2d_weight"]
 
@@ -33,6 +33,10 @@ TASKS = 16                 # at least, where there are pixels enough
 BLOCK_BYTES = 1 << 18      # of x copied at a time: a quarter of the second level of cache
 BLOCK_PIXELS = 1 << 10     # of dy, whose panel of two vectors is then half as much
 PART_PIXELS = 1 << 7       # below, loading and storing a tile costs more than 3 % of its sums
+# Sums of all parts that an L2 does not hold cost more than 5 % of the products of fewer pixels per
+# part than this, to write and to add up; slices of LEAST rows of sums make more tasks at less.
+LARGE_BYTES, LARGE_PIXELS, LEAST = 1 << 20, 1 << 10, 96
+OWN = 48                   # rows of sums, from which on a panel of dy is worth a copy
 SUM_BYTES = 1 << 19        # of the sums of one task
 SUM_VALUES = 1 << 23       # of all parts
 
@@ -70,15 +74,20 @@ def _block(g, pixels, per_row):
 @lru_cache(256)
 def _cut(g, size):
     """Sizes of the tasks."""
-    n_c, lanes = g.C // g.G, VECTOR // size
+    G, n_c, lanes = g.G, g.C // g.G, VECTOR // size
     n_o, taps, width = _up(g.O // g.G, lanes), g.I * g.J, g.W + 2 * g.pw
     windows = by_windows(n_c)
     cut = n_c if windows else min(n_c, max(16, SUM_BYTES // (taps * n_o * size) // 16 * 16))
     slices, rows_c = -(-n_c // cut), _up(g.depth if windows else cut, ROWS)
     depth = _up(rows_c if windows else _up(n_c, ROWS) * taps, lanes)
-    pixels = g.N * g.P * g.Q
+    pixels, few = g.N * g.P * g.Q, LARGE_BYTES // (G * depth * n_o * size)
     parts = max(1, min(-(-TASKS // (g.G * slices)), SUM_VALUES // (g.G * depth * n_o),
-                       pixels // PART_PIXELS))
+                       max(pixels // LARGE_PIXELS, min(pixels // PART_PIXELS, few))))
+    if not windows and G * slices * parts < TASKS:
+        slices = min(-(-TASKS // (G * parts)), -(-n_c * taps // LEAST))
+        cut = _up(-(-n_c // slices), 16)
+        slices = -(-n_c // cut)
+        rows_c = _up(cut, ROWS)
     pixels = min(BLOCK_PIXELS, -(-pixels // parts))
     images, rows = _block(g, pixels, size * rows_c * (g.Q if windows else g.sh * width))
     high = (rows - 1) * g.sh + (g.I - 1) * g.dh + 1
@@ -88,7 +97,7 @@ def _cut(g, size):
     return _Cut(windows, cut, slices, -(-blocks // share), share, images, rows, blocks, rows_c,
                 n_o, depth, _up(images * copied * rows_c + 2 * lanes, lanes),
                 _up(high * width * n_c + 2 * lanes, lanes) if windows else 0,
-                images * rows * g.Q * 2 * lanes if g.O // g.G % lanes else 0)
+                images * rows * g.Q * 2 * lanes if g.O // g.G % lanes or taps * cut >= OWN else 0)
 
 
 @device
@@ -133,6 +142,8 @@ def _panels(room, steps, down, right, g, cut, n, dy, dt, images, rows, own, sums
     taps = 1 if cut.windows else g.I * g.J
     depth, ld = (cut.rows_c, cut.n_o) if cut.windows else (-(-n // ROWS) * ROWS, taps * cut.n_o)
     b, bt, by = dy, dt, (g.P * g.Q * g.O, g.Q * g.O, g.O)
+    later = dt + images * rows * g.Q * g.O
+    ask = -(-g.O * 2 * L * TALL // (n_o * depth * taps)) if g.G == 1 else 0
     for o in range(0, n_o, 2 * L):
         half = n_o - o <= L
         if cut.own:
@@ -140,8 +151,9 @@ def _panels(room, steps, down, right, g, cut, n, dy, dt, images, rows, own, sums
             by = rows * g.Q * width, g.Q * width, width
             _panel(dy, dt + o, g, images, rows * g.Q, n_o - o, width, own)
         for t in range(taps):
-            strip(half, room, t // g.J * down + t % g.J * right, steps, depth, b,
-                  bt if cut.own else bt + o, by, counts, sums, st + o + t * cut.n_o, ld)
+            later = strip(half, room, t // g.J * down + t % g.J * right, steps, depth, b,
+                          bt if cut.own else bt + o, by, counts, sums, st + o + t * cut.n_o, ld,
+                          dy, later, ask)
 
 
 @device
@@ -157,13 +169,13 @@ def _panel(dy, at, g, images, pixels, n, width, own):
 
 
 @device
-def _task(worker, dy, x, steps, g, cut, spaces, sums):
-    """The share of a worker."""
-    n_c, bands, workers = g.C // g.G, -(-g.P // cut.rows), spaces.shape[0]
-    tasks = cut.parts * g.G * cut.slices
+def _task(worker, dy, x, steps, g, cut, spaces, sums, next_task):
+    """The tasks that a worker comes to."""
+    n_c, bands, tasks = g.C // g.G, -(-g.P // cut.rows), cut.parts * g.G * cut.slices
     y, room = pointer(sums), after(pointer(spaces), worker * spaces.shape[1])
     aside, own = after(room, cut.room), after(room, cut.room + cut.aside)
-    for t in range(tasks * worker // workers, tasks * (worker + 1) // workers):
+    t = taken(next_task)
+    while t < tasks:
         c, e = t % cut.slices * cut.slice, t // cut.slices % g.G
         part, n = t // (cut.slices * g.G), min(cut.slice, n_c - c)
         st = (part * g.G + e) * cut.depth + c * g.I * g.J
@@ -177,12 +189,14 @@ def _task(worker, dy, x, steps, g, cut, spaces, sums):
                                        room, aside)
             _panels(room, by, down, right, g, cut, n, pointer(dy), dt, images, rows, own, y,
                     st * cut.n_o)
+        t = taken(next_task)
 
 
 @tasks
 def _weight(run, dy, x, steps, g, cut, spaces, sums):
     """sums (parts, G, depth, n_o) from dy (N, P, Q, O) and x of those steps."""
-    share(_task, spaces.shape[0], run, (dy, x, steps, g, cut, spaces, sums))
+    next_task = np.zeros(1, np.int64)
+    share(_task, spaces.shape[0], run, (dy, x, steps, g, cut, spaces, sums, next_task))
 
 
 @device
@@ -244,7 +258,7 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
     if g.G == g.C > 1:                      # a channel that serves several is read as several
         x = repeated(channels_last(x), g.O // g.C)
         return depthwise_weight(channels_last(dy), x, g._replace(C=g.O, G=g.O)).reshape(shape)
-    if pixelwise.few_pixels(g):
+    if pixelwise.few_pixels(g, weights=True):
         return pixelwise.weight_gradient(channels_last(dy), channels_last(x), g)
     if _turned(g, VECTOR // x.itemsize):
         out = conv2d_weight(x, dy, kernel_size=kernel_size, stride=stride, padding=padding,

@@ -12,7 +12,7 @@ from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .emit import place
+from .emit import Code, place
 from .simd import VECTOR
 
 __all__ = ["FEW", "PIXELS", "few", "few_half", "tile", "tile_half"]
@@ -86,13 +86,14 @@ class _Tile:
 def _tile(pixels, vectors):
     """The intrinsic of a tile of so many pixels and vectors."""
     @intrinsic
-    def f(typingctx, a, at, g, taps, count, run, b, s, c, ct, past):
+    def f(typingctx, a, at, g, taps, count, run, b, s, c, ct, past, x, ask):
         def codegen(context, builder, signature, args):
             real, i64 = context.get_data_type(a.dtype), ir.IntType(64)
             t = _Tile(builder, real, a.dtype.bitwidth // 8, vectors)
             data = {i: place(context, builder, signature.args[i], args[i], i64(0))
-                    for i in (0, 1, 3, 6, 7, 8, 9)}
+                    for i in (0, 1, 3, 6, 7, 8, 9, 11)}
             run, width = args[5], i64(2 * t.lanes)
+            code = Code(builder, real)
 
             def places(base, table):
                 offsets = [builder.gep(data[table], [builder.add(args[2], i64(r))])
@@ -100,8 +101,9 @@ def _tile(pixels, vectors):
                 return [t.at(data[base], builder.load(p)) for p in offsets]
 
             def step(k, values):
-                following = t.at(values[0], width)
-                return [following, *t.step(sources, k, values[0], values[1:])]
+                code.prefetch(values[1], False, 1)
+                following = [t.at(values[0], width), t.at(values[1], args[12])]
+                return [*following, *t.step(sources, k, values[0], values[2:])]
 
             def tap(i, values):
                 # k counts from the tap's offset: the pointers to the pixels stay as they are
@@ -110,7 +112,7 @@ def _tile(pixels, vectors):
 
             sources = places(0, 1)
             start = [t.load(data[7], v) for v in range(vectors)] * pixels
-            sums = t.loop(i64(0), args[4], [t.at(data[6]), *start], tap)[1:]
+            sums = t.loop(i64(0), args[4], [t.at(data[6]), t.at(data[11]), *start], tap)[2:]
             targets = [t.at(target, i64(v * t.lanes)) for target in places(8, 9)
                        for v in range(vectors)]
             with builder.if_else(args[10]) as (then, otherwise):
@@ -121,13 +123,13 @@ def _tile(pixels, vectors):
             return context.get_dummy_value()
 
         n = types.intp
-        return types.void(a, at, n, taps, n, n, b, s, c, ct, types.boolean), codegen
+        return types.void(a, at, n, taps, n, n, b, s, c, ct, types.boolean, x, n), codegen
     return f
 
 
 def _tile_in_numpy(pixels, vectors):
     """The same with the JIT off."""
-    def f(a, at, g, taps, count, run, b, s, c, ct, past):
+    def f(a, at, g, taps, count, run, b, s, c, ct, past, x, ask):
         W = VECTOR // a.itemsize
         v, k, r = np.arange(vectors * W), np.arange(count * run), np.arange(g, g + pixels)
         window = a[at[r, None] + taps[k // run] + k % run]
@@ -135,10 +137,12 @@ def _tile_in_numpy(pixels, vectors):
     return f
 
 
-# tile(a, at, g, taps, count, run, b, s, c, ct, past), for each pixel r = g, g + 1, …:
+# tile(a, at, g, taps, count, run, b, s, c, ct, past, x, ask), for each pixel r = g, g + 1, …:
 #     c[ct[r] + v] = s[v] + Σ_{t < count} Σ_{k < run} a[at[r] + taps[t] + k] b[(t run + k) W + v]
 # W = two vectors; past: c is written past the caches, all places are aligned vectors. Arrays are
-# arrays or pointers. There is at least one tap, run is at least 1.
+# arrays or pointers. There is at least one tap, run is at least 1. Meanwhile the cache lines of x,
+# and of ``ask`` values more for each k, are fetched, one at a time: in a burst they keep the loads
+# of the tile waiting.
 _make = _tile_in_numpy if config.DISABLE_JIT else _tile
 tile, tile_half = _make(PIXELS, 2), _make(2 * PIXELS, 1)
 few, few_half = _make(FEW, 2), _make(FEW, 1)

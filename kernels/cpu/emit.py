@@ -47,9 +47,11 @@ class Code:
             self.call(f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(),
                       [value, pointer, ir.Constant(I32, self.size), mask])
 
-    def prefetch(self, pointer, write):
-        """Fetch the cache line there, which may lie outside of all arrays, to an L2."""
-        self.call("llvm.prefetch.p0", ir.VoidType(), [pointer, I32(int(write)), I32(2), I32(1)])
+    def prefetch(self, pointer, write, level=2):
+        """Fetch the cache line there, which may lie outside of all arrays, to an L2, or an L1. A
+        line that is asked for several times is to go to an L1: only there they are one request."""
+        self.call("llvm.prefetch.p0", ir.VoidType(),
+                  [pointer, I32(int(write)), I32(4 - level), I32(1)])
 
     def hidden(self, value):
         """An integer or a pointer of which LLVM knows nothing: in a loop it is not taken apart."""

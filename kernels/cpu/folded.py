@@ -131,7 +131,7 @@ def _task(task, x, weight, shift, rows, J, gap, s, block, y):
             if inside:
                 panel((t1 - t0) * s.n_o, pointer(x), at, -(-count * columns // FEW) * FEW, taps,
                       inside, s.n_c, after(pointer(weight), t0 // each * depth + i * s.n_c * W),
-                      nothing, after(S, (c0 + s.left) * W), ct, False)
+                      nothing, after(S, (c0 + s.left) * W), ct, False, nothing, 0)
             _fold(after(S, t0 * gap * W), count, s, V, t1 - t0 if inside else 0,
                   gap * W + s.n_o, t0 > 0, pointer(shift), pointer(y),
                   image * s.sn + p * s.sp + s.s0)

@@ -1,9 +1,12 @@
 """Rows of pixels copied with their padding, between pointers."""
 
 from .jit import device
-from .simd import fill, lanes, load, load_part, store, store_part
+from .simd import after, fill, lanes, load, load_part, pointer, store, store_part
+from .tasks import share, tasks
 
-__all__ = ["copy", "padded", "zeros"]
+__all__ = ["clear", "copy", "padded", "zeros"]
+
+CLEARED = 1 << 16          # values of a task
 
 
 @device
@@ -14,6 +17,23 @@ def zeros(y, at, n):
     for i in range(at, whole, L):
         store(y, i, zero)
     store_part(y, whole, zero, n % L)
+
+
+@device
+def _clear_task(t, y):
+    first = t * CLEARED
+    zeros(after(pointer(y), first), 0, min(CLEARED, y.size - first))
+
+
+@tasks
+def _clear(run, y):
+    share(_clear_task, -(-y.size // CLEARED), run, (y,))
+
+
+def clear(y):
+    """y = 0, by all threads: of 6 MB, NumPy's one takes longer than the products of a strided 1×1
+    convolution's gradient."""
+    _clear(y.reshape(-1), work=y.nbytes)
 
 
 @device

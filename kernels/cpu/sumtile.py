@@ -22,8 +22,9 @@ from .simd import VECTOR
 __all__ = ["LINES", "ROWS", "SHAPES", "by_windows", "line_tile", "strip", "sum_tile"]
 
 
-def _step(builder, vector, row, a, b, sums):
-    """One pixel: sums[r][v] + a[r row] b[v]."""
+def _step(builder, vector, row, a, b, sums, ask):
+    """One pixel: sums[r][v] + a[r row] b[v]. ``ask``: the step of the pointer behind them, whose
+    line is fetched."""
     i32, i64, real = ir.IntType(32), ir.IntType(64), vector.element
     nothing = ir.Constant(vector, ir.Undefined)
     first, size = ir.Constant(ir.VectorType(i32, vector.count), None), VECTOR // vector.count
@@ -31,28 +32,32 @@ def _step(builder, vector, row, a, b, sums):
                                          f"llvm.fma.v{vector.count}f{8 * size}")
     bs = [builder.load(builder.gep(b, [i64(v * vector.count)], source_etype=real), align=size,
                        typ=vector) for v in range(len(sums[0]))]
-    new = []
+    new, behind = [], []
+    if ask is not None:
+        *sums, (q,) = sums
+        Code(builder, real).prefetch(q, False, 1)
+        behind = [[builder.gep(q, [ask], source_etype=real)]]
     for r, olds in enumerate(sums):
         at = builder.gep(a, [builder.mul(row, i64(r))], source_etype=real)
         one = builder.load(at, align=size, typ=real)
         one = builder.insert_element(nothing, one, i32(0))
         splat = builder.shuffle_vector(one, nothing, first)
         new.append([builder.call(fma, [splat, v, old]) for v, old in zip(bs, olds)])
-    return new
+    return new + behind
 
 
-def _nest(builder, vector, levels, row, a, b, sums):
+def _nest(builder, vector, levels, row, a, b, sums, ask=None):
     """The sums after loops of (count ≥ 1, step of a, step of b), outermost first."""
     if not levels:
-        return _step(builder, vector, row, a, b, sums)
+        return _step(builder, vector, row, a, b, sums, ask)
     (count, step_a, step_b), i64 = levels[0], ir.IntType(64)
     before, body = builder.block, builder.append_basic_block("loop")
     after = builder.append_basic_block("sums")
     builder.branch(body)
     builder.position_at_end(body)
     i, at_a, at_b = builder.phi(i64), builder.phi(a.type), builder.phi(b.type)
-    old = [[builder.phi(vector) for _ in row] for row in sums]
-    new = _nest(builder, vector, levels[1:], row, at_a, at_b, old)
+    old = [[builder.phi(value.type) for value in line] for line in sums]
+    new = _nest(builder, vector, levels[1:], row, at_a, at_b, old, ask)
     following = [builder.add(i, i64(1)), builder.gep(at_a, [step_a], source_etype=vector.element),
                  builder.gep(at_b, [step_b], source_etype=vector.element)]
     phis = [i, at_a, at_b, *chain(*old)]
@@ -72,14 +77,15 @@ SHAPES = tuple((rows, vectors) for vectors, tall in ((2, TALL), (1, TALL_HALF))
 LINES = tuple((rows, vectors) for vectors in (3, 2, 1) for rows in (7, 5, 3, 1))
 
 
-def _tile(code, rows, vectors, row, a, a_steps, b, b_steps, counts, c, ldc):
-    """The code of a tile of so many rows and vectors."""
+def _tile(code, rows, vectors, row, a, a_steps, b, b_steps, counts, c, ldc, q=None, ask=None):
+    """The code of a tile of so many rows and vectors, that fetches lines from q on meanwhile."""
     builder, vector = code.builder, code.vector
     places = [[code.at(code.at(c, builder.mul(ldc, I64(r))), v) for v in range(vectors)]
               for r in range(rows)]
     start = [[code.load(p) for p in line] for line in places]
-    sums = _nest(builder, vector, list(zip(counts, a_steps, b_steps)), row, a, b, start)
-    for value, p in zip(chain(*sums), chain(*places)):
+    sums = _nest(builder, vector, list(zip(counts, a_steps, b_steps)), row, a, b,
+                 start if q is None else [*start, [q]], ask)
+    for value, p in zip(chain(*sums), chain(*places)):       # and not the pointer
         code.store(value, p)
 
 
@@ -88,30 +94,34 @@ def _choice(shapes, a):
     def codegen(context, builder, signature, args):
         code = Code(builder, context.get_data_type(a.dtype))
         steps = [cgutils.unpack_tuple(builder, args[i]) for i in (5, 8, 9)]
-        x, y, z = (place(context, builder, signature.args[i], *args[i:i + 2]) for i in (2, 6, 10))
+        x, y, z, *q = (place(context, builder, signature.args[i], *args[i:i + 2])
+                       for i in (2, 6, 10, 13) if i < len(args))
         after = builder.append_basic_block("after")
         switch = builder.switch(builder.add(builder.mul(args[0], I64(4)), args[1]), after)
         for shape in shapes:
             block = builder.append_basic_block("tile")
             switch.add_case(I64(4 * shape[0] + shape[1]), block)
             builder.position_at_end(block)
-            _tile(code, *shape, args[4], x, steps[0], y, steps[1], steps[2], z, args[12])
+            _tile(code, *shape, args[4], x, steps[0], y, steps[1], steps[2], z, args[12], *q,
+                  *args[15:])
             builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()
     return codegen
 
 
-def _arguments(a, b, c, loops):
+def _arguments(a, b, c, loops, *x):
     n, steps = types.intp, types.UniTuple(types.intp, loops)
-    return types.void(n, n, a, n, n, steps, b, n, steps, steps, c, n, n)
+    return types.void(n, n, a, n, n, steps, b, n, steps, steps, c, n, n, *(x and (*x, n, n)))
 
 
 @intrinsic
-def sum_tile(typingctx, rows, vectors, a, at, row, a_steps, b, bt, b_steps, counts, c, ct, ldc):
+def sum_tile(typingctx, rows, vectors, a, at, row, a_steps, b, bt, b_steps, counts, c, ct, ldc,
+             x, xt, ask):
     """c[ct + r · ldc + v] += Σ a[at + p + r · row] b[bt + q + v], with p, q the offsets of a pixel
-    in three loops: a tile of one of the SHAPES (rows, vectors)."""
-    return _arguments(a, b, c, 3), _choice(SHAPES, a)
+    in three loops: a tile of one of the SHAPES (rows, vectors). The cache lines of x[xt], and of
+    ``ask`` values more for each pixel, are fetched meanwhile."""
+    return _arguments(a, b, c, 3, x), _choice(SHAPES, a)
 
 
 @intrinsic
@@ -121,7 +131,7 @@ def line_tile(typingctx, rows, vectors, a, at, row, a_steps, b, bt, b_steps, cou
 
 
 if config.DISABLE_JIT:                            # the same in NumPy
-    def sum_tile(rows, vectors, a, at, row, a_steps, b, bt, b_steps, counts, c, ct, ldc):
+    def sum_tile(rows, vectors, a, at, row, a_steps, b, bt, b_steps, counts, c, ct, ldc, *_):
         r, v = np.arange(rows)[:, None], np.arange(vectors * VECTOR // a.itemsize)
         pixel = np.indices(counts).reshape(len(counts), -1)
         p, q = (np.asarray(steps) @ pixel for steps in (a_steps, b_steps))
@@ -146,11 +156,14 @@ def _height(left, most):
 
 
 @device
-def strip(half, a, at, a_steps, n, b, bt, b_steps, counts, c, ct, ldc):
-    """n rows of sums, in fours, of one vector or two."""
+def strip(half, a, at, a_steps, n, b, bt, b_steps, counts, c, ct, ldc, x, xt, ask):
+    """n rows of sums, in fours, of one vector or two. From x[xt] on, ``ask`` values per pixel and
+    tile are fetched meanwhile; returns where that ended."""
     most, r = TALL_HALF if half else TALL, 0
+    each = counts[0] * counts[1] * counts[2] * ask
     while r < n:
         rows = _height(n - r, most)
         sum_tile(rows, 1 if half else 2, a, at + r, 1, a_steps, b, bt, b_steps, counts, c,
-                 ct + r * ldc, ldc)
-        r += rows
+                 ct + r * ldc, ldc, x, xt, ask)
+        r, xt = r + rows, xt + each
+    return xt

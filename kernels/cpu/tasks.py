@@ -39,14 +39,24 @@ def _call(typingctx, function, t, data):
     return types.void(n, n, n), codegen
 
 
+def _one_more(builder, place):
+    return builder.atomic_rmw("add", place, ir.IntType(64)(1), "monotonic")
+
+
 @intrinsic
-def taken(typingctx, address):
-    """The integer there, which goes up by one, whoever else asks."""
+def _taken(typingctx, address):
+    """``taken`` for the integer there."""
     def codegen(context, builder, signature, args):
-        i64 = ir.IntType(64)
-        place = builder.inttoptr(args[0], i64.as_pointer())
-        return builder.atomic_rmw("add", place, i64(1), "monotonic")
+        return _one_more(builder, builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
     return types.intp(types.intp), codegen
+
+
+@intrinsic
+def taken(typingctx, counts):
+    """counts[0], which goes up by one, whoever else asks."""
+    def codegen(context, builder, signature, args):
+        return _one_more(builder, context.make_array(counts)(context, builder, args[0]).data)
+    return types.intp(counts), codegen
 
 
 def _every(function, n, data, threads, counts):
@@ -59,10 +69,10 @@ def _every(function, n, data, threads, counts):
         for other in range(w, w + ranges):
             v = other % ranges
             first, end = v * count // ranges, (v + 1) * count // ranges
-            i = taken(counts + v * LINE)
+            i = _taken(counts + v * LINE)
             while i < end - first:
                 _call(function, first + i if n > 0 else end - 1 - i, data)
-                i = taken(counts + v * LINE)
+                i = _taken(counts + v * LINE)
 
 
 @cache
@@ -146,6 +156,13 @@ def _share_in_python(task, n, run, args):
         task(t, *args)
 
 
+def _taken_in_python(counts):
+    counts[0] += 1
+    return counts[0] - 1
+
+
+if config.DISABLE_JIT:
+    taken = _taken_in_python
 # share(task, n, run, args): task(t, *args) for t < n, one by one or by the loop that run leads to;
 # for n < 0, t < −n, each thread's last first: what it had last may still be in its core's cache
 share = _share_in_python if config.DISABLE_JIT else _share

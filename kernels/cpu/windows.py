@@ -23,13 +23,11 @@ from .simd import (
     PAST_BYTES,
     VECTOR,
     after,
-    far,
     keep,
     lanes,
     load,
     load_part,
     pointer,
-    prefetch,
     put,
     store,
     store_part,
@@ -39,10 +37,12 @@ from .tasks import share, tasks
 __all__ = ["Windows", "aligned", "cut", "packed", "panel", "shifts", "spread", "windows"]
 
 TASK_FLOP = 6 << 20        # about 60 us of one core
-TASK_PIXELS = 48           # at least: a panel of weights comes from L2 or L3 once per task
+SLOW, START = 2, 12         # pixels that take as long as FEW do more in a low tile, and as a task
+TASK_PIXELS = 112          # at least: a panel of weights comes from L2 or L3 once per task
 PIECES = 16                # of weights per task that packs them
 TASKS = 16                 # at least, where there are panels to share out
 BUFFER_BYTES = 1 << 18     # of input rows, a quarter of an L2
+ASK_BYTES = 1 << 20        # of x and y, which are not all in an L2
 PANEL_BYTES = 1 << 19      # of weights, half an L2
 
 
@@ -174,38 +174,28 @@ def _copy(aside, W, count, n, y, ct, past):
 
 
 @device
-def _ask(a, at, first, last, n):
-    """Fetch n values of each of those pixels."""
-    for r in range(first, last):
-        for j in range(0, n, lanes(a)):
-            prefetch(a, at[r] + j)
-
-
-@device
-def panel(n, a, at, pixels, taps, count, run, weight, shift, c, ct, past, ahead=0):
+def panel(n, a, at, pixels, taps, count, run, weight, shift, c, ct, past, x, ask):
     """n outputs, of one vector or two, for the pixels that begin at ``at``, to ct; a multiple of
-    FEW. All are pointers; ``past`` as for a tile. Of the pixels of the next tile ``ahead`` values
-    are asked for: 12 pixels side by side are more streams than the hardware follows (64 → 32
-    channels of 112×112, 1×1, 39 MB: 203 GFLOP/s of two cores without, 270 with it)."""
+    FEW. All are pointers; ``past`` as for a tile. Meanwhile x, which the next task reads, is
+    fetched, ``ask`` values for each k of a tile, as 12 pixels side by side are more streams than
+    the hardware follows; returns where that ended. (One core of Emerald Rapids, 128 → 128 channels
+    of 56×56, 1×1: 103 GFLOP/s without, 119 in a burst before each tile, 131 if x were in L2; two of
+    Zen 4, 64 → 32 of 112×112: 203 without, 270 with bursts.)"""
     g, half = 0, n <= lanes(a)
-    if half:
-        while g + 2 * PIXELS <= pixels:
-            if ahead:
-                _ask(a, at, min(g + 2 * PIXELS, pixels), min(g + 4 * PIXELS, pixels), ahead)
-            tile_half(a, at, g, taps, count, run, weight, shift, c, ct, past)
-            g += 2 * PIXELS
-    else:
-        while g + PIXELS <= pixels:
-            if ahead:
-                _ask(a, at, min(g + PIXELS, pixels), min(g + 2 * PIXELS, pixels), ahead)
-            tile(a, at, g, taps, count, run, weight, shift, c, ct, past)
-            g += PIXELS
+    tall = 2 * PIXELS if half else PIXELS
+    while g + tall <= pixels:
+        if half:
+            tile_half(a, at, g, taps, count, run, weight, shift, c, ct, past, x, ask)
+        else:
+            tile(a, at, g, taps, count, run, weight, shift, c, ct, past, x, ask)
+        g, x = g + tall, after(x, count * run * ask)
     while g < pixels:
         if half:
-            few_half(a, at, g, taps, count, run, weight, shift, c, ct, past)
+            few_half(a, at, g, taps, count, run, weight, shift, c, ct, past, x, 0)
         else:
-            few(a, at, g, taps, count, run, weight, shift, c, ct, past)
+            few(a, at, g, taps, count, run, weight, shift, c, ct, past, x, 0)
         g += FEW
+    return x
 
 
 @device
@@ -223,15 +213,29 @@ def _places(s, rows, room, first, width, pitch, yt, at, ct):
 
 
 @device
+def _block_of(task, s, block, blocks):
+    """The image, first row and number of rows of a task."""
+    p0 = task % blocks * block
+    return task % (s.N * blocks) // blocks, p0, min(block, s.P - p0)
+
+
+@device
+def _rows_of(task, s, block, blocks):
+    """The rows of x, of all images, that a task reads: the first and how many."""
+    image, p0, rows = _block_of(task, s, block, blocks)
+    top = p0 * s.sh - s.top
+    first = max(0, top)
+    return image * s.H + first, max(0, min(s.H, top + (rows - 1) * s.sh + s.high) - first)
+
+
+@device
 def _task(task, x, weight, step, shift, taps, run, s, pitch, block, parts, bare, asks, past, y,
           table):
     """``block`` rows of an image × 1/parts of the panels."""
     G, P, W = shift.shape
     L, C, blocks, shared = lanes(x), G * s.n_c, -(-s.P // block), -(-P // parts)
     width = s.W if bare else (s.Q - 1) * s.sw + s.wide
-    part, image = task // (s.N * blocks), task % (s.N * blocks) // blocks
-    p0 = task % blocks * block
-    rows = min(block, s.P - p0)
+    part, (image, p0, rows) = task // (s.N * blocks), _block_of(task, s, block, blocks)
     top, tall = p0 * s.sh - s.top, (rows - 1) * s.sh + s.high
     room = -(-rows * s.Q // FEW) * FEW
     first = ((image * s.H + top) * width - s.left) * C if bare else 0
@@ -248,15 +252,21 @@ def _task(task, x, weight, step, shift, taps, run, s, pitch, block, parts, bare,
     _places(s, rows, room, first, width, pitch, image * s.sn + p0 * s.sp + s.s0, at, ct)
     for r in range(beside):
         tight[r] = r * W
+    next_row, ask = _rows_of(task + 1, s, block, blocks)
+    later, first_panel, last_panel = pointer(x), part * shared, min((part + 1) * shared, P)
+    if asks:                                      # spread over the values that all tiles take
+        steps = (room // PIXELS) * G * (last_panel - first_panel) * taps.size * run
+        later, ask = after(later, next_row * s.W * C), -(-ask * s.W * C // max(1, steps))
+    else:
+        ask = 0
     for e in range(G):
-        for p in range(part * shared, min((part + 1) * shared, P)):
+        for p in range(first_panel, last_panel):
             n, i = min(W, s.n_o - p * W), e * P + p
             whole, out = n % L == 0 and beside == 0, after(pointer(y), e * s.n_o + p * W)
             made, places = out if whole else aside, ct if whole else tight
-            ahead = run if asks and p == part * shared else 0
-            panel(n, after(a, e * s.n_c), at, room, pointer(taps), taps.size, run,
-                  after(pointer(weight), i * step), after(pointer(shift), i * W), made, places,
-                  past and whole, ahead)
+            later = panel(n, after(a, e * s.n_c), at, room, pointer(taps), taps.size, run,
+                          after(pointer(weight), i * step), after(pointer(shift), i * W), made,
+                          places, past and whole, later, ask)
             if table.size:
                 collect(made, places, rows * s.Q, n, table, task % (s.N * blocks),
                         e * s.n_o + p * W)
@@ -320,7 +330,7 @@ def windows(x, weight, shift, places, s, y, t0=0, moments=None):
     past = (y.nbytes > PAST_BYTES and s.n_o * y.itemsize % VECTOR == 0
             and y.ctypes.data % VECTOR == 0)
     room = room_for(y, s.N * -(-s.P // block), moments)
-    asks = bare and len(places) == 1 and far(x, y)
+    asks = bare and x.nbytes + y.nbytes > ASK_BYTES and s.high >= s.sh and s.wide >= s.sw
     _windows(x, weight.reshape(-1)[first:], step, shift, taps, run, s, pitch, block, parts, bare,
              asks, past, y, room, work=2 * y.size * len(places) * n_c)
 
@@ -334,6 +344,18 @@ def _lines(places, taps):
     return lines if len({len(row) for row in lines}) == 1 else [[at] for at in taps]
 
 
+def _even(P, Q, most):
+    """Of so many rows at most, or a half, as many per task as leave the fewest pixels to low tiles,
+    FEW of which take the time of SLOW more. (512 → 512 channels of 14×14, 1×1, in tasks of 32
+    pixels: low tiles had a quarter of the pixels and a third of the time.)"""
+    def cost(rows):
+        tiles, rest = divmod(rows * Q, PIXELS)
+        return tiles * PIXELS + -(-rest // FEW) * (FEW + SLOW) + START
+    least = -(-P // most)
+    return min((-(-P // n) for n in range(least, 2 * least)),
+               key=lambda rows: P // rows * cost(rows) + (cost(P % rows) if P % rows else 0))
+
+
 def cut(s, line, panels, K, width):
     """Rows of y per task, and parts that the panels are cut into, of the sizes alone. ``line`` is
     the bytes of a row of the buffer, ``width`` of a row of a panel."""
@@ -341,7 +363,7 @@ def cut(s, line, panels, K, width):
     fits = (BUFFER_BYTES // line - s.high) // s.sh + 1
     rows = min(TASK_FLOP // flop, s.N * s.P // TASKS)
     rows = min(max(rows, TASK_PIXELS // s.Q), fits)
-    block = -(-s.P // -(-s.P // max(1, min(rows, s.P))))
+    block = _even(s.P, s.Q, max(1, min(rows, s.P)))
     share = max(1, PANEL_BYTES // (K * width * s.G))
     tasks = s.N * -(-s.P // block)
     parts = min(panels, max(-(-panels // share), -(-TASKS // tasks)))

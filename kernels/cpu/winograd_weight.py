@@ -20,7 +20,7 @@ from .memory import empty
 from .padded import zeros
 from .simd import VECTOR, after, fill, fma, lanes, load, load_part, pointer, store, total
 from .sumtile import strip
-from .tasks import share, spaces, tasks
+from .tasks import share, spaces, taken, tasks
 from .winograd import Tiles, load6, next_tile, save, take_tile
 
 __all__ = ["suits", "winograd_weight"]
@@ -145,7 +145,7 @@ def _products(v, w, cut, tiles, sums):
     for i in range(36):
         for o in range(0, cut.n_o, 2 * L):
             strip(cut.n_o - o <= L, v, i * cut.size_v, steps_v, cut.n_c, w, i * cut.size_w + o,
-                  steps_w, counts, sums, i * cut.size + o, cut.n_o)
+                  steps_w, counts, sums, i * cut.size + o, cut.n_o, w, 0, 0)
 
 
 @device
@@ -165,25 +165,28 @@ def _part(dy, x, s, cut, t0, t1, c, o, v, w, own, sums):
 
 
 @device
-def _task(worker, dy, x, s, cut, spaces, sums):
-    """The share of a worker."""
-    workers, slices = spaces.shape[0], cut.slices_c * cut.slices_o
+def _task(worker, dy, x, s, cut, spaces, sums, next_task):
+    """The tasks that a worker comes to."""
+    slices = cut.slices_c * cut.slices_o
     tasks, tiles = cut.parts * slices, s.N * -(-s.P // 4) * -(-s.Q // 4)
     v = after(pointer(spaces), worker * spaces.shape[1])
     w = after(v, 36 * cut.size_v)
     own = after(w, 36 * cut.size_w)
-    for t in range(tasks * worker // workers, tasks * (worker + 1) // workers):
+    t = taken(next_task)
+    while t < tasks:
         part, c, o = t // slices, t % slices // cut.slices_o, t % cut.slices_o
         y = after(pointer(sums), t * 36 * cut.size)
         zeros(y, 0, 36 * cut.size)
         _part(pointer(dy), pointer(x), s, cut, part * cut.share,
               min((part + 1) * cut.share, tiles), c * cut.n_c, o * cut.n_o, v, w, own, y)
+        t = taken(next_task)
 
 
 @tasks
 def _sum(run, dy, x, s, cut, spaces, sums):
     """sums (parts, slices of C, of O, 36, n_c, n_o)."""
-    share(_task, spaces.shape[0], run, (dy, x, s, cut, spaces, sums))
+    next_task = np.zeros(1, np.int64)
+    share(_task, spaces.shape[0], run, (dy, x, s, cut, spaces, sums, next_task))
 
 
 @device
