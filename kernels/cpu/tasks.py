@@ -62,8 +62,8 @@ def taken(typingctx, counts):
 def _every(function, n, data, threads, counts):
     """Each thread has a range of the tasks, so that the next kernel finds in a core's cache what
     this one left there; whoever is done helps the others. Cores are not equally fast: some are made
-    so, others also run somebody else's work (products of 1024 on two busy cores: 170 GFLOP/s where
-    each has its half, 226 so). ``counts`` are 0."""
+    so, others also run somebody else's work (products of 1024 on two busy cores: 163 GFLOP/s where
+    each has its half, 198 so). ``counts`` are 0."""
     count, ranges = abs(n), min(threads, RANGES)
     for w in prange(threads):
         for other in range(w, w + ranges):
