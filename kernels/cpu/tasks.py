@@ -132,7 +132,9 @@ def _share(typingctx, task, n, run, args):
                 kind = ir.FunctionType(ir.VoidType(), [i64] * 5)
                 loop = builder.inttoptr(values[2], i64.as_pointer())
                 address, threads = (builder.load(builder.gep(loop, [i64(i)])) for i in (0, 1))
-                counts = cgutils.alloca_once(builder, ir.ArrayType(i8, RANGES * LINE))
+                # of bytes: it stores a 0 of its type, which takes LLVM 6 s if that is an array
+                counts = cgutils.alloca_once(builder, i8, RANGES * LINE)
+                counts.align = LINE
                 cgutils.memset(builder, counts, i64(RANGES * LINE), 0)
                 builder.call(builder.inttoptr(address, kind.as_pointer()),
                              [builder.ptrtoint(function, i64), values[1], at, threads,
