@@ -10,8 +10,9 @@ import numpy as np
 from .. import formulas
 from ..quiet import quiet, silent
 from . import memory
-from .jit import Kernel, device, get_num_threads, prange
+from .jit import device, get_num_threads
 from .simd import PAST_BYTES, VECTOR, lanes, load, load_part, put, splat, store_part
+from .tasks import share, tasks
 
 # The pool costs 5 to 10 us an array: 30 % of a ufunc's time at 1 MB, nothing at 8 MB, and from
 # 32 MB, where malloc hands out fresh pages, it saves half.
@@ -62,8 +63,8 @@ def _loop(name, dtype, arrays):
         f = f(dtype.type)
 
     @device
-    def part(a, out, first, last, past, p):
-        W = lanes(a)
+    def task(t, a, out, past, p):
+        W, first, last = lanes(a), t * BLOCK, min(a.size, t * BLOCK + BLOCK)
         whole = first + (last - first) // W * W
         for i in range(first, whole, W):
             put(out, i, f(load(a, i), *p), past)
@@ -72,8 +73,8 @@ def _loop(name, dtype, arrays):
             store_part(out, whole, f(load_part(a, whole, n), *p), n)
 
     @device
-    def part2(a, b, out, first, last, past, p):
-        W = lanes(a)
+    def task2(t, a, b, out, past, p):
+        W, first, last = lanes(a), t * BLOCK, min(a.size, t * BLOCK + BLOCK)
         whole = first + (last - first) // W * W
         for i in range(first, whole, W):
             put(out, i, f(load(a, i), load(b, i), *p), past)
@@ -81,15 +82,13 @@ def _loop(name, dtype, arrays):
             n = last - whole
             store_part(out, whole, f(load_part(a, whole, n), load_part(b, whole, n), *p), n)
 
-    def one(a, out, past, *p):
-        for t in prange((a.size + BLOCK - 1) // BLOCK):
-            part(a, out, t * BLOCK, min(a.size, t * BLOCK + BLOCK), past, p)
+    def one(run, a, out, past, *p):
+        share(task, (a.size + BLOCK - 1) // BLOCK, run, (a, out, past, p))
 
-    def two(a, b, out, past, *p):
-        for t in prange((a.size + BLOCK - 1) // BLOCK):
-            part2(a, b, out, t * BLOCK, min(a.size, t * BLOCK + BLOCK), past, p)
+    def two(run, a, b, out, past, *p):
+        share(task2, (a.size + BLOCK - 1) // BLOCK, run, (a, b, out, past, p))
 
-    return Kernel(one if arrays == 1 else two, name=f"{name}_{dtype.name}")
+    return tasks(one if arrays == 1 else two, name=f"{name}_{dtype.name}")
 
 
 _BINARY = {"add", "sub", "mul", "div"}
@@ -136,13 +135,16 @@ def _row_loop(name, dtype):
             v = v if spread else load_part(b, j + whole, n)
             store_part(out, i + whole, f(load_part(x, i + whole, n), v), n)
 
-    def rows(x, b, out, block, past):
+    @device
+    def task(t, x, b, out, block, past):
         A, M, C = x.shape
-        for t in prange((A * M + block - 1) // block):
-            for r in range(t * block, min(A * M, t * block + block)):
-                row(x, r * C, b, r // M * b.shape[1], C, out, past)
+        for r in range(t * block, min(A * M, t * block + block)):
+            row(x, r * C, b, r // M * b.shape[1], C, out, past)
 
-    return Kernel(rows, name=f"{name}_rows_{dtype.name}")
+    def rows(run, x, b, out, block, past):
+        share(task, (x.shape[0] * x.shape[1] + block - 1) // block, run, (x, b, out, block, past))
+
+    return tasks(rows, name=f"{name}_rows_{dtype.name}")
 
 
 def _rows(name, x, b):

@@ -14,7 +14,6 @@ from .. import formulas
 from . import elementwise
 from .batch_norm import ADDS, Plan, backward_block, forward_block, infinite, lost, move
 from .columns import BY_Y, RELU, inner
-from .jit import Kernel, prange
 from .matmul import _NOTHING, _empty, dots_preferred, linear, linear_backward
 from .norm import _vector, batch_norm, batch_norm_backward
 from .products import (
@@ -28,6 +27,7 @@ from .products import (
     tiles_task,
 )
 from .simd import VECTOR, lanes, load, load_part, store, store_part
+from .tasks import share, tasks
 from .tiles import pack, strip
 
 __all__ = ["linear_batch_norm", "linear_batch_norm_backward"]
@@ -100,31 +100,30 @@ def _forward(dtype):
                 store_part(y, i + c1 - n, sigmoid(v) if kind == 2 else tanh(v), n)
 
     @inner
-    def task(t, tasks, N, K, C, x, w, bias, gamma, beta, eps, kind, z, y, mean, var, invstd,
+    def task(t, n, N, K, C, x, w, bias, gamma, beta, eps, kind, z, y, mean, var, invstd,
              block_mean, block_m2):
-        c0, c1 = _edge(t, tasks, C, lanes(x)), _edge(t + 1, tasks, C, lanes(x))
+        c0, c1 = _edge(t, n, C, lanes(x)), _edge(t + 1, n, C, lanes(x))
         _product(x, w, bias, N, K, C, c0, c1, z)
-        forward_block(z, z, gamma, beta, eps, _plan(N, C, tasks, lanes(x)), 0, c0, c1, True,
+        forward_block(z, z, gamma, beta, eps, _plan(N, C, n, lanes(x)), 0, c0, c1, True,
                       RELU if kind == 1 else 0, y, mean, var, invstd, block_mean, block_m2)
         if kind > 1:
             activate(y, kind, N, C, c0, c1)
 
-    def forward(x, w, bias, gamma, beta, running_mean, running_var, momentum, eps, kind, tasks,
+    def forward(run, x, w, bias, gamma, beta, running_mean, running_var, momentum, eps, kind, n,
                 z, y, stats):
         """z, y and stats: mean, var and invstd. True if float32 is not enough."""
         (N, K), C = x.shape, w.shape[0]
         x, w, z, y = x.reshape(-1), w.reshape(-1), z.reshape(-1), y.reshape(-1)
         mean, var, invstd = stats[0], stats[1], stats[2]
         block_mean, block_m2 = np.empty(C), np.empty(C)
-        for t in prange(tasks):
-            task(np.int64(t), tasks, N, K, C, x, w, bias, gamma, beta, eps, kind, z, y, mean, var,
-                 invstd, block_mean, block_m2)
+        share(task, n, run, (n, N, K, C, x, w, bias, gamma, beta, eps, kind, z, y, mean, var,
+                             invstd, block_mean, block_m2))
         if lost(z, var, invstd, eps):
             return True
         move(running_mean, running_var, momentum, N, mean, var)
         return False
 
-    return Kernel(forward, name=f"linear_batch_norm_{dtype.name}")
+    return tasks(forward, name=f"linear_batch_norm_{dtype.name}")
 
 
 @cache
@@ -145,21 +144,26 @@ def _backward(dtype):
                 store_part(du, j, of_sigmoid(d, v) if kind == 2 else of_tanh(d, v), n)
 
     @inner
-    def task(t, tasks, N, K, C, dy, x, zeros, gamma, z, y, mean, invstd, kind, dz, sums, block_dy,
+    def task(t, n, N, K, C, dy, x, zeros, gamma, z, y, mean, invstd, kind, dz, sums, block_dy,
              block_p, dw, dgamma, dbeta, db):
-        c0, c1 = _edge(t, tasks, C, lanes(x)), _edge(t + 1, tasks, C, lanes(x))
+        c0, c1 = _edge(t, n, C, lanes(x)), _edge(t + 1, n, C, lanes(x))
         du = dy
         if kind > 1:
             activate(dy, y, dz, kind, N, C, c0, c1)
             du = dz
-        backward_block(z, du, y, gamma, gamma[:0], mean, invstd, _plan(N, C, tasks, lanes(x)), 0,
+        backward_block(z, du, y, gamma, gamma[:0], mean, invstd, _plan(N, C, n, lanes(x)), 0,
                        c0, c1, True, BY_Y if kind == 1 else 0, dz, block_dy, block_p, sums[0],
                        sums[1], dgamma, dbeta, dz)
         sums_between(c0, c1, dz, N, C, db)
         _weight_gradient(dz, x, zeros, N, K, C, c0, c1, dw)
 
-    def backward(dy, x, w, zeros, gamma, z, y, mean, invstd, kind, tasks, dz, dx, dw, dgamma, dbeta,
-                 db):
+    @inner
+    def input_task(t, blocks, groups, N, C, K, w, zeros, dz, dx):
+        W = 2 * lanes(dz)
+        tiles_task(t, blocks, groups, N, C, K, W, dz, 0, C, 1, 0, w, 0, W, K, zeros, 0, dx)
+
+    def backward(run, dy, x, w, zeros, gamma, z, y, mean, invstd, kind, n, dz, dx, dw, dgamma,
+                 dbeta, db):
         """dz, dw, dgamma, dbeta and db, and dx unless it is empty. True if float32 is not enough:
         nothing holds then."""
         (N, K), C = x.shape, w.shape[0]
@@ -169,20 +173,17 @@ def _backward(dtype):
         if lost(x, invstd, invstd, 1.0):
             return True
         sums, block_dy, block_p = np.empty((2, C)), np.empty(C), np.empty(C)
-        for t in prange(tasks):
-            task(np.int64(t), tasks, N, K, C, dy, x, zeros, gamma, z, y, mean, invstd, kind, dz,
-                 sums, block_dy, block_p, dw, dgamma, dbeta, db)
+        share(task, n, run, (n, N, K, C, dy, x, zeros, gamma, z, y, mean, invstd, kind, dz, sums,
+                             block_dy, block_p, dw, dgamma, dbeta, db))
         if infinite(x, sums[0], sums[1]):
             return True
         if dx.size:
-            W = 2 * lanes(x)
-            blocks, groups = tiles_shares(1, N, C, K, W)
-            for t in prange(blocks * groups):
-                tiles_task(t, blocks, groups, N, C, K, W, dz, 0, C, 1, 0, w, 0, W, K, zeros, 0,
-                           dx)
+            blocks, groups = tiles_shares(1, N, C, K, 2 * lanes(x))
+            share(input_task, blocks * groups, run,
+                  (blocks, groups, N, C, K, w, zeros, dz, dx))
         return False
 
-    return Kernel(backward, name=f"linear_batch_norm_backward_{dtype.name}")
+    return tasks(backward, name=f"linear_batch_norm_backward_{dtype.name}")
 
 
 @lru_cache(1 << 12)
@@ -192,8 +193,8 @@ def _in_one(N, K, C, dtype):
     largest = max(N * K, C * K, N * C) * dtype.itemsize
     if N * K * C == 0 or dtype not in _NOTHING or largest >= LARGEST:
         return None
-    tasks = min(TASKS, N * K * C >> TASK, -(-C * dtype.itemsize // VECTOR) // LEAST)
-    return _forward(dtype), _backward(dtype), tasks - tasks % 2 if tasks > 1 else 1
+    n = min(TASKS, N * K * C >> TASK, -(-C * dtype.itemsize // VECTOR) // LEAST)
+    return _forward(dtype), _backward(dtype), n - n % 2 if n > 1 else 1
 
 
 def _writable(running):

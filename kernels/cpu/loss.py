@@ -9,7 +9,6 @@ import numpy as np
 
 from ..polynomials import log_above_one
 from .columns import inner
-from .jit import kernel, prange
 from .memory import empty_like
 from .simd import (
     fill,
@@ -34,7 +33,9 @@ from .softmax import (
     log_softmax_backward,
     softmax,
     softmax_backward,
+    task_count,
 )
+from .tasks import share, tasks
 
 __all__ = ["cross_entropy", "cross_entropy_backward", "log_softmax", "log_softmax_backward",
            "softmax", "softmax_backward"]
@@ -120,58 +121,67 @@ def _gradients(dloss, each, x, i, C, n, target, first, weight, ignore_index, smo
         dx[p + c] = at
 
 
-@kernel
-def _cross_entropy(x, target, weight, strip, ignore_index, smoothing, losses):
-    """Σ loss, Σ weight, number of bad targets: of tasks cut by size, in their order."""
+@inner
+def _rows_of(t, x, strip):
+    """Of task t: its first row in the order of targets, how many rows, and where they begin."""
     A, C, B = x.shape
-    strips = (B + strip - 1) // strip if B > 1 else 1
-    tasks = A * strips if B > 1 else (A + strip - 1) // strip
-    parts = np.empty((tasks, 3))
-    for t in prange(tasks):
-        room = np.empty(C, x.dtype)
-        if B == 1:
-            first = t * strip
-            part = _losses(pointer(x), first * C, C, min(strip, A - first), pointer(target), first,
-                           pointer(weight), ignore_index, smoothing, pointer(losses),
-                           pointer(room))
-        else:
-            a, b = t // strips, t % strips * strip
-            n = min(strip, B - b)
-            rows = np.empty(n * C, x.dtype)
-            _gather(pointer(x), a * C * B + b, B, C, n, pointer(rows))
-            part = _losses(pointer(rows), 0, C, n, pointer(target), a * B + b, pointer(weight),
-                           ignore_index, smoothing, pointer(losses), pointer(room))
-            keep(rows)
-        keep(room)
-        parts[t, 0], parts[t, 1], parts[t, 2] = part
+    if B == 1:
+        return t * strip, min(strip, A - t * strip), t * strip * C
+    strips = (B + strip - 1) // strip
+    a, b = t // strips, t % strips * strip
+    return a * B + b, min(strip, B - b), a * C * B + b
+
+
+@inner
+def _losses_task(t, x, target, weight, strip, ignore_index, smoothing, losses, parts):
+    C, B = x.shape[1:]
+    first, n, at = _rows_of(t, x, strip)
+    room, rows = np.empty(C, x.dtype), np.empty(0 if B == 1 else n * C, x.dtype)
+    values = pointer(x)
+    if B > 1:
+        _gather(values, at, B, C, n, pointer(rows))
+        values, at = pointer(rows), 0
+    parts[t, 0], parts[t, 1], parts[t, 2] = _losses(
+        values, at, C, n, pointer(target), first, pointer(weight), ignore_index, smoothing,
+        pointer(losses), pointer(room))
+    keep(rows)
+    keep(room)
+
+
+@tasks
+def _cross_entropy(run, x, target, weight, strip, ignore_index, smoothing, losses):
+    """Σ loss, Σ weight, number of bad targets: of tasks cut by size, in their order."""
+    n = task_count(x, strip)
+    parts = np.empty((n, 3))
+    share(_losses_task, n, run, (x, target, weight, strip, ignore_index, smoothing, losses, parts))
     loss_sum = weight_sum = bad = 0.0
-    for t in range(tasks):
+    for t in range(n):
         loss_sum += parts[t, 0]
         weight_sum += parts[t, 1]
         bad += parts[t, 2]
     return loss_sum, weight_sum, bad
 
 
-@kernel
-def _cross_entropy_backward(dloss, x, target, weight, strip, ignore_index, smoothing, dx):
-    A, C, B = x.shape
-    strips = (B + strip - 1) // strip if B > 1 else 1
-    tasks = A * strips if B > 1 else (A + strip - 1) // strip
-    for t in prange(tasks):
-        if B == 1:
-            first = t * strip
-            _gradients(pointer(dloss), dloss.size > 1, pointer(x), first * C, C,
-                       min(strip, A - first), pointer(target), first, pointer(weight),
-                       ignore_index, smoothing, pointer(dx), first * C)
-        else:
-            a, b = t // strips, t % strips * strip
-            n = min(strip, B - b)
-            rows = np.empty(n * C, x.dtype)
-            _gather(pointer(x), a * C * B + b, B, C, n, pointer(rows))
-            _gradients(pointer(dloss), dloss.size > 1, pointer(rows), 0, C, n, pointer(target),
-                       a * B + b, pointer(weight), ignore_index, smoothing, pointer(rows), 0)
-            _scatter(pointer(rows), C, n, pointer(dx), a * C * B + b, B)
-            keep(rows)
+@inner
+def _gradients_task(t, dloss, x, target, weight, strip, ignore_index, smoothing, dx):
+    C, B = x.shape[1:]
+    first, n, at = _rows_of(t, x, strip)
+    rows = np.empty(0 if B == 1 else n * C, x.dtype)
+    values, slopes, start = pointer(x), pointer(dx), at
+    if B > 1:
+        _gather(values, at, B, C, n, pointer(rows))
+        values, slopes, start = pointer(rows), pointer(rows), 0
+    _gradients(pointer(dloss), dloss.size > 1, values, start, C, n, pointer(target), first,
+               pointer(weight), ignore_index, smoothing, slopes, start)
+    if B > 1:
+        _scatter(slopes, C, n, pointer(dx), at, B)
+    keep(rows)
+
+
+@tasks
+def _cross_entropy_backward(run, dloss, x, target, weight, strip, ignore_index, smoothing, dx):
+    share(_gradients_task, task_count(x, strip), run,
+          (dloss, x, target, weight, strip, ignore_index, smoothing, dx))
 
 
 def _samples(a, order):

@@ -12,7 +12,8 @@ import numpy as np
 from numba import carray, config, types
 from numba.extending import intrinsic
 
-from .jit import device, kernel, prange
+from .jit import device
+from .tasks import share, tasks
 
 __all__ = ["adam_step", "sgd_step"]
 
@@ -70,39 +71,54 @@ def _adapt(p, g, m, v, step_size, root, shrink, weight_decay, beta1, beta2, keep
         p[i] = q - step_size * a / (np.sqrt(b) / root + eps)
 
 
-@kernel
-def _sgd(table, pieces, spans, like, lr, weight_decay):
+@device
+def _sgd_task(k, table, pieces, spans, like, lr, weight_decay):
     real = like.dtype.type
-    for k in prange(spans.shape[0]):
-        for i in range(spans[k, 0], spans[k, 1]):
-            t, first, n = pieces[i, 0], pieces[i, 1], pieces[i, 2]
-            _descend(_at(table, 0, t, first, n, like), _at(table, 1, t, first, n, like), real(lr),
-                     real(weight_decay))
+    for i in range(spans[k, 0], spans[k, 1]):
+        t, first, n = pieces[i, 0], pieces[i, 1], pieces[i, 2]
+        _descend(_at(table, 0, t, first, n, like), _at(table, 1, t, first, n, like), real(lr),
+                 real(weight_decay))
 
 
-@kernel
-def _momentum(table, pieces, spans, like, new, lr, momentum, keep, weight_decay, nesterov):
+@tasks
+def _sgd(run, table, pieces, spans, like, lr, weight_decay):
+    share(_sgd_task, spans.shape[0], run, (table, pieces, spans, like, lr, weight_decay))
+
+
+@device
+def _momentum_task(k, table, pieces, spans, like, new, lr, momentum, keep, weight_decay, nesterov):
     real = like.dtype.type
-    for k in prange(spans.shape[0]):
-        for i in range(spans[k, 0], spans[k, 1]):
-            t, first, n = pieces[i, 0], pieces[i, 1], pieces[i, 2]
-            _roll(_at(table, 0, t, first, n, like), _at(table, 1, t, first, n, like),
-                  _at(table, 2, t, first, n, like), new[t], real(lr), real(momentum), real(keep),
-                  real(weight_decay), nesterov)
+    for i in range(spans[k, 0], spans[k, 1]):
+        t, first, n = pieces[i, 0], pieces[i, 1], pieces[i, 2]
+        _roll(_at(table, 0, t, first, n, like), _at(table, 1, t, first, n, like),
+              _at(table, 2, t, first, n, like), new[t], real(lr), real(momentum), real(keep),
+              real(weight_decay), nesterov)
 
 
-@kernel
-def _adam(table, pieces, spans, like, steps, lr, weight_decay, decoupled, beta1, beta2, eps):
+@tasks
+def _momentum(run, table, pieces, spans, like, new, lr, momentum, keep, weight_decay, nesterov):
+    share(_momentum_task, spans.shape[0], run,
+          (table, pieces, spans, like, new, lr, momentum, keep, weight_decay, nesterov))
+
+
+@device
+def _adam_task(k, table, pieces, spans, like, steps, lr, weight_decay, decoupled, beta1, beta2,
+               eps):
     real = like.dtype.type
     shrink, decay = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
-    for k in prange(spans.shape[0]):
-        for i in range(spans[k, 0], spans[k, 1]):
-            t, first, n = pieces[i, 0], pieces[i, 1], pieces[i, 2]
-            _adapt(_at(table, 0, t, first, n, like), _at(table, 1, t, first, n, like),
-                   _at(table, 2, t, first, n, like), _at(table, 3, t, first, n, like),
-                   real(lr / (1 - beta1 ** steps[t])), real(math.sqrt(1 - beta2 ** steps[t])),
-                   real(shrink), real(decay), real(beta1), real(beta2), real(1 - beta1),
-                   real(1 - beta2), real(eps))
+    for i in range(spans[k, 0], spans[k, 1]):
+        t, first, n = pieces[i, 0], pieces[i, 1], pieces[i, 2]
+        _adapt(_at(table, 0, t, first, n, like), _at(table, 1, t, first, n, like),
+               _at(table, 2, t, first, n, like), _at(table, 3, t, first, n, like),
+               real(lr / (1 - beta1 ** steps[t])), real(math.sqrt(1 - beta2 ** steps[t])),
+               real(shrink), real(decay), real(beta1), real(beta2), real(1 - beta1),
+               real(1 - beta2), real(eps))
+
+
+@tasks
+def _adam(run, table, pieces, spans, like, steps, lr, weight_decay, decoupled, beta1, beta2, eps):
+    share(_adam_task, spans.shape[0], run, (table, pieces, spans, like, steps, lr, weight_decay,
+                                            decoupled, beta1, beta2, eps))
 
 
 def _pieces(sizes):

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..shapes import Pool, adaptive_ranges, window_ranges
 from .columns import inner, put_part
-from .jit import device, kernel, prange
+from .jit import device
 from .layout import channels_first, channels_last
 from .memory import empty
 from .reduce import sum
@@ -31,6 +31,7 @@ from .simd import (
     stream,
     where,
 )
+from .tasks import share, tasks
 
 __all__ = ["adaptive_avg_pool2d", "adaptive_avg_pool2d_backward", "avg_pool2d",
            "avg_pool2d_backward", "max_pool2d", "max_pool2d_backward", "max_pool2d_gather"]
@@ -101,20 +102,23 @@ def _max_window(x, at, C, g, h, i0, i1, w, j0, j1, y, indices, o):
         store_places(indices, o + c, index, m)
 
 
-@kernel
-def _max(x, g, rows, columns, y, indices):
+@inner
+def _max_task(row, x, g, rows, columns, y, indices):
+    n, p, C, Q = row // g.P, row % g.P, x.shape[3], g.Q
+    far, at = _apart(x, x.shape[2] * C) and p + 1 < g.P, n * g.H * g.W * C
+    r, c, values = pointer(rows), pointer(columns), pointer(x)
+    out, chosen = pointer(y), pointer(indices)
+    for q in range(Q):
+        if far:
+            _max_ahead(values, at, C, g, r, c, p, q)
+        _max_window(values, at, C, g, r[p], r[g.P + p], r[2 * g.P + p], c[q], c[Q + q],
+                    c[2 * Q + q], out, chosen, (row * Q + q) * C)
+
+
+@tasks
+def _max(run, x, g, rows, columns, y, indices):
     """One task per row of windows."""
-    C, far = x.shape[3], _apart(x, x.shape[2] * x.shape[3])
-    for t in prange(x.shape[0] * g.P):
-        row = np.int64(t)
-        n, p = row // g.P, row % g.P
-        for q in range(g.Q):
-            if far and p + 1 < g.P:
-                _max_ahead(pointer(x), n * g.H * g.W * C, C, g, pointer(rows), pointer(columns), p,
-                           q)
-            _max_window(pointer(x), n * g.H * g.W * C, C, g, rows[0, p], rows[1, p], rows[2, p],
-                        columns[0, q], columns[1, q], columns[2, q], pointer(y), pointer(indices),
-                        (row * g.Q + q) * C)
+    share(_max_task, x.shape[0] * g.P, run, (x, g, rows, columns, y, indices))
 
 
 def max_pool2d(x, *, kernel_size, stride, padding, dilation, ceil_mode):
@@ -147,16 +151,20 @@ def _collect(dy, indices, at, p0, p1, Q, columns, W, h, C, dx, o):
             stream(dx, o + w * C + c, acc)
 
 
-@kernel
-def _max_backward(dy, indices, rows, columns, dx):
+@inner
+def _max_backward_task(row, dy, indices, rows, columns, dx):
+    H, W, C = dx.shape[1:]
+    P, Q = dy.shape[1:3]
+    n, h = row // H, row % H
+    _collect(pointer(dy), pointer(indices), n * P * Q * C, rows[0, h], rows[1, h], Q,
+             pointer(columns), W, h, C, pointer(dx), row * W * C)
+
+
+@tasks
+def _max_backward(run, dy, indices, rows, columns, dx):
     """Each pixel of dx from the windows that hold it: rows (2, H), columns (2, W). dx is written
     once, past the caches; its channels fill vectors."""
-    N, H, W, C = dx.shape
-    P, Q = dy.shape[1:3]
-    for row in prange(N * H):
-        n, h = row // H, row % H
-        _collect(pointer(dy), pointer(indices), n * P * Q * C, rows[0, h], rows[1, h], Q,
-                 pointer(columns), W, h, C, pointer(dx), row * W * C)
+    share(_max_backward_task, dx.shape[0] * dx.shape[1], run, (dy, indices, rows, columns, dx))
 
 
 @inner
@@ -177,15 +185,20 @@ def _place(dy, indices, i, windows, C, width, dx, o, pixels):
                 dx[j] = dx[j] + dy[w + c]
 
 
-@kernel
-def _scatter(dy, indices, dx, width):
-    """dx (N, H·W, C) at the indices = Σ dy (N, P·Q, C)."""
-    (N, PQ, C), HW = dy.shape, dx.shape[1]
+@inner
+def _scatter_task(t, dy, indices, dx, width):
+    (PQ, C), HW = dy.shape[1:], dx.shape[1]
     groups = (C + width - 1) // width
-    for t in prange(N * groups):
-        n, c = t // groups, t % groups * width
-        _place(pointer(dy), pointer(indices), n * PQ * C + c, PQ, C, min(width, C - c),
-               pointer(dx), n * HW * C + c, HW)
+    n, c = t // groups, t % groups * width
+    _place(pointer(dy), pointer(indices), n * PQ * C + c, PQ, C, min(width, C - c), pointer(dx),
+           n * HW * C + c, HW)
+
+
+@tasks
+def _scatter(run, dy, indices, dx, width):
+    """dx (N, H·W, C) at the indices = Σ dy (N, P·Q, C)."""
+    N, C = dy.shape[0], dy.shape[2]
+    share(_scatter_task, N * ((C + width - 1) // width), run, (dy, indices, dx, width))
 
 
 @_once
@@ -214,14 +227,18 @@ def max_pool2d_backward(dy, indices, *, input_size, kernel_size=None, stride=Non
     return channels_first(dx)
 
 
-@kernel
-def _gather(x, indices, y):
-    N, PQ, C = y.shape
-    for n in prange(N):
-        for p in range(PQ):
-            for c in range(C):
-                at = indices[n, p, c]
-                y[n, p, c] = x[n, at, c] if at >= 0 else 0
+@inner
+def _gather_task(n, x, indices, y):
+    PQ, C = y.shape[1:]
+    for p in range(PQ):
+        for c in range(C):
+            at = indices[n, p, c]
+            y[n, p, c] = x[n, at, c] if at >= 0 else 0
+
+
+@tasks
+def _gather(run, x, indices, y):
+    share(_gather_task, y.shape[0], run, (x, indices, y))
 
 
 def max_pool2d_gather(x, indices):
@@ -237,8 +254,8 @@ def max_pool2d_gather(x, indices):
 
 
 @inner
-def _window(x, at, width, C, h0, h1, w0, w1, share, scale, past, y, o):
-    """y[o …] = scale Σ share x over a window of rows h0 … h1 and columns w0 … w1: SPAN products in
+def _window(x, at, width, C, h0, h1, w0, w1, part, scale, past, y, o):
+    """y[o …] = scale Σ part x over a window of rows h0 … h1 and columns w0 … w1: SPAN products in
     x's own dtype, everything beyond in float64."""
     L, few = lanes(x), (h1 - h0) * (w1 - w0) <= SPAN
     for c in range(0, C, L):
@@ -247,14 +264,14 @@ def _window(x, at, width, C, h0, h1, w0, w1, share, scale, past, y, o):
         if few:
             for h in range(h0, h1):
                 for k in range(h * width + w0, h * width + w1):
-                    acc = fma(load_part(x, at + k * C + c, m), fill(x, share[k]), acc)
+                    acc = fma(load_part(x, at + k * C + c, m), fill(x, part[k]), acc)
             put_part(y, o + c, acc * fill(x, scale), m, past)
             continue
         for h in range(h0, h1):
             for w in range(w0, w1, SPAN):
                 acc = fill(x, 0)
                 for k in range(h * width + w, h * width + min(w1, w + SPAN)):
-                    acc = fma(load_part(x, at + k * C + c, m), fill(x, share[k]), acc)
+                    acc = fma(load_part(x, at + k * C + c, m), fill(x, part[k]), acc)
                 a, b = a + low(acc), b + high(acc)
         put_part(y, o + c, narrow(a * scale, b * scale, y), m, past)
 
@@ -267,34 +284,37 @@ def _scaled(x, i, C, scale, past, y, o):
         put_part(y, o + c, load_part(x, i + c, m) * fill(x, scale), m, past)
 
 
-@kernel
-def _windows(x, share, rows, columns, scale, past, y):
-    """y[n, p, q] = scale[p, q] Σ (share x)[n, rows of p, columns of q]; x, y (N, H, W, C)."""
-    N, P, Q, C = y.shape
-    (H, W), far = share.shape, _apart(x, x.shape[2] * x.shape[3])
-    for t in prange(N * P):
-        row = np.int64(t)
-        n, p = row // P, row % P
-        for q in range(Q):
-            h, w, o = rows[0, p], columns[0, q], (row * Q + q) * C
-            if far and p + 1 < P:
-                _ask(pointer(x), n * H * W * C, C, W, max(rows[1, p], rows[0, p + 1]),
-                     rows[1, p + 1], w, columns[0, q + 1] if q + 1 < Q else columns[1, q])
-            if rows[1, p] - h == 1 and columns[1, q] - w == 1:     # windows that do not overlap
-                _scaled(pointer(x), ((n * H + h) * W + w) * C, C, share[h, w] * scale[p, q],
-                        past, pointer(y), o)
-            else:
-                _window(pointer(x), n * H * W * C, W, C, h, rows[1, p], w, columns[1, q],
-                        pointer(share), scale[p, q], past, pointer(y), o)
+@inner
+def _windows_task(row, x, part, rows, columns, scale, past, y):
+    (P, Q, C), (H, W) = y.shape[1:], part.shape
+    n, p = row // P, row % P
+    far, at, parts = _apart(x, W * C) and p + 1 < P, n * H * W * C, pointer(part)
+    r, c, values, out = pointer(rows), pointer(columns), pointer(x), pointer(y)
+    h, end = r[p], r[P + p]
+    for q in range(Q):
+        w, last, o = c[q], c[Q + q], (row * Q + q) * C
+        if far:
+            _ask(values, at, C, W, max(end, r[p + 1]), r[P + p + 1], w,
+                 c[q + 1] if q + 1 < Q else last)
+        if end - h == 1 and last - w == 1:                     # windows that do not overlap
+            _scaled(values, at + (h * W + w) * C, C, parts[h * W + w] * scale[p, q], past, out, o)
+        else:
+            _window(values, at, W, C, h, end, w, last, parts, scale[p, q], past, out, o)
+
+
+@tasks
+def _windows(run, x, part, rows, columns, scale, past, y):
+    """y[n, p, q] = scale[p, q] Σ (part x)[n, rows of p, columns of q]; x, y (N, H, W, C)."""
+    share(_windows_task, y.shape[0] * y.shape[1], run, (x, part, rows, columns, scale, past, y))
 
 
 def _sums(x, plan):
     """Sums over a plan's windows of x (N, H, W, C)."""
-    share, rows, columns, scale = plan
+    part, rows, columns, scale = plan
     y = empty((x.shape[0], *scale.shape, x.shape[3]), x.dtype)
     if y.size:
         past = y.nbytes > PAST_BYTES and y.shape[3] * y.itemsize % VECTOR == 0
-        _windows(x, share, rows, columns, scale, past, y, work=x.nbytes + y.nbytes)
+        _windows(x, part, rows, columns, scale, past, y, work=x.nbytes + y.nbytes)
     return y
 
 

@@ -14,8 +14,9 @@ from numba.extending import intrinsic
 
 from ..polynomials import select
 from ..reference import random as reference
-from .jit import device, kernel, prange
+from .jit import device
 from .memory import empty
+from .tasks import share, tasks
 
 __all__ = ["dropout"]
 
@@ -64,21 +65,26 @@ def _put(x, i, bits, limit, scale, y, kept):
     kept[i] = select(keep, scale, zero)
 
 
-@kernel
-def _dropout(x, words, first, limit, scale, y, kept):
+@device
+def _dropout_task(t, draws, x, words, first, limit, scale, y, kept):
+    m, c = (words[2], words[3]), (words[4], words[5])
+    s = _jump((words[0], words[1]), m, c, t * DRAWS)
+    for k in range(t * DRAWS, min(draws, t * DRAWS + DRAWS)):
+        s = _multiply_add(s, m, c)
+        v, r = s[0] ^ s[1], s[0] >> np.uint64(58)
+        v = (v >> r) | (v << ((np.uint64(64) - r) & np.uint64(63)))
+        i = first + 2 * k
+        _put(x, i, v & np.uint64(0xFFFFFFFF), limit, scale, y, kept)
+        if i + 1 < x.size:
+            _put(x, i + 1, v >> np.uint64(32), limit, scale, y, kept)
+
+
+@tasks
+def _dropout(run, x, words, first, limit, scale, y, kept):
     """From element ``first`` on; words: state, multiplier and increment, high word first."""
     draws = (x.size - first + 1) // 2
-    m, c = (words[2], words[3]), (words[4], words[5])
-    for t in prange((draws + DRAWS - 1) // DRAWS):
-        s = _jump((words[0], words[1]), m, c, t * DRAWS)
-        for k in range(t * DRAWS, min(draws, t * DRAWS + DRAWS)):
-            s = _multiply_add(s, m, c)
-            v, r = s[0] ^ s[1], s[0] >> np.uint64(58)
-            v = (v >> r) | (v << ((np.uint64(64) - r) & np.uint64(63)))
-            i = first + 2 * k
-            _put(x, i, v & np.uint64(0xFFFFFFFF), limit, scale, y, kept)
-            if i + 1 < x.size:
-                _put(x, i + 1, v >> np.uint64(32), limit, scale, y, kept)
+    share(_dropout_task, (draws + DRAWS - 1) // DRAWS, run,
+          (draws, x, words, first, limit, scale, y, kept))
 
 
 def _words(*numbers):

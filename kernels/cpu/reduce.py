@@ -14,7 +14,6 @@ import numpy as np
 
 from ..quiet import quiet
 from .columns import inner
-from .jit import kernel, prange
 from .simd import (
     fill,
     high,
@@ -30,6 +29,7 @@ from .simd import (
     store_part,
     total,
 )
+from .tasks import share, tasks
 
 __all__ = ["max", "min", "prod", "sum"]
 
@@ -67,19 +67,23 @@ def _add_columns(x, i, B, n, rows, acc):
             store(acc, j + H, load(acc, j + H) + high(v))
 
 
-@kernel
-def _sum_blocks(x, rows, partial):
+@inner
+def _sum_blocks_task(t, x, rows, partial):
+    (blocks, B), R = partial.shape[1:], x.shape[1]
+    groups = (B + COLUMNS - 1) // COLUMNS
+    block, b = t // groups, t % groups * COLUMNS
+    a, r = block // blocks, block % blocks * rows
+    n, acc, out = _smaller(COLUMNS, B - b), np.zeros(COLUMNS + 16), pointer(partial)
+    _add_columns(pointer(x), (a * R + r) * B + b, B, n, _smaller(rows, R - r), pointer(acc))
+    for j in range(n):
+        out[block * B + b + j] = acc[j]
+
+
+@tasks
+def _sum_blocks(run, x, rows, partial):
     """partial[a, k, b] = Σ of x[a, r, b] over the k-th block of ``rows`` rows; x (A, R, B)."""
     A, blocks, B = partial.shape
-    R, groups = x.shape[1], (B + COLUMNS - 1) // COLUMNS
-    out = partial.reshape(-1)
-    for t in prange(A * blocks * groups):
-        block, b = t // groups, t % groups * COLUMNS
-        a, r = block // blocks, block % blocks * rows
-        n, acc = _smaller(COLUMNS, B - b), np.zeros(COLUMNS + 16)
-        _add_columns(pointer(x), (a * R + r) * B + b, B, n, _smaller(rows, R - r), pointer(acc))
-        for j in range(n):
-            out[block * B + b + j] = acc[j]
+    share(_sum_blocks_task, A * blocks * ((B + COLUMNS - 1) // COLUMNS), run, (x, rows, partial))
 
 
 @inner
@@ -105,19 +109,17 @@ def _sum_row(x, i, n):
 
 
 @inner
-def _sum_pieces(x, first, last, R, out, pieces):
-    for k in range(first, last):
+def _sum_rows_task(t, x, block, out):
+    R, pieces, sums = x.shape[1], out.shape[1], pointer(out)
+    for k in range(t * block, _smaller(t * block + block, out.size)):
         r = k % pieces * BLOCK
-        out[k] = _sum_row(x, k // pieces * R + r, _smaller(BLOCK, R - r))
+        sums[k] = _sum_row(pointer(x), k // pieces * R + r, _smaller(BLOCK, R - r))
 
 
-@kernel
-def _sum_rows(x, block, out):
+@tasks
+def _sum_rows(run, x, block, out):
     """out[a, k] = Σ of the k-th piece of row a; ``block`` of them are a task."""
-    R, pieces, flat = x.shape[1], out.shape[1], out.reshape(-1)
-    for t in prange((out.size + block - 1) // block):
-        first = np.int64(t) * block
-        _sum_pieces(pointer(x), first, _smaller(first + block, out.size), R, pointer(flat), pieces)
+    share(_sum_rows_task, (out.size + block - 1) // block, run, (x, block, out))
 
 
 def _sum_middle(x):
@@ -173,21 +175,26 @@ def _largest_of_columns(x, i, B, n, rows, sign, out, o):
         store_part(out, o + j, maximum(a, b) * s, m)
 
 
-@kernel
-def _extremes(x, sign, width, out):
-    """out[a, b] = sign · largest of sign · x[a, r, b] over r; x (A, R, B)."""
+@inner
+def _extremes_task(t, x, sign, width, out):
     A, R, B = x.shape
-    flat = out.reshape(-1)
     if B == 1:
-        for t in prange((A + width - 1) // width):
-            for a in range(t * width, _smaller(t * width + width, A)):
-                flat[a] = _largest_of_row(pointer(x), a * R, R, sign) * sign
-    else:
-        groups = (B + width - 1) // width
-        for t in prange(A * groups):
-            a, b = t // groups, t % groups * width
-            _largest_of_columns(pointer(x), a * R * B + b, B, _smaller(width, B - b), R, sign,
-                                pointer(flat), a * B + b)
+        for a in range(t * width, _smaller(t * width + width, A)):
+            out[a, 0] = _largest_of_row(pointer(x), a * R, R, sign) * sign
+        return
+    groups = (B + width - 1) // width
+    a, b = t // groups, t % groups * width
+    _largest_of_columns(pointer(x), a * R * B + b, B, _smaller(width, B - b), R, sign,
+                        pointer(out), a * B + b)
+
+
+@tasks
+def _extremes(run, x, sign, width, out):
+    """out[a, b] = sign · largest of sign · x[a, r, b] over r; x (A, R, B)."""
+    A, B = out.shape
+    n = A if B == 1 else B
+    share(_extremes_task, (n + width - 1) // width * (1 if B == 1 else A), run,
+          (x, sign, width, out))
 
 
 @lru_cache(1 << 12)

@@ -11,7 +11,6 @@ import numpy as np
 
 from ..polynomials import exp, log_above_one
 from .columns import inlined, inner
-from .jit import kernel, prange
 from .memory import empty_like
 from .simd import (
     fill,
@@ -30,6 +29,7 @@ from .simd import (
     total,
     where,
 )
+from .tasks import share, tasks
 
 __all__ = ["log_softmax", "log_softmax_backward", "softmax", "softmax_backward"]
 
@@ -183,21 +183,31 @@ def _softmax_strip(x, i, B, C, n, logarithm, y, room, side):
             store_part(y, i + c * B + j, v - s if logarithm else v * s, min(W, n - j))
 
 
-@kernel
-def _softmax(x, strip, logarithm, y):
+@inner
+def task_count(x, strip):
+    """Of x (A, C, B): rows in blocks, or, where classes are apart, strips of those side by side."""
+    A, B = x.shape[0], x.shape[2]
+    return (A + strip - 1) // strip if B == 1 else A * ((B + strip - 1) // strip)
+
+
+@inner
+def _softmax_task(t, x, strip, logarithm, y):
     A, C, B = x.shape
     if B == 1:
-        for t in prange((A + strip - 1) // strip):
-            _softmax_block(x, t * strip, min(A, t * strip + strip), logarithm, y)
-    else:
-        strips = (B + strip - 1) // strip
-        for t in prange(A * strips):
-            b = t % strips * strip
-            room, side = np.empty(C * STRIP, x.dtype), np.empty(STRIP, x.dtype)
-            _softmax_strip(pointer(x), t // strips * C * B + b, B, C, min(strip, B - b), logarithm,
-                           pointer(y), pointer(room), pointer(side))
-            keep(room)
-            keep(side)
+        _softmax_block(x, t * strip, min(A, t * strip + strip), logarithm, y)
+        return
+    strips = (B + strip - 1) // strip
+    b = t % strips * strip
+    room, side = np.empty(C * STRIP, x.dtype), np.empty(STRIP, x.dtype)
+    _softmax_strip(pointer(x), t // strips * C * B + b, B, C, min(strip, B - b), logarithm,
+                   pointer(y), pointer(room), pointer(side))
+    keep(room)
+    keep(side)
+
+
+@tasks
+def _softmax(run, x, strip, logarithm, y):
+    share(_softmax_task, task_count(x, strip), run, (x, strip, logarithm, y))
 
 
 def _forward(x, axis, logarithm):
@@ -283,18 +293,21 @@ def _backward_strip(dy, y, i, B, C, n, logarithm, dx):
             store_part(dx, k, v, m)
 
 
-@kernel
-def _softmax_backward(dy, y, strip, logarithm, dx):
+@inner
+def _backward_task(t, dy, y, strip, logarithm, dx):
     A, C, B = y.shape
     if B == 1:
-        for t in prange((A + strip - 1) // strip):
-            _backward_block(dy, y, t * strip, min(A, t * strip + strip), logarithm, dx)
-    else:
-        strips = (B + strip - 1) // strip
-        for t in prange(A * strips):
-            b = t % strips * strip
-            _backward_strip(pointer(dy), pointer(y), t // strips * C * B + b, B, C,
-                            min(strip, B - b), logarithm, pointer(dx))
+        _backward_block(dy, y, t * strip, min(A, t * strip + strip), logarithm, dx)
+        return
+    strips = (B + strip - 1) // strip
+    b = t % strips * strip
+    _backward_strip(pointer(dy), pointer(y), t // strips * C * B + b, B, C, min(strip, B - b),
+                    logarithm, pointer(dx))
+
+
+@tasks
+def _softmax_backward(run, dy, y, strip, logarithm, dx):
+    share(_backward_task, task_count(y, strip), run, (dy, y, strip, logarithm, dx))
 
 
 def _backward(dy, y, axis, logarithm):

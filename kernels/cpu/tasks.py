@@ -7,7 +7,7 @@ code behind a pointer. One loop over a pointer and a number is compiled for all 
 runs in parallel.
 """
 
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import numpy as np
 from llvmlite import ir
@@ -112,6 +112,20 @@ def _trampoline(context, module, task, signature, data):
     return function
 
 
+def _lent(context, builder, kind, value):
+    """An argument whose arrays belong to nobody: who counts them up and down, per task, waits for
+    the line of the counts that the other threads write, too (max pool, 1 us per task of 1)."""
+    if isinstance(kind, types.BaseTuple):
+        items = cgutils.unpack_tuple(builder, value)
+        return context.make_tuple(builder, kind, [
+            _lent(context, builder, k, v) for k, v in zip(kind.types, items)])
+    if not isinstance(kind, types.Array):
+        return value
+    array = context.make_array(kind)(context, builder, value)
+    array.meminfo = cgutils.get_null_value(array.meminfo.type)
+    return array._getvalue()
+
+
 @intrinsic
 def _share(typingctx, task, n, run, args):
     inner = typingctx.resolve_function_type(task, (types.intp, *args.types), {})
@@ -123,7 +137,8 @@ def _share(typingctx, task, n, run, args):
         data = ir.LiteralStructType([values[3].type, i8])
         place = cgutils.alloca_once(builder, data)
         failed = builder.gep(place, [i64(0), ir.IntType(32)(1)])
-        builder.store(values[3], builder.gep(place, [i64(0), ir.IntType(32)(0)]))
+        lent = _lent(context, builder, args, values[3])
+        builder.store(lent, builder.gep(place, [i64(0), ir.IntType(32)(0)]))
         builder.store(i8(0), failed)
         function = _trampoline(context, builder.module, made, inner, data)
         at = builder.ptrtoint(place, i64)
@@ -170,14 +185,14 @@ if config.DISABLE_JIT:
 share = _share_in_python if config.DISABLE_JIT else _share
 
 
-class _Way:
-    """A compiled kernel with its first argument."""
+class _Parallel:
+    """A compiled kernel with the loop that runs its tasks."""
 
-    def __init__(self, compiled, run):
-        self.compiled, self.run = compiled, run
+    def __init__(self, compiled):
+        self.compiled = compiled
 
     def __call__(self, *args):
-        return self.compiled(self.run(), *args)
+        return self.compiled(_driver(), *args)
 
     @property
     def overloads(self):
@@ -193,11 +208,11 @@ class _Tasks(Kernel):
 
     @cached_property
     def serial(self):
-        return _Way(self.compiled, int)
+        return partial(self.compiled, 0)
 
     @cached_property
     def parallel(self):
-        return _Way(self.compiled, _driver)
+        return _Parallel(self.compiled)
 
 
 def tasks(loop, name=None):
