@@ -16,10 +16,11 @@ drawn = settings(max_examples=60, deadline=None,
 PLAIN = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
 
 
-@pytest.fixture
-def always(monkeypatch):
-    """Winograd's products wherever they can be used."""
+@pytest.fixture(params=[False, True], ids=["", "deep"])
+def always(monkeypatch, request):
+    """Winograd's products wherever they can be used, of either kind."""
     monkeypatch.setattr(winograd, "suits", lambda s: True)
+    monkeypatch.setattr(winograd, "deep", lambda s, itemsize: request.param)
     monkeypatch.setattr(winograd_weight, "suits", lambda g, itemsize: True)
 
 

@@ -25,6 +25,7 @@ from .padded import clear
 from .simd import VECTOR
 from .windows import Windows, packed, shifts, windows
 from .winograd import Tiles
+from .winograd_deep import winograd_deep
 
 __all__ = ["conv2d", "conv2d_input", "conv2d_weight"]
 
@@ -73,7 +74,8 @@ def _fastest(direct, x, weight, bias, g, tiles, y, moments=None):
     plain = g.G == g.sh == g.sw == g.dh == g.dw == 1 and g.I == g.J == 3
     together = groups_together(g, VECTOR // x.itemsize)
     if plain and winograd.suits(tiles):
-        spoiled = winograd.winograd(x, weight, bias, tiles, y, direct is _input, moments)
+        made = winograd_deep if winograd.deep(tiles, x.itemsize) else winograd.winograd
+        spoiled = made(x, weight, bias, tiles, y, direct is _input, moments)
     elif together > 1:
         direct(x, joined(weight, g, together), bias, g._replace(G=g.G // together), y, moments)
         spoiled = spoiled_images(y)

@@ -34,7 +34,8 @@ from .simd import (
 )
 from .tasks import share, tasks
 
-__all__ = ["Windows", "aligned", "cut", "packed", "panel", "shifts", "spread", "windows"]
+__all__ = ["Windows", "aligned", "cut", "packed", "panel", "shifts", "spread", "square",
+           "windows"]
 
 TASK_FLOP = 6 << 20        # about 60 us of one core
 SLOW, START = 2, 12         # pixels that take as long as FEW do more in a low tile, and as a task
@@ -95,18 +96,18 @@ def _pack_task(task, weight, lane, count, step, size, places, n, out):
     across, down = P * 2 // halves, -(-count // deep)
     e, half, i = task // (across * down), task // down % across, task % down * deep
     own = aligned(L * L, out)
-    square, where, y = pointer(own), pointer(places), pointer(out)
+    turned, where, y = pointer(own), pointer(places), pointer(out)
     for piece in range(i, min(count, i + deep)):
         for h in range(half, half + halves):
             at = e * group + h * L * lane + piece * step
             to = (e * P + h // 2) * T * K * W + h % 2 * L
             k, t = piece * (size // taps), 0
             for m in range(0, size, L):
-                _square(pointer(weight), weight.size, at + m, lane, min(L, n - h * L),
-                        min(L, size - m), square)
+                square(pointer(weight), weight.size, at + m, lane, min(L, n - h * L),
+                        min(L, size - m), turned)
                 for r in range(min(L, size - m)):
                     if where[t] >= 0:
-                        store(y, to + (where[t] * K + k) * W, load(square, r * L))
+                        store(y, to + (where[t] * K + k) * W, load(turned, r * L))
                     t += 1
                     if t == taps:
                         k, t = k + 1, 0
@@ -124,7 +125,7 @@ def _pack(run, weight, lane, count, step, size, places, n, out):
 
 
 @device
-def _square(x, size, at, ld, m, n, own):
+def square(x, size, at, ld, m, n, own):
     """own (n, lanes) = the transpose of m rows of n of the ``size`` values of x, zeros behind."""
     L = lanes(x)
     if m == L and ld == 1 and n == 1:
