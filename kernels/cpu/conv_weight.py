@@ -39,7 +39,6 @@ LARGE_BYTES, LARGE_PIXELS, LEAST = 1 << 20, 1 << 10, 96
 OWN = 48                   # rows of sums, from which on a panel of dy is worth a copy
 SUM_BYTES = 1 << 19        # of the sums of one task
 SUM_VALUES = 1 << 23       # of all parts
-ACROSS, DOWN = 4, 256      # vectors that are turned together, rows of sums of a task
 
 
 class _Cut(NamedTuple):
@@ -201,44 +200,32 @@ def _weight(run, dy, x, steps, g, cut, spaces, sums):
 
 
 @device
-def _finish_square(x, at, ld, parts, size, square, turned):
-    """turned = the transpose of a square of x, the sum over the parts."""
-    L = lanes(x)
-    for r in range(L):
-        total = load(x, at + r * ld)
-        for b in range(1, parts):
-            total = total + load(x, at + r * ld + b * size)
-        store(square, r * L, total)
-    transpose(square, 0, L, turned, 0, L)
-
-
-@device
 def _finish_task(t, sums, n_o, out):
-    """Some rows of some vectors of outputs, by squares of ACROSS vectors: pages of many rows are
-    too many to know."""
+    """A vector of outputs."""
     parts, G, depth, ld = sums.shape
     K, L = out.shape[1], lanes(sums)
-    across, down = -(-ld // (ACROSS * L)), -(-depth // DOWN)
-    e, o0, k0 = t // (across * down), t // down % across * ACROSS * L, t % down * DOWN
+    size, tiles = G * depth * ld, ld // L
+    e, o = t // tiles, t % tiles * L
     room = np.empty(2 * L * L, out.dtype)
     x, y, square = pointer(sums), pointer(out), pointer(room)
     turned = after(square, L * L)
-    for block in range(k0, min(depth, k0 + DOWN), ACROSS * L):
-        for o in range(o0, min(ld, o0 + ACROSS * L), L):
-            for k in range(block, min(depth, block + ACROSS * L), L):
-                _finish_square(x, (e * depth + k) * ld + o, ld, parts, G * depth * ld, square,
-                               turned)
-                for r in range(min(L, n_o - o)):
-                    copy(turned, r * L, max(0, min(L, K - k)), y, (e * n_o + o + r) * K + k)
+    for k in range(0, depth, L):
+        for r in range(L):
+            at = (e * depth + k + r) * ld + o
+            total = load(x, at)
+            for b in range(1, parts):
+                total = total + load(x, at + b * size)
+            store(square, r * L, total)
+        transpose(square, 0, L, turned, 0, L)
+        for r in range(min(L, n_o - o)):
+            copy(turned, r * L, max(0, min(L, K - k)), y, (e * n_o + o + r) * K + k)
     keep(room)
 
 
 @tasks
 def _finish(run, sums, n_o, out):
     """out (G · O/G, K) = Σ over the parts of sums (parts, G, depth, …), turned."""
-    _, G, depth, ld = sums.shape
-    share(_finish_task, G * -(-ld // (ACROSS * lanes(sums))) * -(-depth // DOWN), run,
-          (sums, n_o, out))
+    share(_finish_task, sums.shape[1] * (sums.shape[3] // lanes(sums)), run, (sums, n_o, out))
 
 
 def _turn(sums, g):
