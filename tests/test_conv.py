@@ -123,6 +123,16 @@ def bits(n, f, *arrays, **how):
         jit.set_num_threads(before)
 
 
+def test_the_bits_of_products_do_not_depend_on_threads(always):
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((5, n, 17, 18)).astype(np.float32) for n in (90, 70))
+    w = rng.standard_normal((70, 90, 3, 3)).astype(np.float32)
+    for f, arrays, how in ((cpu.conv2d, (x, w), PLAIN),
+                           (cpu.conv2d_input, (dy, w), {**PLAIN, "input_size": x.shape}),
+                           (cpu.conv2d_weight, (dy, x), {**PLAIN, "kernel_size": (3, 3)})):
+        np.testing.assert_array_equal(bits(1, f, *arrays, **how), bits(2, f, *arrays, **how))
+
+
 @pytest.mark.parametrize(("C", "O", "window"), [(16, 40, 3), (24, 33, 5), (64, 160, 3),
                                                 (48, 32, 1)])
 def test_the_bits_do_not_depend_on_threads(C, O, window):
