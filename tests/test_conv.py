@@ -16,10 +16,11 @@ drawn = settings(max_examples=60, deadline=None,
 PLAIN = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
 
 
-@pytest.fixture
-def always(monkeypatch):
-    """Winograd's products wherever they can be used."""
+@pytest.fixture(params=[False, True], ids=["", "deep"])
+def always(monkeypatch, request):
+    """Winograd's products wherever they can be used, of either kind."""
     monkeypatch.setattr(winograd, "suits", lambda s: True)
+    monkeypatch.setattr(winograd, "deep", lambda s, itemsize: request.param)
     monkeypatch.setattr(winograd_weight, "suits", lambda g, itemsize: True)
 
 
@@ -120,6 +121,16 @@ def bits(n, f, *arrays, **how):
         return f(*arrays, **how).copy()
     finally:
         jit.set_num_threads(before)
+
+
+def test_the_bits_of_products_do_not_depend_on_threads(always):
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((5, n, 17, 18)).astype(np.float32) for n in (90, 70))
+    w = rng.standard_normal((70, 90, 3, 3)).astype(np.float32)
+    for f, arrays, how in ((cpu.conv2d, (x, w), PLAIN),
+                           (cpu.conv2d_input, (dy, w), {**PLAIN, "input_size": x.shape}),
+                           (cpu.conv2d_weight, (dy, x), {**PLAIN, "kernel_size": (3, 3)})):
+        np.testing.assert_array_equal(bits(1, f, *arrays, **how), bits(2, f, *arrays, **how))
 
 
 @pytest.mark.parametrize(("C", "O", "window"), [(16, 40, 3), (24, 33, 5), (64, 160, 3),

@@ -1,10 +1,10 @@
-"""Convolutions with few outputs: the taps of a kernel row side by side in vectors."""
+"""Convolutions with few outputs: taps of a kernel row, or phases of an input, side by side."""
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from nbgrad.kernels import cpu, reference
-from nbgrad.kernels.cpu import conv, folded, jit, simd, thinweight
+from nbgrad.kernels.cpu import conv, folded, jit, phases, simd, thinweight
 from nbgrad.kernels.shapes import Conv
 
 DTYPES = [np.float32, np.float64]
@@ -117,3 +117,58 @@ def test_the_bits_do_not_depend_on_threads(always, dtype):
         jit.set_num_threads(threads)
     for a, b in zip(alone, all_three(cpu, *case)):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def together(monkeypatch):
+    """All phases of a strided convolution's input at once."""
+    monkeypatch.setattr(phases, "GAIN", 0)
+    monkeypatch.setattr(folded, "GAIN", 1e9)
+    caches = phases.plan, conv._windows_of, conv._phases
+    for f in caches:
+        f.cache_clear()
+    yield
+    for f in caches:
+        f.cache_clear()
+
+
+@settings(max_examples=40, deadline=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(DTYPES), st.integers(1, 3), st.sampled_from([1, 2, 3, 5, 9, 17]),
+       st.sampled_from([1, 3, 16, 17]), st.tuples(st.integers(1, 15), st.integers(1, 15)),
+       st.tuples(st.integers(1, 6), st.integers(1, 6)), st.tuples(pairs, pairs),
+       st.tuples(st.integers(0, 5), st.integers(0, 5)))
+def test_phases_together(together, dtype, N, C, O, size, window, steps, padding):
+    stride, dilation = steps
+    size = tuple(max(n, d * (k - 1) + 1 - 2 * p)
+                 for n, k, p, d in zip(size, window, padding, dilation))
+    how = {"stride": stride, "padding": padding, "dilation": dilation, "groups": 1}
+    check(dtype, (N, C, *size), (O, C, *window), how)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", ["weight", "dy"])
+def test_nan_and_inf_stay_in_their_phase(together, place, bad):
+    how = {**PLAIN, "stride": (2, 2)}
+    x, w, _, dy, how = example(np.float32, (3, 3, 8, 9), (6, 3, 3, 3), how)
+    {"weight": w, "dy": dy}[place][1, 2, 1, 1] = bad
+    with np.errstate(invalid="ignore"):
+        got, want = (k.conv2d_input(dy, w, input_size=x.shape, **how) for k in (cpu, reference))
+    assert np.isfinite(want).any()
+    if place == "dy":
+        for kind in (np.isnan, np.isposinf, np.isneginf):
+            np.testing.assert_array_equal(kind(got), kind(want))
+        fine = np.isfinite(want)
+        np.testing.assert_allclose(got[fine], want[fine], atol=1e-5)
+    else:                                         # other phases do not meet that tap
+        assert np.isfinite(got[:, :, 1::2]).all()
+
+
+@pytest.mark.skipif(simd.VECTOR != 64, reason="the choice is by cycles of 64-byte vectors")
+def test_which_phases_go_together():
+    def plan(x, weight, stride=2):
+        return phases.plan(Conv.of(x, weight, (stride,) * 2, (1, 1), (1, 1), 1), 4) is not None
+    assert plan((8, 3, 224, 224), (32, 3, 3, 3))
+    assert plan((8, 4, 64, 64), (64, 4, 4, 4))
+    assert not plan((8, 3, 32, 32), (16, 3, 3, 3), 1)
+    assert not plan((8, 16, 32, 32), (32, 16, 3, 3))

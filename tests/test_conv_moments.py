@@ -52,15 +52,17 @@ def convolved(cpu_or_reference, x, w, b=None, **how):
 @drawn
 @given(st.sampled_from(DTYPES), st.integers(1, 5), sizes, sizes,
        st.tuples(st.integers(1, 13), st.integers(1, 13)), st.integers(1, 3), st.integers(1, 2),
-       st.sampled_from([0.0, 100.0]), st.booleans())
-def test_of_random_shapes(always, dtype, N, C, O, size, k, stride, offset, past):
-    """Direct (whole vectors and parts, through the caches and past them) and Winograd."""
+       st.sampled_from([0.0, 100.0]), st.booleans(), st.booleans())
+def test_of_random_shapes(always, dtype, N, C, O, size, k, stride, offset, past, deep):
+    """Direct (whole vectors and parts, through the caches and past them) and Winograd, of either
+    kind."""
     x, w, b = normal((N, C, *size), dtype), normal((O, C, k, k), dtype, 1), normal(O, dtype, 2)
     how = {**PLAIN, "stride": (stride, stride), "padding": (k // 2, k // 2)}
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winograd, "deep", lambda s, itemsize: deep)
+        plain = cpu.conv2d(x, w, b + dtype(offset), **how)
         patch.setattr(windows, "PAST_BYTES", 0 if past else 1 << 60)
         y, found = convolved(cpu, x, w, b + dtype(offset), **how)
-    plain = cpu.conv2d(x, w, b + dtype(offset), **how)
     np.testing.assert_array_equal(y, plain)                      # asking changes nothing
     if found:
         check(y, found, BOUND[dtype] * (1 + offset / 10), spread=1e-2 * (O > 0))

@@ -14,7 +14,7 @@ from math import isfinite
 import numpy as np
 
 from ..shapes import Conv
-from . import pixelwise, winograd
+from . import phases, pixelwise, winograd
 from .conv_weight import conv2d_weight
 from .depthwise import depthwise, depthwise_input
 from .folded import folded, suits
@@ -25,6 +25,7 @@ from .padded import clear
 from .simd import VECTOR
 from .windows import Windows, packed, shifts, windows
 from .winograd import Tiles
+from .winograd_deep import winograd_deep
 
 __all__ = ["conv2d", "conv2d_input", "conv2d_weight"]
 
@@ -73,7 +74,8 @@ def _fastest(direct, x, weight, bias, g, tiles, y, moments=None):
     plain = g.G == g.sh == g.sw == g.dh == g.dw == 1 and g.I == g.J == 3
     together = groups_together(g, VECTOR // x.itemsize)
     if plain and winograd.suits(tiles):
-        spoiled = winograd.winograd(x, weight, bias, tiles, y, direct is _input, moments)
+        made = winograd_deep if winograd.deep(tiles, x.itemsize) else winograd.winograd
+        spoiled = made(x, weight, bias, tiles, y, direct is _input, moments)
     elif together > 1:
         direct(x, joined(weight, g, together), bias, g._replace(G=g.G // together), y, moments)
         spoiled = spoiled_images(y)
@@ -107,18 +109,11 @@ def conv2d(x, weight, bias=None, *, stride, padding, dilation, groups, moments=N
     return channels_first(y)
 
 
-def _meeting(h0, size, k, s, p, d):
-    """Positions h0, h0 + s, … of x: their number, and (tap, step) for the taps that read them, the
-    last first: position number n meets tap i in output n + step."""
-    taps = [(i, (h0 + p - i * d) // s) for i in range(k - 1, -1, -1) if (h0 + p - i * d) % s == 0]
-    return -(-(size - h0) // s), taps
-
-
 def _phase(g, h, w):
     """The windows of the pixels h, h + sh, … and w, w + sw, … of dx; by their numbers in the
     kernel, the rows and columns where the taps that they meet stand in the windows."""
-    P, rows = _meeting(h, g.H, g.I, g.sh, g.ph, g.dh)
-    Q, columns = _meeting(w, g.W, g.J, g.sw, g.pw, g.dw)
+    P, rows = phases.meeting(h, g.H, g.I, g.sh, g.ph, g.dh)
+    Q, columns = phases.meeting(w, g.W, g.J, g.sw, g.pw, g.dw)
     if not rows or not columns:
         return None
     top, left = -rows[0][1], -columns[0][1]
@@ -144,14 +139,23 @@ def _phases(g, itemsize):
     return few, direct, None in every
 
 
-def _input(dy, weight, bias, g, dx, moments=None):
-    """dx (N, H, W, C), direct; no moments."""
+def _input(dy, weight, bias, g, dx, moments=None, together=True):
+    """dx (N, H, W, C), direct; no moments. ``together``: all phases at once where that is
+    faster."""
     few, direct, gaps = _phases(g, dy.itemsize)
     if gaps:
         clear(dx)
     if len(few) == len(direct) and _finite(weight):
         for s, i, j, rows, columns in few:
             folded(dy, weight[:, :, i][..., j].swapaxes(0, 1), bias, rows, columns, s, dx)
+        return
+    plan = phases.plan(g, dy.itemsize) if together and bias is None else None
+    if plan is not None:
+        spoiled = phases.joined(dy, weight, g, *plan, dx)
+        if spoiled.size:
+            some = np.empty((spoiled.size, *dx.shape[1:]), dx.dtype)
+            _input(dy[spoiled], weight, None, g._replace(N=spoiled.size), some, together=False)
+            dx[spoiled] = some
         return
     weight = packed(weight, [t for _, own, _ in direct for t in own], g.G, True)
     shift, t0 = shifts(bias, g.G, g.C // g.G, dy.dtype), 0

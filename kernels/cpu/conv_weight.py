@@ -270,9 +270,9 @@ def conv2d_weight(dy, x, *, kernel_size, stride, padding, dilation, groups):
                             dilation=dilation, groups=groups // together)
         return parted(out, g, together)
     if winograd_weight.suits(g, x.itemsize):
-        sums = winograd_weight.winograd_weight(channels_last(dy), channels_last(x), g)
-        if sums is not None:
-            return _turn(sums, g).reshape(shape)
+        out = winograd_weight.winograd_weight(channels_last(dy), channels_last(x), g)
+        if out is not None:
+            return out.reshape(shape)
     if thinweight.suits(g, x.itemsize):
         out = thinweight.thin_weight(dy, x, g)
         if np.isfinite(out).all():

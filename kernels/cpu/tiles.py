@@ -6,7 +6,7 @@ where they lie.
 
 from .jit import device
 from .microkernel import ROWS, tile, transpose, transpose_part
-from .simd import VECTOR, load_part, store_part
+from .simd import VECTOR, lanes, load_part, store_part
 
 __all__ = ["copy", "pack", "strip"]
 
@@ -66,8 +66,8 @@ def _rows(m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc):
 def strip(m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc):
     """``tile`` for any number of rows. The few columns behind a whole vector go by themselves: half
     a vector takes half the time."""
-    lanes = VECTOR // a.itemsize
-    few = n % lanes if lanes < n < 2 * lanes and 2 * (n % lanes) <= lanes else 0
+    L = lanes(a)
+    few = n % L if L < n < 2 * L and 2 * (n % L) <= L else 0
     _rows(m, n - few, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc)
     if few:
         _rows(m, few, K, a, at, row, step, b, bt + n - few, ldb, s, st + n - few, lds,

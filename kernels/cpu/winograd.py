@@ -6,6 +6,7 @@ products are summed over the channels, which makes 36 small matrix products, and
 4×4 outputs. The interpolation points are 0, ±√½, ±√2 and ∞: against float64 on normal data the
 largest error is 1 to 2 times the direct sum's (1 to 6e-6 of the largest output in float32, for 64
 to 1024 channels), where the usual points 0, ±1, ±2 and ∞ err 3 to 5 times more.
+(Where weights fit no cache: winograd_deep.py.)
 
 NaN and Inf, and values that overflow, spread over a tile: images in which a result is not finite
 are reported, and the direct path makes them again. Beside one huge value, small results of the same
@@ -34,28 +35,29 @@ from .simd import (
     pointer,
     store,
     store_part,
-    stream,
     total,
 )
 from .tasks import share, tasks
 from .windows import aligned, packed, panel, shifts, spread
 
-__all__ = ["Tiles", "enabled", "load6", "next_tile", "save", "suits", "take_tile", "winograd"]
+__all__ = ["DEEP", "Tiles", "collect_tiles", "deep", "enabled", "load6", "next_tile", "put_tile",
+           "put_weights", "save", "suits", "take_tile", "winograd"]
 
 enabled = True
 BLOCK_BYTES = 1 << 19      # of transformed inputs and products: half an L2
 BLOCKS = 24, 96            # tiles in a block, at least and at most
 TASKS = 16
-LARGE = 1 << 24            # bytes of transformed weights that no cache keeps until they are read
+# Transformed weights of more than LARGE bytes are in no cache when they are read, those of NEAR not
+# in a core's own; DEEP tiles are one block of winograd_deep.py.
+LARGE, NEAR, DEEP = 1 << 24, 1 << 21, 64
 LANES = VECTOR // 4
 # Costs in multiply-adds, measured: of the two transforms per tile and channel, and of a weight's.
 # One core makes, in GFLOP/s of the direct sum's operations (direct : products), from 64 images of
 # 32×32 with 3 → 32 channels 85 : 76, with 8 → 16 97 : 120, with 16 → 16 94 : 157; with 16 → 16 of
 # 5×5 pixels 61 : 58, of 6×6 74 : 83; with 256 → 256 of one image of 7×7 75 : 62, of two 87 : 98.
-# Weights that no cache keeps go to memory and back. (384 → 384 with 4 images of 7×7, one core of
-# Emerald Rapids: 99 : 67. 512 → 512 with 8 of them, two of Zen 4: 6.2 ms, of which the products,
-# at the rate of others, are 2.6.)
-TRANSFORM, WEIGHT, FAR_WEIGHT, BETTER = 200, 300, 1500, 0.9
+# Weights transformed where they are used cost less: of one image of 7×7 with 512 → 512 channels one
+# core of Emerald Rapids takes 2.8 ms directly, 2.3 so; of 4×4 1.75 and 2.0.
+TRANSFORM, WEIGHT, DEEP_WEIGHT, BETTER = 200, 300, 200, 0.9
 
 
 class Tiles(NamedTuple):
@@ -77,10 +79,17 @@ class Tiles(NamedTuple):
         return self.N * -(-self.P // 4) * -(-self.Q // 4)
 
 
+def deep(s, itemsize):
+    """Whether winograd_deep.py is faster: it transforms weights anew for every block of tiles."""
+    size = 36 * s.C * s.O * itemsize
+    return size > LARGE or (size > NEAR and s.count <= DEEP)
+
+
 def suits(s):
-    """Whether this path is faster than the direct one."""
+    """Whether products are faster than direct sums."""
     C, O = -(-s.C // LANES) * LANES, -(-s.O // LANES) * LANES
-    cost = s.count * (36 * s.C * O + TRANSFORM * (C + O)) + WEIGHT * s.C * O
+    weight = DEEP_WEIGHT if deep(s, 4) else WEIGHT
+    cost = s.count * (36 * s.C * O + TRANSFORM * (C + O)) + weight * s.C * O
     return enabled and cost < BETTER * 9 * s.N * s.P * s.Q * s.C * O
 
 
@@ -125,31 +134,35 @@ def load6(y, at, step):
 
 
 @device
-def _weights_task(p, weight, large, u):
+def put_weights(g, at, step, own, y, to, size):
+    """y[36 matrices of ``size``, from to] = G g Gᵀ of a vector of weights, whose taps are ``step``
+    apart."""
+    L = lanes(g)
+    for j in range(3):
+        here = at + j * step
+        save(own, j * L, 3 * L, _weights(g, load(g, here), load(g, here + 3 * step),
+                                         load(g, here + 6 * step)))
+    for i in range(6):
+        at = i * 3 * L
+        save(y, to + i * 6 * size, size,
+             _weights(g, load(own, at), load(own, at + L), load(own, at + 2 * L)))
+
+
+@device
+def _weights_task(p, weight, u):
     """A panel."""
     P, T, K, W = weight.shape
-    size, L, room = P * K * W + W, lanes(weight), aligned(18 * lanes(weight), u)
+    size, room = P * K * W + W, aligned(18 * lanes(weight), u)
     own, g, y = pointer(room), after(pointer(weight), p * T * K * W), pointer(u)
-    for at in range(0, K * W, L):
-        for j in range(0, 3 * L, L):
-            here = at + j // L * K * W
-            save(own, j, 3 * L, _weights(u, load(g, here), load(g, here + 3 * K * W),
-                                          load(g, here + 6 * K * W)))
-        for i in range(6):
-            here, to = i * 3 * L, i * 6 * size + p * K * W + at
-            six = _weights(u, load(own, here), load(own, here + L), load(own, here + 2 * L))
-            if large:
-                for j in range(6):
-                    stream(y, to + j * size, six[j])
-            else:
-                save(y, to, size, six)
+    for at in range(0, K * W, lanes(weight)):
+        put_weights(g, at, K * W, own, y, p * K * W + at, size)
     keep(room)
 
 
 @tasks
-def _transform_weights(run, weight, large, u):
-    """u (36, panels · K · W + W) = G g Gᵀ of panels (panels, 9, K, W); past the caches if large."""
-    share(_weights_task, weight.shape[0], run, (weight, large, u))
+def _transform_weights(run, weight, u):
+    """u (36, panels · K · W + W) = G g Gᵀ of panels (panels, 9, K, W)."""
+    share(_weights_task, weight.shape[0], run, (weight, u))
 
 
 @device
@@ -203,7 +216,7 @@ def _put_row(y, at, right, bias, m0, m1, m2, m3, m4, m5):
 
 
 @device
-def _put_tile(m, at, size, shift, s, n, p, q, count, own, y, o):
+def put_tile(m, at, size, shift, s, n, p, q, count, own, y, o):
     """``count`` outputs from o of the pixels of a tile at (p, q); NaN if one is not finite."""
     L, found = lanes(y), fill(y, 0)
     for c in range(0, count, L):
@@ -231,7 +244,7 @@ def _put_tile(m, at, size, shift, s, n, p, q, count, own, y, o):
 
 
 @device
-def _collect(s, first, some, numbers, y, channels, table, row, c):
+def collect_tiles(s, first, some, numbers, y, channels, table, row, c):
     """Statistics of so many channels from c on of some tiles."""
     (n, p, q), count = first, 0
     for _ in range(some):
@@ -279,7 +292,7 @@ def _task(task, x, u, shift, s, pitch, block, parts, y, spoiled, table):
                   after(m, i * size_m + (k - p0) * W), to, False, v, 0)
     n, p, q = first
     for t in range(some):
-        bad = _put_tile(m, t * wide, size_m, after(pointer(shift), p0 * W), s, n, p, q,
+        bad = put_tile(m, t * wide, size_m, after(pointer(shift), p0 * W), s, n, p, q,
                         min(p1 * W, s.O) - p0 * W, own, pointer(y), p0 * W)
         if bad != 0:
             spoiled[n] = True
@@ -287,8 +300,8 @@ def _task(task, x, u, shift, s, pitch, block, parts, y, spoiled, table):
     keep(values)
     keep(numbers)
     if table.size:
-        _collect(s, first, some, np.empty(16 * some + 4, np.int64), y, min(p1 * W, s.O) - p0 * W,
-                 table, task % blocks, p0 * W)
+        collect_tiles(s, first, some, np.empty(16 * some + 4, np.int64), y,
+                      min(p1 * W, s.O) - p0 * W, table, task % blocks, p0 * W)
 
 
 @tasks
@@ -311,7 +324,7 @@ def winograd(x, weight, bias, s, y, transposed=False, moments=None):
     weight = packed(weight, range(8, -1, -1) if transposed else range(9), 1, transposed)[0]
     P, _, K, W = weight.shape
     u = empty((36, P * K * W + W), x.dtype)
-    _transform_weights(weight, u.nbytes > LARGE, u, work=8 * u.nbytes)
+    _transform_weights(weight, u, work=8 * u.nbytes)
     fits = BLOCK_BYTES // (36 * x.itemsize * (s.C + s.O))
     most = max(BLOCKS[0], min(BLOCKS[1], fits // 12 * 12))
     blocks = -(-s.count // most)

@@ -17,10 +17,25 @@ import numpy as np
 from . import winograd
 from .jit import device
 from .memory import empty
+from .microkernel import transpose
 from .padded import zeros
-from .simd import VECTOR, after, fill, fma, lanes, load, load_part, pointer, store, total
+from .simd import (
+    VECTOR,
+    after,
+    fill,
+    fma,
+    keep,
+    lanes,
+    load,
+    load_part,
+    pointer,
+    store,
+    store_part,
+    total,
+)
 from .sumtile import strip
 from .tasks import share, spaces, taken, tasks
+from .windows import aligned
 from .winograd import Tiles, load6, next_tile, save, take_tile
 
 __all__ = ["suits", "winograd_weight"]
@@ -52,6 +67,7 @@ class _Cut(NamedTuple):
     size_v: int            # and between its 36 matrices
     size_w: int
     size: int              # and of those of the sums
+    own: int               # values to work with: 36 vectors, and all taps of a slice's channels
 
 
 def _tiles(g):
@@ -85,7 +101,8 @@ def _cut(s, itemsize):
     block = -(-share // -(-share // most))
     # a line behind each matrix: the 36 of one place must not share a set of the L1
     return _Cut(n_c, n_o, slices_c, slices_o, -(-s.count // share), share, block, n_c, n_o,
-                block * n_c + lanes, block * n_o + lanes, n_c * n_o + lanes)
+                block * n_c + lanes, block * n_o + lanes, n_c * n_o + lanes,
+                (36 + 9 * n_c) * lanes)
 
 
 @device
@@ -165,70 +182,91 @@ def _part(dy, x, s, cut, t0, t1, c, o, v, w, own, sums):
 
 
 @device
-def _task(worker, dy, x, s, cut, spaces, sums, next_task):
-    """The tasks that a worker comes to."""
-    slices = cut.slices_c * cut.slices_o
+def _weights(m, at, cut, parts, own, y, to):
+    """y[9 vectors from to] = Gᵀ (Σ over the parts of sums) G; NaN if a value is not finite."""
+    L, found = lanes(y), fill(y, 0)
+    whole = cut.slices_c * cut.slices_o * 36 * cut.size
+    for i in range(36):
+        value = load(m, at + i * cut.size)
+        for part in range(1, parts):
+            value = value + load(m, at + i * cut.size + part * whole)
+        store(own, i * L, value)
+    for j in range(6):
+        save(own, j * L, 6 * L, _back(y, *load6(own, j * L, 6 * L)))
+    for i in range(3):
+        r0, r1, r2 = _back(y, *load6(own, 6 * i * L, L))
+        save(y, to + 3 * i * L, L, (r0, r1, r2))
+        found = found + (r0 + r1 + r2)
+    return found - found
+
+
+@device
+def _put_weights(m, at, cut, parts, s, c, o, own, y):
+    """A vector of outputs from o and the channels of a slice from c; whether all are finite."""
+    L, bad, channels = lanes(y), fill(y, 0), min(cut.n_c, s.C - c)
+    rows = after(own, 36 * L)
+    for i in range(channels):
+        bad = bad + _weights(m, at + i * cut.n_o, cut, parts, own, rows, i * 9 * L)
+    for k in range(0, 9 * channels, L):
+        transpose(rows, k * L, L, own, 0, L)
+        for r in range(min(L, s.O - o)):
+            store_part(y, ((o + r) * s.C + c) * 9 + k, load(own, r * L), min(L, 9 * channels - k))
+    return total(bad) == 0
+
+
+@device
+def _task(worker, dy, x, s, cut, spaces, sums, out, spoiled, next_task):
+    """The tasks that a worker comes to. Sums of one part stay in its cache and become weights
+    there."""
+    slices, L = cut.slices_c * cut.slices_o, lanes(out)
     tasks, tiles = cut.parts * slices, s.N * -(-s.P // 4) * -(-s.Q // 4)
     v = after(pointer(spaces), worker * spaces.shape[1])
     w = after(v, 36 * cut.size_v)
     own = after(w, 36 * cut.size_w)
     t = taken(next_task)
     while t < tasks:
-        part, c, o = t // slices, t % slices // cut.slices_o, t % cut.slices_o
-        y = after(pointer(sums), t * 36 * cut.size)
+        part, c, o = t // slices, t % slices // cut.slices_o * cut.n_c, t % cut.slices_o * cut.n_o
+        y = after(pointer(sums), t * 36 * cut.size) if sums.size else after(own, cut.own)
         zeros(y, 0, 36 * cut.size)
         _part(pointer(dy), pointer(x), s, cut, part * cut.share,
-              min((part + 1) * cut.share, tiles), c * cut.n_c, o * cut.n_o, v, w, own, y)
+              min((part + 1) * cut.share, tiles), c, o, v, w, own, y)
+        if not sums.size:
+            for j in range(0, min(cut.n_o, s.O - o), L):
+                if not _put_weights(y, j, cut, 1, s, c, o + j, own, pointer(out)):
+                    spoiled[0] = True
         t = taken(next_task)
 
 
-@tasks
-def _sum(run, dy, x, s, cut, spaces, sums):
-    """sums (parts, slices of C, of O, 36, n_c, n_o)."""
-    next_task = np.zeros(1, np.int64)
-    share(_task, spaces.shape[0], run, (dy, x, s, cut, spaces, sums, next_task))
-
-
 @device
-def _back_task(c, sums, cut, room, out, spoiled):
-    """The weights of a channel of x."""
-    L, slices = lanes(out), cut.slices_c * cut.slices_o
-    whole, ld = slices * 36 * cut.size, out.shape[3]
-    m, y, own = pointer(sums), pointer(out), after(pointer(room), c * room.shape[1])
-    found = fill(y, 0)
-    for o in range(0, ld, L):
-        at = (c // cut.n_c * cut.slices_o + o // cut.n_o) * 36 * cut.size
-        at += c % cut.n_c * cut.n_o + o % cut.n_o
-        for i in range(36):
-            value = load(m, at + i * cut.size)
-            for part in range(1, cut.parts):
-                value = value + load(m, at + i * cut.size + part * whole)
-            store(own, i * L, value)
-        for j in range(6):
-            save(own, j * L, 6 * L, _back(y, *load6(own, j * L, 6 * L)))
-        for i in range(3):
-            r0, r1, r2 = _back(y, *load6(own, 6 * i * L, L))
-            save(y, (c * 9 + 3 * i) * ld + o, ld, (r0, r1, r2))
-            found = found + (r0 + r1 + r2)
-    if total(found - found) != 0:
+def _back_task(t, s, cut, sums, out, spoiled):
+    """A vector of outputs and the channels of a slice, from several parts."""
+    vectors, L = -(-s.O // lanes(out)), lanes(out)
+    slice_c, o = t // vectors, t % vectors * L
+    room = aligned(cut.own, out)
+    at = (slice_c * cut.slices_o + o // cut.n_o) * 36 * cut.size + o % cut.n_o
+    if not _put_weights(pointer(sums), at, cut, cut.parts, s, slice_c * cut.n_c, o, pointer(room),
+                        pointer(out)):
         spoiled[0] = True
+    keep(room)
 
 
 @tasks
-def _backs(run, sums, cut, channels, room, out, spoiled):
-    """out (1, 1, ≥ 9 C, O in whole vectors) = Gᵀ (Σ over the parts of sums) G."""
-    share(_back_task, channels, run, (sums, cut, room, out, spoiled))
+def _sum(run, dy, x, s, cut, spaces, sums, out, spoiled):
+    """out (O, C · 9) by way of sums (parts, slices of C, of O, 36, n_c, n_o), if there are several
+    parts."""
+    next_task = np.zeros(1, np.int64)
+    share(_task, spaces.shape[0], run, (dy, x, s, cut, spaces, sums, out, spoiled, next_task))
+    if sums.size:
+        share(_back_task, cut.slices_c * -(-s.O // lanes(out)), run, (s, cut, sums, out, spoiled))
 
 
 def winograd_weight(dy, x, g):
-    """dw as (1, 1, 9 C and more, O and more), or None where a value is not finite. dy and x are
-    channels-last."""
-    s, lanes = _tiles(g), VECTOR // x.itemsize
+    """dw (O, 9 C), or None where a value is not finite. dy and x are channels-last."""
+    s = _tiles(g)
     cut = _cut(s, x.itemsize)
-    sums = empty((cut.parts, cut.slices_c, cut.slices_o, 36, cut.size), x.dtype)
-    _sum(dy, x, s, cut, spaces(36 * (cut.size_v + cut.size_w + lanes), x.dtype), sums,
-         work=2 * dy.size * g.depth)
-    rows, columns = -(-9 * g.C // lanes) * lanes, -(-g.O // lanes) * lanes
-    out, spoiled = empty((1, 1, rows, columns), x.dtype), np.zeros(1, np.bool_)
-    _backs(sums, cut, g.C, empty((g.C, 36 * lanes), x.dtype), out, spoiled, work=sums.nbytes)
+    alone = cut.parts == 1
+    sums = empty((0 if alone else cut.parts, cut.slices_c, cut.slices_o, 36, cut.size), x.dtype)
+    out, spoiled = empty((g.O, g.depth), x.dtype), np.zeros(1, np.bool_)
+    size = 36 * (cut.size_v + cut.size_w + (cut.size if alone else 0)) + cut.own
+    _sum(dy, x, s, cut, spaces(size, x.dtype), sums, out, spoiled, work=2 * dy.size * g.depth)
     return None if spoiled[0] else out
