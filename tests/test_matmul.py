@@ -207,7 +207,7 @@ def _strip(a, b, y, m, n, K):
 
     @njit
     def run(a, b, y, m, n, K):
-        tiles.strip(m, n, K, a, 0, K, 1, b, 0, n, y, 0, n, y, 0, n)
+        tiles.strip(m, n, K, a, 0, K, 1, b, 0, n, y, 0, n, y, 0, n, 0, 0)
     run(a, b, y, m, n, K)
 
 

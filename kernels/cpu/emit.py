@@ -32,6 +32,10 @@ class Code:
         offset = I64(offset * self.lanes) if isinstance(offset, int) else offset
         return self.builder.gep(pointer, [offset], source_etype=self.real)
 
+    def bytes(self, pointer, offset):
+        """pointer + offset bytes."""
+        return self.builder.gep(pointer, [offset], source_etype=ir.IntType(8))
+
     def load(self, pointer, mask=None, rest=None):
         """The vector there; where there is a mask, elsewhere ``rest`` or zeros, and no memory."""
         if mask is None:
@@ -93,6 +97,22 @@ class Code:
             old.add_incoming(new, block)
         b.position_at_end(after)
         return news[len(steps):]
+
+    def some(self, count, steps, sums, body):
+        """``loop`` where the count may be 0."""
+        b, before = self.builder, self.builder.block
+        some, rest = b.append_basic_block("some"), b.append_basic_block("rest")
+        b.cbranch(b.icmp_signed(">", count, I64(0)), some, rest)
+        b.position_at_end(some)
+        news = self.loop(count, steps, sums, body)
+        behind = b.block
+        b.branch(rest)
+        b.position_at_end(rest)
+        merged = [b.phi(new.type) for new in news]
+        for phi, old, new in zip(merged, sums, news):
+            phi.add_incoming(old, before)
+            phi.add_incoming(new, behind)
+        return merged
 
 
 def place(context, builder, array_type, array, at):

@@ -64,9 +64,9 @@ def _product(x, w, bias, N, K, C, c0, c1, z):
             n = min(W, c1 - c)
             pack(w, c * K + k0, 1, K, n, k, panel, 0)
             if k0:
-                strip(N, n, k, x, k0, K, 1, panel, 0, W, z, c, C, z, c, C)
+                strip(N, n, k, x, k0, K, 1, panel, 0, W, z, c, C, z, c, C, 0, 0)
             else:
-                strip(N, n, k, x, 0, K, 1, panel, 0, W, bias, c * sj, 0, z, c, C)
+                strip(N, n, k, x, 0, K, 1, panel, 0, W, bias, c * sj, 0, z, c, C, 0, 0)
 
 
 @inner
@@ -78,9 +78,9 @@ def _weight_gradient(dz, x, zeros, N, K, C, c0, c1, dw):
         for k in range(0, K, W):
             n, to = min(W, K - k), c0 * K + k
             if r:
-                strip(m, n, rows, dz, at, 1, C, x, r * K + k, K, dw, to, K, dw, to, K)
+                strip(m, n, rows, dz, at, 1, C, x, r * K + k, K, dw, to, K, dw, to, K, 0, 0)
             else:
-                strip(m, n, rows, dz, at, 1, C, x, k, K, zeros, 0, 0, dw, to, K)
+                strip(m, n, rows, dz, at, 1, C, x, k, K, zeros, 0, 0, dw, to, K, 0, 0)
 
 
 @cache

@@ -31,45 +31,68 @@ WIDE = 6                                                              # vectors 
 SIDES = tuple(n for n in (1, 2, 4) if n <= DOTS)                      # of dots
 
 
-def _tile(code, rows, vectors, masked, m, n, K, a, row, step, b, ldb, s, lds, c, ldc):
-    """The sums of so many rows and vectors, half a vector being 0; three rows of a share a pointer.
-    The last ``masked`` vectors are parts."""
+def _fetches(code, rows, c, ldc, x, ask):
+    """What a tile of two vectors asks for, a line per k: its outputs, then x, x + ask, …; as values
+    to begin with and their step. A burst would keep the tile's own loads waiting."""
+    build = code.builder
+
+    def step(k, place, by):
+        code.prefetch(place, False, 1)
+        k, place = build.add(k, I64(1)), code.at(place, by)
+        half, done = (build.icmp_signed("==", k, I64(n)) for n in (rows, 2 * rows))
+        place = build.select(half, code.at(c, 1), build.select(done, x, place))
+        return k, place, build.select(done, ask, by)
+    return (I64(0), c, ldc), step
+
+
+def _tile(code, rows, vectors, masked, m, n, K, a, row, step, b, ldb, s, lds, c, ldc, ahead, ask):
+    """The sums of so many rows and vectors, half a vector being 0. The last ``masked`` vectors are
+    parts."""
     if not vectors:
         code, vectors = Code(code.builder, code.real, VECTOR // 2), 1
-    build = code.builder
+    build, row = code.builder, code.builder.mul(row, I64(code.size))
     masks = [None if v < vectors - masked else code.first(build.sub(n, I64(v * code.lanes)))
              for v in range(vectors)]
-    groups = [(code.at(a, build.mul(row, I64(r))), step) for r in range(0, rows, 3)]
 
     def places(base, ld):
-        return [[code.at(code.at(base, build.mul(ld, I64(r))), v) for v in range(vectors)]
-                for r in range(rows)]
+        return [code.at(code.at(base, build.mul(ld, I64(r))), v)
+                for r in range(rows) for v in range(vectors)]
 
-    def body(pointers, sums):
-        bs = [code.load(code.at(pointers[-1], v), mask) for v, mask in enumerate(masks)]
-        out, lines = [], [code.hidden(p) for p in pointers[:-1]]
-        one = code.hidden(row)
-        times = [I64(0), one, build.shl(one, I64(1))]
+    def products(bt, at, one, three, sums):
+        bs = [code.load(code.at(bt, v), mask) for v, mask in enumerate(masks)]
+        steps, out = [I64(0), one, build.shl(one, I64(1)), three], []
         for r in range(rows):
-            at = code.at(lines[r // 3], times[r % 3])
-            one = code.splat(build.load(at, align=code.size, typ=code.real))
-            out += [code.fma(one, bs[v], sums[r * vectors + v]) for v in range(vectors)]
+            if r and r % 4 == 0:
+                at = code.bytes(at, build.shl(one, I64(2)))
+            x = build.load(code.bytes(at, steps[r % 4]), align=code.size, typ=code.real)
+            x = code.splat(x)
+            out += [code.fma(x, bs[v], sums[r * vectors + v]) for v in range(vectors)]
         return out
 
-    starts, targets = ([p for line in places(*at) for p in line] for at in ((s, lds), (c, ldc)))
-    for p in targets:                        # met when k has run, and s, for which sums that start
-        code.prefetch(p, True)               # with it would wait, is added then
-    sums = code.loop(K, [*groups, (b, ldb)], [code.zero] * len(targets), body)
-    for total, start, target, mask in zip(sums, starts, targets, masks * rows):
-        code.store(build.fadd(total, code.load(start, mask)), target, mask)
+    def body(pointers, values):
+        asked, rest, sums = values[:-3 - size], values[-3 - size:-size], values[-size:]
+        at, one, three = map(code.hidden, rest)
+        return [*fetch(*asked), code.at(at, step), one, three,
+                *products(pointers[0], at, one, three, sums)]
+
+    # targets are met when k has run; and s, for which sums that start with it would wait, is added
+    targets, size = places(c, ldc), rows * vectors
+    if (rows, vectors) == (ROWS, 2):
+        asked, fetch = _fetches(code, rows, c, ldc, code.at(b, ahead), ask)
+    else:
+        asked, fetch = (), lambda: ()
+        for p in targets:
+            code.prefetch(p, True)
+    start = [*asked, a, row, build.mul(row, I64(3)), *[code.zero] * size]
+    sums = code.loop(K, [(b, ldb)], start, body)[-size:]
+    for total, at, target, mask in zip(sums, places(s, lds), targets, masks * rows):
+        code.store(build.fadd(total, code.load(at, mask)), target, mask)
 
 
 def _dots(code, rows, columns, m, n, K, a, lda, b, ldb, s, lds, c, ldc):
     """rows × columns sums along k: whole vectors, then a part of one."""
     build = code.builder
     whole = build.sdiv(K, I64(code.lanes))
-    some, rest = build.append_basic_block("some"), build.append_basic_block("rest")
-    before, zeros = build.block, [code.zero] * (rows * columns)
     starts = ([code.at(a, build.mul(lda, I64(r))) for r in range(rows)]
               + [code.at(b, build.mul(ldb, I64(j))) for j in range(columns)])
 
@@ -78,20 +101,10 @@ def _dots(code, rows, columns, m, n, K, a, lda, b, ldb, s, lds, c, ldc):
         return [code.fma(xs[i // columns], xs[rows + i % columns], old)
                 for i, old in enumerate(sums)]
 
-    build.cbranch(build.icmp_signed(">", whole, I64(0)), some, rest)
-    build.position_at_end(some)
-    sums = code.loop(whole, [(p, I64(code.lanes)) for p in starts], zeros, body)
-    behind = build.block
-    build.branch(rest)
-    build.position_at_end(rest)
-    merged = []
-    for new in sums:
-        phi = build.phi(code.vector)
-        phi.add_incoming(code.zero, before)
-        phi.add_incoming(new, behind)
-        merged.append(phi)
+    sums = code.some(whole, [(p, I64(code.lanes)) for p in starts], [code.zero] * (rows * columns),
+                     body)
     done = build.mul(whole, I64(code.lanes))
-    sums = body([code.at(p, done) for p in starts], merged, code.first(build.sub(K, done)))
+    sums = body([code.at(p, done) for p in starts], sums, code.first(build.sub(K, done)))
     for r, total in enumerate(_totals(code, sums, columns)):
         start = build.load(code.at(s, build.mul(lds, I64(r))), align=code.size, typ=total.type)
         place = build.bitcast(code.at(c, build.mul(ldc, I64(r))), total.type.as_pointer())
@@ -184,12 +197,13 @@ def _calling(name, kinds, shapes, emit):
 
 
 @intrinsic
-def tile(typingctx, m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc):
+def tile(typingctx, m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc, ahead, ask):
     """c[ct + r ldc + j] = s[st + r lds + j] + Σ_k a[at + r row + k step] b[bt + k ldb + j]
-    for m rows, one of HEIGHTS, and n columns: at most two vectors, WIDE for m = 1. K ≥ 1."""
+    for m rows, one of HEIGHTS, and n columns: at most two vectors, WIDE for m = 1. K ≥ 1.
+    Meanwhile a whole tile fetches its outputs and the lines of b[bt + ahead + k ask]."""
     i = types.intp
-    return (types.void(i, i, i, a, i, i, i, b, i, i, s, i, i, c, i, i),
-            _calling("tile", "iiipiipipipi", _tile_shapes, _tile))
+    return (types.void(i, i, i, a, i, i, i, b, i, i, s, i, i, c, i, i, i, i),
+            _calling("tile", "iiipiipipipiii", _tile_shapes, _tile))
 
 
 @intrinsic
@@ -249,7 +263,7 @@ def _interleaved(builder, rows, n):
 
 
 if config.DISABLE_JIT:                            # the same in NumPy
-    def tile(m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc):
+    def tile(m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc, ahead, ask):
         r, k, j = np.arange(m)[:, None], np.arange(K), np.arange(n)
         c[ct + r * ldc + j] = (s[st + r * lds + j]
                                + a[at + r * row + k * step] @ b[bt + k[:, None] * ldb + j])

@@ -8,7 +8,7 @@ columns of b, vectors along k; nothing is packed and no column is too few.
 
 from .jit import device
 from .microkernel import DOTS, ROWS, dots
-from .simd import VECTOR, load_part, store_part
+from .simd import VECTOR, load, load_part, store, store_part
 from .tiles import copy, pack, strip
 
 __all__ = ["ALIAS", "ALONE", "BLOCK", "DEPTH", "IN_PLACE", "LINES", "TASK", "TASKS", "apart_task",
@@ -20,6 +20,7 @@ LONG = 2048             # k per pass of dots
 BLOCK = 16 * ROWS       # rows of y per task, fewer where that makes too few tasks to share out
 TASKS, TASK = 32, 17    # tasks of 2^TASK multiply-adds (2.3 us of one core), but no more than TASKS
 CHUNK = 128             # k per task of packing
+TOGETHER = 4            # panels that are packed at once: longer pieces of a row are read faster
 ALONE = 1 << 15         # values that one thread packs; beyond, all threads do (not tuned)
 IN_PLACE = 1 << 18      # bytes of a row-major b that are read where they are: a quarter of L2
 ALIAS = 2048            # bytes: rows that lie a multiple of this apart share a few sets of L1
@@ -73,6 +74,15 @@ def heap_task(t, x, M, K, y):
 
 
 @device
+def _next_panel(p, p0, p1, k0, k, K, ldp, ldb):
+    """From k0 in panel p to what is read next: of the group the next panel, or the first for the
+    next k; then a group behind."""
+    if p + 1 < p1:
+        return ldp
+    return (p0 - p) * ldp + k * ldb if k0 + k < K else ldp - k0 * ldb
+
+
+@device
 def tiles_task(t, blocks, groups, M, K, N, W, a, ga, row, step, heap, b, gb, ldp, ldb, s, sj, y):
     """Task t of y (G, M, N) = a b + s: a block of rows and a group of panels of W columns, which
     lie ldp apart in b, their rows ldb. a's heaps of ROWS lie ``heap`` apart, if not 0."""
@@ -86,34 +96,48 @@ def tiles_task(t, blocks, groups, M, K, N, W, a, ga, row, step, heap, b, gb, ldp
     rows, depth = ROWS, DEPTH // a.itemsize
     if heap == 0:
         at, rows = at + r0 * row, m
+    ask = (W * ROWS + m - 1) // m if ldb == W else 0      # of what lies packed, all in m rows
     for k0 in range(0, K, depth):
         k, xt = min(depth, K - k0), at + k0 * step
         for p in range(p0, p1):
             n, panel = min(W, N - p * W), g * gb + p * ldp + k0 * ldb
+            ahead = _next_panel(p, p0, p1, k0, k, K, ldp, ldb)
             for r in range(0, m, rows):
                 h, x, to = min(rows, m - r), xt + r // ROWS * heap, yt + r * N + p * W
+                later = ahead + r // ROWS * k * ask
                 if k0:
-                    strip(h, n, k, a, x, row, step, b, panel, ldb, y, to, N, y, to, N)
+                    strip(h, n, k, a, x, row, step, b, panel, ldb, y, to, N, y, to, N, later, ask)
                 else:
-                    strip(h, n, k, a, x, row, step, b, panel, ldb, s, p * W * sj, 0, y, to, N)
+                    strip(h, n, k, a, x, row, step, b, panel, ldb, s, p * W * sj, 0, y, to, N,
+                          later, ask)
 
 
 @device
 def pack_pieces(K, N, itemsize):
     """Tasks of packing a matrix."""
-    W = 2 * VECTOR // itemsize
+    W = 2 * VECTOR // itemsize * TOGETHER
     return (N + W - 1) // W * ((K + CHUNK - 1) // CHUNK)
 
 
 @device
 def pack_task(t, K, N, b, gb, ldk, ldn, packed):
-    """Task t of packing: CHUNK values of k of one panel."""
+    """Task t of packing: CHUNK values of k of TOGETHER panels."""
     W = 2 * VECTOR // b.itemsize
     P, chunks = (N + W - 1) // W, (K + CHUNK - 1) // CHUNK
-    p, k0 = t // chunks, t % chunks * CHUNK
-    j0 = p % P * W
-    pack(b, p // P * gb + j0 * ldn + k0 * ldk, ldk, ldn, min(W, N - j0), min(CHUNK, K - k0),
-         packed, (p * K + k0) * W)
+    groups = (P + TOGETHER - 1) // TOGETHER
+    i, k0 = t // chunks, t % chunks * CHUNK
+    g, p0 = i // groups, i % groups * TOGETHER
+    p1, k1, at = min(P, p0 + TOGETHER), min(K, k0 + CHUNK), g * gb + p0 * W * ldn
+    to = (g * P + p0) * K * W
+    if ldn == 1 and p1 * W <= N:
+        for k in range(k0, k1):
+            for p in range(p1 - p0):
+                for j in range(0, W, VECTOR // b.itemsize):
+                    store(packed, to + (p * K + k) * W + j, load(b, at + k * ldk + p * W + j))
+    else:
+        for p in range(p1 - p0):
+            pack(b, at + p * W * ldn + k0 * ldk, ldk, ldn, min(W, N - (p0 + p) * W), k1 - k0,
+                 packed, to + (p * K + k0) * W)
 
 
 @device

@@ -52,23 +52,23 @@ def _height(left):
 
 
 @device
-def _rows(m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc):
+def _rows(m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc, ahead, ask):
     """``tile`` for any number of rows."""
     r = 0
     while r < m:
         h = _height(m - r)
         tile(h, n, K, a, at + r * row, row, step, b, bt, ldb, s, st + r * lds, lds,
-             c, ct + r * ldc, ldc)
+             c, ct + r * ldc, ldc, ahead + r // ROWS * K * ask, ask)
         r += h
 
 
 @device
-def strip(m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc):
+def strip(m, n, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc, ahead, ask):
     """``tile`` for any number of rows. The few columns behind a whole vector go by themselves: half
     a vector takes half the time."""
     L = lanes(a)
     few = n % L if L < n < 2 * L and 2 * (n % L) <= L else 0
-    _rows(m, n - few, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc)
+    _rows(m, n - few, K, a, at, row, step, b, bt, ldb, s, st, lds, c, ct, ldc, ahead, ask)
     if few:
         _rows(m, few, K, a, at, row, step, b, bt + n - few, ldb, s, st + n - few, lds,
-              c, ct + n - few, ldc)
+              c, ct + n - few, ldc, 0, 0)

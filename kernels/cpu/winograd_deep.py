@@ -131,7 +131,7 @@ def _sums(v, weight, count, transposed, s, cut, o, some, own, g, u, m):
         for i in range(36):
             at = i * cut.size_m
             strip(some, n, k, a, i * cut.size_v, cut.depth, 1, u, i * cut.size_u, W,
-                  m, at, cut.wide, m, at, cut.wide)
+                  m, at, cut.wide, m, at, cut.wide, 0, 0)
 
 
 @device
