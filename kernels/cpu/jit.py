@@ -1,12 +1,12 @@
 """The one jit policy: how a loop becomes machine code, where it is cached, when it is parallel.
 
-A kernel is written once as a Python function over arrays with ``prange`` on its outer loop and is
-compiled at most twice per signature, when first needed: serial, and parallel. ``work`` (bytes that
-the call reads and writes) decides which one runs. A loop must give the same bits either way: cut
-data by size, never by thread, and merge partial results in index order.
+A kernel is a Python function over arrays, compiled for a signature when that is first needed: of
+tasks (tasks.py), once for serial and parallel runs, or with ``prange`` on its outer loop, for each.
+``work`` (bytes that the call reads and writes) decides how it runs. It must give the same bits
+either way: cut data by size, never by thread, and merge partial results in index order.
 
-A kernel compiles fast if a prange's body is one call of a device function, and if device functions
-take pointers and numbers: passes over a parallel loop cost more than in proportion to its length.
+A kernel compiles fast if its tasks are one call of a device function, and if device functions take
+pointers and numbers: passes over a loop cost more than in proportion to its length.
 """
 
 import hashlib
