@@ -40,7 +40,7 @@ __all__ = ["linear", "linear_backward", "matmul"]
 SMALL = memory.SMALLEST // 8
 MANY = 1024             # bytes of columns for which a is laid out anew
 TINY = 1 << 18          # multiply-adds: up to here OpenBLAS uses one thread; 64³: 7.1 us, this 7.9
-FEW = 1 << 21           # multiply-adds of a product that the way into its kernel delays: 128³, 30 us
+FEW = 1 << 21           # the same of a product that the way into its kernel delays: 128³, 30 us
 TINY_LINE = 1 << 13     # the same for vectors, where it takes threads from 9216 on
 TINY_EACH = 1 << 15     # the same for each of a batch: NumPy takes 125 ns for 16³, this 245
 
